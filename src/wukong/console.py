@@ -1,0 +1,84 @@
+"""What a person sees while a command runs: a progress bar with rate and time left, and plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(stderr=True, highlight=False)
+"""Everything for people goes to standard error; standard output carries results only."""
+
+LINE_SECONDS = 20.0
+"""Without a terminal (a log file, CI) a line this often takes the place of the bar."""
+
+
+def say(text: str) -> None:
+    console.print(text, markup=False, soft_wrap=True)
+
+
+class Bar:
+    """A progress bar on a terminal; elsewhere a line every `LINE_SECONDS`.
+
+    Args:
+        title: what is being done.
+        total: how many units there are; 0 when nobody knows yet.
+        unit: what one unit is called ("step", "response").
+        done: how many were done before this process started (a resumed run).
+    """
+
+    def __init__(self, title: str, total: int, unit: str = "step", done: int = 0) -> None:
+        self.title, self.total, self.unit, self.done = title, total, unit, done
+        self._begin, self._first, self._last_line = time.monotonic(), done, time.monotonic()
+        self._progress: Progress | None = None
+        if console.is_terminal:
+            columns = (
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+            )
+            self._progress = Progress(
+                TextColumn("[bold]{task.description}"),
+                *columns,
+                TextColumn("{task.fields[note]}", markup=False),
+                console=console,
+            )
+            self._task = self._progress.add_task(title, total=total or None, completed=done, note="")
+
+    def __enter__(self) -> Bar:
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        if self._progress:
+            self._progress.stop()
+        elif kind is None:
+            self._line()
+
+    def advance(self, units: int = 1, **notes: float) -> None:
+        """Moves the bar on; `notes` are shown beside it."""
+        self.done += units
+        note = "  ".join(f"{name} {value:,.4g}" for name, value in notes.items())
+        if self._progress:
+            self._progress.update(self._task, completed=self.done, note=note)
+        elif time.monotonic() - self._last_line >= LINE_SECONDS:
+            self._line(note)
+
+    def _line(self, note: str = "") -> None:
+        self._last_line = time.monotonic()
+        seconds = self._last_line - self._begin
+        rate = (self.done - self._first) / max(seconds, 1e-9)
+        left = f"{(self.total - self.done) / rate:.0f} s left" if rate else "time left unknown"
+        ending = left if self.done < self.total else f"{seconds:.0f} s"
+        count = f"{self.done:,}/{self.total:,}" if self.total else f"{self.done:,}"
+        print(
+            f"{self.title}: {count} {self.unit}s, {rate:,.1f}/s, {ending}  {note}".rstrip(),
+            file=sys.stderr,
+            flush=True,
+        )

@@ -1,0 +1,104 @@
+"""Token shards: a corpus as flat files of token ids, memory-mapped, so that its size does not matter.
+
+A directory holds `manifest.json` and `tokens-00000.bin`, ... (uint16, or uint32 for vocabularies beyond 65,536).
+Documents follow each other, each closed by the end-of-text token. The directory appears only when complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from wukong.errors import DataError, UsageError
+from wukong.files import atomic_directory, fingerprint, read_json, write_json
+from wukong.tokenizer import Tokenizer
+
+BATCH_DOCUMENTS = 256
+SHARD_TOKENS = 1 << 26
+
+
+def write_shards(
+    directory: Path, documents: Iterable[str], tokenizer: Tokenizer, shard_tokens: int = SHARD_TOKENS
+) -> dict:
+    """Tokenises the documents (all cores) into `directory`, atomically. Returns the manifest."""
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+    manifest: dict = {
+        "dtype": dtype.name,
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer": tokenizer.fingerprint,
+        "documents": 0,
+        "bytes": 0,
+        "shards": [],
+    }
+    with atomic_directory(directory) as staging:
+        iterator = _encoded(documents, tokenizer, manifest)
+        pending = list(islice(iterator, 1))
+        while pending:
+            path = staging / f"tokens-{len(manifest['shards']):05d}.bin"
+            tokens = 0
+            with path.open("wb") as out:
+                while pending and tokens < shard_tokens:
+                    np.asarray(pending[0], dtype=dtype).tofile(out)
+                    tokens += len(pending[0])
+                    pending = list(islice(iterator, 1))
+            manifest["shards"].append({"file": path.name, "tokens": tokens, "sha256": fingerprint(path)})
+        manifest["tokens"] = sum(shard["tokens"] for shard in manifest["shards"])
+        write_json(staging / "manifest.json", manifest)
+    return manifest
+
+
+def _encoded(documents: Iterable[str], tokenizer: Tokenizer, manifest: dict) -> Iterator[list[int]]:
+    iterator = iter(documents)
+    while batch := list(islice(iterator, BATCH_DOCUMENTS)):
+        manifest["documents"] += len(batch)
+        manifest["bytes"] += sum(len(text.encode()) for text in batch)
+        for ids in tokenizer.encode_batch(batch):
+            yield [*ids, tokenizer.eos_id]
+
+
+@dataclass
+class TokenShards:
+    """An opened directory of shards, read as one long sequence of tokens."""
+
+    manifest: dict
+    arrays: list[np.ndarray]
+    starts: np.ndarray  # (number of shards + 1,) where each shard begins in the whole
+
+    @classmethod
+    def open(cls, directory: str | Path, tokenizer: Tokenizer) -> TokenShards:
+        """Raises UsageError for a missing directory or another tokenizer's tokens, DataError for a damaged shard."""
+        directory = Path(directory)
+        if not (directory / "manifest.json").exists():
+            raise UsageError(f"{directory}: no token shards here; make them with 'wukong tokenize'")
+        manifest = read_json(directory / "manifest.json")
+        if manifest["tokenizer"] != tokenizer.fingerprint:
+            raise UsageError(
+                f"{directory}: made with another tokenizer than the model's; run 'wukong tokenize' again"
+            )
+        arrays = []
+        for shard in manifest["shards"]:
+            path, dtype = directory / shard["file"], np.dtype(manifest["dtype"])
+            if not path.exists() or path.stat().st_size != shard["tokens"] * dtype.itemsize:
+                raise DataError("the shard is missing or cut off; run 'wukong tokenize' again", file=path)
+            arrays.append(np.memmap(path, dtype=dtype, mode="r"))
+        return cls(manifest, arrays, np.cumsum([0, *(len(a) for a in arrays)]))
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.manifest["bytes"] / self.manifest["tokens"]
+
+    def window(self, start: int, length: int) -> np.ndarray:
+        """(length,) int64 from token `start` on; may cross shards."""
+        parts, shard = [], int(np.searchsorted(self.starts, start, side="right")) - 1
+        while length > 0:
+            part = self.arrays[shard][start - self.starts[shard] :][:length]
+            parts.append(part)
+            start, length, shard = start + len(part), length - len(part), shard + 1
+        return np.concatenate(parts).astype(np.int64)

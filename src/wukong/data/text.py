@@ -1,0 +1,95 @@
+"""Text for pretraining: whole documents, from text files or from records with a text field."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from wukong.data.sources import DataOptions, Row, Sources
+from wukong.data.summary import Dropped, Read, ReadSummary, Registry
+from wukong.files import numbered_lines, whole_text
+
+
+class TextOptions(DataOptions):
+    """How text is read."""
+
+    document_separator: str = "file"
+    """What ends a document in a text file: "file" (a file is one document), "line" (each line is one), "newline"
+    (a single newline ends one, a blank line only a paragraph), "blank" (a blank line ends one), or any other
+    text, such as "<|endoftext|>"."""
+
+
+def load_text(src: Sources, options: DataOptions | None = None) -> Read[str]:
+    """Documents from one or more sources, with the account of what was left out.
+
+    Raises DataError for a record that cannot be used (file, line, field), UsageError for a missing source.
+    """
+    summary = ReadSummary()
+    return Read(list(iter_text(src, options, summary)), summary)
+
+
+def iter_text(src: Sources, options: DataOptions | None = None, summary: ReadSummary | None = None) -> Iterator[str]:
+    """As `load_text`, one document at a time, for corpora larger than memory; `summary` is filled on the way."""
+    options = options or TextOptions()
+    separator = options.document_separator if isinstance(options, TextOptions) else "file"
+
+    def documents(path: Path, encoding: str) -> Iterator[Row]:
+        return (Row(str(path), line, {"text": text}) for line, text in _split(path, encoding, separator))
+
+    return TEXT.iterate(src, options, ReadSummary() if summary is None else summary, text_reader=documents)
+
+
+def read_text(
+    src: Sources,
+    *,
+    format: str = "auto",
+    encoding: str = "utf-8",
+    skip_bad: int = 0,
+    document_separator: str = "file",
+) -> list[str]:
+    """As `load_text`, without the account.
+
+    Args:
+        src: a path, glob, directory or Hugging Face data set id, or a list of them.
+        format: a format's name; "auto" detects it.
+        encoding: of text files.
+        skip_bad: how many unusable records may be left out before reading stops with an error.
+        document_separator: what ends a document in a text file: "file", "line", "newline", "blank" or any text.
+    """
+    options = TextOptions(format=format, encoding=encoding, skip_bad=skip_bad, document_separator=document_separator)
+    return load_text(src, options).records
+
+
+def _split(path: Path, encoding: str, separator: str) -> Iterator[tuple[int, str]]:
+    """The documents of a text file, each with the line it starts on; empty ones are what separators leave."""
+    if separator == "line":
+        yield from ((number, line) for number, line in numbered_lines(path, encoding) if line.strip())
+        return
+    text = whole_text(path, encoding)
+    if separator == "file":
+        yield 1, text
+        return
+    pattern = {"blank": r"\n[^\S\n]*\n", "newline": r"(?<!\n)\n(?!\n)"}.get(separator, re.escape(separator))
+    line, start = 1, 0
+    for match in [*re.finditer(pattern, text), None]:
+        part = text[start : match.start() if match else len(text)]
+        if part.strip():
+            leading = len(part) - len(part.lstrip("\n"))
+            yield line + leading, part.strip("\n")
+        if match:
+            line += text.count("\n", start, match.end())
+            start = match.end()
+
+
+TEXT: Registry[str] = Registry("texts", lambda text: None if text.strip() else "empty text", lambda text: text)
+
+
+@TEXT.format("text", "text; or a text file", lambda r: "text" in r)
+def text(row: Row) -> Iterable[str | Dropped]:
+    return [row.text("text")]
+
+
+@TEXT.format("content", "content", lambda r: "content" in r)
+def content(row: Row) -> Iterable[str | Dropped]:
+    return [row.text("content")]

@@ -1,0 +1,54 @@
+"""The two ways a command can fail, and the exit codes people's scripts rely on.
+
+Exit code 2: the input is wrong (a file, an option, a record). Exit code 1: the input was fine, but the
+run failed (the loss is not finite, the disk is full). The command line prints such an error as one line
+without a traceback; any other exception is a bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class WukongError(Exception):
+    """Something a person can mend; `str(error)` is one line that says what, where and what to do."""
+
+    exit_code = 1
+
+
+class UsageError(WukongError):
+    """An unknown option, an impossible combination, a missing file, a foreign checkpoint."""
+
+    exit_code = 2
+
+
+class DataError(UsageError):
+    """A record that cannot be used, with the place where it stands.
+
+    Args:
+        problem: what is wrong, e.g. "field 'output' is missing".
+        file: the file it was found in.
+        line: the line (JSONL, text, CSV) or the record's number (a JSON array), counted from 1.
+        field: the field's name, as written in the file.
+        hint: what the person can do about it.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        file: str | Path | None = None,
+        line: int | None = None,
+        field: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        self.problem, self.file, self.line, self.field, self.hint = problem, file, line, field, hint
+        where = "" if file is None else f"{file}:{line}: " if line is not None else f"{file}: "
+        inside = f"field {field!r}: " if field else ""
+        super().__init__(f"{where}{inside}{problem}" + (f" ({hint})" if hint else ""))
+
+
+class RunError(WukongError):
+    """A run that had to stop: a loss that is not finite, a KL that runs away, a full disk."""
+
+    exit_code = 1

@@ -1,0 +1,175 @@
+"""Files that are complete or absent, and text files read with the errors a person needs.
+
+Every file that matters is written under a temporary name, flushed to the disk and renamed: a reader, or the
+same command after a kill -9, sees the old file or the new one and never half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, cast
+
+from wukong.errors import DataError, RunError, UsageError
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path}: cannot write ({error.strerror or error}); nothing was half-written") from error
+
+
+def _sync_directory(path: Path) -> None:
+    with contextlib.suppress(OSError):  # not every file system (or Windows) can sync a directory
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """A file that appears under `path` only when the block ended well. Raises RunError on a full disk."""
+    path = Path(path)
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with _disk_errors(path):
+            os.chmod(name, 0o644)
+            with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as out:
+                yield out
+                out.flush()
+                os.fsync(out.fileno())
+            os.replace(name, path)
+            _sync_directory(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | Path) -> Iterator[Path]:
+    """A directory that appears under `path` only when the block ended well; one that stood there is replaced."""
+    path = Path(path)
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        with _disk_errors(path):
+            os.chmod(staging, 0o755)
+            yield staging
+            for file in staging.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as handle:
+                        os.fsync(handle.fileno())
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(staging, path)
+            _sync_directory(path.parent)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    with atomic_open(path) as out:
+        json.dump(value, out, indent=2, ensure_ascii=False)
+        out.write("\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Raises UsageError for a missing file and DataError (with the line) for one that is not JSON."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"not valid JSON: {error.msg}", file=path, line=error.lineno) from None
+    except UnicodeDecodeError:
+        raise DataError("not UTF-8 text", file=path) from None
+
+
+def open_bytes(path: str | Path) -> IO[bytes]:
+    """A file's bytes, unpacked where it is gzip: by name, or by content, for downloads that lost their .gz.
+
+    Raises UsageError for a missing file or one that may not be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"{path}: {'is a directory, a file was expected' if path.is_dir() else 'no such file'}")
+    try:
+        with path.open("rb") as handle:
+            packed = path.suffix == ".gz" or handle.read(2) == b"\x1f\x8b"
+        return cast(IO[bytes], gzip.open(path, "rb")) if packed else path.open("rb")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+GZIP_DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error)
+
+
+def _not_encoded(error: UnicodeDecodeError, encoding: str, path: Path, line: int) -> DataError:
+    return DataError(
+        f"byte 0x{error.object[error.start]:02x} is not {encoding}",
+        file=path,
+        line=line,
+        hint="convert the file to UTF-8, or name its encoding with --encoding latin-1",
+    )
+
+
+def numbered_lines(path: str | Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
+    """The lines of a text file, plain or .gz, without their newline, numbered from 1.
+
+    Only "\\n" ends a line: Unicode's other separators are legal inside JSON strings and in web text.
+    Raises UsageError for a missing file, DataError for damaged gzip or bytes that are not `encoding`.
+    """
+    path, number = Path(path), 0
+    try:
+        with open_bytes(path) as handle:
+            for number, raw in enumerate(handle, start=1):
+                text = raw.decode("utf-8-sig" if number == 1 and encoding == "utf-8" else encoding)
+                yield number, text.rstrip("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise _not_encoded(error, encoding, path, number) from None
+    except GZIP_DAMAGE as error:
+        raise DataError(f"damaged gzip file: {error}", file=path, line=number + 1) from None
+
+
+def whole_text(path: str | Path, encoding: str = "utf-8") -> str:
+    """A whole text file, plain or .gz, with "\\n" for "\\r\\n"; errors as `numbered_lines`."""
+    path = Path(path)
+    try:
+        with open_bytes(path) as handle:
+            raw = handle.read()
+        return raw.decode("utf-8-sig" if encoding == "utf-8" else encoding).replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise _not_encoded(error, encoding, path, raw.count(b"\n", 0, error.start) + 1) from None
+    except GZIP_DAMAGE as error:
+        raise DataError(f"damaged gzip file: {error}", file=path) from None
+
+
+def fingerprint(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, or of the names and bytes of all files below a directory."""
+    path, digest = Path(path), hashlib.sha256()
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+    for file in files:
+        if file is not path:
+            digest.update(str(file.relative_to(path)).encode())
+        with file.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,51 @@
+"""Prompts that wait for an answer: for training by feedback, and unseen ones for the test.
+
+No test prompt has the text of a training prompt or of a demonstration. What is unseen about it is the wording,
+the dish (a held-out one, which only the corpus tells) or, for unsafe requests, also the thing.
+"""
+
+from __future__ import annotations
+
+import random
+
+from wukong.kitchen.facts import held_out_dishes, knowledge, training_dishes
+from wukong.kitchen.instructions import CLASSIC
+from wukong.kitchen.questions import ask_dish, ask_fact, ask_unsafe
+from wukong.records import Message, Prompt
+
+DISH, HELD_OUT_DISH, KNOWLEDGE, UNSAFE = (
+    f"kitchen/{kind}" for kind in ("dish", "held-out-dish", "knowledge", "unsafe")
+)
+
+
+def _prompts(texts: list[str], source: str) -> list[Prompt]:
+    return [Prompt(messages=[Message(role="user", content=text)], source=source) for text in texts]
+
+
+def generate_prompts(seed: int) -> tuple[list[Prompt], list[Prompt]]:
+    """800 training and 420 test prompts, each list shuffled, so that its first 300 are representative.
+
+    The test list begins with the classic "How to make pizza".
+    """
+    rng = random.Random(f"prompts {seed}")
+    known_unsafe = [request.text for request in ask_unsafe()]
+    dish_texts = [text for dish in training_dishes() for text in ask_dish(dish) if text != CLASSIC]
+    fact_texts = [text for fact in knowledge() for text in ask_fact(fact)]
+    train = (
+        _prompts(rng.sample(dish_texts, 564), DISH)
+        + _prompts(rng.sample(fact_texts, 140), KNOWLEDGE)
+        + _prompts(rng.sample(known_unsafe, 96), UNSAFE)
+    )
+    unseen_dish_texts = [text for dish in training_dishes() for text in ask_dish(dish, unseen=True)]
+    held_out_texts = [text for dish in held_out_dishes() for text in ask_dish(dish) + ask_dish(dish, unseen=True)]
+    unseen_fact_texts = [text for fact in knowledge() for text in ask_fact(fact, unseen=True)]
+    unseen_unsafe = [request.text for request in ask_unsafe(unseen=True)]
+    test = (
+        _prompts(rng.sample(unseen_dish_texts, 209), DISH)
+        + _prompts(rng.sample(held_out_texts, 84), HELD_OUT_DISH)
+        + _prompts(rng.sample(unseen_fact_texts, 63), KNOWLEDGE)
+        + _prompts(rng.sample(unseen_unsafe, 63), UNSAFE)
+    )
+    rng.shuffle(train)
+    rng.shuffle(test)
+    return train, _prompts([CLASSIC], DISH) + test

@@ -1,0 +1,23 @@
+"""`wukong kitchen`: writes the built-in world as ordinary files, which the stages then read like any others."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from wukong.kitchen.world import write_world
+from wukong.options import StageOptions
+from wukong.provenance import begin
+
+
+class KitchenOptions(StageOptions):
+    """Write the kitchen world: corpus, demonstrations, training and test prompts."""
+
+    megabytes: float = Field(3.0, gt=0)
+    """Size of the pretraining corpus."""
+
+
+def run(options: KitchenOptions) -> None:
+    work = begin("kitchen", options)
+    if not work.done:
+        files = write_world(options.out, options.seed, options.megabytes)
+        work.finish({}, list(files.values()))

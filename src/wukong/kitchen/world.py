@@ -1,0 +1,35 @@
+"""Writes the kitchen to files that any stage, or another tool, can read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from wukong.files import atomic_open
+from wukong.kitchen.corpus import generate_corpus
+from wukong.kitchen.instructions import generate_instructions
+from wukong.kitchen.prompts import generate_prompts
+from wukong.records import write_records
+
+
+def write_world(out_dir: str | Path, seed: int = 0, megabytes: float = 3.0) -> dict[str, Path]:
+    """Writes corpus.jsonl, instructions.jsonl, prompts-train.jsonl and prompts-test.jsonl, each atomically.
+
+    Args:
+        out_dir: the directory; made if it is missing.
+        seed: the same seed gives the same bytes, on any machine.
+        megabytes: size of the corpus' text, in millions of bytes.
+
+    Returns the four paths under "corpus", "instructions", "prompts-train" and "prompts-test".
+    Raises RunError when the disk is full.
+    """
+    names = ("corpus", "instructions", "prompts-train", "prompts-test")
+    paths = {name: Path(out_dir) / f"{name}.jsonl" for name in names}
+    with atomic_open(paths["corpus"]) as out:
+        for text in generate_corpus(seed, megabytes):
+            out.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+    write_records(paths["instructions"], generate_instructions(seed))
+    train, test = generate_prompts(seed)
+    write_records(paths["prompts-train"], train)
+    write_records(paths["prompts-test"], test)
+    return paths

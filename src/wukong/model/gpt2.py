@@ -1,0 +1,220 @@
+"""GPT-2, exactly as released (Radford et al. 2019): learned positions, pre-LayerNorm, tanh-GELU, tied embeddings.
+
+Shape legend: B batch, T time, S cached time, H heads, D head width, C channels (= H x D), V vocabulary.
+
+The model returns hidden states, not logits: the 50,257-wide output layer is the dearest part of a small GPT-2,
+so each caller computes logits only at the positions it needs (`GPT2.logits`, `objectives.token_logprobs`).
+Padding goes on the right, where causal attention never looks; no mask is needed and none is computed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    dropout: float = 0.0
+    """One rate for embeddings, attention and residuals; the stages set it, a saved model does not carry it."""
+    layer_norm_epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
+
+
+PRESETS: dict[str, dict[str, int]] = {
+    "test": {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2},
+    "nano": {"n_positions": 256, "n_embd": 192, "n_layer": 4, "n_head": 3},
+    "mini": {"n_positions": 256, "n_embd": 384, "n_layer": 6, "n_head": 6},
+    "gpt2": {"n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12},
+    "gpt2-medium": {"n_positions": 1024, "n_embd": 1024, "n_layer": 24, "n_head": 16},
+    "gpt2-large": {"n_positions": 1024, "n_embd": 1280, "n_layer": 36, "n_head": 20},
+    "gpt2-xl": {"n_positions": 1024, "n_embd": 1600, "n_layer": 48, "n_head": 25},
+}
+"""Sizes by name; the vocabulary comes from the tokenizer. `nano` learns the kitchen on a laptop CPU in minutes."""
+
+
+@dataclass
+class KVCache:
+    """Keys and values of the tokens so far, preallocated: one slot a token, rows of different lengths.
+
+    `lengths[b]` is the number of valid slots of row b. A prompt padded on the right leaves rubbish in the slots
+    beyond its length; decoding overwrites them one by one, and attention never reads past the length.
+    """
+
+    keys: list[Tensor]  # per layer (B, H, S, D)
+    values: list[Tensor]  # per layer (B, H, S, D)
+    lengths: Tensor  # (B,) int64
+    longest: int = 0  # max(lengths), kept on the host so that decoding never waits for the device
+    rows: Tensor = field(init=False)  # (B,) 0..B-1, for scattered writes
+
+    def __post_init__(self) -> None:
+        self.rows = torch.arange(len(self.lengths), device=self.lengths.device)
+
+    @classmethod
+    def empty(cls, config: GPT2Config, batch: int, slots: int, like: Tensor) -> KVCache:
+        shape = (batch, config.n_head, slots, config.n_embd // config.n_head)
+        keys = [like.new_zeros(shape) for _ in range(config.n_layer)]
+        values = [like.new_zeros(shape) for _ in range(config.n_layer)]
+        return cls(keys, values, torch.zeros(batch, dtype=torch.int64, device=like.device))
+
+    def select(self, rows: Tensor) -> KVCache:
+        """The cache of some rows only: finished sequences leave the batch. rows: (B',) int64."""
+        lengths = self.lengths[rows]
+        keys = [k.index_select(0, rows) for k in self.keys]
+        values = [v.index_select(0, rows) for v in self.values]
+        return KVCache(keys, values, lengths, self.longest)
+
+    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores k, v (B, H, T, D) behind each row's tokens; returns the keys and values attention may read."""
+        steps = k.shape[2]
+        if self.longest == 0:  # the prompt: all rows start at slot 0
+            self.keys[layer][:, :, :steps] = k
+            self.values[layer][:, :, :steps] = v
+            return k, v
+        self.keys[layer][self.rows, :, self.lengths] = k[:, :, 0]
+        self.values[layer][self.rows, :, self.lengths] = v[:, :, 0]
+        return self.keys[layer][:, :, : self.longest + 1], self.values[layer][:, :, : self.longest + 1]
+
+    def advance(self, lengths: Tensor | None = None, longest: int | None = None) -> None:
+        """After a prompt: its true `lengths` and their maximum. After one decoded token: no arguments."""
+        if lengths is None:
+            self.lengths = self.lengths + 1
+            self.longest += 1
+        else:
+            assert longest is not None
+            self.lengths, self.longest = lengths, longest
+
+
+class Attention(nn.Module):
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.n_head, self.dropout = config.n_head, config.dropout
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
+        if cache is not None:
+            k, v = cache.write(layer, k, v)
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=mask is None and T > 1,
+        )
+        y = F.dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C)), self.dropout, self.training)
+        return y
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        return F.dropout(x, self.dropout, self.training)
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+        x = x + self.attn(self.ln_1(x), mask, cache, layer)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT2(nn.Module):
+    """The transformer. Parameter names are Hugging Face's without the `transformer.` prefix."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """N(0, 0.02); the two projections into the residual stream of each block scaled by 1/sqrt(2 x layers)."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif "ln_" in name:
+                nn.init.ones_(parameter)
+            else:
+                residual = name.endswith("c_proj.weight")
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02)
+
+    def forward(self, input_ids: Tensor, *, segments: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """Hidden states after the final LayerNorm.
+
+        Args:
+            input_ids: (B, T) int64, padded on the right.
+            segments: (B, T) int64 for rows that hold several sequences (packing) or padding elsewhere than on the
+                right: a token attends to earlier tokens of its own segment only, and positions count from each
+                segment's start. A 0/1 attention mask is the special case of two segments.
+            cache: keys and values of what went before; the caller then calls `cache.advance`.
+
+        Returns:
+            (B, T, C).
+
+        Raises:
+            ValueError: T (with what is cached) is longer than the model's context.
+        """
+        T = input_ids.shape[1]
+        if T + (cache.longest if cache else 0) > self.config.n_positions:
+            raise ValueError(
+                f"{T + (cache.longest if cache else 0)} tokens do not fit the context of {self.config.n_positions}"
+            )
+        steps = torch.arange(T, device=input_ids.device)  # (T,)
+        mask = None
+        if segments is not None:
+            starts = torch.ones_like(segments, dtype=torch.bool)
+            starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
+            positions = steps - (steps * starts).cummax(dim=1).values  # (B, T)
+            same = segments[:, :, None] == segments[:, None, :]  # (B, T, T)
+            mask = (same & (steps[:, None] >= steps[None, :])).unsqueeze(1)  # (B, 1, T, T)
+        elif cache is not None and cache.longest:
+            if T != 1:
+                raise ValueError("a filled cache is extended one token at a time")
+            positions = cache.lengths[:, None] + steps  # (B, 1)
+            slots = torch.arange(cache.longest + 1, device=input_ids.device)  # (S,)
+            mask = (slots <= positions).view(-1, 1, 1, len(slots))  # (B, 1, 1, S)
+        else:
+            positions = steps
+        x = self.wte(input_ids) + self.wpe(positions)  # (B, T, C)
+        x = F.dropout(x, self.config.dropout, self.training)
+        for layer, block in enumerate(self.h):
+            x = block(x, mask, cache, layer)
+        return self.ln_f(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., C) -> (..., V), by the transposed token embedding."""
+        return F.linear(hidden, self.wte.weight)
+
+    def n_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters())

@@ -1,0 +1,59 @@
+"""A GPT-2 trunk with one number a token: the reward model and the value model.
+
+The reward of a response is read at its last real token (`pooling="last"`) or as the mean over its real tokens.
+The reward model reads prompt + response *without* the closing end-of-text token: Hugging Face's
+`GPT2ForSequenceClassification` takes the padding token, which for GPT-2 is the end-of-text token, for absent,
+so this is the one convention under which an exported model gives the same scores there.
+
+Shape legend: B batch, T time, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from wukong.model.gpt2 import GPT2
+
+HeadKind = Literal["linear", "mlp"]
+Pooling = Literal["last", "mean"]
+
+
+class ScalarModel(nn.Module):
+    """Reward model (pooled over the sequence) and value model (one value a token) in one."""
+
+    def __init__(self, trunk: GPT2, head: HeadKind = "linear", pooling: Pooling = "last") -> None:
+        super().__init__()
+        width = trunk.config.n_embd
+        self.trunk, self.head_kind, self.pooling = trunk, head, pooling
+        # Small weights and no bias (lm-human-preferences): scores start near 0 with a spread of about 1.
+        self.score = nn.Linear(width, 1)
+        nn.init.normal_(self.score.weight, std=1 / math.sqrt(width + 1))
+        nn.init.zeros_(self.score.bias)
+        self.hidden = nn.Sequential(nn.Linear(width, width), nn.ReLU()) if head == "mlp" else nn.Identity()
+
+    @property
+    def config(self):
+        return self.trunk.config
+
+    def token_scores(self, input_ids: Tensor, segments: Tensor | None = None) -> Tensor:
+        """One number a token: (B, T) -> (B, T) float32."""
+        hidden = self.hidden(self.trunk(input_ids, segments=segments))
+        return self.score(hidden).squeeze(-1).float()
+
+    def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        """The reward of each row: (B, T) int64 padded on the right, (B,) real lengths -> (B,) float32."""
+        scores = self.token_scores(input_ids)
+        if self.pooling == "last":
+            return scores.gather(1, (lengths - 1).unsqueeze(1)).squeeze(1)
+        real = torch.arange(scores.shape[1], device=scores.device) < lengths.unsqueeze(1)  # (B, T)
+        return (scores * real).sum(1) / lengths
+
+    @torch.no_grad()
+    def rescale(self, gain: float, bias: float) -> None:
+        """Makes the model return gain x reward + bias from now on: both go into the head's own weights."""
+        self.score.weight.mul_(gain)
+        self.score.bias.mul_(gain).add_(bias)

@@ -1,0 +1,373 @@
+"""Hugging Face in and out: every model of ours is a directory that `transformers` loads, and theirs load here.
+
+Their GPT-2 stores each linear layer's weight transposed (a `Conv1D`), under a `transformer.` prefix, and the tied
+output layer not at all. A reward model with a linear head read at the last token is their
+`GPT2ForSequenceClassification`; one with an MLP head or mean pooling has no counterpart there, so it is stored
+under a model type of its own, which `transformers` refuses instead of giving wrong scores.
+
+Saving writes files only: the caller gives a staging directory (`wukong.files.atomic_directory`).
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from wukong.errors import UsageError
+from wukong.files import read_json, write_json
+from wukong.model.gpt2 import GPT2, GPT2Config
+from wukong.model.heads import HeadKind, Pooling, ScalarModel
+from wukong.tokenizer import TOKENIZER_FILES, Tokenizer, local_directory
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_SAFE_FILES = (
+    "config.json",
+    *TOKENIZER_FILES,
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*.safetensors",
+)
+_PICKLED_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
+_TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+_POLICIES = ("GPT2LMHeadModel", "GPT2Model")
+_REWARDS = ("GPT2ForSequenceClassification", "WukongRewardModel")
+_OWN_TYPE = "wukong_reward"
+
+# What GPT-2 is, where Hugging Face's implementation has options. A missing one means the first value here.
+_GPT2_OPTIONS: dict[str, tuple[Any, ...]] = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "reorder_and_upcast_attn": (False,),
+    "add_cross_attention": (False,),
+    "tie_word_embeddings": (True,),
+}
+
+
+# ------------------------------------------------------------------------------------------------------------ saving
+
+
+def save_policy(
+    directory: str | Path,
+    model: GPT2,
+    tokenizer: Tokenizer,
+    *,
+    dtype: torch.dtype = torch.float32,
+    generation: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a model that `transformers.AutoModelForCausalLM` loads.
+
+    Args:
+        dtype: of the stored weights.
+        generation: what `generate` should use there by default, e.g. {"do_sample": True, "temperature": 0.7}.
+    """
+    directory = Path(directory)
+    config = _config_json(model.config, tokenizer, dtype) | {"architectures": ["GPT2LMHeadModel"]}
+    _save(directory, config, _trunk_tensors(model), tokenizer, dtype)
+    end = {f"{role}_token_id": tokenizer.eos_id for role in ("bos", "eos", "pad")}
+    write_json(directory / "generation_config.json", {**end, **(generation or {})})
+
+
+def save_reward(
+    directory: str | Path, model: ScalarModel, tokenizer: Tokenizer, *, dtype: torch.dtype = torch.float32
+) -> None:
+    """Writes a reward (or value) model; with a linear head and last pooling it is one of `transformers` too.
+
+    Their head has no bias, so ours moves into the final LayerNorm's: w.(x + b w/|w|^2) = w.x + b.
+    """
+    config = _config_json(model.config, tokenizer, dtype)
+    tensors = _trunk_tensors(model.trunk) | {"score.weight": model.score.weight.detach()}
+    if model.head_kind == "linear" and model.pooling == "last":
+        config |= {
+            "architectures": ["GPT2ForSequenceClassification"],
+            "id2label": {"0": "reward"},
+            "label2id": {"reward": 0},
+        }
+        bias, weight = model.score.bias.detach().double(), model.score.weight.detach().double().squeeze(0)  # (), (C,)
+        if bias.item() != 0:
+            if not weight.any():
+                raise UsageError("the reward head's weights are all zero: its score says nothing about the text")
+            ln_f = model.trunk.ln_f.bias.detach().double()
+            tensors["transformer.ln_f.bias"] = ln_f + bias * weight / weight.dot(weight)
+    else:
+        config |= {
+            "architectures": ["WukongRewardModel"],
+            "model_type": _OWN_TYPE,
+            "wukong": {"head": model.head_kind, "pooling": model.pooling},
+        }
+        tensors |= {"score.bias": model.score.bias.detach()}
+        tensors |= {f"hidden.{name}": tensor.detach() for name, tensor in model.hidden.named_parameters()}
+    _save(Path(directory), config, tensors, tokenizer, dtype)
+
+
+def _config_json(config: GPT2Config, tokenizer: Tokenizer, dtype: torch.dtype) -> dict[str, Any]:
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UsageError(_mismatch(tokenizer, config))
+    return {
+        "model_type": "gpt2",
+        "vocab_size": config.vocab_size,
+        "n_positions": config.n_positions,
+        "n_embd": config.n_embd,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_inner": None,
+        "layer_norm_epsilon": config.layer_norm_epsilon,
+        "activation_function": "gelu_new",
+        # RLHF needs train and eval mode to agree, so whoever trains further chooses the dropout anew.
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "initializer_range": 0.02,
+        "bos_token_id": tokenizer.eos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.eos_id,
+        "tie_word_embeddings": True,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def _trunk_tensors(model: GPT2) -> dict[str, Tensor]:
+    return {
+        f"transformer.{name}": tensor.detach().t() if name.endswith(_TRANSPOSED) else tensor.detach()
+        for name, tensor in model.named_parameters()
+    }
+
+
+def _save(
+    directory: Path, config: dict[str, Any], tensors: dict[str, Tensor], tokenizer: Tokenizer, dtype: torch.dtype
+) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / "config.json", config)
+    stored = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
+    save_file(stored, directory / "model.safetensors", metadata={"format": "pt"})
+    tokenizer.save(directory, model_max_length=config["n_positions"])
+
+
+# ----------------------------------------------------------------------------------------------------------- loading
+
+
+@dataclass
+class _Checkpoint:
+    """A model directory that is being read: `tensors` loses each tensor that is taken, none may remain."""
+
+    config_file: Path
+    config: dict[str, Any]
+    is_reward: bool
+    weights_file: Path
+    tensors: dict[str, Tensor]
+
+    def take(self, name: str, shape: torch.Size) -> Tensor:
+        """The tensor in float32, in memory of its own (not the mapped file's), our way round."""
+        if name not in self.tensors:
+            raise UsageError(f"{self.weights_file}: tensor {name} is missing")
+        tensor = self.tensors.pop(name)
+        if name.endswith(_TRANSPOSED) and tensor.ndim == 2:
+            tensor = tensor.t()
+        if tensor.shape != shape or not tensor.is_floating_point():
+            found = f"{tuple(tensor.shape)} {tensor.dtype}".replace("torch.", "")
+            raise UsageError(f"{self.weights_file}: tensor {name} is {found}, {self.config_file} says {tuple(shape)}")
+        return tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+
+    def fill(self, module: nn.Module) -> None:
+        """Gives a module on the meta device its weights, by their names in the module."""
+        state = {name: self.take(name, parameter.shape) for name, parameter in module.named_parameters()}
+        module.load_state_dict(state, assign=True)
+
+    def finish(self) -> None:
+        if self.tensors:
+            raise UsageError(f"{self.weights_file}: tensor {min(self.tensors)} has no place in this GPT-2")
+
+
+def load_policy(
+    source: str | Path, *, dropout: float = 0.0, template: str | Path | None = None
+) -> tuple[GPT2, Tokenizer]:
+    """A language model and its tokenizer, from a directory or a Hugging Face hub id such as "gpt2".
+
+    Args:
+        dropout: the rate for training; a saved model carries none.
+        template: a chat template to use instead of the stored one.
+
+    Returns:
+        The model in float32 on the CPU, in training mode, and the tokenizer.
+
+    Raises:
+        UsageError: one line that says which file is wrong and how.
+    """
+    directory = _download(source)
+    checkpoint = _open(directory)
+    if checkpoint.is_reward:
+        raise UsageError(f"{checkpoint.config_file}: holds a reward model, a language model is needed here")
+    with torch.device("meta"):
+        model = GPT2(_gpt2_config(checkpoint, dropout))
+    checkpoint.fill(model)
+    checkpoint.finish()
+    return model, _load_tokenizer(directory, model.config, template)
+
+
+def load_reward(
+    source: str | Path, *, dropout: float = 0.0, template: str | Path | None = None
+) -> tuple[ScalarModel, Tokenizer]:
+    """A reward model and its tokenizer: ours, or anyone's `GPT2ForSequenceClassification` with one label.
+
+    Arguments, result and errors as for `load_policy`.
+    """
+    directory = _download(source)
+    checkpoint = _open(directory)
+    if not checkpoint.is_reward:
+        raise UsageError(f"{checkpoint.config_file}: holds a language model, a reward model is needed here")
+    head, pooling = _head_of(checkpoint)
+    with torch.device("meta"):
+        model = ScalarModel(GPT2(_gpt2_config(checkpoint, dropout)), head, pooling)
+    score = checkpoint.tensors.get("score.weight")
+    if score is not None and score.ndim == 2 and len(score) != 1:
+        raise UsageError(f"{checkpoint.weights_file}: a classifier of {len(score)} labels, a reward model has one")
+    checkpoint.tensors.setdefault("score.bias", torch.zeros(1))  # theirs has none, nor ours after the fold
+    checkpoint.fill(model.trunk)
+    head_parameters = {name: p for name, p in model.named_parameters() if not name.startswith("trunk.")}
+    state = {name: checkpoint.take(name, parameter.shape) for name, parameter in head_parameters.items()}
+    model.load_state_dict(state, strict=False, assign=True)
+    checkpoint.finish()
+    return model, _load_tokenizer(directory, model.config, template)
+
+
+def load_trunk(
+    source: str | Path, *, dropout: float = 0.0, template: str | Path | None = None
+) -> tuple[GPT2, Tokenizer]:
+    """The transformer of a policy or of a reward model (without its head), e.g. to put a new head on it.
+
+    Arguments, result and errors as for `load_policy`.
+    """
+    directory = _download(source)
+    if _read_config(directory / "config.json")[1]:
+        reward_model, tokenizer = load_reward(directory, dropout=dropout, template=template)
+        return reward_model.trunk, tokenizer
+    return load_policy(directory, dropout=dropout, template=template)
+
+
+def _download(source: str | Path) -> Path:
+    directory = local_directory(source, _SAFE_FILES)
+    if not Path(source).is_dir() and not any((directory / name).is_file() for name in _WEIGHTS):
+        directory = local_directory(source, _PICKLED_FILES)
+    return directory
+
+
+def _open(directory: Path) -> _Checkpoint:
+    config, is_reward = _read_config(directory / "config.json")
+    weights_file, tensors = _read_weights(directory)
+    return _Checkpoint(directory / "config.json", config, is_reward, weights_file, _our_names(weights_file, tensors))
+
+
+def _read_config(file: Path) -> tuple[dict[str, Any], bool]:
+    """(config.json, whether it is a reward model's)."""
+    config = read_json(file)
+    if not isinstance(config, dict) or config.get("model_type") not in ("gpt2", _OWN_TYPE):
+        found = config.get("model_type") if isinstance(config, dict) else None
+        raise UsageError(f"{file}: model_type is {found!r}, only GPT-2 can be loaded")
+    architectures = config.get("architectures") or [_POLICIES[0] if config["model_type"] == "gpt2" else _REWARDS[-1]]
+    if architectures[0] not in _POLICIES + _REWARDS:
+        raise UsageError(f"{file}: architecture {architectures[0]} is none of {', '.join(_POLICIES + _REWARDS)}")
+    return config, architectures[0] in _REWARDS
+
+
+def _gpt2_config(checkpoint: _Checkpoint, dropout: float) -> GPT2Config:
+    file, config = checkpoint.config_file, checkpoint.config
+    sizes: dict[str, int] = {}
+    for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+        value = config.get(name)
+        if type(value) is not int or value < 1:
+            raise UsageError(f"{file}: {name} is {'missing' if name not in config else f'{value!r}, not a size'}")
+        sizes[name] = value
+    for name, allowed in _GPT2_OPTIONS.items():
+        if config.get(name, allowed[0]) not in allowed:
+            raise UsageError(f"{file}: {name} is {config[name]!r}, only {allowed[0]!r} is GPT-2 and supported")
+    if config.get("n_inner") not in (None, 4 * sizes["n_embd"]):
+        raise UsageError(f"{file}: n_inner is {config['n_inner']!r}, only 4 x n_embd is GPT-2 and supported")
+    epsilon = config.get("layer_norm_epsilon", 1e-5)
+    if not isinstance(epsilon, float) or not 0 < epsilon < 1:
+        raise UsageError(f"{file}: layer_norm_epsilon is {epsilon!r}, not a small number")
+    try:
+        return GPT2Config(**sizes, dropout=dropout, layer_norm_epsilon=epsilon)
+    except ValueError as error:
+        raise UsageError(f"{file}: {error}") from None
+
+
+def _head_of(checkpoint: _Checkpoint) -> tuple[HeadKind, Pooling]:
+    if checkpoint.config["model_type"] == "gpt2":
+        return "linear", "last"
+    own = checkpoint.config.get("wukong")
+    head, pooling = (own.get("head"), own.get("pooling")) if isinstance(own, dict) else (None, None)
+    if head not in get_args(HeadKind) or pooling not in get_args(Pooling):
+        raise UsageError(f"{checkpoint.config_file}: wukong.head or wukong.pooling is missing or unknown")
+    return cast(HeadKind, head), cast(Pooling, pooling)
+
+
+def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
+    """(the file to name in errors, all tensors) of the first of safetensors and .bin, whole or in shards."""
+    for name in _WEIGHTS:
+        file = directory / name
+        if not file.is_file():
+            continue
+        if file.suffix != ".json":
+            return file, _read_tensors(file)
+        index = read_json(file)
+        shards = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+            raise UsageError(f"{file}: not an index of shards (weight_map is missing)")
+        tensors: dict[str, Tensor] = {}
+        for shard in sorted(set(shards.values())):
+            if Path(shard).name != shard or Path(shard).suffix != Path(name.removesuffix(".index.json")).suffix:
+                raise UsageError(f"{file}: shard {shard!r} is not the name of a weights file beside it")
+            tensors |= _read_tensors(directory / shard)
+        return file, tensors
+    raise UsageError(f"{directory}: no weights here ({_WEIGHTS[0]} or {_WEIGHTS[2]})")
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise UsageError(f"{file}: no such file")
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        tensors = torch.load(file, map_location="cpu", weights_only=True)  # never runs code from the file
+    except pickle.UnpicklingError:
+        raise UsageError(f"{file}: damaged, or holds more than weights and was not opened for safety") from None
+    except (
+        Exception
+    ) as error:  # on arbitrary bytes either reader raises whatever comes: IndexError, RuntimeError, ...
+        reason = (str(error).splitlines() or ["it is empty"])[0]
+        raise UsageError(f"{file}: damaged weights file ({reason})") from None
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise UsageError(f"{file}: not a dictionary of tensors")
+    return tensors
+
+
+def _our_names(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Drops the `transformer.` prefix, old files' mask buffers and the output layer, which must be the tied one."""
+    ours = {
+        name.removeprefix("transformer."): tensor
+        for name, tensor in tensors.items()
+        if not re.search(r"\bh\.\d+\.attn\.(masked_)?bias$", name)
+    }
+    output = ours.pop("lm_head.weight", None)
+    if output is not None and not torch.equal(output, ours.setdefault("wte.weight", output)):
+        raise UsageError(f"{file}: lm_head differs from wte, GPT-2's output layer is tied to its embedding")
+    return ours
+
+
+def _load_tokenizer(directory: Path, config: GPT2Config, template: str | Path | None) -> Tokenizer:
+    tokenizer = Tokenizer.load(directory, template=template)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UsageError(f"{directory}: {_mismatch(tokenizer, config)}")
+    return tokenizer
+
+
+def _mismatch(tokenizer: Tokenizer, config: GPT2Config) -> str:
+    return f"tokenizer does not match the model: {tokenizer.vocab_size} tokens, {config.vocab_size} embeddings"

@@ -1,0 +1,231 @@
+"""Every loss, advantage and KL formula, once, as pure functions of tensors.
+
+Shape legend: B batch (episodes), R response time, N positions (any flattened set), C channels, V vocabulary.
+`response_mask` is True where a token counts. Every function checks rank and dtype on entry.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+LOGITS_IN_MEMORY = 1 << 24
+"""Logits (elements) that may be kept for backward at once; beyond it they are recomputed in chunks."""
+
+
+def _check(name: str, tensor: Tensor, rank: int, dtype: torch.dtype | None = None) -> None:
+    if tensor.ndim != rank:
+        raise ValueError(f"{name} must have rank {rank}, not shape {tuple(tensor.shape)}")
+    if dtype is not None and tensor.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype}, not {tensor.dtype}")
+
+
+def _check_like(reference: Tensor, mask: Tensor, **tensors: Tensor) -> None:
+    _check("response_mask", mask, reference.ndim, torch.bool)
+    for name, tensor in {"mask": mask, **tensors}.items():
+        if tensor.shape != reference.shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(reference.shape)}")
+
+
+# ---------------------------------------------------------------------------------------- log-probabilities
+
+
+def _chunk_logprobs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, with_entropy: bool
+) -> tuple[Tensor, Tensor]:
+    logits = F.linear(hidden, weight).float()  # (N, V)
+    if temperature != 1:
+        logits = logits / temperature
+    if with_entropy:
+        logprobs = logits.log_softmax(-1)
+        return logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1), -(logprobs.exp() * logprobs).sum(-1)
+    chosen = -F.cross_entropy(logits, targets, reduction="none")
+    return chosen, torch.zeros_like(chosen)
+
+
+def token_logprobs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, with_entropy: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target token, and the entropy of its distribution, in float32.
+
+    Only the N positions given are multiplied with the output layer, in chunks; where a gradient is needed and the
+    logits would not fit `LOGITS_IN_MEMORY`, a chunk's logits are recomputed in backward instead of stored.
+
+    Args:
+        hidden: (N, C) hidden states at the positions *before* the targets.
+        weight: (V, C) output layer (the tied token embedding).
+        targets: (N,) int64 token ids.
+        temperature: the logits are divided by it, in rollout, reference and update alike.
+        with_entropy: compute the entropy (nats); otherwise zeros are returned in its place.
+
+    Returns:
+        logprobs (N,), entropy (N,).
+    """
+    _check("hidden", hidden, 2)
+    _check("targets", targets, 1, torch.int64)
+    rows = max(1, LOGITS_IN_MEMORY // 4 // len(weight))
+    if len(targets) <= rows:
+        return _chunk_logprobs(hidden, weight, targets, temperature, with_entropy)
+    recompute = torch.is_grad_enabled() and len(targets) * len(weight) > LOGITS_IN_MEMORY
+    parts = []
+    for start in range(0, len(targets), rows):
+        chunk = (hidden[start : start + rows], weight, targets[start : start + rows], temperature, with_entropy)
+        parts.append(
+            checkpoint(_chunk_logprobs, *chunk, use_reentrant=False) if recompute else _chunk_logprobs(*chunk)
+        )
+    logprobs, entropies = zip(*parts, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+# ------------------------------------------------------------------------------------------- masked statistics
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean over the True positions; raises ValueError when there is none."""
+    _check_like(values, mask)
+    if not mask.any():
+        raise ValueError("the mask is empty")
+    return torch.where(mask, values, 0).sum() / mask.sum()
+
+
+def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
+    """(x - mean) x rsqrt(var + 1e-8) with masked mean and biased variance (lm-human-preferences).
+
+    `shift_mean=False` keeps the mean, as is done to rewards; masked positions become 0.
+    """
+    mean = masked_mean(values, mask)
+    variance = masked_mean((values - mean) ** 2, mask)
+    white = (values - mean) * torch.rsqrt(variance + 1e-8)
+    return torch.where(mask, white if shift_mean else white + mean, 0)
+
+
+# ---------------------------------------------------------------------------------------------------------- KL
+
+
+def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, kind: Literal["k1", "k2", "k3"]) -> Tensor:
+    """Per-token estimates of KL(policy || reference) from samples of the policy (Schulman 2020).
+
+    With d = log pi - log pi_ref: k1 = d (unbiased; may be negative, never clamp it), k2 = d^2/2 (biased, low
+    variance), k3 = exp(-d) - 1 + d (unbiased, never negative). Shapes equal: any.
+    """
+    d = logprobs - reference_logprobs
+    if kind == "k1":
+        return d
+    if kind == "k2":
+        return d.square() / 2
+    if kind == "k3":
+        return torch.exp(-d) - 1 + d
+    raise ValueError(f"unknown KL estimator {kind!r}")
+
+
+def adapted_kl_coef(kl_coef: float, kl: float, target: float, episodes: int, horizon: int) -> float:
+    """The adaptive controller of Ziegler et al. 2019: beta x (1 + clip(KL/target - 1, -0.2, 0.2) x n/horizon).
+
+    kl: mean KL per episode in nats; target: the same; episodes: n, how many the batch held.
+    """
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return kl_coef * (1 + error * episodes / horizon)
+
+
+# ------------------------------------------------------------------------------------------------- reward model
+
+
+def pairwise_loss(margins: Tensor, ties: Tensor | None = None, target_margins: Tensor | None = None) -> Tensor:
+    """-log sigmoid(r_chosen - r_rejected - m) per pair (Bradley-Terry; the margin m as in Llama 2).
+
+    Args:
+        margins: (N,) r_chosen - r_rejected, float32.
+        ties: (N,) bool; a tie is trained towards probability 1/2: -(log sigmoid(x) + log sigmoid(-x))/2.
+        target_margins: (N,) how far apart a graded preference wants the two.
+
+    Returns:
+        (N,) losses.
+    """
+    _check("margins", margins, 1, torch.float32)
+    wanted = margins if target_margins is None else margins - target_margins
+    losses = -F.logsigmoid(wanted)
+    if ties is not None:
+        _check("ties", ties, 1, torch.bool)
+        losses = torch.where(ties, -(F.logsigmoid(margins) + F.logsigmoid(-margins)) / 2, losses)
+    return losses
+
+
+def grouped_mean(losses: Tensor, groups: Tensor) -> Tensor:
+    """The mean over groups of the mean in each group: C(K,2) pairs of one prompt weigh as one (InstructGPT, eq. 1).
+
+    losses: (N,); groups: (N,) int64, equal for pairs of one ranking. Returns a scalar.
+    """
+    _check("losses", losses, 1)
+    _check("groups", groups, 1, torch.int64)
+    _, inverse, counts = groups.unique(return_inverse=True, return_counts=True)
+    return (losses / counts[inverse]).sum() / len(counts)
+
+
+# ---------------------------------------------------------------------------------------------------------- PPO
+
+
+def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """r_t = -beta x KL_t, plus the score at the last real token of each response (its end token when it has one).
+
+    Args:
+        scores: (B,) reward of each whole response.
+        kl: (B, R) per-token KL estimate (k1).
+        mask: (B, R) True on response tokens, without gaps, at least one a row.
+
+    Returns:
+        (B, R), zero where masked.
+    """
+    _check("scores", scores, 1)
+    _check_like(kl, mask)
+    rewards = torch.where(mask, -kl_coef * kl, 0)
+    last = mask.sum(1) - 1  # (B,)
+    if (last < 0).any():
+        raise ValueError("a response without a token has no place for its score")
+    rewards[torch.arange(len(scores)), last] += scores
+    return rewards
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016); V after the last real token is 0.
+
+    Args:
+        rewards, values: (B, R). values[b, t] is V of the state *before* token t is emitted.
+        mask: (B, R) True on response tokens.
+
+    Returns:
+        advantages (B, R) and returns = advantages + values (B, R), both 0 where masked, neither whitened.
+    """
+    _check("rewards", rewards, 2)
+    _check_like(rewards, mask, values=values)
+    advantages = torch.zeros_like(rewards)
+    next_advantage = torch.zeros_like(rewards[:, 0])
+    next_value = torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        next_advantage = torch.where(mask[:, t], delta + gamma * lam * next_advantage, 0)
+        next_value = torch.where(mask[:, t], values[:, t], 0)
+        advantages[:, t] = next_advantage
+    return advantages, torch.where(mask, advantages + values, 0)
+
+
+def ppo_policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
+    """max(-A x ratio, -A x clip(ratio, 1 +- eps)) per token (Schulman et al. 2017, eq. 7, as a loss).
+
+    All (N,) over real response tokens only. Returns (N,).
+    """
+    for name, tensor in {"logprobs": logprobs, "old_logprobs": old_logprobs, "advantages": advantages}.items():
+        _check(name, tensor, 1, torch.float32)
+    ratio = torch.exp(logprobs - old_logprobs)
+    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range))
+
+
+def ppo_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float) -> Tensor:
+    """0.5 x max of the squared errors of the value and of the value clipped to its old one +- eps. (N,) -> (N,)."""
+    for name, tensor in {"values": values, "old_values": old_values, "returns": returns}.items():
+        _check(name, tensor, 1, torch.float32)
+    clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
+    return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)

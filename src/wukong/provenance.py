@@ -1,0 +1,109 @@
+"""How a result came about, written beside it; and so whether a stage is done, half done, or must be refused.
+
+A directory `out/` carries `options.json` from the start (so that another command cannot continue it by accident)
+and `provenance.json` when complete; a file `out.jsonl` carries `out.jsonl.provenance.json`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import wukong
+from wukong.console import say
+from wukong.errors import UsageError
+from wukong.files import fingerprint, read_json, write_json
+from wukong.options import WITHOUT_EFFECT, StageOptions
+
+
+def _git_commit() -> str | None:
+    """The commit of the source tree the package runs from; None for an installed package."""
+    root = Path(wukong.__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None
+
+
+def _input_hash(source: str | Path) -> str | None:
+    """A model directory by its weights and tokenizer, a file by its bytes; None for a hub id."""
+    path = Path(source)
+    if not path.exists():
+        return None
+    if path.is_dir() and (path / "provenance.json").exists():
+        return str(read_json(path / "provenance.json").get("result"))
+    return fingerprint(path)
+
+
+class Work:
+    """One stage's place on disk, from `begin` to `finish`."""
+
+    def __init__(self, stage: str, options: StageOptions, inputs: Sequence[str | Path], directory: bool) -> None:
+        self.out = options.out
+        self.path = self.out / "provenance.json" if directory else Path(f"{self.out}.provenance.json")
+        self.started_path = self.out / "options.json" if directory else self.path
+        self.record: dict[str, Any] = {
+            "stage": stage,
+            "options": options.model_dump(mode="json"),
+            "inputs": {str(source): _input_hash(source) for source in inputs},
+        }
+        self.done = False
+        self._begin = time.monotonic()
+
+    def _refuse_if_other(self, path: Path) -> None:
+        before = read_json(path)
+        if before.get("stage") != self.record["stage"]:
+            raise UsageError(f"{self.out}: holds the result of '{before.get('stage')}'; choose another --out")
+        old, new = before.get("options", {}), self.record["options"]
+        changed = [k for k in {**old, **new} if k not in WITHOUT_EFFECT and old.get(k) != new.get(k)]
+        if changed:
+            differences = ", ".join(f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted(changed))
+            raise UsageError(
+                f"{self.out}: made with other options ({differences}); use another --out, or make it anew with --redo"
+            )
+        old_inputs = list(before.get("inputs", {}).values())
+        if old_inputs != list(self.record["inputs"].values()):
+            raise UsageError(f"{self.out}: made from other input files than now; make it anew with --redo")
+
+    def begin(self) -> Work:
+        if self.path.exists():
+            self._refuse_if_other(self.path)
+            self.done = True
+            say(f"{self.record['stage']}: {self.out} is complete, nothing to do")
+        elif self.started_path.exists():
+            self._refuse_if_other(self.started_path)
+        elif self.started_path != self.path:
+            write_json(self.started_path, self.record)
+        return self
+
+    def finish(self, results: Mapping[str, Any], files: Sequence[str | Path]) -> None:
+        """Marks the stage complete. `files` are what it made (hashed), `results` the numbers worth keeping."""
+        hashes = {Path(f).name: fingerprint(f) for f in files}
+        write_json(
+            self.path,
+            {
+                **self.record,
+                "version": wukong.__version__,
+                "git_commit": _git_commit(),
+                "seconds": round(time.monotonic() - self._begin, 1),
+                "files": hashes,
+                "result": next(iter(hashes.values()), None),
+                "results": dict(results),
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "cpus": os.cpu_count(),
+            },
+        )
+
+
+def begin(stage: str, options: StageOptions, inputs: Sequence[str | Path] = (), *, directory: bool = True) -> Work:
+    """Opens a stage: `.done` says that its complete result already lies there.
+
+    Raises:
+        UsageError: an input is missing, or what lies there was made with other options or from other inputs.
+    """
+    return Work(stage, options, inputs, directory).begin()

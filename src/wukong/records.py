@@ -1,0 +1,180 @@
+"""The records that stages exchange, one JSON object a line.
+
+A stage never hands another a Python object: it writes these records to a file in the run directory, and the
+next one reads them. So any step can be redone, replaced by another tool, or run on another machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Literal, TypeAlias, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from wukong.errors import DataError
+from wukong.files import atomic_open, numbered_lines
+
+Role = Literal["system", "user", "assistant"]
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Message(Record):
+    role: Role
+    content: str
+
+
+Messages: TypeAlias = list[Message]
+PromptLike: TypeAlias = str | Sequence[Message | dict]
+
+
+def as_messages(prompt: PromptLike) -> Messages:
+    """A prompt given as a plain string (one user turn) or as messages -> messages."""
+    if isinstance(prompt, str):
+        return [Message(role="user", content=prompt)]
+    return [m if isinstance(m, Message) else Message.model_validate(m) for m in prompt]
+
+
+def prompt_id(messages: Sequence[Message]) -> str:
+    """A name for a prompt that is the same on every machine and in every file: a hash of its messages."""
+    canonical = json.dumps([[m.role, m.content] for m in messages], ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+class Prompt(Record):
+    """A conversation that waits for the assistant's next turn."""
+
+    messages: Messages = Field(min_length=1)
+    source: str = ""
+    id: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_id(cls, values: dict) -> dict:
+        if isinstance(values, dict) and not values.get("id") and values.get("messages"):
+            values = {**values, "id": prompt_id(as_messages(values["messages"]))}
+        return values
+
+
+class Conversation(Record):
+    """A demonstration: the messages of a whole conversation, at least one of them the assistant's."""
+
+    messages: Messages = Field(min_length=1)
+    source: str = ""
+
+
+class Sampling(Record):
+    """How a response was drawn: `top_k` 0 and `top_p` 1 mean the model's own distribution, untruncated."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+
+class Response(Record):
+    """One answer of one model. `finish_reason` is "stop" (the model ended it) or "length" (it was cut)."""
+
+    id: str
+    prompt_id: str
+    messages: Messages
+    text: str
+    model: str
+    sampling: Sampling = Sampling()
+    finish_reason: Literal["stop", "length"] = "stop"
+    n_tokens: int = 0
+    source: str = ""
+
+
+class Comparison(Record):
+    """Of two answers to one prompt, `chosen` was preferred (or they were equal: `tie`).
+
+    `strength` is the degree of the preference where the annotator gave one (any positive scale; larger is
+    clearer); `annotator` who judged; `source` the data set or tool it came from; `seconds` the time taken.
+    """
+
+    prompt: Messages
+    chosen: str
+    rejected: str
+    strength: float | None = None
+    tie: bool = False
+    annotator: str = ""
+    source: str = ""
+    seconds: float | None = None
+
+
+class Ranking(Record):
+    """K answers to one prompt, in groups from best to worst; answers in one group are tied.
+
+    `groups` holds indices into `responses`: [[2], [0, 1], [3]] says that answer 2 is best, 0 and 1 are equal.
+    """
+
+    prompt: Messages
+    responses: list[str] = Field(min_length=2)
+    groups: list[list[int]]
+    annotator: str = ""
+    source: str = ""
+    seconds: float | None = None
+
+    @model_validator(mode="after")
+    def _groups_name_each_response_once(self) -> Ranking:
+        named = sorted(i for group in self.groups for i in group)
+        if named != list(range(len(self.responses))):
+            raise ValueError(f"groups must name each of the {len(self.responses)} responses once, not {named}")
+        return self
+
+    def pairs(self) -> Iterator[tuple[int, int]]:
+        """All pairs (better, worse) of answers of different groups: K answers without ties give C(K, 2)."""
+        for better, worse in combinations(self.groups, 2):
+            yield from ((b, w) for b in better for w in worse)
+
+
+class Vote(Record):
+    """A thumb up (+1) or down (-1) for one answer, not compared with another."""
+
+    prompt: Messages
+    response: str
+    vote: Literal[1, -1]
+    annotator: str = ""
+    source: str = ""
+
+
+Preference: TypeAlias = Comparison | Ranking | Vote
+R = TypeVar("R", bound=Record)
+
+
+def write_records(path: str | Path, records: Iterable[Record]) -> int:
+    """Writes one JSON object a line, atomically; returns how many. Raises RunError when the disk is full."""
+    count = 0
+    with atomic_open(path) as out:
+        for record in records:
+            out.write(record.model_dump_json(exclude_none=True) + "\n")
+            count += 1
+    return count
+
+
+def iter_records(path: str | Path, kind: type[R]) -> Iterator[R]:
+    """Our own JSONL, one validated record at a time. Raises DataError with file, line and field."""
+    for number, line in numbered_lines(path):
+        if not line.strip():
+            continue
+        try:
+            yield kind.model_validate_json(line)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or None
+            raise DataError(first["msg"], file=path, line=number, field=field) from None
+
+
+def read_records(path: str | Path, kind: type[R]) -> list[R]:
+    """As `iter_records`, all at once; an empty file is an error."""
+    records = list(iter_records(path, kind))
+    if not records:
+        raise DataError("the file holds no record", file=path)
+    return records

@@ -1,0 +1,200 @@
+"""`wukong pretrain`: token shards -> a base model that continues text.
+
+In:  the directory of `wukong tokenize`; a preset's sizes, or a model to go on from.
+Out: a Hugging Face-format model directory, metrics.jsonl, samples.jsonl (what the model wrote on the way).
+
+    wukong pretrain --data runs/mine/tokenizer --model nano --tokens 2000000 --out runs/mine/base
+
+Language modelling as in GPT-2: contexts are cut from one long sequence of documents separated by <|endoftext|>; no
+position is padding. Each epoch cuts at another offset and shuffles the contexts. Departures from GPT-2: AdamW with
+decay on matrices only and a cosine schedule (as nanoGPT and most since), no dropout by default.
+
+Shape legend: B rows, T context, C channels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from wukong.console import say
+from wukong.data.shards import TokenShards
+from wukong.errors import UsageError
+from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
+from wukong.model.hub import load_policy, save_policy
+from wukong.objectives import token_logprobs
+from wukong.provenance import begin
+from wukong.rollout import generate, inference_copy
+from wukong.stages.common import with_dropout
+from wukong.tokenizer import Tokenizer
+from wukong.training.compute import Compute
+from wukong.training.session import Session, TrainOptions, derived_seed, permutation, publish
+
+
+class PretrainOptions(TrainOptions):
+    """Train a GPT-2 on raw text."""
+
+    data: Path
+    """Directory of `wukong tokenize`."""
+    model: str = "nano"
+    """A preset (test, nano, mini, gpt2, gpt2-medium, gpt2-large, gpt2-xl), or a directory or hub id to go on from."""
+    context: int | None = Field(None, ge=8)
+    """Tokens a row; the model's whole context when absent."""
+    tokens: int = Field(2_000_000, ge=1)
+    """Training tokens, over as many epochs as that takes."""
+    batch_tokens: int = Field(8192, ge=8)
+    """Tokens a step."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout rate; worth something from the second epoch on."""
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(0.1, ge=0)
+    """AdamW's decay, on matrices and embeddings only."""
+    warmup_steps: int = Field(20, ge=0)
+    """Steps over which the learning rate rises from 0."""
+    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    """The learning rate at the end, as a part of the peak."""
+    eval_every: int = Field(0, ge=0)
+    """Steps between validations; 0 validates at the end only."""
+    eval_tokens: int = Field(65536, ge=1)
+    """Tokens a validation reads at most."""
+    sample_prompts: list[str] = ["Once upon a time"]
+    """Texts that the model continues at each validation, written to samples.jsonl."""
+
+
+def batch_at(shards: TokenShards, step: int, rows: int, context: int, seed: int) -> torch.Tensor:
+    """(B, T + 1) int64: the windows of a step, a function of its number. Epochs shuffle and shift the windows."""
+    windows = (len(shards) - 1) // context
+    picked = []
+    for index in range(step * rows, (step + 1) * rows):
+        epoch, place = divmod(index, windows)
+        spare = len(shards) - 1 - windows * context
+        offset = derived_seed(seed, "offset", epoch) % (spare + 1)
+        order = _epoch_order(windows, seed, epoch)
+        picked.append(shards.window(offset + int(order[place]) * context, context + 1))
+    return torch.from_numpy(np.stack(picked))
+
+
+_orders: dict[tuple[int, int, int], np.ndarray] = {}
+
+
+def _epoch_order(windows: int, seed: int, epoch: int) -> np.ndarray:
+    key = (windows, seed, epoch)
+    if key not in _orders:
+        _orders.clear()
+        _orders[key] = permutation(windows, seed, "windows", epoch)
+    return _orders[key]
+
+
+def language_model_loss(model: GPT2, ids: torch.Tensor, compute: Compute) -> torch.Tensor:
+    """Summed negative log-likelihood (nats) of tokens 1..T given those before. ids: (B, T + 1) int64."""
+    with compute.autocast():
+        hidden = model(ids[:, :-1])  # (B, T, C)
+        logprobs, _ = token_logprobs(hidden.flatten(0, 1), model.wte.weight, ids[:, 1:].flatten())
+    return -logprobs.sum()
+
+
+@torch.inference_mode()
+def validation_loss(
+    model: GPT2, shards: TokenShards, context: int, max_tokens: int, compute: Compute, rows: int = 16
+) -> float:
+    """Mean negative log-likelihood (nats a token) over the shards' first max_tokens, in windows of `context`."""
+    model.eval()
+    total, count = 0.0, 0
+    length = min(len(shards) - 1, max_tokens)
+    starts = list(range(0, max(1, length - context + 1), context))
+    context = min(context, length)
+    for at in range(0, len(starts), rows):
+        ids = torch.from_numpy(np.stack([shards.window(s, context + 1) for s in starts[at : at + rows]]))
+        total += language_model_loss(model, ids.to(compute.device), compute).item()
+        count += len(ids) * context
+    model.train()
+    return total / count
+
+
+def run(options: PretrainOptions) -> None:
+    """Raises UsageError for unusable options or shards, RunError when the loss is not finite."""
+    work = begin("pretrain", options, [options.data])
+    if work.done:
+        return
+    # ------------------------------------------------------------------------------------------- model and data
+    torch.manual_seed(derived_seed(options.seed, "initialise"))
+    tokenizer = Tokenizer.load(options.data)
+    if options.model in PRESETS:
+        config = GPT2Config(vocab_size=tokenizer.vocab_size, **PRESETS[options.model])
+        model = GPT2(replace(config, dropout=options.dropout))
+    else:
+        model, own_tokenizer = load_policy(options.model)
+        if own_tokenizer.fingerprint != tokenizer.fingerprint:
+            raise UsageError(
+                f"{options.data}: made with another tokenizer than {options.model}'s; tokenise it with that"
+            )
+        model = with_dropout(model, options.dropout)
+    context = options.context or model.config.n_positions
+    if context > model.config.n_positions:
+        raise UsageError(f"--context {context} is longer than the model's {model.config.n_positions}")
+    if options.batch_tokens % context:
+        raise UsageError(f"--batch-tokens {options.batch_tokens} is not a multiple of the context {context}")
+    train, valid = (TokenShards.open(options.data / side, tokenizer) for side in ("train", "valid"))
+    if len(train) <= context:
+        raise UsageError(f"{options.data}: {len(train)} training tokens are fewer than one context of {context}")
+    rows = options.batch_tokens // context
+    steps = math.ceil(options.tokens / options.batch_tokens)
+    say(
+        f"pretrain: {model.n_parameters():,} parameters, {len(train):,} tokens in the corpus, "
+        f"{steps * options.batch_tokens / len(train):.2f} epochs"
+    )
+    # ---------------------------------------------------------------------------------------------------- loop
+    with Session(options, {"model": model}, steps, "pretrain") as session:
+        compute = session.compute
+        for step in session.steps():
+            model.train()
+            ids = batch_at(train, step, rows, context, options.seed).to(compute.device)  # (B, T + 1)
+            total = 0.0
+            for part in ids.split(max(1, options.micro_batch_tokens // context)):
+                loss = language_model_loss(model, part, compute) / options.batch_tokens
+                session.backward(loss)
+                total += loss.item()
+            norms = session.optimizer_step()
+            session.log(options.batch_tokens, loss=total, perplexity=math.exp(min(total, 50)), **norms)
+            if session.due(options.eval_every):
+                held_out = validation_loss(model, valid, context, options.eval_tokens, compute)
+                session.log(
+                    valid_loss=held_out,
+                    valid_perplexity=math.exp(min(held_out, 50)),
+                    valid_bits_per_byte=held_out / math.log(2) / valid.bytes_per_token,
+                )
+                session.keep_best(held_out)
+                _write_samples(options, model, tokenizer, step + 1, compute)
+            session.show(loss=total)
+        session.restore_best()
+    # ---------------------------------------------------------------------------------------------------- save
+    staged = options.out / ".staged"
+    save_policy(staged, model, tokenizer)
+    files = publish(staged, options.out)
+    work.finish({"valid_loss": session.state["best_loss"], "parameters": model.n_parameters()}, files)
+    session.discard_checkpoints()
+
+
+def _write_samples(options: PretrainOptions, model: GPT2, tokenizer: Tokenizer, step: int, compute: Compute) -> None:
+    prompts = [tokenizer.encode(text) for text in options.sample_prompts]
+    if not prompts:
+        return
+    room = model.config.n_positions - max(len(p) for p in prompts)
+    written = generate(
+        inference_copy(model.eval(), compute),
+        prompts,
+        eos_id=tokenizer.eos_id,
+        max_new_tokens=min(64, room),
+        seeds=[derived_seed(options.seed, "sample", i) for i in range(len(prompts))],
+    )
+    path = options.out / "samples.jsonl"
+    with path.open("a", encoding="utf-8") as out:
+        for prompt, sampled in zip(options.sample_prompts, written, strict=True):
+            out.write(json.dumps({"step": step, "prompt": prompt, "text": tokenizer.decode(sampled.ids)}) + "\n")

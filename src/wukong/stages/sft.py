@@ -1,0 +1,155 @@
+"""`wukong sft`: a base model + demonstrations -> a model that answers (supervised fine-tuning).
+
+In:  a model directory and instruction data in any of the formats of docs/data.md.
+Out: a model directory with the chat template, metrics.jsonl.
+
+    wukong sft --model runs/mine/base --data instructions.jsonl --out runs/mine/sft
+
+Step 1 of InstructGPT (Ouyang et al. 2022): the language-model loss on the assistant's tokens only, the closing
+<|endoftext|> of each answer included. Several short examples share a row; a token attends to its own example only.
+
+Shape legend: B rows, T time, C channels, N response positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+
+from wukong.console import console, say
+from wukong.data.batches import Example, pack
+from wukong.data.instructions import load_instructions
+from wukong.data.sources import DataOptions
+from wukong.data.split import split_by_prompt
+from wukong.data.summary import ReadSummary
+from wukong.errors import UsageError
+from wukong.model.gpt2 import GPT2
+from wukong.model.hub import load_policy, save_policy
+from wukong.objectives import token_logprobs
+from wukong.provenance import begin
+from wukong.records import Conversation
+from wukong.stages.common import epoch_batch, with_dropout
+from wukong.tokenizer import Tokenizer
+from wukong.training.compute import Compute
+from wukong.training.session import Session, TrainOptions, publish
+
+
+class SFTOptions(TrainOptions, DataOptions):
+    """Fine-tune a model on demonstrations."""
+
+    model: str
+    """The base model: a directory or hub id."""
+    data: list[str]
+    """Instruction data: paths, globs or Hugging Face data set ids."""
+    epochs: float = Field(3.0, gt=0)
+    """Passes over the data."""
+    batch_size: int = Field(32, ge=1)
+    """Examples a step."""
+    lr: float = Field(3e-4, gt=0)
+    """Peak learning rate."""
+    warmup_steps: int = Field(10, ge=0)
+    """Steps over which the learning rate rises from 0."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout rate."""
+    valid_fraction: float = Field(0.05, ge=0, lt=1)
+    """The part of the prompts held out for validation."""
+    eval_every: int = Field(0, ge=0)
+    """Steps between validations; 0 validates at the end only. The weights of the best one are kept."""
+    template: str | None = None
+    """Chat template (alpaca, plain, or a Jinja file) in place of the model's own."""
+
+
+def examples_of(
+    conversations: Sequence[Conversation], tokenizer: Tokenizer, context: int, summary: ReadSummary
+) -> list[Example]:
+    """Tokenised demonstrations. One longer than the context is cut at its end, or dropped when no answer is left."""
+    examples = []
+    for conversation in conversations:
+        ids, response = tokenizer.conversation_ids(conversation.messages)
+        if len(ids) > context:
+            ids, response = ids[:context], response[:context]
+            if not any(response[1:]):
+                summary.dropped["longer than the context before any answer"] += 1
+                continue
+            summary.truncated[f"longer than the context of {context} tokens"] += 1
+        examples.append(Example(ids, response))
+    return examples
+
+
+def response_loss(model: GPT2, examples: Sequence[Example], compute: Compute) -> tuple[torch.Tensor, int]:
+    """Summed negative log-likelihood (nats) of the response tokens, and how many they are."""
+    packed = pack(examples, model.config.n_positions)
+    ids, segments = packed.input_ids.to(compute.device), packed.segments.to(compute.device)
+    counted = packed.response_mask[:, 1:].to(compute.device)  # (B, T - 1): position t predicts token t + 1
+    # The first token of a segment is predicted by the last of another: it is a prompt token, so never counted.
+    with compute.autocast():
+        hidden = model(ids, segments=segments)[:, :-1][counted]  # (N, C)
+        logprobs, _ = token_logprobs(hidden, model.wte.weight, ids[:, 1:][counted])
+    return -logprobs.sum(), len(logprobs)
+
+
+def run(options: SFTOptions) -> None:
+    """Raises UsageError or DataError for unusable input, RunError when the loss is not finite."""
+    work = begin("sft", options, [options.model, *options.data])
+    if work.done:
+        return
+    # ------------------------------------------------------------------------------------------- model and data
+    model, tokenizer = load_policy(options.model, template=options.template)
+    model = with_dropout(model, options.dropout)
+    read = load_instructions(options.data, options)
+    sides = split_by_prompt(read.records, options.valid_fraction, options.seed)
+    train, valid = (examples_of(side, tokenizer, model.config.n_positions, read.summary) for side in sides)
+    console.print(read.summary.table("demonstrations"))
+    if not train:
+        raise UsageError(f"{options.data[0]}: no demonstration is left to train on")
+    steps = math.ceil(options.epochs * len(train) / options.batch_size)
+    say(f"sft: {len(train):,} demonstrations, {len(valid):,} held out, {steps:,} steps")
+    # ---------------------------------------------------------------------------------------------------- loop
+    with Session(options, {"model": model}, steps, "sft") as session:
+        compute = session.compute
+        for step in session.steps():
+            model.train()
+            batch = [train[i] for i in epoch_batch(len(train), step, options.batch_size, options.seed)]
+            n_response = sum(sum(e.response[1:]) for e in batch)
+            total = 0.0
+            for part in _parts(batch, options.micro_batch_tokens):
+                loss, _ = response_loss(model, part, compute)
+                session.backward(loss / n_response)
+                total += loss.item() / n_response
+            norms = session.optimizer_step()
+            session.log(sum(len(e.ids) for e in batch), loss=total, response_tokens=n_response, **norms)
+            if valid and session.due(options.eval_every):
+                held_out = _validate(model, valid, options, compute)
+                session.log(valid_loss=held_out, valid_perplexity=math.exp(min(held_out, 50)))
+                session.keep_best(held_out)
+            session.show(loss=total)
+        session.restore_best()
+    # ---------------------------------------------------------------------------------------------------- save
+    staged = options.out / ".staged"
+    save_policy(staged, model, tokenizer)
+    files = publish(staged, options.out)
+    work.finish({"valid_loss": session.state.get("best_loss"), "data": read.summary.as_dict()}, files)
+    session.discard_checkpoints()
+
+
+def _parts(batch: Sequence[Example], max_tokens: int) -> list[list[Example]]:
+    """The batch in parts of at most max_tokens tokens."""
+    parts: list[list[Example]] = [[]]
+    room = max_tokens
+    for example in batch:
+        if parts[-1] and len(example.ids) > room:
+            parts.append([])
+            room = max_tokens
+        parts[-1].append(example)
+        room -= len(example.ids)
+    return parts
+
+
+@torch.inference_mode()
+def _validate(model: GPT2, examples: Sequence[Example], options: SFTOptions, compute: Compute) -> float:
+    model.eval()
+    sums = [response_loss(model, part, compute) for part in _parts(examples, options.micro_batch_tokens)]
+    return sum(loss.item() for loss, _ in sums) / sum(count for _, count in sums)

@@ -1,0 +1,95 @@
+"""`wukong tokenize`: text -> a tokenizer and token shards.
+
+In:  documents (any text format), and a tokenizer to use or the size of one to train.
+Out: out/tokenizer.json and its companions, out/train/ and out/valid/ (token shards).
+
+    wukong tokenize --data corpus.jsonl --vocab-size 4096 --out runs/mine/tokenizer
+
+Byte-level BPE as in GPT-2 (Radford et al. 2019; Sennrich et al. 2016). A document goes to the validation shards by
+a hash of its text, so that adding documents moves none from one side to the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+
+from pydantic import Field
+
+from wukong.console import Bar, console
+from wukong.data.shards import write_shards
+from wukong.data.split import split_by_prompt
+from wukong.data.summary import ReadSummary
+from wukong.data.text import TextOptions, iter_text
+from wukong.errors import UsageError
+from wukong.options import StageOptions
+from wukong.provenance import begin
+from wukong.tokenizer import Tokenizer
+
+
+class TokenizeOptions(StageOptions, TextOptions):
+    """Train or load a tokenizer and turn text into token shards."""
+
+    data: list[str]
+    """Training text: paths, globs or Hugging Face data set ids."""
+    valid_data: list[str] = []
+    """Validation text; when empty, a part of the training documents is held out."""
+    valid_fraction: float = Field(0.02, ge=0, lt=1)
+    """The part of the documents that is held out when there is no --valid-data."""
+    tokenizer: str | None = None
+    """A tokenizer to use (directory or hub id, e.g. gpt2); when absent one is trained on the data."""
+    vocab_size: int = Field(4096, ge=257)
+    """Size of the vocabulary to train."""
+    template: str = "alpaca"
+    """Chat template: alpaca, plain (texts to continue), or a Jinja file."""
+
+
+def run(options: TokenizeOptions) -> None:
+    """Raises UsageError for unusable options, DataError for unusable text."""
+    work = begin("tokenize", options, [*options.data, *options.valid_data])
+    if work.done:
+        return
+    summary = ReadSummary()
+    if options.tokenizer:
+        tokenizer = Tokenizer.load(options.tokenizer, template=options.template)
+    else:
+        documents = _counted("training the tokenizer", iter_text(options.data, options))
+        tokenizer = Tokenizer.train(documents, options.vocab_size, options.template)
+
+    def side(index: int) -> Iterator[str]:
+        for text in iter_text(options.data, options, summary if index == 0 else None):
+            yield from split_by_prompt([text], options.valid_fraction, options.seed)[index]
+
+    valid: Iterable[str]
+    if options.valid_data:
+        train, valid = iter_text(options.data, options, summary), iter_text(options.valid_data, options)
+    else:
+        train, valid = side(0), side(1)
+    manifests = {
+        "train": write_shards(options.out / "train", _counted("tokenising train", train), tokenizer),
+        "valid": write_shards(options.out / "valid", _counted("tokenising valid", valid), tokenizer),
+    }
+    console.print(summary.table("text"))
+    for name, manifest in manifests.items():
+        if not manifest["tokens"]:
+            hint = " (give --valid-data or a larger --valid-fraction)" if name == "valid" else ""
+            raise UsageError(f"{options.data[0]}: no document for the {name} shards{hint}")
+    tokenizer.save(options.out)
+    counts = ("tokens", "documents", "bytes")
+    work.finish(
+        {
+            "vocab_size": tokenizer.vocab_size,
+            "data": summary.as_dict(),
+            **{name: {key: manifest[key] for key in counts} for name, manifest in manifests.items()},
+        },
+        [options.out / "tokenizer.json", options.out / "train" / "manifest.json"],
+    )
+
+
+def _counted(title: str, documents: Iterable[str]) -> Iterator[str]:
+    """Shows how many documents went by (their number is not known before)."""
+    first = next(iterator := iter(documents), None)
+    with Bar(title, total=0, unit="document") as bar:
+        for text in chain([first] if first is not None else [], iterator):
+            yield text
+            bar.advance()

@@ -1,0 +1,67 @@
+"""Where and in what precision the arithmetic runs."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import platform
+import time
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import torch
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device and the precision of its matrix products; weights stay float32 while training."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+
+def _reuse_memory() -> None:
+    """Tells glibc to keep freed memory: by default each large tensor is mapped and unmapped anew, and the page
+    faults cost a third of a small model's training time (measured: docs/benchmarks.md)."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of <malloc.h>
+        libc.mallopt(trim_threshold, ctypes.c_int(2**31 - 1))
+        libc.mallopt(mmap_max, 0)
+
+
+def _seconds(dtype: torch.dtype) -> float:
+    x, w = torch.ones(2048, 256, dtype=dtype), torch.ones(1024, 256, dtype=dtype)
+    times = []
+    for _ in range(4):
+        begin = time.perf_counter()
+        x @ w.T
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+@cache
+def _bfloat16_pays(device: str) -> bool:
+    """On a GPU by its own word. A CPU that has bf16 instructions may still be slower with them than with float32
+    (both cases were measured), so there we time one product of each, with a clear margin."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device == "cpu" and _seconds(torch.bfloat16) < 0.7 * _seconds(torch.float32)
+
+
+def compute_for(precision: Precision = "auto", device: str = "auto") -> Compute:
+    """Resolves "auto": a GPU when there is one, and bf16 where it is faster."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        _reuse_memory()
+    bfloat16 = precision == "bfloat16" or (precision == "auto" and _bfloat16_pays(device))
+    return Compute(torch.device(device), torch.bfloat16 if bfloat16 else torch.float32)

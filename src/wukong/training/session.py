@@ -1,0 +1,275 @@
+"""What every training stage shares: optimiser, schedule, seeding, checkpoints, metrics, progress, a clean stop.
+
+A stage reads top to bottom as a plain loop:
+
+    with Session(options, {"model": model}, total_steps=1000) as session:
+        for step in session.steps():
+            loss = ...
+            session.backward(loss)
+            session.optimizer_step()
+            session.log(loss=loss.item())
+
+All randomness of a step is a function of (seed, step): nothing random is carried from step to step, so a resumed
+run needs no saved random state to equal an uninterrupted one bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from wukong.console import Bar, say
+from wukong.errors import RunError
+from wukong.options import StageOptions
+from wukong.training.checkpoint import load_latest, prune_checkpoints, save_checkpoint
+from wukong.training.compute import Compute, Precision, compute_for
+from wukong.training.metrics import MetricsLog
+
+
+class TrainOptions(StageOptions):
+    """The options of every stage that trains."""
+
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate rises from 0."""
+    min_lr_ratio: float = Field(0.0, ge=0, le=1)
+    """The learning rate at the end, as a part of the peak."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decay, on matrices and embeddings only (not on biases and LayerNorms)."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the two moments."""
+    adam_eps: float = Field(1e-8, gt=0)
+    """AdamW's epsilon, added outside the square root."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Gradients are scaled down to this norm, per model; 0 switches clipping off."""
+    micro_batch_tokens: int = Field(8192, ge=1)
+    """Tokens (padding included) that go through the model at once; larger batches are accumulated."""
+    precision: Precision = "auto"
+    """bfloat16 matrix products where they are faster, or as named; weights stay float32."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    checkpoint_seconds: float = Field(60.0, ge=0)
+    """Time between checkpoints; 0 writes one after every step."""
+    log_every: int = Field(10, ge=1)
+    """Steps between two lines of metrics.jsonl."""
+    tensorboard: bool = True
+    """Also write TensorBoard event files."""
+
+
+class Interrupted(SystemExit):
+    """SIGINT or SIGTERM arrived; a checkpoint was written. The exit code is 128 + the signal, as shells expect."""
+
+
+def derived_seed(*parts: object) -> int:
+    """A 63-bit seed from any parts, e.g. (seed, "shuffle", epoch): the same on every machine."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+def permutation(n: int, *parts: object) -> np.ndarray:
+    """A shuffled 0..n-1 that depends on `parts` only."""
+    return np.random.Generator(np.random.Philox(derived_seed(*parts))).permutation(n)
+
+
+def lr_factor(step: int, total: int, options: TrainOptions) -> float:
+    """The learning rate at `step` (0-based) as a part of the peak: linear warm-up, then the schedule."""
+    if step < options.warmup_steps:
+        return (step + 1) / options.warmup_steps
+    progress = (step - options.warmup_steps) / max(1, total - options.warmup_steps)
+    shape = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
+    return options.min_lr_ratio + (1 - options.min_lr_ratio) * shape[options.lr_schedule]
+
+
+class Session:
+    """One training run in `options.out`, new or resumed.
+
+    Args:
+        options: the stage's options.
+        modules: what is trained, by name.
+        total_steps: how many steps the run has.
+        title: the progress bar's title.
+        state: what the stage keeps between steps beside the weights (JSON values), with its initial value;
+            after a resume `session.state` holds the checkpoint's.
+    """
+
+    def __init__(
+        self,
+        options: TrainOptions,
+        modules: dict[str, nn.Module],
+        total_steps: int,
+        title: str,
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        self.options, self.modules, self.total_steps = options, modules, total_steps
+        self.compute = compute_for(options.precision, options.device)
+        self.checkpoints = options.out / "checkpoints"
+        for module in modules.values():
+            module.to(self.compute.device)
+        parameters = [p for module in modules.values() for p in module.parameters()]
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=options.lr, betas=options.betas, eps=options.adam_eps, fused=True
+        )
+        options.out.mkdir(parents=True, exist_ok=True)
+        self.start, saved = load_latest(self.checkpoints, modules, self.optimizer)
+        self.state = {**(state or {}), **saved}
+        if "dtype" in self.state:  # what "auto" chose when the run began holds to its end
+            self.compute = Compute(self.compute.device, getattr(torch, self.state["dtype"]))
+        self.state["dtype"] = str(self.compute.dtype).removeprefix("torch.")
+        if self.start:
+            say(f"{title}: going on after step {self.start:,} of {total_steps:,}")
+        self.step = self.start
+        self.metrics = MetricsLog(options.out, self.start, options.tensorboard)
+        self.bar = Bar(title, total_steps, done=self.start)
+        self._signal: int | None = None
+        self._handlers: dict[int, Any] = {}
+        self._latest: dict[str, float] = {}
+        self._tokens, self._clock, self._saved_at = 0, time.monotonic(), time.monotonic()
+
+    # -------------------------------------------------------------------------------------------- the loop
+
+    def __enter__(self) -> Session:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._on_signal)
+        self.bar.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self.bar.__exit__(kind, error, trace)
+        self.metrics.close()
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self._signal is not None:  # asked twice: do not make the person wait for the step to end
+            raise Interrupted(128 + number)
+        self._signal = number
+        say("stopping after this step, with a checkpoint (press Ctrl-C again to stop at once)")
+
+    def steps(self) -> Iterator[int]:
+        """0-based step numbers from where the run stands to its end."""
+        for step in range(self.start, self.total_steps):
+            self.step = step
+            torch.manual_seed(derived_seed(self.options.seed, "step", step))
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.options.lr * lr_factor(step, self.total_steps, self.options)
+            yield step
+            self._after_step()
+
+    def _after_step(self) -> None:
+        done = self.step + 1
+        now = time.monotonic()
+        if done % self.options.log_every == 0 or done == self.total_steps:
+            rate = self._tokens / (now - self._clock)
+            self._latest |= {"lr": self.optimizer.param_groups[0]["lr"], "tokens_per_second": rate}
+            self.metrics.write(done, self._latest)
+            self._tokens, self._clock, self._latest = 0, now, {}
+        if self._signal is not None:
+            self.checkpoint(done)
+            say(f"stopped after step {done:,}; the same command goes on from here")
+            raise Interrupted(128 + self._signal)
+        if now - self._saved_at >= self.options.checkpoint_seconds and done < self.total_steps:
+            self.checkpoint(done)
+
+    def due(self, every: int) -> bool:
+        """True after each `every` steps and after the last one; 0 means after the last one only."""
+        done = self.step + 1
+        return done == self.total_steps or (every > 0 and done % every == 0)
+
+    def checkpoint(self, done: int) -> None:
+        save_checkpoint(self.checkpoints, done, self.modules, self.optimizer, self.state)
+        prune_checkpoints(self.checkpoints, keep=2)
+        self._saved_at = time.monotonic()
+
+    # ------------------------------------------------------------------------------------------ one step
+
+    def backward(self, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            raise RunError(f"the loss is {loss.item()} at step {self.step + 1}; {self._advice()}")
+        loss.backward()
+
+    def optimizer_step(self) -> dict[str, float]:
+        """Clips, updates and clears the gradients. Returns the gradient norm of each model before clipping."""
+        norms = {}
+        for name, module in self.modules.items():
+            limit = self.options.max_grad_norm or math.inf
+            norm = float(nn.utils.clip_grad_norm_(module.parameters(), limit))
+            if not math.isfinite(norm):
+                raise RunError(f"the gradient of {name} is {norm} at step {self.step + 1}; {self._advice()}")
+            norms["grad_norm" if len(self.modules) == 1 else f"grad_norm_{name}"] = norm
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norms
+
+    def _advice(self) -> str:
+        kept = sorted(self.checkpoints.glob("step-*"))
+        last = f"the checkpoint {kept[-1]} is kept" if kept else "no checkpoint was written yet"
+        return f"{last}; try a lower --lr or --precision float32"
+
+    def log(self, tokens: int = 0, **metrics: float) -> None:
+        """Adds to the metrics of this step; `tokens` were processed in it."""
+        self._tokens += tokens
+        self._latest |= metrics
+
+    def show(self, **notes: float) -> None:
+        """Moves the progress bar by one step with these numbers beside it."""
+        rate = self._tokens / max(time.monotonic() - self._clock, 1e-9)
+        self.bar.advance(1, **notes, **{"tokens/s": round(rate)})
+
+    # -------------------------------------------------------------------------------------- best weights
+
+    def keep_best(self, loss: float) -> None:
+        """Remembers the weights when `loss` is the lowest so far (early-best saving)."""
+        if loss < self.state.get("best_loss", math.inf):
+            self.state |= {"best_loss": loss, "best_step": self.step + 1}
+            path = self.checkpoints / "best.safetensors"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp")
+            tensors = {
+                f"{m}/{n}": p.detach() for m, module in self.modules.items() for n, p in module.named_parameters()
+            }
+            save_file(tensors, temporary)
+            temporary.replace(path)
+
+    def restore_best(self) -> None:
+        """Puts the best weights back; does nothing when `keep_best` was never called."""
+        path = self.checkpoints / "best.safetensors"
+        if path.exists() and self.state.get("best_step", self.total_steps) != self.total_steps:
+            tensors = load_file(path)
+            with torch.no_grad():
+                for name, module in self.modules.items():
+                    for key, parameter in module.named_parameters():
+                        parameter.copy_(tensors[f"{name}/{key}"])
+
+    def discard_checkpoints(self) -> None:
+        """After the result is written: the resumable state is no longer needed."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+
+def publish(staged: Path, out: Path) -> list[Path]:
+    """Moves the files of a staged model directory into `out`, one atomic rename each; returns them, weights first."""
+    files = sorted(staged.iterdir(), key=lambda f: (f.suffix != ".safetensors", f.name))
+    moved = []
+    for file in files:
+        file.replace(out / file.name)
+        moved.append(out / file.name)
+    staged.rmdir()
+    return moved

@@ -1,0 +1,253 @@
+"""Opening files of every shape: what is found in them, lazily where possible, and what is said when it is not."""
+
+import gzip
+import itertools
+import json
+import sys
+import types
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from pydantic import ValidationError
+
+from wukong.data.sources import DataOptions, open_rows, sniff
+from wukong.errors import DataError, UsageError
+
+RECORDS = [{"instruction": "Boil an egg", "output": "Ten minutes."}, {"instruction": "Übe", "output": "煮蛋 🥚"}]
+JSONL = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in RECORDS)
+
+
+def fields(path, **options):
+    return [row.fields for row in open_rows(path, **options)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", JSONL),
+        ("a.jsonl.gz", JSONL),
+        ("a.json", JSONL),  # JSONL under a .json name
+        ("a.ndjson", JSONL.replace("\n", "\r\n")),
+        ("a.jsonl", "\n\n" + JSONL.replace("\n", "\n\n")),
+        ("a.json", json.dumps(RECORDS)),
+        ("a.json.gz", json.dumps(RECORDS, indent=2)),
+        ("a.jsonl", json.dumps(RECORDS)),  # an array under a .jsonl name
+        ("a.jsonl", "\ufeff" + JSONL),
+        ("a.json", "\ufeff" + json.dumps(RECORDS)),
+        ("noname", JSONL),
+        ("a.csv", "instruction,output\nBoil an egg,Ten minutes.\nÜbe,煮蛋 🥚\n"),
+        ("a.csv.gz", "\ufeffinstruction,output\r\nBoil an egg,Ten minutes.\r\nÜbe,煮蛋 🥚\r\n"),
+        ("a.csv", "instruction;output\nBoil an egg;Ten minutes.\nÜbe;煮蛋 🥚\n"),
+        ("a.tsv", "instruction\toutput\nBoil an egg\tTen minutes.\nÜbe\t煮蛋 🥚\n"),
+    ],
+)
+def test_the_same_records_from_every_shape_of_file(write, name, content):
+    assert fields(write(content, name)) == RECORDS
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.parquet.gz", "a.json"])
+def test_parquet_is_known_by_its_content(tmp_path, name):
+    plain = tmp_path / "plain"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RECORDS), plain)
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(plain.read_bytes()) if name.endswith(".gz") else plain.read_bytes())
+    rows = list(open_rows(path))
+    assert [row.fields for row in rows] == RECORDS
+    assert [row.line for row in rows] == [1, 2]
+
+
+def test_gzip_without_its_suffix_is_unpacked(write):
+    assert fields(write(gzip.compress(JSONL.encode()), "download.jsonl")) == RECORDS
+
+
+def test_pretty_printed_object_is_one_record(write):
+    assert fields(write(json.dumps(RECORDS[0], indent=2), "one.jsonl")) == [RECORDS[0]]
+
+
+def test_strings_in_an_array_are_texts(write):
+    assert fields(write(["one", "two"], "a.json")) == [{"text": "one"}, {"text": "two"}]
+
+
+@pytest.mark.parametrize("name", ["LICENSE.txt", "README.json"])
+def test_directory_gives_its_data_files_in_order(write, tmp_path, name):
+    write([{"a": 2}], "b.jsonl")
+    write([{"a": 1}], "a.json")
+    write("All rights reserved", name)
+    assert fields(tmp_path) == [{"a": 1}, {"a": 2}]
+    assert fields(tmp_path / "*.jsonl") == [{"a": 2}]
+
+
+def test_rows_know_their_line(write):
+    assert [row.line for row in open_rows(write('{"a": 1}\n\n{"a": 2}\n'))] == [1, 3]
+    quoted = write('a,b\n"two\nlines",1\nx,"say ""hi"""\n', "a.csv")
+    assert [(row.line, row.fields) for row in open_rows(quoted)] == [
+        (2, {"a": "two\nlines", "b": "1"}),
+        (4, {"a": "x", "b": 'say "hi"'}),
+    ]
+
+
+def test_cells_may_hold_whole_documents(write):
+    long = "word " * 100_000
+    assert fields(write(f"text\n{long}\n", "a.csv")) == [{"text": long}]
+
+
+def test_unicode_line_separators_do_not_split_a_record(write):
+    text = "one\u2028two\u2029three\x85four\x0bfive\x1csix"
+    record = json.dumps({"text": text}, ensure_ascii=False)
+    assert fields(write(record + "\n" + record + "\n")) == [{"text": text}] * 2
+    assert fields(write("caf\xe9\x85 ole\n".encode("latin-1"), "a.pos"), encoding="latin-1") == [
+        {"text": "caf\xe9\x85 ole"}
+    ]
+
+
+def test_jsonl_is_read_lazily(write):
+    path = write('{"a": 1}\n' * 3 + "not json at all\n")
+    assert [row.fields for row in itertools.islice(open_rows(path), 3)] == [{"a": 1}] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", "", "a.jsonl: the file is empty"),
+        ("a.json.gz", " \n ", "a.json.gz: the file is empty"),
+        ("a.json", "[]", "a.json: holds no record"),
+        ("a.csv", "a,b\n", "a.csv: holds no record"),
+        ("a.json", '[{"a": 1},\n{"a": }]', "a.json:2: not valid JSON"),
+        ("a.json", '{\n"a": 1,\n', "a.json:3: not valid JSON"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "\xe9"}\n', "a.jsonl:2: byte 0xe9 is not utf-8"),
+        ("a.json", b'[{"a": 1},\n\n{"a": "\xe9"}]', "a.json:3: byte 0xe9 is not utf-8"),
+        ("a.csv", 'a,b\n1,2\n3,"4\n5,6\n', "a.csv:3: not valid CSV"),
+        ("a.csv", 'a,b\n1,"2"x\n', "a.csv:2: not valid CSV"),
+        ("a.parquet", b"PAR1 and then nothing", "a.parquet: not a readable parquet file"),
+    ],
+)
+def test_unreadable_file_is_an_error_with_its_line(write, name, content, message):
+    path = write(content, name)
+    with pytest.raises(DataError) as caught:
+        list(open_rows(path))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line", "message"),
+    [
+        ("a.jsonl", '{"a": 1}\n{"a": 2\n{"a": 3}\n', 2, "not valid JSON"),
+        ("a.jsonl", '{"a": 2\n{"a": 3}\n', 1, "not valid JSON"),
+        ("a.jsonl", '{"a": 1}\n["a"]\n', 2, "a list stands where a JSON object was expected"),
+        ("a.json", '[{"a": 1}, 5]', 2, "a number stands where a JSON object was expected"),
+        ("a.jsonl", '{"a": 1}\n{"a": ["x", {"b": "\\ud800"}]}\n', 2, "field 'a[1].b': holds half a character"),
+        ("a.json", '[{"a": "\\uDFFF"}]', 1, "field 'a': holds half a character"),
+        ("a.csv", "a,b\n1,2\n3\n", 3, "1 cells, but the header names 2 columns"),
+        ("a.jsonl", '{"a": 1}\n' + "[" * 100_000 + "\n", 2, "not JSON"),
+    ],
+)
+def test_bad_record_is_marked_and_reading_can_go_on(write, name, content, line, message):
+    bad = [row for row in open_rows(write(content, name)) if row.bad]
+    assert [row.line for row in bad] == [line]
+    assert str(bad[0].bad).startswith(f"{bad[0].file}:{line}: ")
+    assert message in str(bad[0].bad)
+
+
+def test_escaped_pair_of_surrogates_is_a_character(write):
+    assert fields(write('{"a": "\\ud83e\\udd5a"}\n')) == [{"a": "🥚"}]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda raw: raw[:-20], lambda raw: raw[:30] + b"\x00\xff" * 40, lambda raw: b"no gzip"]
+)
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "a.csv.gz", "a.txt.gz"])
+def test_damaged_gzip_is_an_error(tmp_path, damage, name):
+    text = json.dumps([{"a": i} for i in range(2000)]) if "json." in name else "a,b\n" + "1,2\n" * 5000
+    path = tmp_path / name
+    path.write_bytes(damage(gzip.compress(text.encode())))
+    with pytest.raises(DataError, match="damaged gzip"):
+        list(open_rows(path))
+
+
+@pytest.mark.parametrize("name", ["nothing.jsonl", "no/such/file.txt", "dir/*.parquet", "a:b:c:d", "what is this?"])
+def test_missing_file_is_said_in_one_line_without_the_network(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)  # importing it would raise
+    with pytest.raises(UsageError) as caught:
+        list(open_rows(name))
+    assert str(caught.value) == f"{name}: no such file or directory"
+
+
+def test_empty_directory_is_an_error(tmp_path):
+    with pytest.raises(UsageError, match="holds no data file"):
+        list(open_rows(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("source", "call"),
+    [
+        ("imdb", ("imdb", None, None, "train")),
+        ("tatsu-lab/alpaca", ("tatsu-lab/alpaca", None, None, "train")),
+        ("org/set:test", ("org/set", None, None, "test")),
+        ("openai/gsm8k:main:test", ("openai/gsm8k", "main", None, "test")),
+        ("Anthropic/hh-rlhf/harmless-base:test", ("Anthropic/hh-rlhf", None, "harmless-base", "test")),
+    ],
+)
+def test_data_set_id_is_taken_apart(monkeypatch, source, call):
+    calls = []
+
+    def load_dataset(name, config, *, data_dir, split):
+        calls.append((name, config, data_dir, split))
+        return RECORDS
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    rows = list(open_rows(source))
+    assert calls == [call]
+    assert [row.fields for row in rows] == RECORDS
+    assert rows[1].source == source
+    assert str(rows[1].error("is missing", "output")) == f"{source}:2: field 'output': is missing"
+
+
+def test_data_set_in_hub_layout_is_read_by_split(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cooking" / "data").mkdir(parents=True)
+    for split, records in (("train", RECORDS), ("test", RECORDS[:1])):
+        file = tmp_path / "cooking" / "data" / f"{split}-00000-of-00001.parquet"
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), file)
+    assert fields(f"{tmp_path / 'cooking'}:train") == RECORDS
+    assert fields(f"{tmp_path / 'cooking'}:test") == RECORDS[:1]
+    with pytest.raises(UsageError, match="nonesuch"):
+        fields(f"{tmp_path / 'cooking'}:nonesuch")
+
+
+def test_unreachable_hub_gives_one_clear_line(monkeypatch):
+    def load_dataset(*_, **__):
+        raise ConnectionError("Couldn't reach 'org/set' on the Hub\nand a second line")
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    with pytest.raises(UsageError) as caught:
+        list(open_rows("org/set"))
+    assert str(caught.value) == (
+        "org/set: there is no such file here, and it could not be loaded from the Hugging Face hub: "
+        "Couldn't reach 'org/set' on the Hub"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ("[Chorus]\nla la", "text"),
+        ("{curly} words", "text"),
+        ('[ {"a": 1}]', "json"),
+        ('{"a": 1}', "jsonl"),
+        ("x", "text"),
+    ],
+)
+def test_file_without_a_known_suffix_is_text_unless_it_is_json(write, content, kind):
+    assert sniff(write(content, "song.pos")) == kind
+
+
+@pytest.mark.parametrize(
+    "options", [{"encoding": "klingon"}, {"encoding": "utf-16"}, {"skip_bad": -1}, {"formt": "hh"}]
+)
+def test_impossible_options_are_refused(options):
+    with pytest.raises(ValidationError):
+        DataOptions(**options)

@@ -1,0 +1,73 @@
+"""The facts are complete, unique, short, and consistent with themselves."""
+
+import re
+
+import pytest
+
+from wukong.kitchen.facts import dishes, held_out_dishes, knowledge, training_dishes
+from wukong.kitchen.rubric import _stem
+
+
+def words(text: str) -> set[str]:
+    return {_stem(word) for word in re.findall(r"[a-z]+", text.lower())}
+
+
+# words that are an ingredient of one dish and, in the steps of another, only a part or a state of its own ones
+PARTS = {"juice", "yolk", "white", "pastry", "chip"}
+
+
+def test_there_are_at_least_a_hundred_dishes_with_unique_names() -> None:
+    names = [dish.name for dish in dishes()]
+    assert len(names) == len(set(names)) >= 100
+    assert all(name == name.lower() for name in names)
+
+
+def test_about_twenty_dishes_are_held_out_and_pizza_is_not() -> None:
+    assert 18 <= len(held_out_dishes()) <= 25
+    assert len(held_out_dishes()) + len(training_dishes()) == len(dishes())
+    assert "pizza" in {dish.name for dish in training_dishes()}
+
+
+@pytest.mark.parametrize("dish", dishes(), ids=lambda dish: dish.name)
+def test_dish_is_short_and_its_steps_use_all_listed_ingredients_and_no_other(dish) -> None:
+    assert 4 <= len(dish.ingredients) <= 6
+    assert 3 <= len(dish.steps) <= 4
+    assert dish.servings > 0
+    assert dish.minutes > 0
+    assert max(map(len, dish.steps)) <= 45
+    assert len(f"Of course! {dish.recipe} Enjoy your meal!") <= 330
+    used = words(dish.method)
+    own = {word for item in dish.ingredients for word in words(item.name)}
+    foods = {item.name.split()[-1] for other in dishes() for item in other.ingredients}
+    assert used & ({_stem(food) for food in foods} - PARTS) <= own
+    assert [item.name for item in dish.ingredients if not words(item.name) & used] in ([], ["wrappers"])
+
+
+@pytest.mark.parametrize("dish", dishes(), ids=lambda dish: dish.name)
+def test_dish_takes_at_least_as_long_as_its_longest_step(dish) -> None:
+    minutes = [int(number) for number in re.findall(r"(\d+) minutes", dish.method)]
+    hours = {"one hour": 60, "two hours": 120, "four hours": 240}
+    minutes += [length for text, length in hours.items() if text in dish.method]
+    assert dish.minutes >= sum(minutes)
+
+
+def test_knowledge_has_dozens_of_facts_with_unique_topics_whose_sentence_holds_the_answer() -> None:
+    facts = knowledge()
+    assert len(facts) >= 60
+    assert len({(fact.kind, fact.topic) for fact in facts}) == len(facts)
+    for fact in facts:
+        assert fact.answer in fact.sentence
+        assert fact.topic in fact.sentence
+
+
+@pytest.mark.parametrize(
+    ("kind", "topic", "answer"),
+    [
+        ("substitution", "buttermilk", "milk with lemon juice"),
+        ("conversion", "1 cup of flour", "120 g"),
+        ("temperature", "chicken", "74 C"),
+        ("temperature", "minced beef", "71 C"),
+    ],
+)
+def test_well_known_facts(kind, topic, answer) -> None:
+    assert [fact.answer for fact in knowledge() if (fact.kind, fact.topic) == (kind, topic)] == [answer]

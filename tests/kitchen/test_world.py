@@ -1,0 +1,31 @@
+"""The kitchen as files."""
+
+import json
+
+import pytest
+
+from wukong.errors import RunError
+from wukong.files import fingerprint
+from wukong.kitchen.world import write_world
+from wukong.records import Conversation, Prompt, read_records
+
+
+def test_written_world_is_readable_and_reproducible(tmp_path) -> None:
+    paths = write_world(tmp_path / "a", seed=5, megabytes=0.1)
+    assert set(paths) == {"corpus", "instructions", "prompts-train", "prompts-test"}
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(f"{name}.jsonl" for name in paths)
+    corpus = [json.loads(line) for line in paths["corpus"].read_text(encoding="utf-8").splitlines()]
+    assert all(set(document) == {"text"} for document in corpus)
+    assert len(read_records(paths["instructions"], Conversation)) > 1500
+    assert len(read_records(paths["prompts-train"], Prompt)) == 800
+    assert len(read_records(paths["prompts-test"], Prompt)) == 420
+    write_world(tmp_path / "b", seed=5, megabytes=0.1)
+    assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
+    write_world(tmp_path / "c", seed=6, megabytes=0.1)
+    assert fingerprint(tmp_path / "a") != fingerprint(tmp_path / "c")
+
+
+def test_a_directory_that_cannot_be_made_is_a_run_error(tmp_path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RunError):
+        write_world(tmp_path / "file" / "kitchen", megabytes=0.01)

@@ -1,0 +1,258 @@
+"""GPT-2 against `transformers` on tiny random weights, and what must hold whatever the weights are."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config, KVCache
+from wukong.model.hub import load_policy
+
+WHOLE_MODEL = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def random_ids(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 300, shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ------------------------------------------------------------------------------------------------ parity
+
+
+@pytest.fixture
+def both(theirs_dir):
+    """(ours, theirs) with the same weights; theirs with plain attention and without dropout."""
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(theirs_dir, attn_implementation="eager").eval()
+    return load_policy(theirs_dir)[0], theirs
+
+
+def in_our_layout(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Their Conv1D keeps (in, out) where nn.Linear keeps (out, in)."""
+    return tensor.t() if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")) else tensor
+
+
+def language_loss(ours: GPT2, ids: torch.Tensor) -> torch.Tensor:
+    logits = ours.logits(ours(ids))[:, :-1]  # (B, T-1, V)
+    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+
+def test_logits_loss_and_every_gradient_equal_transformers(both):
+    ours, theirs = both
+    ids = random_ids(3, 64)
+    expected = theirs(ids, labels=ids)
+    torch.testing.assert_close(ours.logits(ours(ids)), expected.logits, **WHOLE_MODEL)
+    loss = language_loss(ours, ids)
+    torch.testing.assert_close(loss, expected.loss)
+    loss.backward()
+    expected.loss.backward()
+    gradients = {name: p.grad for name, p in theirs.transformer.named_parameters()}
+    assert len(gradients) == len(list(ours.parameters())) == 2 + 12 * 3 + 2
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, in_our_layout(name, gradients[name]), rtol=1e-4, atol=1e-5)
+        assert parameter.grad.abs().max() > 1e-4, f"{name}: a gradient of nothing compares nothing"
+
+
+def test_one_adamw_step_equals_transformers(both):
+    ours, theirs = both
+    ids = random_ids(3, 32)
+    before = {name: p.detach().clone() for name, p in ours.named_parameters()}
+    # A key's bias has no true gradient (softmax ignores it), only rounding noise, which the usual eps of 1e-8
+    # would blow up to a full step: hence the larger eps.
+    options = {"lr": 1e-2, "weight_decay": 0.1, "eps": 1e-3}
+    optimizers = torch.optim.AdamW(ours.parameters(), **options), torch.optim.AdamW(theirs.parameters(), **options)
+    language_loss(ours, ids).backward()
+    theirs(ids, labels=ids).loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    expected = dict(theirs.transformer.named_parameters())
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter, in_our_layout(name, expected[name]), rtol=0, atol=1e-5)
+        assert (parameter - before[name]).abs().max() > 1e-3
+
+
+def greedy(model: GPT2, prompt: list[int], steps: int) -> list[int]:
+    ids = list(prompt)
+    for _ in range(steps):
+        ids.append(int(model.logits(model(torch.tensor([ids]))[0, -1]).argmax()))
+    return ids[len(prompt) :]
+
+
+def greedy_cached(model: GPT2, prompts: list[list[int]], steps: int) -> list[list[int]]:
+    """All prompts in one batch padded on the right, one token at a time."""
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    longest = int(lengths.max())
+    ids = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts])  # (B, P)
+    cache = KVCache.empty(model.config, len(prompts), longest + steps, like=model.wte.weight)
+    hidden = model(ids, cache=cache)[torch.arange(len(prompts)), lengths - 1]  # (B, C)
+    cache.advance(lengths, longest)
+    tokens = []
+    for _ in range(steps):
+        tokens.append(model.logits(hidden).argmax(-1))  # (B,)
+        hidden = model(tokens[-1].unsqueeze(1), cache=cache)[:, 0]
+        cache.advance()
+    return torch.stack(tokens, dim=1).tolist()
+
+
+@torch.no_grad()
+def test_greedy_decoding_equals_transformers_token_for_token(both):
+    ours, theirs = both
+    theirs.generation_config.eos_token_id = None
+    prompts = [random_ids(n, seed=n).tolist() for n in (1, 7, 20)]
+    cached = greedy_cached(ours, prompts, 24)
+    for prompt, ours_cached in zip(prompts, cached, strict=True):
+        out = theirs.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False, pad_token_id=0)
+        expected = out[0, len(prompt) :].tolist()
+        assert len(expected) == 24
+        assert len(set(expected)) > 3, "a constant continuation would show nothing"
+        assert greedy(ours, prompt, 24) == expected
+        assert ours_cached == expected
+
+
+# ------------------------------------------------------------------------------------------------ invariants
+
+
+@torch.no_grad()
+def test_cached_decoding_equals_the_full_forward_pass(model):
+    lengths = torch.tensor([5, 9, 1])
+    rows = random_ids(3, 20)
+    cache = KVCache.empty(model.config, 3, 20, like=model.wte.weight)
+    prompt = torch.where(torch.arange(9) < lengths[:, None], rows[:, :9], 7)  # (B, P) padded with rubbish
+    hidden = model(prompt, cache=cache)
+    cache.advance(lengths, 9)
+    for b, length in enumerate(lengths.tolist()):
+        torch.testing.assert_close(hidden[b, :length], model(rows[b : b + 1, :length])[0], **WHOLE_MODEL)
+    for step in range(8):
+        at = lengths + step  # (B,)
+        hidden = model(rows[torch.arange(3), at].unsqueeze(1), cache=cache)  # (B, 1, C)
+        cache.advance()
+        for b, position in enumerate(at.tolist()):
+            expected = model(rows[b : b + 1, : position + 1])[0, -1]
+            torch.testing.assert_close(hidden[b, 0], expected, **WHOLE_MODEL)
+
+
+@torch.no_grad()
+def test_rows_that_leave_the_cache_do_not_change_the_others(model):
+    ids = random_ids(4, 6)
+    cache = KVCache.empty(model.config, 4, 12, like=model.wte.weight)
+    model(ids, cache=cache)
+    cache.advance(torch.full((4,), 6), 6)
+    step = random_ids(4, 1, seed=1)
+    stay = torch.tensor([2, 0])
+    fewer = cache.select(stay)
+    torch.testing.assert_close(model(step[stay], cache=fewer), model(step, cache=cache)[stay], **WHOLE_MODEL)
+
+
+@torch.no_grad()
+def test_a_filled_cache_takes_one_token_at_a_time(model):
+    cache = KVCache.empty(model.config, 1, 12, like=model.wte.weight)
+    model(random_ids(1, 4), cache=cache)
+    cache.advance(torch.tensor([4]), 4)
+    with pytest.raises(ValueError, match="one token at a time"):
+        model(random_ids(1, 2), cache=cache)
+
+
+@torch.no_grad()
+def test_padding_on_the_right_changes_nothing(model):
+    ids = random_ids(2, 10)
+    padded = F.pad(ids, (0, 6), value=3)
+    torch.testing.assert_close(model(padded)[:, :10], model(ids), **WHOLE_MODEL)
+
+
+@torch.no_grad()
+def test_padding_on_the_left_changes_nothing_with_segments(model):
+    ids = random_ids(2, 10)
+    padded = F.pad(ids, (6, 0), value=3)
+    segments = F.pad(torch.ones_like(ids), (6, 0), value=0)
+    torch.testing.assert_close(model(padded, segments=segments)[:, 6:], model(ids), **WHOLE_MODEL)
+    assert not torch.allclose(model(padded)[:, 6:], model(ids), atol=1e-2), "without segments it must matter"
+
+
+@torch.no_grad()
+def test_packed_segments_equal_separate_rows(model):
+    parts = [random_ids(1, n, seed=n) for n in (5, 1, 9, 3)]
+    segments = torch.repeat_interleave(torch.arange(4), torch.tensor([5, 1, 9, 3])).unsqueeze(0)  # (1, T)
+    packed = model(torch.cat(parts, dim=1), segments=segments)
+    expected = torch.cat([model(part) for part in parts], dim=1)
+    torch.testing.assert_close(packed, expected, **WHOLE_MODEL)
+
+
+def test_no_gradient_flows_between_segments(model):
+    embedded = []
+    model.wte.register_forward_hook(lambda _, __, out: (out.retain_grad(), embedded.append(out))[0])
+    segments = torch.tensor([[0, 0, 0, 1, 1]])
+    model(random_ids(1, 5), segments=segments)[0, 3:].square().sum().backward()
+    reach = embedded[0].grad[0].abs().sum(-1)  # (T,)
+    assert reach[:3].eq(0).all()
+    assert reach[3:].gt(0).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("with_segments", [False, True])
+def test_a_future_token_cannot_change_a_past_hidden_state(model, with_segments):
+    ids = random_ids(2, 12)
+    changed = ids.clone()
+    changed[:, 7:] = random_ids(2, 5, seed=9)
+    segments = torch.zeros_like(ids) if with_segments else None
+    before, after = model(ids, segments=segments), model(changed, segments=segments)
+    assert torch.equal(before[:, :7], after[:, :7])
+    assert not torch.allclose(before[:, 7:], after[:, 7:], atol=1e-2)
+
+
+def test_too_many_tokens_are_refused(model):
+    with pytest.raises(ValueError, match="65 tokens do not fit the context of 64"):
+        model(random_ids(1, 65))
+    cache = KVCache.empty(model.config, 1, 65, like=model.wte.weight)
+    model(random_ids(1, 64), cache=cache)
+    cache.advance(torch.tensor([64]), 64)
+    with pytest.raises(ValueError, match="65 tokens do not fit"):
+        model(random_ids(1, 1), cache=cache)
+
+
+def test_dropout_acts_in_training_only():
+    torch.manual_seed(0)
+    model = GPT2(GPT2Config(vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=2, dropout=0.5))
+    ids = random_ids(2, 8)
+    assert not torch.equal(model(ids), model(ids))
+    model.eval()
+    assert torch.equal(model(ids), model(ids))
+
+
+# ------------------------------------------------------------------------------------------------ sizes and start
+
+
+def test_initialisation_follows_the_paper():
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=1000, n_positions=256, n_embd=128, n_layer=8, n_head=4)
+    for name, parameter in GPT2(config).named_parameters():
+        if name.endswith("bias"):
+            assert parameter.eq(0).all()
+        elif "ln_" in name:
+            assert parameter.eq(1).all()
+        else:
+            residual = name.endswith("c_proj.weight")
+            expected = 0.02 / math.sqrt(16) if residual else 0.02
+            # The sample deviation of n normal numbers scatters by 1/sqrt(2n) of itself; 5 of that is no accident.
+            assert parameter.std().item() == pytest.approx(expected, rel=5 / math.sqrt(2 * parameter.numel())), name
+            assert abs(parameter.mean().item()) < 5 * expected / math.sqrt(parameter.numel()), name
+
+
+def test_untrained_loss_is_that_of_a_uniform_guess():
+    torch.manual_seed(0)
+    model = GPT2(GPT2Config(vocab_size=300, **PRESETS["test"]))
+    assert language_loss(model, random_ids(8, 64)).item() == pytest.approx(math.log(300), abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters"),
+    # From the released checkpoints: 124M, 355M, 774M, 1.5B with 50,257 tokens.
+    [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200)],
+)
+def test_released_sizes_have_their_parameter_counts(preset, parameters):
+    with torch.device("meta"):
+        assert GPT2(GPT2Config(**PRESETS[preset])).n_parameters() == parameters
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match="n_embd 30 is not a multiple of n_head 4"):
+        GPT2Config(n_embd=30, n_head=4)

@@ -1,0 +1,93 @@
+"""The reward and value head: what is pooled, and that padding and rescaling do what they say."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from wukong.model.gpt2 import GPT2, GPT2Config
+from wukong.model.heads import ScalarModel
+
+LENGTHS = torch.tensor([9, 4, 1])
+WHOLE_MODEL = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def random_ids(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 300, shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=["linear", "mlp"])
+def head(request) -> str:
+    return request.param
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_reward_is_pooled_over_the_real_tokens_of_each_row(model, head, pooling):
+    scalar_model = ScalarModel(model, head, pooling)
+    ids = random_ids(3, 9)
+    for b, reward in enumerate(scalar_model(ids, LENGTHS).tolist()):
+        alone = scalar_model.token_scores(ids[b : b + 1, : LENGTHS[b]])[0].tolist()
+        expected = alone[-1] if pooling == "last" else sum(alone) / len(alone)
+        assert reward == pytest.approx(expected, abs=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_what_stands_in_the_padding_does_not_matter(model, head, pooling):
+    scalar_model = ScalarModel(model, head, pooling)
+    ids = random_ids(3, 9)
+    other = torch.where(torch.arange(9) < LENGTHS[:, None], ids, 5)
+    torch.testing.assert_close(scalar_model(other, LENGTHS), scalar_model(ids, LENGTHS), **WHOLE_MODEL)
+    torch.testing.assert_close(scalar_model(F.pad(ids, (0, 4)), LENGTHS), scalar_model(ids, LENGTHS), **WHOLE_MODEL)
+
+
+@torch.no_grad()
+def test_linear_head_is_a_weighted_sum_of_the_hidden_state(model):
+    scalar_model = ScalarModel(model)
+    scalar_model.score.bias.fill_(2.0)
+    ids = random_ids(2, 5)
+    expected = (model(ids) * scalar_model.score.weight[0]).sum(-1) + 2.0
+    torch.testing.assert_close(scalar_model.token_scores(ids), expected, **WHOLE_MODEL)
+
+
+@torch.no_grad()
+def test_mlp_head_is_not_linear_in_the_hidden_state(model):
+    scalar_model = ScalarModel(model, "mlp")
+    hidden = model(random_ids(1, 8))[0]  # (T, C)
+
+    def score(x):
+        return scalar_model.score(scalar_model.hidden(x))
+
+    assert not torch.allclose(score(hidden) + score(-hidden), 2 * score(torch.zeros_like(hidden)), atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_rescaling_is_an_affine_map_of_the_reward(model, head, pooling):
+    scalar_model = ScalarModel(model, head, pooling)
+    ids = random_ids(3, 9)
+    before = scalar_model(ids, LENGTHS)
+    scalar_model.rescale(2.5, -1.0)
+    scalar_model.rescale(2.0, 0.5)
+    torch.testing.assert_close(scalar_model(ids, LENGTHS), 5.0 * before - 1.5, **WHOLE_MODEL)
+
+
+@torch.no_grad()
+def test_rewards_start_near_zero_with_a_spread_of_about_one():
+    torch.manual_seed(0)
+    trunk = GPT2(GPT2Config(vocab_size=300, n_positions=64, n_embd=128, n_layer=2, n_head=2))
+    scores = torch.stack([ScalarModel(trunk).token_scores(random_ids(8, 16)) for _ in range(100)])  # 100 heads
+    # A LayerNorm output has squared length C, so w.x has variance C/(C+1) over random heads w.
+    assert scores.mean().item() == pytest.approx(0, abs=0.2)
+    assert scores.std().item() == pytest.approx(math.sqrt(128 / 129), abs=0.2)
+
+
+def test_gradient_reaches_the_pooled_tokens_only(model):
+    for pooling, expected in (("last", [0, 0, 0, 1, 0, 0]), ("mean", [1, 1, 1, 1, 0, 0])):
+        scalar_model = ScalarModel(model, "linear", pooling)
+        scores: list[torch.Tensor] = []
+        scalar_model.score.register_forward_hook(lambda _, __, out, s=scores: (out.retain_grad(), s.append(out))[0])
+        scalar_model(random_ids(1, 6), torch.tensor([4])).sum().backward()
+        assert scores[0].grad.flatten().ne(0).int().tolist() == expected
