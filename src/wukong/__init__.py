@@ -1,3 +1,49 @@
-"""Wukong: GPT-2 from raw text to a model that people prefer."""
+"""Wukong: GPT-2 from raw text to a model that people prefer.
+
+The names of `__all__` are the package's stable interface. They are imported when they are first used: torch takes
+seconds, and `import wukong` should not.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from wukong.errors import DataError, WukongError
+
+if TYPE_CHECKING:
+    from wukong.api import Policy, Reward, load_policy, load_reward
+    from wukong.data import read_comparisons, read_instructions, read_prompts, read_text
+    from wukong.recipe import run
 
 __version__ = "0.1.0"
+__all__ = [
+    "DataError",
+    "Policy",
+    "Reward",
+    "WukongError",
+    "load_policy",
+    "load_reward",
+    "read_comparisons",
+    "read_instructions",
+    "read_prompts",
+    "read_text",
+    "run",
+]
+
+_HOMES = {
+    **dict.fromkeys(("Policy", "Reward", "load_policy", "load_reward"), "wukong.api"),
+    **dict.fromkeys(("read_comparisons", "read_instructions", "read_prompts", "read_text"), "wukong.data"),
+    "run": "wukong.recipe",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'wukong' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

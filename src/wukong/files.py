@@ -7,10 +7,13 @@ same command after a kill -9, sees the old file or the new one and never half of
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import gzip
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import zlib
@@ -18,18 +21,44 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
+from safetensors import SafetensorError
+
 from wukong.errors import DataError, RunError, UsageError
+
+# What a write fails with when the disk will not take it; other errors in a block are not ours to explain.
+_DISK_REFUSES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 @contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns a failure to write to `path` into RunError; errors about other files, such as inputs, pass through."""
     try:
         yield
     except OSError as error:
-        raise RunError(f"{path}: cannot write ({error.strerror or error}); nothing was half-written") from error
+        if error.filename is None and error.errno not in _DISK_REFUSES:
+            raise
+        if error.filename is not None and not _belongs_to(Path(os.fsdecode(error.filename)), path):
+            raise
+        raise _cannot_write(path, error.strerror) from error
+    except SafetensorError as error:  # carries the system's error as text: "... (os error 28)"
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise _cannot_write(path, os.strerror(int(number[1]))) from error
 
 
-def _sync_directory(path: Path) -> None:
+def _belongs_to(file: Path, path: Path) -> bool:
+    """Whether `file` is `path`, its temporary sibling, one of the directories above, or something inside."""
+    own = file == path or file in path.parents or path in file.parents
+    return own or any(part.startswith(f".{path.name}.") for part in file.parts)
+
+
+def _cannot_write(path: Path, reason: str | None) -> RunError:
+    return RunError(f"{path}: cannot write ({reason or 'unknown reason'}); nothing was half-written")
+
+
+def sync_directory(path: Path) -> None:
+    """Waits until the names in a directory are on the disk."""
     with contextlib.suppress(OSError):  # not every file system (or Windows) can sync a directory
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -42,46 +71,66 @@ def _sync_directory(path: Path) -> None:
 def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """A file that appears under `path` only when the block ended well. Raises RunError on a full disk."""
     path = Path(path)
-    with _disk_errors(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with _disk_errors(path):
+        try:
             os.chmod(name, 0o644)
             with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as out:
                 yield out
                 out.flush()
                 os.fsync(out.fileno())
             os.replace(name, path)
-            _sync_directory(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+        sync_directory(path.parent)
 
 
 @contextlib.contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """A directory that appears under `path` only when the block ended well; one that stood there is replaced."""
+    """A directory that appears under `path` only when the block ended well; one that stood there is replaced.
+
+    The old one is set aside before the new one takes its name and deleted after that, so that at no moment
+    neither is on the disk. What a kill -9 left behind is put right or removed by the next call.
+    """
     path = Path(path)
-    with _disk_errors(path):
+    aside = path.with_name(f".{path.name}.old")
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if aside.exists() and not path.exists():  # killed between the two renames
+            os.replace(aside, path)
+        remove_leftovers(path.parent, glob.escape(path.name))
         staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    try:
-        with _disk_errors(path):
+        try:
             os.chmod(staging, 0o755)
             yield staging
             for file in staging.rglob("*"):
                 if file.is_file():
-                    with file.open("rb") as handle:
-                        os.fsync(handle.fileno())
+                    sync_file(file)
             if path.exists():
-                shutil.rmtree(path)
+                os.replace(path, aside)
             os.replace(staging, path)
-            _sync_directory(path.parent)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            if aside.exists() and not path.exists():
+                os.replace(aside, path)
+            raise
+        sync_directory(path.parent)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_leftovers(parent: Path, pattern: str) -> None:
+    """Removes what a killed `atomic_directory` left in `parent` of directories whose names match `pattern`."""
+    for leftover in [*parent.glob(f".{pattern}.*.tmp"), *parent.glob(f".{pattern}.old")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def sync_file(path: Path) -> None:
+    """Waits until a closed file's bytes are on the disk."""
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
 
 
 def write_json(path: str | Path, value: Any) -> None:

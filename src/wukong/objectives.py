@@ -26,7 +26,12 @@ def _check(name: str, tensor: Tensor, rank: int, dtype: torch.dtype | None = Non
 
 def _check_like(reference: Tensor, mask: Tensor, **tensors: Tensor) -> None:
     _check("response_mask", mask, reference.ndim, torch.bool)
-    for name, tensor in {"mask": mask, **tensors}.items():
+    _check_shape(reference, response_mask=mask, **tensors)
+
+
+def _check_shape(reference: Tensor, **tensors: Tensor) -> None:
+    """Broadcasting would turn a wrong shape into a wrong number."""
+    for name, tensor in tensors.items():
         if tensor.shape != reference.shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(reference.shape)}")
 
@@ -74,9 +79,7 @@ def token_logprobs(
     parts = []
     for start in range(0, len(targets), rows):
         chunk = (hidden[start : start + rows], weight, targets[start : start + rows], temperature, with_entropy)
-        parts.append(
-            checkpoint(_chunk_logprobs, *chunk, use_reentrant=False) if recompute else _chunk_logprobs(*chunk)
-        )
+        parts.append(checkpoint(_chunk_logprobs, *chunk, use_reentrant=False) if recompute else _chunk_logprobs(*chunk))
     logprobs, entropies = zip(*parts, strict=True)
     return torch.cat(logprobs), torch.cat(entropies)
 
@@ -112,6 +115,7 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, kind: Literal["k1"
     With d = log pi - log pi_ref: k1 = d (unbiased; may be negative, never clamp it), k2 = d^2/2 (biased, low
     variance), k3 = exp(-d) - 1 + d (unbiased, never negative). Shapes equal: any.
     """
+    _check_shape(logprobs, reference_logprobs=reference_logprobs)
     d = logprobs - reference_logprobs
     if kind == "k1":
         return d
@@ -146,10 +150,13 @@ def pairwise_loss(margins: Tensor, ties: Tensor | None = None, target_margins: T
         (N,) losses.
     """
     _check("margins", margins, 1, torch.float32)
+    if target_margins is not None:
+        _check_shape(margins, target_margins=target_margins)
     wanted = margins if target_margins is None else margins - target_margins
     losses = -F.logsigmoid(wanted)
     if ties is not None:
         _check("ties", ties, 1, torch.bool)
+        _check_shape(margins, ties=ties)
         losses = torch.where(ties, -(F.logsigmoid(margins) + F.logsigmoid(-margins)) / 2, losses)
     return losses
 
@@ -161,6 +168,7 @@ def grouped_mean(losses: Tensor, groups: Tensor) -> Tensor:
     """
     _check("losses", losses, 1)
     _check("groups", groups, 1, torch.int64)
+    _check_shape(losses, groups=groups)
     _, inverse, counts = groups.unique(return_inverse=True, return_counts=True)
     return (losses / counts[inverse]).sum() / len(counts)
 
@@ -180,11 +188,15 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> T
         (B, R), zero where masked.
     """
     _check("scores", scores, 1)
+    _check("kl", kl, 2)
     _check_like(kl, mask)
+    _check_shape(kl[:, 0], scores=scores)
     rewards = torch.where(mask, -kl_coef * kl, 0)
     last = mask.sum(1) - 1  # (B,)
     if (last < 0).any():
         raise ValueError("a response without a token has no place for its score")
+    if not torch.equal(mask, torch.arange(mask.shape[1], device=mask.device) <= last.unsqueeze(1)):
+        raise ValueError("response_mask has a gap or starts late: the score would miss the last token")
     rewards[torch.arange(len(scores)), last] += scores
     return rewards
 
@@ -199,7 +211,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     Returns:
         advantages (B, R) and returns = advantages + values (B, R), both 0 where masked, neither whitened.
     """
-    _check("rewards", rewards, 2)
+    _check("rewards", rewards, 2, torch.float32)
     _check_like(rewards, mask, values=values)
     advantages = torch.zeros_like(rewards)
     next_advantage = torch.zeros_like(rewards[:, 0])
@@ -219,6 +231,7 @@ def ppo_policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, 
     """
     for name, tensor in {"logprobs": logprobs, "old_logprobs": old_logprobs, "advantages": advantages}.items():
         _check(name, tensor, 1, torch.float32)
+    _check_shape(logprobs, old_logprobs=old_logprobs, advantages=advantages)
     ratio = torch.exp(logprobs - old_logprobs)
     return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range))
 
@@ -227,5 +240,6 @@ def ppo_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_ran
     """0.5 x max of the squared errors of the value and of the value clipped to its old one +- eps. (N,) -> (N,)."""
     for name, tensor in {"values": values, "old_values": old_values, "returns": returns}.items():
         _check(name, tensor, 1, torch.float32)
+    _check_shape(values, old_values=old_values, returns=returns)
     clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
     return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)

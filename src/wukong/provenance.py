@@ -6,6 +6,9 @@ and `provenance.json` when complete; a file `out.jsonl` carries `out.jsonl.prove
 
 from __future__ import annotations
 
+import glob
+import hashlib
+import json
 import os
 import subprocess
 import time
@@ -31,13 +34,19 @@ def _git_commit() -> str | None:
 
 
 def _input_hash(source: str | Path) -> str | None:
-    """A model directory by its weights and tokenizer, a file by its bytes; None for a hub id."""
-    path = Path(source)
+    """A stage's directory by the files it made, anything else (also what a glob names) by its bytes; None for a
+    hub id."""
+    path = Path(source).expanduser()
     if not path.exists():
-        return None
+        found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+        return _digest([fingerprint(file) for file in found if file.is_file()]) if found else None
     if path.is_dir() and (path / "provenance.json").exists():
         return str(read_json(path / "provenance.json").get("result"))
     return fingerprint(path)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 class Work:
@@ -45,6 +54,7 @@ class Work:
 
     def __init__(self, stage: str, options: StageOptions, inputs: Sequence[str | Path], directory: bool) -> None:
         self.out = options.out
+        self.base = self.out if directory else self.out.parent  # the files made are named relative to it
         self.path = self.out / "provenance.json" if directory else Path(f"{self.out}.provenance.json")
         self.started_path = self.out / "options.json" if directory else self.path
         self.record: dict[str, Any] = {
@@ -73,17 +83,29 @@ class Work:
     def begin(self) -> Work:
         if self.path.exists():
             self._refuse_if_other(self.path)
+            missing = [name for name in read_json(self.path).get("files", {}) if not (self.base / name).exists()]
+            if missing:
+                say(f"{self.record['stage']}: {self.base / missing[0]} is gone, so {self.out} is made again")
+                return self
             self.done = True
             say(f"{self.record['stage']}: {self.out} is complete, nothing to do")
-        elif self.started_path.exists():
+        elif self.started_path.exists() and self._anything_made():
             self._refuse_if_other(self.started_path)
         elif self.started_path != self.path:
             write_json(self.started_path, self.record)
         return self
 
+    def _anything_made(self) -> bool:
+        """Whether a run began here that others could continue: one that stopped at an error in its options did not,
+        and must not stand in the way of the corrected command."""
+        return any(file != self.started_path and not file.name.startswith(".") for file in self.out.iterdir())
+
+    def _name(self, file: Path) -> str:
+        return file.relative_to(self.base).as_posix() if file.is_relative_to(self.base) else str(file.absolute())
+
     def finish(self, results: Mapping[str, Any], files: Sequence[str | Path]) -> None:
         """Marks the stage complete. `files` are what it made (hashed), `results` the numbers worth keeping."""
-        hashes = {Path(f).name: fingerprint(f) for f in files}
+        hashes = {self._name(Path(f)): fingerprint(f) for f in files}
         write_json(
             self.path,
             {
@@ -92,7 +114,7 @@ class Work:
                 "git_commit": _git_commit(),
                 "seconds": round(time.monotonic() - self._begin, 1),
                 "files": hashes,
-                "result": next(iter(hashes.values()), None),
+                "result": _digest(hashes),
                 "results": dict(results),
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "cpus": os.cpu_count(),

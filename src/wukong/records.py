@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticSerializationError
 
 from wukong.errors import DataError
 from wukong.files import atomic_open, numbered_lines
 
 Role = Literal["system", "user", "assistant"]
+_HALF_CHARACTER = "holds half a character (a lone surrogate such as \\ud800), which no UTF-8 file can store"
 
 
 class Record(BaseModel):
@@ -35,16 +37,45 @@ PromptLike: TypeAlias = str | Sequence[Message | dict]
 
 
 def as_messages(prompt: PromptLike) -> Messages:
-    """A prompt given as a plain string (one user turn) or as messages -> messages."""
+    """A prompt given as a plain string (one user turn) or as messages -> messages.
+
+    Raises DataError, with the field, for what is neither.
+    """
     if isinstance(prompt, str):
         return [Message(role="user", content=prompt)]
-    return [m if isinstance(m, Message) else Message.model_validate(m) for m in prompt]
+    if isinstance(prompt, Mapping) or not isinstance(prompt, Iterable):
+        raise DataError(f"a prompt is text or a list of messages, not {type(prompt).__name__}")
+    return [_as_message(m, index) for index, m in enumerate(prompt)]
+
+
+def _as_message(value: Message | dict, index: int) -> Message:
+    if isinstance(value, Message):
+        return value
+    try:
+        return Message.model_validate(value)
+    except ValidationError as error:
+        raise _data_error(error, f"messages.{index}") from None
+
+
+def _data_error(
+    error: ValidationError, *above: str, file: str | Path | None = None, line: int | None = None
+) -> DataError:
+    """The first of pydantic's complaints, with the field it is about (below the fields `above`)."""
+    first = error.errors()[0]
+    field = ".".join([*above, *map(str, first["loc"])]) or None
+    return DataError(first["msg"].removeprefix("Value error, "), file=file, line=line, field=field)
 
 
 def prompt_id(messages: Sequence[Message]) -> str:
-    """A name for a prompt that is the same on every machine and in every file: a hash of its messages."""
+    """A name for a prompt that is the same on every machine and in every file: a hash of its messages.
+
+    Raises DataError for half a character (a lone surrogate), which no file can hold.
+    """
     canonical = json.dumps([[m.role, m.content] for m in messages], ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    try:
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    except UnicodeEncodeError:
+        raise DataError(_HALF_CHARACTER) from None
 
 
 class Prompt(Record):
@@ -58,7 +89,14 @@ class Prompt(Record):
     @classmethod
     def _fill_id(cls, values: dict) -> dict:
         if isinstance(values, dict) and not values.get("id") and values.get("messages"):
-            values = {**values, "id": prompt_id(as_messages(values["messages"]))}
+            try:
+                messages = as_messages(values["messages"])
+            except DataError:
+                return values  # the check of the field itself, which follows, says what is wrong and where
+            try:
+                return {**values, "id": prompt_id(messages)}
+            except DataError as error:
+                raise ValueError(error.problem) from None
         return values
 
 
@@ -150,11 +188,18 @@ R = TypeVar("R", bound=Record)
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
-    """Writes one JSON object a line, atomically; returns how many. Raises RunError when the disk is full."""
+    """Writes one JSON object a line, atomically; returns how many.
+
+    Raises RunError when the disk is full, DataError for text with half a character (a lone surrogate).
+    """
     count = 0
     with atomic_open(path) as out:
         for record in records:
-            out.write(record.model_dump_json(exclude_none=True) + "\n")
+            try:
+                line = record.model_dump_json(exclude_none=True)
+            except PydanticSerializationError:
+                raise DataError(_HALF_CHARACTER, file=path, line=count + 1) from None
+            out.write(line + "\n")
             count += 1
     return count
 
@@ -167,9 +212,7 @@ def iter_records(path: str | Path, kind: type[R]) -> Iterator[R]:
         try:
             yield kind.model_validate_json(line)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or None
-            raise DataError(first["msg"], file=path, line=number, field=field) from None
+            raise _data_error(error, file=path, line=number) from None
 
 
 def read_records(path: str | Path, kind: type[R]) -> list[R]:

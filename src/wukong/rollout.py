@@ -40,7 +40,7 @@ def uniforms(seed: int, n: int) -> np.ndarray:
 
 
 def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Sets to -inf what top-k and top-p (nucleus, Holtzman et al. 2019) exclude. (B, V) -> (B, V); 0 and 1 mean off."""
+    """Sets to -inf what top-k and top-p (Holtzman et al. 2019) exclude. (B, V) -> (B, V); 0 and 1 mean off."""
     if top_k and top_k < logits.shape[-1]:
         kth = logits.topk(top_k).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -math.inf)
@@ -48,6 +48,7 @@ def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
         ordered, order = logits.sort(descending=True)
         probabilities = ordered.softmax(-1)
         outside = probabilities.cumsum(-1) - probabilities >= top_p  # the token that crosses top_p stays
+        outside[:, 0] = False  # so does the likeliest, whatever top_p is
         logits = logits.masked_fill(outside.scatter(-1, order, outside), -math.inf)
     return logits
 
@@ -60,15 +61,24 @@ def draw(probabilities: Tensor, u: Tensor, block: int = 64) -> Tensor:
     """
     B, V = probabilities.shape
     padded = torch.nn.functional.pad(probabilities, (0, -V % block)).view(B, -1, block)  # (B, V/block, block)
-    sums = padded.sum(-1).cumsum(-1)  # (B, V/block)
+    blocks = padded.sum(-1)  # (B, V/block)
+    sums = blocks.cumsum(-1)
     wanted = u.unsqueeze(1) * sums[:, -1:]  # (B, 1)
     chosen = torch.searchsorted(sums, wanted, right=True).clamp(max=sums.shape[1] - 1)  # (B, 1)
+    # Rounding (a GPU adds in another order) can step past the last block, or token, that has any probability:
+    # then that last one is taken.
+    chosen = _last_positive_up_to(blocks, chosen)
     before = torch.where(chosen > 0, sums.gather(1, (chosen - 1).clamp(min=0)), 0)
-    inner = padded[torch.arange(B, device=u.device), chosen.squeeze(1)].cumsum(-1)  # (B, block)
-    place = torch.searchsorted(inner, wanted - before, right=True)
-    # Rounding can step past the last token of a block that has any probability: take that last one.
-    last = block - 1 - (padded[torch.arange(B, device=u.device), chosen.squeeze(1)] > 0).flip(-1).int().argmax(-1)
-    return chosen.squeeze(1) * block + torch.minimum(place.squeeze(1), last)
+    inside = padded[torch.arange(B, device=u.device), chosen.squeeze(1)]  # (B, block)
+    rest = (wanted - before).clamp(min=0)
+    place = torch.searchsorted(inside.cumsum(-1), rest, right=True).clamp(max=block - 1)  # (B, 1)
+    return (chosen * block + _last_positive_up_to(inside, place)).squeeze(1)
+
+
+def _last_positive_up_to(weights: Tensor, index: Tensor) -> Tensor:
+    """The last position <= index with a positive weight; 0 when there is none. (B, N), (B, 1) -> (B, 1)."""
+    positions = torch.arange(weights.shape[1], device=weights.device)
+    return torch.where(weights > 0, positions, 0).cummax(-1).values.gather(1, index)
 
 
 def inference_copy(model: GPT2, compute: Compute) -> GPT2:
@@ -111,15 +121,8 @@ def generate(
     Raises:
         UsageError: a prompt is empty or does not fit.
     """
-    limit = model.config.n_positions
     for prompt in prompts:
-        if not prompt:
-            raise UsageError("an empty prompt cannot be continued")
-        if len(prompt) + max_new_tokens > limit:
-            raise UsageError(
-                f"a prompt of {len(prompt)} tokens with --max-new-tokens {max_new_tokens} does not fit the model's "
-                f"context of {limit}; shorten the prompt or the response"
-            )
+        _require_room(model, prompt, max_new_tokens)
     results = [Sampled() for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     for start in range(0, len(order), batch_size):
@@ -139,6 +142,39 @@ def generate(
         if on_finish:
             on_finish(sum(not results[i].finished for i in batch))
     return results
+
+
+@torch.inference_mode()
+def stream(
+    model: GPT2,
+    prompt: Sequence[int],
+    *,
+    eos_id: int,
+    max_new_tokens: int,
+    seed: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> Iterator[int]:
+    """The tokens of one response as they are drawn, for whoever reads along; the same ones as `generate` gives.
+
+    Arguments and errors as for `generate`; the caller may stop at any token. The last one is `eos_id` when the model
+    ended its response.
+    """
+    _require_room(model, prompt, max_new_tokens)
+    noise = uniforms(seed, max_new_tokens)[None]  # (1, max_new_tokens)
+    for _, tokens, _ in _decode(model, [prompt], noise, eos_id, temperature, top_k, top_p):
+        yield tokens[0]
+
+
+def _require_room(model: GPT2, prompt: Sequence[int], max_new_tokens: int) -> None:
+    if not prompt:
+        raise UsageError("an empty prompt cannot be continued")
+    if len(prompt) + max_new_tokens > model.config.n_positions:
+        raise UsageError(
+            f"a prompt of {len(prompt)} tokens with --max-new-tokens {max_new_tokens} does not fit the model's "
+            f"context of {model.config.n_positions}; shorten the prompt or the response"
+        )
 
 
 def _decode(

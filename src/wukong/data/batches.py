@@ -47,7 +47,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Packed:
-    """Examples packed into rows. A token attends to its own segment only (see `GPT2.forward`)."""
+    """Examples packed into rows. A token attends to its own segment only (see `GPT2.forward`).
+
+    `response_mask` is never True on the first token of a segment, which nothing of its own example predicts.
+    """
 
     input_ids: Tensor  # (B, T) int64
     segments: Tensor  # (B, T) int64
@@ -80,5 +83,6 @@ def pack(examples: Sequence[Example], row_tokens: int) -> Packed:
         for number, example in enumerate(members, start=1):
             end = at + len(example.ids)
             ids[row, at:end], segments[row, at:end], response[row, at:end] = example.ids, number, example.response
+            response[row, at:end][:1] = False  # what stands before it in the row belongs to another example
             at = end
     return Packed(torch.from_numpy(ids), torch.from_numpy(segments), torch.from_numpy(response))

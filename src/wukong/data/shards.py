@@ -12,9 +12,11 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from wukong.errors import DataError, UsageError
 from wukong.files import atomic_directory, fingerprint, read_json, write_json
+from wukong.seeds import derived_seed, permutation
 from wukong.tokenizer import Tokenizer
 
 BATCH_DOCUMENTS = 256
@@ -42,7 +44,7 @@ def write_shards(
             tokens = 0
             with path.open("wb") as out:
                 while pending and tokens < shard_tokens:
-                    np.asarray(pending[0], dtype=dtype).tofile(out)
+                    out.write(np.asarray(pending[0], dtype=dtype).tobytes())  # tofile hides a full disk's error
                     tokens += len(pending[0])
                     pending = list(islice(iterator, 1))
             manifest["shards"].append({"file": path.name, "tokens": tokens, "sha256": fingerprint(path)})
@@ -54,9 +56,10 @@ def write_shards(
 def _encoded(documents: Iterable[str], tokenizer: Tokenizer, manifest: dict) -> Iterator[list[int]]:
     iterator = iter(documents)
     while batch := list(islice(iterator, BATCH_DOCUMENTS)):
+        encoded = tokenizer.encode_batch(batch)
         manifest["documents"] += len(batch)
         manifest["bytes"] += sum(len(text.encode()) for text in batch)
-        for ids in tokenizer.encode_batch(batch):
+        for ids in encoded:
             yield [*ids, tokenizer.eos_id]
 
 
@@ -67,6 +70,7 @@ class TokenShards:
     manifest: dict
     arrays: list[np.ndarray]
     starts: np.ndarray  # (number of shards + 1,) where each shard begins in the whole
+    _order: tuple[tuple[int, int, int], np.ndarray] | None = None  # the epoch's shuffled contexts
 
     @classmethod
     def open(cls, directory: str | Path, tokenizer: Tokenizer) -> TokenShards:
@@ -76,10 +80,8 @@ class TokenShards:
             raise UsageError(f"{directory}: no token shards here; make them with 'wukong tokenize'")
         manifest = read_json(directory / "manifest.json")
         if manifest["tokenizer"] != tokenizer.fingerprint:
-            raise UsageError(
-                f"{directory}: made with another tokenizer than the model's; run 'wukong tokenize' again"
-            )
-        arrays = []
+            raise UsageError(f"{directory}: made with another tokenizer than the model's; run 'wukong tokenize' again")
+        arrays: list[np.ndarray] = []
         for shard in manifest["shards"]:
             path, dtype = directory / shard["file"], np.dtype(manifest["dtype"])
             if not path.exists() or path.stat().st_size != shard["tokens"] * dtype.itemsize:
@@ -93,6 +95,22 @@ class TokenShards:
     @property
     def bytes_per_token(self) -> float:
         return self.manifest["bytes"] / self.manifest["tokens"]
+
+    def batch(self, step: int, rows: int, context: int, seed: int) -> torch.Tensor:
+        """(rows, context + 1) int64: the contexts of a step, a function of its number.
+
+        Each epoch cuts the sequence at another offset and shuffles the contexts.
+        """
+        windows = (len(self) - 1) // context
+        spare = len(self) - 1 - windows * context
+        picked = []
+        for index in range(step * rows, (step + 1) * rows):
+            epoch, place = divmod(index, windows)
+            if self._order is None or self._order[0] != (windows, seed, epoch):
+                self._order = (windows, seed, epoch), permutation(windows, seed, "windows", epoch)
+            offset = derived_seed(seed, "offset", epoch) % (spare + 1)
+            picked.append(self.window(offset + int(self._order[1][place]) * context, context + 1))
+        return torch.from_numpy(np.stack(picked))
 
     def window(self, start: int, length: int) -> np.ndarray:
         """(length,) int64 from token `start` on; may cross shards."""

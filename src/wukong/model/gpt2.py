@@ -70,11 +70,14 @@ class KVCache:
         return cls(keys, values, torch.zeros(batch, dtype=torch.int64, device=like.device))
 
     def select(self, rows: Tensor) -> KVCache:
-        """The cache of some rows only: finished sequences leave the batch. rows: (B',) int64."""
+        """The cache of some rows only: finished sequences leave the batch. rows: (B',) int64, at least one.
+
+        Waits for the device to learn the new `longest`; a batch of B rows shrinks about log(B) times in all.
+        """
         lengths = self.lengths[rows]
         keys = [k.index_select(0, rows) for k in self.keys]
         values = [v.index_select(0, rows) for v in self.values]
-        return KVCache(keys, values, lengths, self.longest)
+        return KVCache(keys, values, lengths, int(lengths.max()))
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Stores k, v (B, H, T, D) behind each row's tokens; returns the keys and values attention may read."""

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wukong.errors import UsageError
-from wukong.files import read_json, write_json
+from wukong.files import disk_errors, read_json, write_json
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.heads import HeadKind, Pooling, ScalarModel
 from wukong.tokenizer import TOKENIZER_FILES, Tokenizer, local_directory
@@ -147,7 +147,8 @@ def _save(
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "config.json", config)
     stored = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
-    save_file(stored, directory / "model.safetensors", metadata={"format": "pt"})
+    with disk_errors(directory):
+        save_file(stored, directory / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save(directory, model_max_length=config["n_positions"])
 
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from wukong.data.batches import by_length, pad
+from wukong.data.shards import TokenShards
+from wukong.errors import DataError
 from wukong.model.gpt2 import GPT2
-from wukong.training.session import permutation
+from wukong.model.heads import ScalarModel
+from wukong.objectives import token_logprobs
+from wukong.records import Message
+from wukong.seeds import derived_seed, permutation
+from wukong.tokenizer import Tokenizer
+from wukong.training.compute import Compute
 
 
 def epoch_batch(n: int, step: int, size: int, seed: int) -> np.ndarray:
@@ -22,10 +32,72 @@ def epoch_batch(n: int, step: int, size: int, seed: int) -> np.ndarray:
     return order[start : start + size]
 
 
-def with_dropout(model: GPT2, dropout: float) -> GPT2:
-    """The same weights in a model that trains with this dropout rate."""
-    if dropout == model.config.dropout:
-        return model
-    other = GPT2(replace(model.config, dropout=dropout))
-    other.load_state_dict(model.state_dict())
-    return other
+def language_model_loss(model: GPT2, ids: Tensor, compute: Compute) -> Tensor:
+    """Summed negative log-likelihood (nats) of tokens 1..T given those before. ids: (B, T + 1) int64."""
+    with compute.autocast():
+        hidden = model(ids[:, :-1])  # (B, T, C)
+        logprobs, _ = token_logprobs(hidden.flatten(0, 1), model.wte.weight, ids[:, 1:].flatten())
+    return -logprobs.sum()
+
+
+@torch.inference_mode()
+def validation_loss(
+    model: GPT2, shards: TokenShards, context: int, max_tokens: int, compute: Compute, rows: int = 16
+) -> float:
+    """Mean negative log-likelihood (nats a token) over the shards' first max_tokens, in windows of `context`."""
+    was_training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    length = min(len(shards) - 1, max_tokens)
+    starts = list(range(0, max(1, length - context + 1), context))
+    context = min(context, length)
+    for at in range(0, len(starts), rows):
+        ids = torch.from_numpy(np.stack([shards.window(s, context + 1) for s in starts[at : at + rows]]))
+        total += language_model_loss(model, ids.to(compute.device), compute).item()
+        count += len(ids) * context
+    model.train(was_training)
+    return total / count
+
+
+def distinct_n(responses: Sequence[Sequence[int]], n: int) -> float:
+    """Different n-grams as a part of all n-grams of the responses (Li et al. 2016); 0 when there is none."""
+    grams = [tuple(r[i : i + n]) for r in responses for i in range(len(r) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def answer_ids(tokenizer: Tokenizer, prompt: Sequence[Message], text: str, context: int) -> list[int] | None:
+    """Prompt + answer as the reward model reads them: without the closing end token; the oldest turns of a prompt
+    that is too long are left out. None when it does not fit even so."""
+    answer = tokenizer.response_ids(text, finished=False)
+    if len(answer) >= context:
+        return None
+    try:
+        return tokenizer.prompt_ids(list(prompt), max_tokens=context - len(answer)) + answer
+    except DataError:
+        return None
+
+
+@torch.inference_mode()
+def scores_of(model: ScalarModel, sequences: Sequence[list[int]], compute: Compute, max_tokens: int) -> list[float]:
+    """The reward of each token sequence (as `answer_ids` makes them), in order."""
+    model.eval().to(compute.device)
+    scores = [0.0] * len(sequences)
+    for rows in by_length([len(s) for s in sequences], max_tokens):
+        ids, lengths = pad([sequences[i] for i in rows])
+        with compute.autocast():
+            values = model(ids.to(compute.device), lengths.to(compute.device))
+        for i, value in zip(rows, values.tolist(), strict=True):
+            scores[i] = value
+    return scores
+
+
+def bootstrap_interval(sums: np.ndarray, counts: np.ndarray, seed: int, draws: int = 2000) -> list[float]:
+    """The 95 % percentile interval of sum(sums)/sum(counts), resampling prompts, whose members hang together.
+
+    sums, counts: (prompts,). Efron 1979.
+    """
+    generator = np.random.Generator(np.random.Philox(derived_seed(seed, "bootstrap")))
+    picks = generator.integers(len(counts), size=(draws, len(counts)))
+    totals = counts[picks].sum(1)
+    ratios = sums[picks].sum(1)[totals > 0] / totals[totals > 0]
+    return [float(x) for x in np.percentile(ratios, [2.5, 97.5])]

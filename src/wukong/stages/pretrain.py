@@ -14,12 +14,10 @@ Shape legend: B rows, T context, C channels.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from pydantic import Field
 
@@ -28,13 +26,13 @@ from wukong.data.shards import TokenShards
 from wukong.errors import UsageError
 from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
 from wukong.model.hub import load_policy, save_policy
-from wukong.objectives import token_logprobs
 from wukong.provenance import begin
 from wukong.rollout import generate, inference_copy
-from wukong.stages.common import with_dropout
+from wukong.seeds import derived_seed
+from wukong.stages.common import language_model_loss, validation_loss
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
-from wukong.training.session import Session, TrainOptions, derived_seed, permutation, publish
+from wukong.training.session import Session, TrainOptions, publish
 
 
 class PretrainOptions(TrainOptions):
@@ -68,56 +66,6 @@ class PretrainOptions(TrainOptions):
     """Texts that the model continues at each validation, written to samples.jsonl."""
 
 
-def batch_at(shards: TokenShards, step: int, rows: int, context: int, seed: int) -> torch.Tensor:
-    """(B, T + 1) int64: the windows of a step, a function of its number. Epochs shuffle and shift the windows."""
-    windows = (len(shards) - 1) // context
-    picked = []
-    for index in range(step * rows, (step + 1) * rows):
-        epoch, place = divmod(index, windows)
-        spare = len(shards) - 1 - windows * context
-        offset = derived_seed(seed, "offset", epoch) % (spare + 1)
-        order = _epoch_order(windows, seed, epoch)
-        picked.append(shards.window(offset + int(order[place]) * context, context + 1))
-    return torch.from_numpy(np.stack(picked))
-
-
-_orders: dict[tuple[int, int, int], np.ndarray] = {}
-
-
-def _epoch_order(windows: int, seed: int, epoch: int) -> np.ndarray:
-    key = (windows, seed, epoch)
-    if key not in _orders:
-        _orders.clear()
-        _orders[key] = permutation(windows, seed, "windows", epoch)
-    return _orders[key]
-
-
-def language_model_loss(model: GPT2, ids: torch.Tensor, compute: Compute) -> torch.Tensor:
-    """Summed negative log-likelihood (nats) of tokens 1..T given those before. ids: (B, T + 1) int64."""
-    with compute.autocast():
-        hidden = model(ids[:, :-1])  # (B, T, C)
-        logprobs, _ = token_logprobs(hidden.flatten(0, 1), model.wte.weight, ids[:, 1:].flatten())
-    return -logprobs.sum()
-
-
-@torch.inference_mode()
-def validation_loss(
-    model: GPT2, shards: TokenShards, context: int, max_tokens: int, compute: Compute, rows: int = 16
-) -> float:
-    """Mean negative log-likelihood (nats a token) over the shards' first max_tokens, in windows of `context`."""
-    model.eval()
-    total, count = 0.0, 0
-    length = min(len(shards) - 1, max_tokens)
-    starts = list(range(0, max(1, length - context + 1), context))
-    context = min(context, length)
-    for at in range(0, len(starts), rows):
-        ids = torch.from_numpy(np.stack([shards.window(s, context + 1) for s in starts[at : at + rows]]))
-        total += language_model_loss(model, ids.to(compute.device), compute).item()
-        count += len(ids) * context
-    model.train()
-    return total / count
-
-
 def run(options: PretrainOptions) -> None:
     """Raises UsageError for unusable options or shards, RunError when the loss is not finite."""
     work = begin("pretrain", options, [options.data])
@@ -130,15 +78,17 @@ def run(options: PretrainOptions) -> None:
         config = GPT2Config(vocab_size=tokenizer.vocab_size, **PRESETS[options.model])
         model = GPT2(replace(config, dropout=options.dropout))
     else:
-        model, own_tokenizer = load_policy(options.model)
+        model, own_tokenizer = load_policy(options.model, dropout=options.dropout)
         if own_tokenizer.fingerprint != tokenizer.fingerprint:
             raise UsageError(
                 f"{options.data}: made with another tokenizer than {options.model}'s; tokenise it with that"
             )
-        model = with_dropout(model, options.dropout)
     context = options.context or model.config.n_positions
     if context > model.config.n_positions:
         raise UsageError(f"--context {context} is longer than the model's {model.config.n_positions}")
+    for text in options.sample_prompts:
+        if not 0 < len(tokenizer.encode(text)) < model.config.n_positions:
+            raise UsageError(f"--sample-prompts {text[:40]!r}: empty, or no shorter than the model's context")
     if options.batch_tokens % context:
         raise UsageError(f"--batch-tokens {options.batch_tokens} is not a multiple of the context {context}")
     train, valid = (TokenShards.open(options.data / side, tokenizer) for side in ("train", "valid"))
@@ -155,7 +105,7 @@ def run(options: PretrainOptions) -> None:
         compute = session.compute
         for step in session.steps():
             model.train()
-            ids = batch_at(train, step, rows, context, options.seed).to(compute.device)  # (B, T + 1)
+            ids = train.batch(step, rows, context, options.seed).to(compute.device)  # (B, T + 1)
             total = 0.0
             for part in ids.split(max(1, options.micro_batch_tokens // context)):
                 loss = language_model_loss(model, part, compute) / options.batch_tokens
@@ -171,7 +121,7 @@ def run(options: PretrainOptions) -> None:
                     valid_bits_per_byte=held_out / math.log(2) / valid.bytes_per_token,
                 )
                 session.keep_best(held_out)
-                _write_samples(options, model, tokenizer, step + 1, compute)
+                _show_samples(session, options, model, tokenizer, compute)
             session.show(loss=total)
         session.restore_best()
     # ---------------------------------------------------------------------------------------------------- save
@@ -182,11 +132,12 @@ def run(options: PretrainOptions) -> None:
     session.discard_checkpoints()
 
 
-def _write_samples(options: PretrainOptions, model: GPT2, tokenizer: Tokenizer, step: int, compute: Compute) -> None:
+def _show_samples(
+    session: Session, options: PretrainOptions, model: GPT2, tokenizer: Tokenizer, compute: Compute
+) -> None:
+    """Continues the sample prompts, into samples.jsonl."""
     prompts = [tokenizer.encode(text) for text in options.sample_prompts]
-    if not prompts:
-        return
-    room = model.config.n_positions - max(len(p) for p in prompts)
+    room = model.config.n_positions - max((len(p) for p in prompts), default=0)
     written = generate(
         inference_copy(model.eval(), compute),
         prompts,
@@ -194,7 +145,5 @@ def _write_samples(options: PretrainOptions, model: GPT2, tokenizer: Tokenizer, 
         max_new_tokens=min(64, room),
         seeds=[derived_seed(options.seed, "sample", i) for i in range(len(prompts))],
     )
-    path = options.out / "samples.jsonl"
-    with path.open("a", encoding="utf-8") as out:
-        for prompt, sampled in zip(options.sample_prompts, written, strict=True):
-            out.write(json.dumps({"step": step, "prompt": prompt, "text": tokenizer.decode(sampled.ids)}) + "\n")
+    for prompt, sampled in zip(options.sample_prompts, written, strict=True):
+        session.sample(prompt=prompt, text=tokenizer.decode(sampled.ids))

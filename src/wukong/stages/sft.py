@@ -31,7 +31,7 @@ from wukong.model.hub import load_policy, save_policy
 from wukong.objectives import token_logprobs
 from wukong.provenance import begin
 from wukong.records import Conversation
-from wukong.stages.common import epoch_batch, with_dropout
+from wukong.stages.common import epoch_batch
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 from wukong.training.session import Session, TrainOptions, publish
@@ -97,8 +97,7 @@ def run(options: SFTOptions) -> None:
     if work.done:
         return
     # ------------------------------------------------------------------------------------------- model and data
-    model, tokenizer = load_policy(options.model, template=options.template)
-    model = with_dropout(model, options.dropout)
+    model, tokenizer = load_policy(options.model, dropout=options.dropout, template=options.template)
     read = load_instructions(options.data, options)
     sides = split_by_prompt(read.records, options.valid_fraction, options.seed)
     train, valid = (examples_of(side, tokenizer, model.config.n_positions, read.summary) for side in sides)

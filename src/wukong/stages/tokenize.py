@@ -17,6 +17,7 @@ from itertools import chain
 from pydantic import Field
 
 from wukong.console import Bar, console
+from wukong.data.instructions import load_instructions
 from wukong.data.shards import write_shards
 from wukong.data.split import split_by_prompt
 from wukong.data.summary import ReadSummary
@@ -24,7 +25,7 @@ from wukong.data.text import TextOptions, iter_text
 from wukong.errors import UsageError
 from wukong.options import StageOptions
 from wukong.provenance import begin
-from wukong.tokenizer import Tokenizer
+from wukong.tokenizer import EOS, Tokenizer
 
 
 class TokenizeOptions(StageOptions, TextOptions):
@@ -40,21 +41,23 @@ class TokenizeOptions(StageOptions, TextOptions):
     """A tokenizer to use (directory or hub id, e.g. gpt2); when absent one is trained on the data."""
     vocab_size: int = Field(4096, ge=257)
     """Size of the vocabulary to train."""
+    instructions: list[str] = []
+    """Instruction data that the tokenizer is trained on too, as the chat template shows it (it enters no shard)."""
     template: str = "alpaca"
     """Chat template: alpaca, plain (texts to continue), or a Jinja file."""
 
 
 def run(options: TokenizeOptions) -> None:
     """Raises UsageError for unusable options, DataError for unusable text."""
-    work = begin("tokenize", options, [*options.data, *options.valid_data])
+    work = begin("tokenize", options, [*options.data, *options.valid_data, *options.instructions])
     if work.done:
         return
     summary = ReadSummary()
     if options.tokenizer:
         tokenizer = Tokenizer.load(options.tokenizer, template=options.template)
     else:
-        documents = _counted("training the tokenizer", iter_text(options.data, options))
-        tokenizer = Tokenizer.train(documents, options.vocab_size, options.template)
+        texts = chain(iter_text(options.data, options), _rendered(options))
+        tokenizer = Tokenizer.train(_counted("training the tokenizer", texts), options.vocab_size, options.template)
 
     def side(index: int) -> Iterator[str]:
         for text in iter_text(options.data, options, summary if index == 0 else None):
@@ -82,8 +85,16 @@ def run(options: TokenizeOptions) -> None:
             "data": summary.as_dict(),
             **{name: {key: manifest[key] for key in counts} for name, manifest in manifests.items()},
         },
-        [options.out / "tokenizer.json", options.out / "train" / "manifest.json"],
+        [options.out / name for name in ("tokenizer.json", "train/manifest.json", "valid/manifest.json")],
     )
+
+
+def _rendered(options: TokenizeOptions) -> Iterator[str]:
+    """The conversations as a model will see them, so that the words of the template and of answers become tokens."""
+    if options.instructions:
+        untrained = Tokenizer.train([], 257, options.template)
+        for conversation in load_instructions(options.instructions).records:
+            yield untrained.render(conversation.messages).replace(EOS, "")
 
 
 def _counted(title: str, documents: Iterable[str]) -> Iterator[str]:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wukong.console import say
-from wukong.errors import WukongError
-from wukong.files import atomic_directory, fingerprint
+from wukong.errors import UsageError, WukongError
+from wukong.files import atomic_directory, fingerprint, remove_leftovers
 
 
 def _tensors(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -47,9 +48,16 @@ def save_checkpoint(
     return target
 
 
+def list_checkpoints(directory: Path) -> list[Path]:
+    """The checkpoints in `directory`, the oldest first."""
+    return sorted(directory.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+
+
 def prune_checkpoints(directory: Path, keep: int) -> None:
-    for old in sorted(directory.glob("step-*"))[:-keep]:
+    """Deletes all but the newest `keep` checkpoints, and what saves that were killed left behind."""
+    for old in list_checkpoints(directory)[:-keep]:
         shutil.rmtree(old)
+    remove_leftovers(directory, "step-*")
 
 
 def load_latest(
@@ -59,20 +67,40 @@ def load_latest(
 
     Returns:
         (steps done, the stage's state); (0, {}) when there is no checkpoint. A damaged one is named in a warning
-        and the one before it is used.
+        and set aside (as `damaged-step-NNNNNN`), and the one before it is used.
+
+    Raises:
+        UsageError: an undamaged checkpoint holds another model than `modules`.
     """
-    for path in sorted(directory.glob("step-*"), reverse=True):
+    for path in reversed(list_checkpoints(directory)):
         try:
             saved = json.loads((path / "state.json").read_text())
             if fingerprint(path / "state.safetensors") != saved["sha256"]:
                 raise WukongError("its hash does not match")
+            step, state = int(saved["step"]), dict(saved["state"])
             tensors = load_file(path / "state.safetensors")
-            _restore(tensors, modules, optimizer)
-        except (OSError, ValueError, KeyError, RuntimeError, WukongError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError, WukongError) as error:
             say(f"warning: checkpoint {path} is damaged ({error}); going back to the one before it")
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
             continue
-        return saved["step"], saved["state"]
+        _check_fits(path, tensors, modules)
+        _restore(tensors, modules, optimizer)
+        return step, state
     return 0, {}
+
+
+def _check_fits(path: Path, tensors: dict[str, Tensor], modules: Mapping[str, nn.Module]) -> None:
+    """Before anything is overwritten: a half restored model would train on without a word."""
+    wanted = {f"weights/{m}/{n}": p.shape for m, module in modules.items() for n, p in module.named_parameters()}
+    found = {name: tensor.shape for name, tensor in tensors.items() if name.startswith("weights/")}
+    if found != wanted:
+        name = min(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
+        raise UsageError(
+            f"{path}: a checkpoint of another model (tensor {name.removeprefix('weights/')} does not fit); "
+            "use another --out, or make it anew with --redo"
+        )
 
 
 def _restore(tensors: dict[str, Tensor], modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
@@ -83,7 +111,7 @@ def _restore(tensors: dict[str, Tensor], modules: Mapping[str, nn.Module], optim
                 moments = {}
                 for key in ("step", "exp_avg", "exp_avg_sq"):
                     value = tensors.get(f"adam/{key}/{module_name}/{name}")
-                    if value is not None:
-                        moments[key] = value if key == "step" else value.to(parameter.device)
+                    if value is not None:  # a copy, in memory of its own: the loaded tensor is the mapped file
+                        moments[key] = value.to(parameter.device, copy=True)
                 if moments:
                     optimizer.state[parameter] = moments

@@ -12,6 +12,8 @@ from typing import Literal
 
 import torch
 
+from wukong.errors import UsageError
+
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -52,15 +54,23 @@ def _seconds(dtype: torch.dtype) -> float:
 def _bfloat16_pays(device: str) -> bool:
     """On a GPU by its own word. A CPU that has bf16 instructions may still be slower with them than with float32
     (both cases were measured), so there we time one product of each, with a clear margin."""
-    if device == "cuda":
+    if device.startswith("cuda"):
         return torch.cuda.is_bf16_supported()
     return device == "cpu" and _seconds(torch.bfloat16) < 0.7 * _seconds(torch.float32)
 
 
 def compute_for(precision: Precision = "auto", device: str = "auto") -> Compute:
-    """Resolves "auto": a GPU when there is one, and bf16 where it is faster."""
+    """Resolves "auto": a GPU when there is one, and bf16 where it is faster.
+
+    Raises UsageError for a device that PyTorch does not know or this machine does not have.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an assertion: this PyTorch was built without CUDA
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {device} cannot be used here: {reason}") from None
     if device == "cpu":
         _reuse_memory()
     bfloat16 = precision == "bfloat16" or (precision == "auto" and _bfloat16_pays(device))

@@ -3,50 +3,67 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 from wukong.files import atomic_open
 
 
+class JsonLines:
+    """A file of JSON objects, one a line, each with its "step"; a resumed run first drops those it will write again."""
+
+    def __init__(self, path: Path, start_step: int) -> None:
+        kept = [record for record in read_json_lines(path) if record["step"] <= start_step]
+        with atomic_open(path) as out:
+            out.writelines(json.dumps(record) + "\n" for record in kept)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a file; one cut off by a kill -9 is left out, a missing file is empty."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].split("\n") if line]
+
+
 class MetricsLog:
-    """Appends to `metrics.jsonl`, one object a logged step; a resumed run first drops the steps it will do again.
+    """`metrics.jsonl` of a stage, and the same as TensorBoard events.
 
     Every name is defined in docs/metrics.md (a test checks it).
     """
 
     def __init__(self, directory: Path, start_step: int, tensorboard: bool) -> None:
-        self.path = directory / "metrics.jsonl"
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= start_step]
-        with atomic_open(self.path) as out:
-            out.writelines(line + "\n" for line in kept)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._lines = JsonLines(directory / "metrics.jsonl", start_step)
         self._writer = None
         if tensorboard:
             from tensorboardX import SummaryWriter
 
-            self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=start_step)
-
-    def _lines(self) -> list[str]:
-        """The complete lines; one cut off by a kill -9 is left out."""
-        if not self.path.exists():
-            return []
-        text = self.path.read_text(encoding="utf-8")
-        return text[: text.rfind("\n") + 1].splitlines()
+            self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=start_step + 1)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **{k: round(v, 6) for k, v in metrics.items()}}) + "\n")
-        self._file.flush()
+        """Eight significant digits each; a number that is not finite has no place in JSON and is left out."""
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        rounded = {k: v if isinstance(v, int) else float(f"{v:.8g}") for k, v in finite.items()}
+        self._lines.write({"step": step, **rounded})
         if self._writer:
             for name, value in metrics.items():
                 self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._file.close()
+        self._lines.close()
         if self._writer:
             self._writer.close()
 
 
 def read_metrics(directory: str | Path) -> list[dict[str, float]]:
     """The logged steps of a stage's directory; empty when it has none."""
-    path = Path(directory) / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return read_json_lines(Path(directory) / "metrics.jsonl")

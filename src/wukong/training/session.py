@@ -15,17 +15,16 @@ run needs no saved random state to equal an uninterrupted one bit for bit.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from safetensors.torch import load_file, save_file
@@ -33,10 +32,12 @@ from torch import Tensor, nn
 
 from wukong.console import Bar, say
 from wukong.errors import RunError
+from wukong.files import atomic_directory, disk_errors, sync_directory, sync_file
 from wukong.options import StageOptions
-from wukong.training.checkpoint import load_latest, prune_checkpoints, save_checkpoint
+from wukong.seeds import derived_seed
+from wukong.training.checkpoint import list_checkpoints, load_latest, prune_checkpoints, save_checkpoint
 from wukong.training.compute import Compute, Precision, compute_for
-from wukong.training.metrics import MetricsLog
+from wukong.training.metrics import JsonLines, MetricsLog
 
 
 class TrainOptions(StageOptions):
@@ -74,16 +75,6 @@ class TrainOptions(StageOptions):
 
 class Interrupted(SystemExit):
     """SIGINT or SIGTERM arrived; a checkpoint was written. The exit code is 128 + the signal, as shells expect."""
-
-
-def derived_seed(*parts: object) -> int:
-    """A 63-bit seed from any parts, e.g. (seed, "shuffle", epoch): the same on every machine."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
-
-
-def permutation(n: int, *parts: object) -> np.ndarray:
-    """A shuffled 0..n-1 that depends on `parts` only."""
-    return np.random.Generator(np.random.Philox(derived_seed(*parts))).permutation(n)
 
 
 def lr_factor(step: int, total: int, options: TrainOptions) -> float:
@@ -125,9 +116,7 @@ class Session:
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=options.lr, betas=options.betas, eps=options.adam_eps, fused=True
-        )
+        self.optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.adam_eps, fused=True)
         options.out.mkdir(parents=True, exist_ok=True)
         self.start, saved = load_latest(self.checkpoints, modules, self.optimizer)
         self.state = {**(state or {}), **saved}
@@ -138,17 +127,20 @@ class Session:
             say(f"{title}: going on after step {self.start:,} of {total_steps:,}")
         self.step = self.start
         self.metrics = MetricsLog(options.out, self.start, options.tensorboard)
+        self.samples = JsonLines(options.out / "samples.jsonl", self.start)
         self.bar = Bar(title, total_steps, done=self.start)
         self._signal: int | None = None
         self._handlers: dict[int, Any] = {}
         self._latest: dict[str, float] = {}
+        self._evaluated = False
         self._tokens, self._clock, self._saved_at = 0, time.monotonic(), time.monotonic()
 
     # -------------------------------------------------------------------------------------------- the loop
 
     def __enter__(self) -> Session:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, self._on_signal)
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._on_signal)
         self.bar.__enter__()
         return self
 
@@ -157,6 +149,7 @@ class Session:
             signal.signal(number, handler)
         self.bar.__exit__(kind, error, trace)
         self.metrics.close()
+        self.samples.close()
 
     def _on_signal(self, number: int, frame: object) -> None:
         if self._signal is not None:  # asked twice: do not make the person wait for the step to end
@@ -177,11 +170,11 @@ class Session:
     def _after_step(self) -> None:
         done = self.step + 1
         now = time.monotonic()
-        if done % self.options.log_every == 0 or done == self.total_steps:
-            rate = self._tokens / (now - self._clock)
+        if self._evaluated or done % self.options.log_every == 0 or done == self.total_steps:
+            rate = self._tokens / max(now - self._clock, 1e-9)
             self._latest |= {"lr": self.optimizer.param_groups[0]["lr"], "tokens_per_second": rate}
             self.metrics.write(done, self._latest)
-            self._tokens, self._clock, self._latest = 0, now, {}
+            self._tokens, self._clock, self._latest, self._evaluated = 0, now, {}, False
         if self._signal is not None:
             self.checkpoint(done)
             say(f"stopped after step {done:,}; the same command goes on from here")
@@ -190,9 +183,14 @@ class Session:
             self.checkpoint(done)
 
     def due(self, every: int) -> bool:
-        """True after each `every` steps and after the last one; 0 means after the last one only."""
+        """True after each `every` steps and after the last one; 0 means after the last one only.
+
+        A step of which this is true gets a line of metrics.jsonl of its own, whatever `log_every` is.
+        """
         done = self.step + 1
-        return done == self.total_steps or (every > 0 and done % every == 0)
+        is_due = done == self.total_steps or (every > 0 and done % every == 0)
+        self._evaluated |= is_due
+        return is_due
 
     def checkpoint(self, done: int) -> None:
         save_checkpoint(self.checkpoints, done, self.modules, self.optimizer, self.state)
@@ -219,15 +217,22 @@ class Session:
         self.optimizer.zero_grad()
         return norms
 
+    def kept_checkpoint(self) -> str:
+        """For the message of a run that stops: where its last good state is."""
+        kept = list_checkpoints(self.checkpoints)
+        return f"the checkpoint {kept[-1]} is kept" if kept else "no checkpoint was written yet"
+
     def _advice(self) -> str:
-        kept = sorted(self.checkpoints.glob("step-*"))
-        last = f"the checkpoint {kept[-1]} is kept" if kept else "no checkpoint was written yet"
-        return f"{last}; try a lower --lr or --precision float32"
+        return f"{self.kept_checkpoint()}; try a lower --lr or --precision float32"
 
     def log(self, tokens: int = 0, **metrics: float) -> None:
         """Adds to the metrics of this step; `tokens` were processed in it."""
         self._tokens += tokens
         self._latest |= metrics
+
+    def sample(self, **fields: object) -> None:
+        """Adds to samples.jsonl: something the model wrote at this step."""
+        self.samples.write({"step": self.step + 1, **fields})
 
     def show(self, **notes: float) -> None:
         """Moves the progress bar by one step with these numbers beside it."""
@@ -240,19 +245,21 @@ class Session:
         """Remembers the weights when `loss` is the lowest so far (early-best saving)."""
         if loss < self.state.get("best_loss", math.inf):
             self.state |= {"best_loss": loss, "best_step": self.step + 1}
-            path = self.checkpoints / "best.safetensors"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
             tensors = {
                 f"{m}/{n}": p.detach() for m, module in self.modules.items() for n, p in module.named_parameters()
             }
-            save_file(tensors, temporary)
-            temporary.replace(path)
+            with atomic_directory(self.checkpoints / "best") as staging:
+                save_file(tensors, staging / "weights.safetensors")
 
     def restore_best(self) -> None:
-        """Puts the best weights back; does nothing when `keep_best` was never called."""
-        path = self.checkpoints / "best.safetensors"
-        if path.exists() and self.state.get("best_step", self.total_steps) != self.total_steps:
+        """Puts the best weights back; does nothing when `keep_best` was never called.
+
+        Raises RunError when they are gone from the disk.
+        """
+        path = self.checkpoints / "best" / "weights.safetensors"
+        if self.state.get("best_step", self.total_steps) != self.total_steps:
+            if not path.exists():
+                raise RunError(f"{path}: the best weights are gone; make the stage anew with --redo")
             tensors = load_file(path)
             with torch.no_grad():
                 for name, module in self.modules.items():
@@ -265,11 +272,17 @@ class Session:
 
 
 def publish(staged: Path, out: Path) -> list[Path]:
-    """Moves the files of a staged model directory into `out`, one atomic rename each; returns them, weights first."""
-    files = sorted(staged.iterdir(), key=lambda f: (f.suffix != ".safetensors", f.name))
+    """Moves the files of a staged model directory into `out`, one atomic rename each; returns them, weights first.
+
+    Hidden files, which a save that was killed may have left in `staged`, stay behind and are deleted with it.
+    """
+    files = [file for file in staged.iterdir() if not file.name.startswith(".")]
     moved = []
-    for file in files:
-        file.replace(out / file.name)
-        moved.append(out / file.name)
-    staged.rmdir()
+    with disk_errors(out):
+        for file in sorted(files, key=lambda f: (f.suffix != ".safetensors", f.name)):
+            sync_file(file)
+            file.replace(out / file.name)
+            moved.append(out / file.name)
+        sync_directory(out)
+        shutil.rmtree(staged)
     return moved

@@ -1,0 +1,8 @@
+"""`python -m wukong`: the command line, where the `wukong` script is not on the path."""
+
+import sys
+
+from wukong.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

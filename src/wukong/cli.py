@@ -1,0 +1,276 @@
+"""The command line: one subcommand per stage and tool. It parses, calls and prints; it decides nothing.
+
+The options of a subcommand are the fields of its options class, or for `run` those of every step of the recipe, and
+tyro makes the parser from them. Only the options that were given leave the parser: defaults, limits and combinations
+are the option class's own affair, so a wrong value has the same message on the command line, in a recipe and in
+Python. Stages import torch, so only the chosen one is imported: `wukong --help` must not take seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, Required, TypedDict, cast
+
+from pydantic import ValidationError
+
+import wukong
+from wukong.errors import UsageError, WukongError
+from wukong.options import Options, StageOptions
+from wukong.recipe import (
+    STAGES,
+    RunOptions,
+    Stage,
+    complaint,
+    load_recipe,
+    nearest,
+    remove_result,
+    run,
+    stage_of,
+)
+
+TOOLS = {"chat": Stage("wukong.stages.chat", "talk to a model, or to several, in the terminal", positional="models")}
+RUN_SUMMARY = "all steps of a recipe; a finished one is skipped, an interrupted one goes on"
+RUN_EXAMPLE = """wukong run recipes/kitchen.yaml
+wukong run recipes/kitchen.yaml --seed 1 --run-dir runs/seed-1
+wukong run recipes/kitchen.yaml --redo ppo --ppo.kl-coef 0.1"""
+
+Hints = dict[str, Any]
+"""What tyro makes a parser from: option -> annotated type, or step -> the hints of its options."""
+
+
+# ------------------------------------------------------------------------------------------------------------ parsing
+
+
+def _hints(options: type[Options], recipe: Mapping[str, Any] | None = None, positional: str = "") -> Hints:
+    """The fields of an options class for the parser: those required first, then its own, then those it shares.
+
+    Args:
+        recipe: values that replace the class's defaults, for the help.
+        positional: the field that is given without its name.
+    """
+    recipe = recipe or {}
+    fields = options.model_fields
+    hints: Hints = {}
+    for name in sorted(fields, key=lambda n: (not fields[n].is_required(), n not in options.__annotations__)):
+        field = fields[name]
+        if name in recipe:
+            default = f"(recipe: {_shown(recipe[name])})"
+        else:
+            default = "(required)" if field.is_required() else f"(default: {_shown(field.get_default())})"
+        hints[name] = _argument(field.annotation, field.description or "", default, name == positional and name)
+    return hints
+
+
+def _argument(kind: Any, text: str, default: str, positional: str | Literal[False] = False) -> Any:
+    import tyro
+
+    if positional:
+        argument = tyro.conf.arg(help=text, help_behavior_hint=default, metavar=positional.upper())
+        return Required[Annotated[tyro.conf.Positional[kind], argument]]  # an absent one would come as the text "[]"
+    return Annotated[kind, tyro.conf.arg(help=text, help_behavior_hint=default)]
+
+
+def _shown(value: Any) -> str:
+    return (" ".join(map(str, value)) or "none") if isinstance(value, list | tuple) else str(value)
+
+
+def _parse(command: str, hints: Hints, description: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """The options that were given. Prints the help and raises SystemExit for --help.
+
+    Raises:
+        UsageError: one line for what tyro says in a box.
+    """
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            kind = cast(Any, _dictionary(command, hints))
+            given, unknown = tyro.cli(
+                kind, prog=command, description=description, args=arguments, return_unknown_args=True
+            )
+    except SystemExit as error:
+        if not error.code:
+            raise
+        raise UsageError(f"{_sentence(said.getvalue())}; see {command} --help") from None
+    if unknown:
+        name = unknown[0].partition("=")[0]
+        kind = "unknown option" if name.startswith("-") else "unexpected argument"
+        raise UsageError(f"{kind} {name}{nearest(name, _flags(hints)) or f'; see {command} --help'}")
+    return given
+
+
+def _dictionary(name: str, hints: Hints) -> Any:
+    """A dictionary type in which every key may be absent: what is not given is then not in the result."""
+    fields = {key: _dictionary(key, hint) if isinstance(hint, dict) else hint for key, hint in hints.items()}
+    return TypedDict(name, fields, total=False)  # type: ignore[operator]
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
+
+
+def _flags(hints: Hints, above: str = "") -> Iterator[str]:
+    for name, hint in hints.items():
+        if isinstance(hint, dict):
+            yield from _flags(hint, f"{name}.")
+        else:
+            yield _flag(above + name)
+
+
+def _sentence(box: str) -> str:
+    """What one of tyro's boxes says, without its frame, the option's help and the pointer to --help."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
+    inside = " ".join(line.strip("│| ") for line in lines if not line.startswith(("╭", "╰", "+")))
+    sentence = re.split("──|--- |Argument helptext", inside)[0]
+    return " ".join(sentence.split()).removeprefix("Error parsing ").rstrip(".")
+
+
+def _build(options: type[Options], given: Mapping[str, Any], command: str) -> Options:
+    """The validated options. Raises UsageError naming the option that is wrong or missing."""
+    try:
+        return options.model_validate(dict(given))
+    except ValidationError as error:
+        missing = [_flag(str(problem["loc"][0])) for problem in error.errors() if problem["type"] == "missing"]
+        if missing:
+            are = "is" if len(missing) == 1 else "are"
+            raise UsageError(f"{' and '.join(missing)} {are} required; see {command} --help") from None
+        option, problem = complaint(error, options)
+        raise UsageError(f"{_flag(option)}: {problem}" if option else problem) from None
+
+
+def _description(text: str, example: str) -> str:
+    indented = "\n".join(f"    {line}" for line in example.splitlines())
+    return f"{' '.join(text.split())}\n\nExample:\n{indented}"
+
+
+# ----------------------------------------------------------------------------------------------------------- commands
+
+
+def _stage(name: str, stage: Stage, arguments: Sequence[str]) -> None:
+    command = f"wukong {name}"
+    options_class, call = stage.load()
+    hints = _hints(options_class, positional=stage.positional)
+    if issubclass(options_class, StageOptions):
+        text = "First delete what this stage made at --out, and only that."
+        hints["redo"] = _argument(bool, text, "(default: False)")
+    given = _parse(command, hints, _description(options_class.__doc__ or "", stage.example), arguments)
+    redo = given.pop("redo", False)
+    options = _build(options_class, given, command)
+    if redo and isinstance(options, StageOptions):
+        remove_result(name, options.out)
+    call(options)
+
+
+def _run(arguments: Sequence[str]) -> None:
+    description = _description(RunOptions.__doc__ or "", RUN_EXAMPLE)
+    hints = _hints(RunOptions)
+    if not arguments or arguments[0].startswith("-"):
+        note = "`wukong run RECIPE --help` also lists the options of the recipe's steps."
+        _parse("wukong run RECIPE", hints, f"{description}\n\n{note}", arguments)
+        raise UsageError("the recipe comes first: wukong run RECIPE [options]")
+    command = f"wukong run {arguments[0]}"
+    steps = load_recipe(arguments[0]).recipe.steps
+    hints |= {name: _hints(STAGES[stage_of(name)].load()[0], written) for name, written in steps.items()}
+    given = _parse(command, hints, description, arguments[1:])
+    overrides = {f"{step}.{name}": value for step in steps for name, value in given.pop(step, {}).items()}
+    run(arguments[0], overrides=overrides, **_build(RunOptions, given, command).model_dump())
+
+
+def overview() -> str:
+    """What `wukong --help` prints."""
+    tools = {"run": RUN_SUMMARY, **{name: tool.summary for name, tool in TOOLS.items()}}
+    stages = {name: stage.summary for name, stage in STAGES.items()}
+    return "\n".join(
+        [
+            "usage: wukong COMMAND [OPTIONS]",
+            "",
+            "GPT-2 from raw text to a model that people prefer.",
+            "",
+            *(f"  {name:<10}{summary}" for name, summary in tools.items()),
+            "",
+            "The stages, in the order of the road:",
+            "",
+            *(f"  {name:<10}{summary}" for name, summary in stages.items()),
+            "",
+            "Example:",
+            "    wukong run recipes/kitchen.yaml",
+            "    wukong chat runs/kitchen/policy",
+            "",
+            "`wukong COMMAND --help` explains a command's options, `wukong --version` prints the version.",
+        ]
+    )
+
+
+def _dispatch(arguments: Sequence[str]) -> None:
+    name = arguments[0] if arguments else "--help"
+    if name in ("--help", "-h"):
+        print(overview())
+    elif name == "--version":
+        print(f"wukong {wukong.__version__}")
+    elif name == "run":
+        _run(arguments[1:])
+    elif stage := (STAGES | TOOLS).get(name):
+        _stage(name, stage, arguments[1:])
+    else:
+        raise UsageError(f"unknown command {name}{nearest(name, ['run', *STAGES, *TOOLS]) or '; see wukong --help'}")
+
+
+def reference() -> str:
+    """docs/cli.md: every command's help, as wide as the terminal (or $COLUMNS) is."""
+    parts = ["# Command line\n\nWritten by `make docs` from each command's `--help`.\n"]
+    for name in ("", "run", *TOOLS, *STAGES):
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+            _dispatch([name, "--help"] if name else ["--help"])
+        text = "\n".join(line.rstrip() for line in said.getvalue().strip("\n").splitlines())
+        parts.append(f"## wukong {name}".rstrip() + f"\n\n```text\n{text}\n```\n")
+    return "\n".join(parts)
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE}
+
+
+def _machine_trouble(error: BaseException) -> str | None:
+    """One line for an error that is the machine's and not a bug of ours; None for any other."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, OSError) and error.errno in _REFUSED:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{os.strerror(error.errno)}; what was finished is kept, the same command goes on from there"
+    if "No space left on device" in text or "os error 28" in text:  # libraries that wrap the system's error
+        return f"the disk is full ({text}); make room, the same command goes on"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return f"out of memory ({text}); lower --micro-batch-tokens or the batch size"
+    return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code: 0 done, 1 the run failed, 2 the input is wrong, 130 Ctrl-C."""
+    try:
+        _dispatch(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+        return 0
+    except WukongError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("stopped by Ctrl-C", 130)
+    except BrokenPipeError:  # the reader (head, less) has left; Python's flush at exit must not complain again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if (trouble := _machine_trouble(error)) is None:
+            raise
+        return _fail(trouble, 1)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"wukong: error: {' '.join(message.splitlines())}", file=sys.stderr)
+    return code

@@ -1,0 +1,446 @@
+"""A whole run as one YAML file: which stages, in which order, with which options.
+
+    name: kitchen
+    seed: 0
+    steps:
+      kitchen: {out: "{run}/data"}
+      tokenize: {data: ["{run}/data/corpus.jsonl"], out: "{run}/tokenizer", vocab_size: 2048}
+
+A step's stage is its name up to the first "_": `reward` and `reward_judge` both train a reward model. In any text,
+`{run}` is the run directory and `${NAME}` an environment variable. The recipe is resolved and checked as a whole
+before anything runs: what is wrong with the last step should not be learnt after an hour.
+
+Whether a step is already done is decided by the step itself (`wukong.provenance`), so the same command resumes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import gc
+import importlib
+import os
+import re
+import shutil
+import time
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from wukong.console import say
+from wukong.errors import DataError, UsageError, WukongError
+from wukong.files import atomic_open, read_json, whole_text
+from wukong.options import Options, StageOptions
+
+# ------------------------------------------------------------------------------------------------------- the stages
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage or tool by name. Its module, which may take seconds to import, is imported when it is needed."""
+
+    module: str
+    summary: str
+    positional: str = ""
+    """The option that needs no name on the command line."""
+
+    def load(self) -> tuple[type[Options], Callable[[Any], None]]:
+        """(the options class, the function that runs it)."""
+        run = importlib.import_module(self.module).run
+        return typing.get_type_hints(run)["options"], run
+
+    @property
+    def example(self) -> str:
+        """The command in the module's docstring."""
+        text = importlib.import_module(self.module).__doc__ or ""
+        lines = [line.strip() for line in text.splitlines() if line.startswith("    ")]
+        return "\n".join(lines)
+
+
+STAGES = {
+    "kitchen": Stage("wukong.kitchen.stage", "write the built-in world: corpus, demonstrations, prompts"),
+    "tokenize": Stage("wukong.stages.tokenize", "text -> a tokenizer and token shards"),
+    "pretrain": Stage("wukong.stages.pretrain", "token shards -> a base model that continues text"),
+    "sft": Stage("wukong.stages.sft", "base model + demonstrations -> a model that answers"),
+    "sample": Stage("wukong.stages.sample", "prompts + models -> several responses to each prompt"),
+    "label": Stage("wukong.stages.label", "responses -> rankings, by simulated annotators"),
+    "reward": Stage("wukong.stages.reward", "rankings -> a reward model"),
+    "ppo": Stage("wukong.stages.ppo", "SFT model + reward model -> the policy people prefer"),
+    "evaluate": Stage("wukong.stages.evaluate", "models + unseen prompts -> win rates, KL, diversity"),
+    "report": Stage("wukong.stages.report", "a run directory -> one self-contained HTML page"),
+}
+"""What a recipe's steps can be, in the order of the road."""
+
+
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """A hint that names what was probably meant, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
+
+
+def complaint(error: ValidationError, options: type[Options]) -> tuple[str, str]:
+    """(the option, what is wrong with it) of the first problem; the option is "" where several are at odds."""
+    first = error.errors(include_url=False)[0]
+    option = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] == "missing":
+        return option, "is required"
+    if first["type"] == "extra_forbidden":
+        return option, "unknown option" + nearest(option, options.model_fields)
+    problem = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    given = repr(first["input"])
+    return option, f"{problem}, not {given}" if option and problem.startswith("should") and len(given) < 80 else problem
+
+
+# ------------------------------------------------------------------------------------------------------- the recipe
+
+
+class RunOptions(Options):
+    """Run the steps of a recipe in order; a finished step is skipped, an interrupted one goes on."""
+
+    run_dir: Path | None = None
+    """The run directory, which {run} in the recipe stands for; runs/<name of the recipe> when absent."""
+    seed: int | None = None
+    """The seed of every step that the recipe gives none of its own; the recipe's when absent."""
+    until: str | None = None
+    """The last step to run."""
+    redo: str | None = None
+    """Delete the results of this step and of all after it first."""
+
+
+class Recipe(Options):
+    name: str = Field(pattern=r"^[\w.-]+$")
+    """What the run is called."""
+    seed: int = 0
+    """The seed of every step that has none of its own."""
+    run_dir: Path | None = None
+    """The run directory; runs/<name> when absent."""
+    steps: dict[str, dict[str, Any]] = Field(min_length=1)
+    """The options of each step, in the order in which they run."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A recipe, and on which line each key stands: ("steps", step, option) -> line."""
+
+    path: Path
+    recipe: Recipe
+    lines: dict[tuple[str, ...], int]
+
+    def error(self, problem: str, *key: str) -> DataError:
+        while key and key not in self.lines:
+            key = key[:-1]
+        return DataError(problem, file=self.path, line=self.lines.get(key))
+
+
+def load_recipe(path: str | Path) -> Loaded:
+    """Reads a recipe and checks its form; the options of its steps are checked by `resolve`.
+
+    Raises:
+        UsageError: a missing file. DataError: what is wrong, with the line.
+    """
+    path = Path(path)
+    text = whole_text(path)
+    lines: dict[tuple[str, ...], int] = {}
+    try:
+        if (root := yaml.compose(text, Loader=yaml.SafeLoader)) is not None:
+            lines.update(_key_lines(root, path))
+        content = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        raise DataError(f"not valid YAML: {error.problem}", file=path, line=mark.line + 1 if mark else None) from None
+    except yaml.YAMLError as error:
+        raise DataError(f"not valid YAML: {' '.join(str(error).split())}", file=path) from None
+    if not isinstance(content, dict) or not isinstance(content.get("steps"), dict):
+        raise DataError("a recipe needs `name:` and `steps:`", file=path, hint="docs/recipes.md shows one")
+    content["steps"] = {str(name): {} if given is None else given for name, given in content["steps"].items()}
+    try:
+        loaded = Loaded(path, Recipe.model_validate(content), lines)
+    except ValidationError as error:
+        key = tuple(str(part) for part in error.errors()[0]["loc"])
+        option, problem = complaint(error, Recipe)
+        while key and key not in lines:
+            key = key[:-1]
+        raise DataError(problem, file=path, line=lines.get(key), field=".".join(key) or option) from None
+    for name in loaded.recipe.steps:
+        if stage_of(name) not in STAGES or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            hint = nearest(stage_of(name), STAGES) or f"; the stages are {', '.join(STAGES)}"
+            raise loaded.error(f"step {name!r}: there is no such stage{hint}", "steps", name)
+    return loaded
+
+
+def stage_of(step: str) -> str:
+    return step.partition("_")[0]
+
+
+def _key_lines(root: yaml.Node, path: Path) -> Iterator[tuple[tuple[str, ...], int]]:
+    """The line of each key, in nested mappings too. A key given twice is an error: YAML would forget the first."""
+
+    def walk(node: yaml.Node, above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int]]:
+        if not isinstance(node, yaml.MappingNode):
+            return
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise DataError(f"{key.value!r} is given twice", file=path, line=key.start_mark.line + 1)
+            seen.add(key.value)
+            name = (*above, str(key.value))
+            yield name, key.start_mark.line + 1
+            yield from walk(value, name)
+
+    yield from walk(root, ())
+
+
+# ---------------------------------------------------------------------------------------------------- the resolved run
+
+
+@dataclass(frozen=True)
+class Step:
+    name: str
+    options: StageOptions
+    run: Callable[[Any], None]
+
+    @property
+    def stage(self) -> str:
+        return stage_of(self.name)
+
+
+Overrides = Mapping[str, Any]
+"""Values that replace the recipe's: {"ppo.kl_coef": 0.1}."""
+
+
+def resolve(
+    loaded: Loaded, run_dir: Path | None = None, seed: int | None = None, overrides: Overrides | None = None
+) -> tuple[Path, list[Step]]:
+    """The run directory and every step with its validated options. Nothing is run or written.
+
+    Raises:
+        DataError: what is wrong in the recipe, with its line. UsageError: what is wrong in the overrides.
+    """
+    recipe = loaded.recipe
+    run_dir = run_dir or recipe.run_dir or Path("runs") / recipe.name
+    given = _by_step(overrides or {}, recipe)
+    steps: list[Step] = []
+    for name, written in recipe.steps.items():
+        options_class, run = STAGES[stage_of(name)].load()
+        values = {**written, **given[name]}
+
+        def wrong(problem: str, option: str, name: str = name) -> UsageError:
+            if option in given[name]:
+                return UsageError(f"{name}.{option}: {problem}")
+            return loaded.error(f"step {name}: {option + ': ' if option else ''}{problem}", "steps", name, option)
+
+        for option, value in values.items():
+            for text in _texts(value):
+                for variable in VARIABLE.findall(text):
+                    if variable not in os.environ:
+                        instead = f"set it, or give --{name}.{option.replace('_', '-')}"
+                        raise wrong(f"the environment variable {variable} is not set ({instead})", option)
+                if option != "out" and not _is_made(text, run_dir, steps):
+                    raise wrong(f"{text} is not the result of an earlier step", option)
+        if "seed" in options_class.model_fields:
+            values.setdefault("seed", recipe.seed if seed is None else seed)
+        try:
+            options = options_class.model_validate({key: _filled(v, run_dir) for key, v in values.items()})
+        except ValidationError as error:
+            option, problem = complaint(error, options_class)
+            raise wrong(problem, option) from None
+        assert isinstance(options, StageOptions)
+        for other in steps:
+            if other.options.out == options.out:
+                raise wrong(f"{options.out} is the result of step {other.name} already", "out")
+        steps.append(Step(name, options, run))
+    return run_dir, steps
+
+
+def _by_step(overrides: Overrides, recipe: Recipe) -> dict[str, dict[str, Any]]:
+    given: dict[str, dict[str, Any]] = {name: {} for name in recipe.steps}
+    for key, value in overrides.items():
+        step, _, option = key.partition(".")
+        if step not in given or not option:
+            hint = nearest(step, given) or f"; its steps are {', '.join(given)}"
+            raise UsageError(f"{key}: the recipe {recipe.name} has no step {step!r}{hint}")
+        given[step][option] = value
+    return given
+
+
+VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str | Path):
+        yield str(value)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _texts(item)
+
+
+def _filled(value: Any, run_dir: Path) -> Any:
+    """The value with {run} and ${NAME} replaced in every text."""
+    if isinstance(value, str | Path):
+        text = VARIABLE.sub(lambda match: os.environ[match[1]], str(value))
+        return text.replace("{run}", str(run_dir))
+    if isinstance(value, list | tuple):
+        return [_filled(item, run_dir) for item in value]
+    if isinstance(value, dict):
+        return {key: _filled(item, run_dir) for key, item in value.items()}
+    return value
+
+
+def _is_made(text: str, run_dir: Path, steps: list[Step]) -> bool:
+    """Whether a place in the run directory is, or lies in, the result of an earlier step (or is there by hand)."""
+    if not text.startswith("{run}/"):
+        return True
+    path = Path(str(_filled(text, run_dir)))
+    return path.exists() or any(path.is_relative_to(step.options.out) for step in steps)
+
+
+# ------------------------------------------------------------------------------------------------------------ redoing
+
+
+def made_by(out: Path) -> tuple[str | None, bool]:
+    """(the stage whose result, complete or not, lies at `out`; whether anything lies there at all)."""
+    marks = [out / "options.json", out / "provenance.json"] if out.is_dir() else [_side_file(out)]
+    stage = next((read_json(mark).get("stage") for mark in marks if mark.is_file()), None)
+    return stage, out.exists() or stage is not None
+
+
+def _side_file(out: Path) -> Path:
+    return Path(f"{out}.provenance.json")
+
+
+def check_removable(stage: str, out: Path) -> None:
+    """Raises UsageError where `out` holds anything but the result of this stage."""
+    found, exists = made_by(out)
+    if exists and found != stage and not (out.is_dir() and not any(out.iterdir())):
+        what = f"holds the result of '{found}'" if found else "was not made by wukong"
+        raise UsageError(f"{out}: {what}, so --redo does not delete it; choose another --out")
+    if out.is_dir():
+        inside = [mark for pattern in ("*/**/options.json", "**/*.provenance.json") for mark in out.glob(pattern)]
+        if inside:
+            raise UsageError(f"{out}: holds other results too ({inside[0]}), so --redo does not delete it")
+
+
+def remove_result(stage: str, out: Path) -> None:
+    """Deletes what this stage made at `out`, complete or not; an interruption leaves nothing that looks complete.
+
+    Raises:
+        UsageError: what lies there is not, or not only, the result of this stage.
+    """
+    check_removable(stage, out)
+    if out.is_dir():
+        doomed = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+        out.replace(doomed)
+        shutil.rmtree(doomed)
+        return
+    _side_file(out).unlink(missing_ok=True)
+    out.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------------------------------------------------ running
+
+
+def run(
+    recipe: str | Path,
+    run_dir: str | Path | None = None,
+    overrides: Overrides | None = None,
+    *,
+    seed: int | None = None,
+    until: str | None = None,
+    redo: str | None = None,
+) -> Path:
+    """Runs the steps of a recipe in order; a finished step is skipped, an interrupted one goes on.
+
+    Args:
+        recipe: the YAML file.
+        run_dir: what `{run}` stands for; the recipe's own, or runs/<name>, when absent.
+        overrides: values that replace the recipe's, e.g. {"ppo.kl_coef": 0.1}.
+        seed: replaces the recipe's seed.
+        until: the last step to run.
+        redo: the results of this step and of all after it are deleted first.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        UsageError: the recipe or the overrides are unusable (a DataError where it is known in which line), or a step's
+            result was made with other options. RunError: a step had to stop.
+    """
+    loaded = load_recipe(recipe)
+    directory, steps = resolve(loaded, Path(run_dir) if run_dir else None, seed, overrides)
+    names = [step.name for step in steps]
+    for option, name in (("until", until), ("redo", redo)):
+        if name is not None and name not in names:
+            hint = nearest(name, names) or f"; its steps are {', '.join(names)}"
+            raise UsageError(f"--{option} {name}: the recipe {loaded.recipe.name} has no such step{hint}")
+    if redo:
+        again = steps[names.index(redo) :]
+        for step in again:
+            check_removable(step.stage, step.options.out)
+        for step in reversed(again):
+            remove_result(step.stage, step.options.out)
+    _write_resolved(directory, loaded.recipe, seed, steps)
+    count = names.index(until) + 1 if until else len(steps)
+    for number, step in enumerate(steps[:count], start=1):
+        say(f"[{number}/{count}] {step.name} -> {step.options.out}")
+        begin = time.monotonic()
+        with _named(step.name):
+            step.run(step.options)
+        say(f"[{number}/{count}] {step.name} took {_duration(time.monotonic() - begin)}")
+        _free_memory()
+    _say_what_next(steps[:count])
+    return directory
+
+
+def _write_resolved(directory: Path, recipe: Recipe, seed: int | None, steps: list[Step]) -> None:
+    """`recipe.yaml` in the run directory: the options of every step, spelled out; itself a recipe that runs."""
+    content = {
+        "name": recipe.name,
+        "seed": recipe.seed if seed is None else seed,
+        "run_dir": str(directory),
+        "steps": {step.name: step.options.model_dump(mode="json") for step in steps},
+    }
+    with atomic_open(directory / "recipe.yaml") as out:
+        yaml.safe_dump(content, out, sort_keys=False, allow_unicode=True, width=118)
+
+
+@contextlib.contextmanager
+def _named(step: str) -> Iterator[None]:
+    """Says in an error which step it came from, and what --redo is called in a recipe."""
+    try:
+        yield
+    except WukongError as error:
+        error.args = (f"step {step}: {error}".replace("anew with --redo", f"anew with --redo {step}"),)
+        raise
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes} min {seconds} s"
+
+
+def _free_memory() -> None:
+    """A stage's models are garbage in cycles (optimiser, hooks): the next one should not start beside them."""
+    gc.collect()
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _say_what_next(steps: list[Step]) -> None:
+    made = {step.stage: step.options.out for step in steps}
+    if "report" in made:
+        say(f"report: open {made['report']} in a browser")
+    model = next((made[stage] for stage in ("ppo", "sft", "pretrain") if stage in made), None)
+    if model is not None:
+        say(f"talk to the model: wukong chat {model}")

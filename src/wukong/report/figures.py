@@ -1,0 +1,247 @@
+"""The report's charts as Plotly figures, in plain dictionaries: the page's script adds theme and size.
+
+A colour is written "var(--name)" and is looked up in the page's style sheet when the chart is drawn, so that a chart
+follows the reader's light or dark theme. Text that comes from files is escaped: Plotly reads a little HTML in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from wukong.report.contents import EvaluationResult, Interval
+
+Figure = dict[str, Any]
+Points = list[tuple[float, float]]
+
+MAX_POINTS = 400
+"""A curve with more logged steps is thinned to so many; the last one always stays."""
+SMOOTH_FROM = 40
+"""A curve with so many logged steps also gets a smoothed line."""
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
+"""Beside its colour each model has a shape, for readers and printers that do not see colours."""
+_KNOWN = {"base": 0, "sft": 1, "policy": 2}
+
+
+def model_indices(names: Sequence[str]) -> dict[str, int]:
+    """Which of the six model colours each model has; the three of the classic road always have the same."""
+    free = iter(i for i in range(len(SYMBOLS) + len(names)) if i not in _KNOWN.values())
+    return {name: _KNOWN[name] if name in _KNOWN else next(free) % len(SYMBOLS) for name in names}
+
+
+def model_colour(index: int) -> str:
+    return f"var(--model-{index})"
+
+
+def points_of(metrics: Sequence[Mapping[str, Any]], name: str) -> Points:
+    """(step, value) of every line that has the metric as a finite number."""
+    pairs = ((line.get("step"), line.get(name)) for line in metrics)
+    return [(x, y) for x, y in pairs if _finite(x) and _finite(y)]  # type: ignore[misc]
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def smoothed(points: Points) -> Points:
+    """An exponential moving average over about a twentieth of the curve, without a pull towards its first value."""
+    keep = 1 - 1 / max(2.0, len(points) / 20)
+    total = weight = 0.0
+    result = []
+    for x, y in points:
+        total, weight = keep * total + y, keep * weight + 1
+        result.append((x, total / weight))
+    return result
+
+
+def thinned(points: Points) -> Points:
+    if len(points) <= MAX_POINTS:
+        return points
+    return [points[round(i * (len(points) - 1) / (MAX_POINTS - 1))] for i in range(MAX_POINTS)]
+
+
+def _trace(points: Points, name: str, **more: Any) -> dict[str, Any]:
+    xs, ys = zip(*thinned(points), strict=True)
+    return {"type": "scatter", "x": list(xs), "y": [float(f"{y:.5g}") for y in ys], "name": escape(name), **more}
+
+
+def curves(series: Mapping[str, Points], y_title: str) -> Figure:
+    """Values over steps. A long curve is drawn faintly, with its smoothed course on top; a short one with its points."""
+    data = []
+    for index, (name, points) in enumerate(series.items()):
+        colour = f"var(--curve-{index})"
+        line = {"color": colour, "width": 2}
+        hover = {"hovertemplate": "step %{x}: %{y}"}
+        if len(points) >= SMOOTH_FROM:
+            faint = {"color": colour, "width": 1}
+            data.append(_trace(points, name, mode="lines", line=faint, opacity=0.35, showlegend=False, **hover))
+            data.append(_trace(smoothed(points), name, mode="lines", line=line, hoverinfo="skip"))
+        else:
+            marker = {"size": 5, "color": colour}
+            data.append(_trace(points, name, mode="lines+markers", line=line, marker=marker, **hover))
+    layout = {
+        "xaxis": {"title": {"text": "step"}, "rangemode": "tozero"},
+        "yaxis": {"title": {"text": escape(y_title)}},
+        "showlegend": len(series) > 1,
+    }
+    return {"data": data, "layout": layout, "height": 230}
+
+
+def reward_over_kl(metrics: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """The frontier of PPO: what reward was gained at what distance from the reference."""
+    steps = [line for line in metrics if _finite(line.get("kl")) and _finite(line.get("score"))]
+    steps = [steps[i] for i in sorted({round(k * (len(steps) - 1) / (MAX_POINTS - 1)) for k in range(MAX_POINTS)})]
+    if len(steps) < 2:
+        return None
+    marker = {
+        "size": 8,
+        "color": [line["step"] for line in steps],
+        "colorscale": [[0, "var(--model-0)"], [0.5, "var(--model-1)"], [1, "var(--model-2)"]],
+        "line": {"width": 0},
+        "showscale": True,
+        "colorbar": {"title": {"text": "step"}, "thickness": 10, "outlinewidth": 0, "len": 0.9},
+    }
+    data = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "x": [line["kl"] for line in steps],
+            "y": [line["score"] for line in steps],
+            "customdata": [line["step"] for line in steps],
+            "line": {"color": "var(--rule)", "width": 1},
+            "marker": marker,
+            "hovertemplate": "step %{customdata}<br>KL %{x:.2f} nats<br>score %{y:.3f}<extra></extra>",
+        }
+    ]
+    layout = {
+        "xaxis": {"title": {"text": "KL to the reference, nats per response"}, "rangemode": "tozero"},
+        "yaxis": {"title": {"text": "mean score of the reward model"}},
+    }
+    return {"data": data, "layout": layout, "height": 340}
+
+
+def _dots(rows: Sequence[tuple[str, float, Interval | None, str, str]], x_axis: Figure) -> Figure:
+    """One dot with its interval a row, the first row on top. Rows: (label, value, interval, colour, symbol)."""
+    data = []
+    for place, (label, value, interval, colour, symbol) in enumerate(rows):
+        low, high = interval or (value, value)
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": [value],
+                "y": [place],
+                "marker": {"size": 12, "color": colour, "symbol": symbol},
+                "error_x": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [high - value],
+                    "arrayminus": [value - low],
+                    "color": colour,
+                    "thickness": 2.5,
+                    "width": 5,
+                },
+                "hovertemplate": f"{escape(label)}: %{{x}}<extra></extra>",
+            }
+        )
+    y_axis = {
+        "tickvals": list(range(len(rows))),
+        "ticktext": [escape(label) for label, *_ in rows],
+        "range": [len(rows) - 0.4, -0.6],
+        "showgrid": False,
+        "zeroline": False,
+    }
+    layout = {"xaxis": x_axis, "yaxis": y_axis, "showlegend": False}
+    return {"data": data, "layout": layout, "height": 90 + 46 * len(rows)}
+
+
+def win_rates(result: EvaluationResult) -> Figure | None:
+    """Every comparison with its 95 % interval; the line at one half is where neither model is better."""
+    colours = model_indices(list(result.models))
+    rows = [
+        (
+            f"{one.a} vs {one.b}, {one.judge}",
+            one.win_rate,
+            one.interval,
+            model_colour(colours.get(one.a, 0)),
+            SYMBOLS[colours.get(one.a, 0)],
+        )
+        for one in result.comparisons
+    ]
+    if not rows:
+        return None
+    figure = _dots(rows, {"range": [0, 1], "tickformat": ".0%", "title": {"text": "win rate"}})
+    half = {"type": "line", "x0": 0.5, "x1": 0.5, "y0": 0, "y1": 1, "yref": "paper"}
+    figure["layout"]["shapes"] = [half | {"line": {"color": "var(--ink-soft)", "width": 1, "dash": "dot"}}]
+    return figure
+
+
+def scores(result: EvaluationResult) -> Figure | None:
+    """Each model's mean score with its 95 % interval."""
+    colours = model_indices(list(result.models))
+    rows = [
+        (name, model.score_mean, model.score_interval, model_colour(colours[name]), SYMBOLS[colours[name]])
+        for name, model in result.models.items()
+        if model.score_mean is not None
+    ]
+    title = f"mean score by {escape(result.scorer)}"
+    return _dots(rows, {"rangemode": "tozero", "title": {"text": title}}) if rows else None
+
+
+def checks(result: EvaluationResult) -> Figure | None:
+    """Each criterion of the scorer: the part of the answers that meet it, by model."""
+    names = list(dict.fromkeys(name for model in result.models.values() for name in model.checks))
+    if not names:
+        return None
+    colours = model_indices(list(result.models))
+    data = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": escape(name),
+            "y": [escape(check) for check in names],
+            "x": [model.checks.get(check) for check in names],
+            "marker": {"color": model_colour(colours[name])},
+            "hovertemplate": f"{escape(name)}, %{{y}}: %{{x:.1%}}<extra></extra>",
+        }
+        for name, model in result.models.items()
+    ]
+    layout = {
+        "barmode": "group",
+        "bargap": 0.3,
+        "xaxis": {"range": [0, 1], "tickformat": ".0%", "title": {"text": "answers that meet it"}},
+        "yaxis": {"autorange": "reversed"},
+        "showlegend": True,
+    }
+    return {"data": data, "layout": layout, "height": 100 + len(names) * (14 + 13 * len(data))}
+
+
+def calibration(bins: Sequence[Mapping[str, float]]) -> Figure | None:
+    """How often the reward model is right when it is so sure; on the diagonal it is as sure as it should be."""
+    bins = [b for b in bins if all(_finite(b.get(key)) for key in ("predicted", "observed", "n"))]
+    if not bins:
+        return None
+    largest = max(b["n"] for b in bins) or 1
+    low = min(0.5, *(b["observed"] for b in bins), *(b["predicted"] for b in bins))
+    diagonal = {"color": "var(--ink-soft)", "width": 1, "dash": "dot"}
+    data = [
+        {"type": "scatter", "mode": "lines", "x": [low, 1], "y": [low, 1], "line": diagonal, "hoverinfo": "skip"},
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "x": [b["predicted"] for b in bins],
+            "y": [b["observed"] for b in bins],
+            "customdata": [b["n"] for b in bins],
+            "line": {"color": "var(--curve-0)", "width": 1},
+            "marker": {"color": "var(--curve-0)", "size": [6 + 16 * math.sqrt(b["n"] / largest) for b in bins]},
+            "hovertemplate": "predicted %{x:.2f}, observed %{y:.2f} (%{customdata} pairs)<extra></extra>",
+        },
+    ]
+    layout = {
+        "xaxis": {"title": {"text": "predicted probability"}, "tickformat": ".0%"},
+        "yaxis": {"title": {"text": "how often it was right"}, "tickformat": ".0%"},
+        "showlegend": False,
+    }
+    return {"data": data, "layout": layout, "height": 320}

@@ -1,0 +1,356 @@
+"""`wukong chat`: talk to one model or several in the terminal.
+
+In:  model directories or hub ids; what a person types, or lines on standard input, or --prompt.
+Out: the answers, on standard output as they are drawn; everything else goes to standard error.
+
+    wukong chat runs/mine/policy runs/mine/sft
+
+The conversation belongs to the chat and not to a model: `/model` hands it to another one, which goes on with it.
+When it outgrows a model's context, that model sees its latest turns only. An answer depends on --seed, the
+conversation and how often it was retried, so a chat can be repeated word for word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from wukong.console import console, say
+from wukong.errors import UsageError, WukongError
+from wukong.model.gpt2 import GPT2
+from wukong.model.hub import load_policy
+from wukong.options import Options
+from wukong.records import Conversation, Message, read_records, write_records
+from wukong.rollout import inference_copy, stream
+from wukong.tokenizer import StreamDecoder, Tokenizer
+from wukong.training.compute import compute_for
+from wukong.training.session import derived_seed
+
+
+class ChatOptions(Options):
+    """Talk to models in the terminal."""
+
+    models: list[str] = Field(min_length=1)
+    """Directories or hub ids, the first one speaks first; NAME=PATH gives one a name."""
+    prompt: list[str] = []
+    """Ask this, print the answer and leave. Repeatable: each prompt is a conversation of its own."""
+    system: str | None = None
+    """A system message that heads the conversation."""
+    raw: bool = False
+    """Continue the text as it stands, without the chat template: what a base model was trained to do."""
+    temperature: float = Field(0.7, ge=0, le=100)
+    """The logits are divided by it; 0 always takes the likeliest token."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Draw from the likeliest tokens that together have this probability; 1 from all."""
+    top_k: int = Field(0, ge=0)
+    """Draw from so many of the likeliest tokens; 0 from all."""
+    max_new_tokens: int = Field(128, ge=1)
+    """Answers are cut there, or at half the model's context if that is shorter."""
+    seed: int = 0
+    """All answers are a function of this number and of what is said."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A loaded model; `room` is how many tokens its answers may have."""
+
+    name: str
+    source: str
+    model: GPT2
+    tokenizer: Tokenizer
+    room: int
+
+
+def named_sources(models: Sequence[str]) -> dict[str, str]:
+    """Name -> directory or hub id, in order: its last part, or all of it where two would be called the same."""
+    pairs = []
+    for spec in models:
+        name, given, source = spec.partition("=")
+        explicit = bool(given) and not Path(spec).exists()
+        pairs.append((name, source) if explicit else (Path(spec).absolute().name, spec))
+    taken = Counter(name for name, _ in pairs)
+    named = {}
+    for name, source in pairs:
+        unique = name if taken[name] == 1 else source
+        if not unique or not source or unique in named:
+            raise UsageError(f"--models: {source or name!r} needs a name of its own, as in NAME=PATH")
+        named[unique] = source
+    return named
+
+
+def load_speakers(options: ChatOptions) -> list[Speaker]:
+    """Raises UsageError for a model that cannot be loaded."""
+    compute = compute_for("auto", options.device)
+    speakers = []
+    for name, source in named_sources(options.models).items():
+        model, tokenizer = load_policy(source)
+        model = inference_copy(model.to(compute.device), compute).eval()
+        room = min(options.max_new_tokens, model.config.n_positions // 2)
+        if room < options.max_new_tokens:
+            say(f"{name}: its context is {model.config.n_positions} tokens, its answers are cut at {room}")
+        speakers.append(Speaker(name, source, model, tokenizer, room))
+    return speakers
+
+
+def run(options: ChatOptions) -> None:
+    """Raises UsageError for a model that cannot be loaded, or for a --prompt that is too long for one."""
+    speakers = load_speakers(options)
+    interactive = not options.prompt and sys.stdin.isatty()
+    chat = Chat(options, speakers, interactive)
+    try:
+        if options.prompt:
+            for text in options.prompt:
+                chat.new()
+                chat.ask(text, speakers)
+        else:
+            if interactive:
+                others = f" (also loaded: {', '.join(s.name for s in speakers[1:])})" if speakers[1:] else ""
+                say(f"{speakers[0].name} is listening{others}; /help lists the commands, Ctrl-D leaves")
+            for line in _typed_lines() if interactive else _piped_lines():
+                if not chat.handle(line):
+                    break
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # whoever read our answers (`head`) has enough; keep the last flush at exit quiet too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _typed_lines() -> Iterator[str]:
+    with contextlib.suppress(ImportError):  # not on Windows; typing works without its history and arrow keys
+        import readline  # noqa: F401
+    prompt = "you> "
+    if not sys.stdout.isatty():  # input() would write it among the answers
+        prompt = ""
+    while True:
+        if not prompt:
+            console.print("you> ", end="")
+        try:
+            yield input(prompt)
+        except EOFError:
+            console.print()
+            return
+        except KeyboardInterrupt:
+            console.print()
+            say("(Ctrl-D or /quit leaves)")
+
+
+def _piped_lines() -> Iterator[str]:
+    if hasattr(sys.stdin, "reconfigure"):  # bytes that are not UTF-8 become an error of that line only
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    for line in sys.stdin:
+        yield line.rstrip("\r\n")
+
+
+class Chat:
+    """One conversation and who is speaking in it.
+
+    Args:
+        options: how answers are drawn.
+        speakers: the loaded models; the first one speaks first.
+        interactive: a person sits there: answers carry a name, and Ctrl-C ends an answer instead of the program.
+    """
+
+    def __init__(self, options: ChatOptions, speakers: Sequence[Speaker], interactive: bool) -> None:
+        self.options, self.interactive = options, interactive
+        self.speakers = {speaker.name: speaker for speaker in speakers}
+        self.current = speakers[0]
+        self.temperature, self.system, self.raw = options.temperature, options.system, options.raw
+        self.new()
+
+    # ------------------------------------------------------------------------------------------- conversation
+
+    def new(self, _: str = "") -> None:
+        """Forgets what was said; system text, temperature and model stay."""
+        self.messages: list[Message] = []
+        self.last_question: str | None = None
+        self.attempt = 0
+
+    def handle(self, line: str) -> bool:
+        """One line of the person: a command or a turn. Returns False when the person wants to leave."""
+        if not line.strip():
+            return True
+        try:
+            if line.startswith("/") and not line.startswith("//"):
+                name, _, argument = line[1:].partition(" ")
+                if name == "quit":
+                    return False
+                if name not in COMMANDS:
+                    raise UsageError(f"no command /{name}; /help lists them, and //{name} is said as /{name}")
+                COMMANDS[name].do(self, argument.strip())
+            else:
+                self.ask(line.removeprefix("/") if line.startswith("//") else line, [self.current])
+        except WukongError as error:
+            say(str(error))
+        return True
+
+    def ask(
+        self,
+        text: str,
+        speakers: Sequence[Speaker],
+        history: Sequence[Message] | None = None,
+        attempt: int = 0,
+    ) -> None:
+        """A turn of the person, answered by each of `speakers`; the current model's answer joins the conversation.
+
+        Args:
+            history: what was said before, the conversation so far when absent.
+            attempt: how often the same question was retried.
+
+        Raises:
+            DataError: the text alone is longer than a model's context; the conversation is as it was before.
+        """
+        asked = [*(self.messages if history is None else history), Message(role="user", content=text)]
+        prompts = [(speaker, self._prompt_ids(speaker, text, asked)) for speaker in speakers]
+        self.last_question, self.attempt = text, attempt
+        for speaker, ids in prompts:
+            self._announce(speaker, alone=len(speakers) == 1)
+            said = self._speak(speaker, ids, turn=len(asked))
+            if speaker is self.current and not self.raw:
+                self.messages = [*asked, Message(role="assistant", content=said)]
+
+    def _prompt_ids(self, speaker: Speaker, text: str, asked: Sequence[Message]) -> list[int]:
+        room = speaker.model.config.n_positions - speaker.room
+        if not self.raw:
+            heading = [Message(role="system", content=self.system)] if self.system else []
+            return speaker.tokenizer.prompt_ids([*heading, *asked], max_tokens=room)
+        ids = speaker.tokenizer.encode(text)
+        if len(ids) > room:
+            raise UsageError(f"the text has {len(ids)} tokens, {speaker.name} has room for {room}")
+        return ids
+
+    def _announce(self, speaker: Speaker, alone: bool) -> None:
+        if self.interactive:
+            console.print(f"{speaker.name}> ", end="", style="bold", markup=False)
+        elif not alone:  # part of the result: without it nobody knows which answer is whose
+            print(f"== {speaker.name} ==")
+
+    def _speak(self, speaker: Speaker, ids: list[int], turn: int) -> str:
+        """Draws and prints an answer; returns what was said of it."""
+        decoder, said, note = StreamDecoder(speaker.tokenizer), "", f"(cut at {speaker.room} tokens)"
+        try:
+            for token in stream(
+                speaker.model,
+                ids,
+                eos_id=speaker.tokenizer.eos_id,
+                max_new_tokens=speaker.room,
+                seed=derived_seed(self.options.seed, "chat", turn, self.attempt),
+                temperature=self.temperature,
+                top_k=self.options.top_k,
+                top_p=self.options.top_p,
+            ):
+                if token == speaker.tokenizer.eos_id:
+                    note = "" if said else "(no answer: the model ended its turn at once)"
+                    break
+                piece = decoder.push(token)  # the last character of a cut answer may stay incomplete: not shown
+                said += piece
+                print(_harmless(piece) if sys.stdout.isatty() else piece, end="", flush=True)
+        except KeyboardInterrupt:
+            if not self.interactive:
+                raise
+            note = "(stopped; what was said stays)"
+        print(flush=True)
+        if note:
+            say(note)
+        return said
+
+    # ----------------------------------------------------------------------------------------------- commands
+
+    def switch_model(self, name: str) -> None:
+        if name not in self.speakers:
+            raise UsageError(f"no model {name!r} is loaded; there are {', '.join(self.speakers)}")
+        self.current = self.speakers[name]
+        say(f"{name} goes on with the conversation")
+
+    def list_models(self, _: str) -> None:
+        for speaker in self.speakers.values():
+            mark = "*" if speaker is self.current else " "
+            say(f"{mark} {speaker.name}  {speaker.source}  ({speaker.model.n_parameters():,} parameters)")
+
+    def retry(self, _: str) -> None:
+        question, history = self._last_turn()
+        self.ask(question, [self.current], history, self.attempt + 1)
+
+    def compare(self, text: str) -> None:
+        question, history = (text, self.messages) if text else self._last_turn()
+        self.ask(question, list(self.speakers.values()), history)
+
+    def _last_turn(self) -> tuple[str, list[Message]]:
+        """The last question, which is to be answered anew, and what was said before it."""
+        if self.last_question is None:
+            raise UsageError("nothing was asked yet")
+        answered = self.messages and self.messages[-2].content == self.last_question
+        return self.last_question, self.messages[:-2] if answered else self.messages
+
+    def set_temperature(self, text: str) -> None:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 <= value <= 100:
+            raise UsageError(f"the temperature is a number from 0 (always the likeliest token) up, not {text!r}")
+        self.temperature = value
+        say(f"temperature {value:g}")
+
+    def set_system(self, text: str) -> None:
+        self.system = text or None
+        say("system message set" if text else "no system message")
+
+    def switch_raw(self, _: str) -> None:
+        self.raw = not self.raw
+        say("raw: texts are continued as they stand, each by itself" if self.raw else "chat: with the chat template")
+
+    def save(self, file: str) -> None:
+        if not file:
+            raise UsageError("/save needs the name of a file")
+        if not self.messages:
+            raise UsageError("there is no conversation to save yet")
+        heading = [Message(role="system", content=self.system)] if self.system else []
+        conversation = Conversation(messages=[*heading, *self.messages], source=f"chat with {self.current.name}")
+        path = Path(file).expanduser()
+        before = read_records(path, Conversation) if path.exists() else []
+        count = write_records(path, [*before, conversation])
+        say(f"{path}: {count} conversation{'s' if count > 1 else ''}")
+
+    def help(self, _: str) -> None:
+        for name, command in COMMANDS.items():
+            say(f"{f'/{name} {command.argument}':20} {command.help}")
+
+
+@dataclass(frozen=True)
+class Command:
+    """What `/name` does with the rest of its line."""
+
+    argument: str
+    help: str
+    do: Callable[[Chat, str], None]
+
+
+COMMANDS = {
+    "model": Command("NAME", "another model goes on with the conversation", Chat.switch_model),
+    "models": Command("", "the loaded models", Chat.list_models),
+    "new": Command("", "begin a new conversation", Chat.new),
+    "retry": Command("", "answer the last question again, with another seed", Chat.retry),
+    "compare": Command("[TEXT]", "all models answer TEXT, or the last question, with the same seed", Chat.compare),
+    "temperature": Command("X", "0 for the likeliest words, 1 for the model's own variety", Chat.set_temperature),
+    "system": Command("[TEXT]", "set the system message, or remove it", Chat.set_system),
+    "raw": Command("", "continue texts without the chat template, or chat again", Chat.switch_raw),
+    "save": Command("FILE", "append the conversation to a JSONL file that `wukong sft` reads", Chat.save),
+    "help": Command("", "this list", Chat.help),
+    "quit": Command("", "leave (so does Ctrl-D)", lambda chat, _: None),
+}
+
+
+def _harmless(text: str) -> str:
+    """Text for a terminal: what a model writes must not move the cursor or rename the window."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)

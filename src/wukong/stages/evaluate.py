@@ -1,0 +1,358 @@
+"""`wukong evaluate`: models + unseen prompts -> who answers better, by how much, and at what price.
+
+In:  named models, prompts that no stage has seen, a judge, a reward model, held-out text.
+Out: out/evaluation.json (the numbers) and out/answers.jsonl (every answer, with score and reasons).
+
+    wukong evaluate --models base=runs/mine/base sft=runs/mine/sft policy=runs/mine/policy --raw base
+        --prompts test.jsonl --judge rubric --reward-model runs/mine/reward --out runs/mine/evaluation
+
+All models answer the same prompts with the same seeds. A later model is compared with each earlier one, prompt by
+prompt, by each judge's score; ties count half; intervals are 95 % bootstraps over prompts. The length-controlled win
+rate is what a logistic regression on the difference in length predicts for answers of equal length (Dubois et al.
+2024). KL is log pi - log pi_ref of the model's own samples at the sampling temperature, summed over a response.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from scipy.optimize import minimize
+
+from wukong.console import Bar, console, say
+from wukong.data.batches import by_length, pad
+from wukong.data.prompts import PromptOptions, load_prompts
+from wukong.data.shards import TokenShards
+from wukong.errors import DataError, UsageError
+from wukong.feedback.annotators import Opinion, load_judge
+from wukong.files import atomic_open, write_json
+from wukong.model.gpt2 import GPT2
+from wukong.model.hub import load_policy, load_reward
+from wukong.objectives import token_logprobs
+from wukong.options import StageOptions
+from wukong.provenance import begin
+from wukong.records import Prompt
+from wukong.rollout import Sampled, generate, inference_copy
+from wukong.seeds import derived_seed
+from wukong.stages.common import answer_ids, bootstrap_interval, distinct_n, scores_of, validation_loss
+from wukong.tokenizer import Tokenizer
+from wukong.training.compute import Compute, Precision, compute_for
+
+
+class EvaluateOptions(StageOptions, PromptOptions):
+    """Compare models on unseen prompts."""
+
+    models: list[str]
+    """name=directory of each model, from the oldest to the newest; each is compared with all before it."""
+    prompts: list[str]
+    """Prompts that were used nowhere in training."""
+    raw: list[str] = []
+    """Names of models that get the bare text without the chat template, as a base model does."""
+    reference: str | None = None
+    """The name of the model to which KL is measured, usually the SFT model."""
+    judge: str | None = None
+    """rubric (the kitchen's), lexicon (VADER sentiment), or module:function."""
+    reward_model: str | None = None
+    """A reward model as a second judge, best one that was not used in training the policy."""
+    text: Path | None = None
+    """Directory of `wukong tokenize`: perplexity on its validation text is measured."""
+    limit: int | None = Field(None, ge=1)
+    """Take only the first so many prompts."""
+    max_new_tokens: int = Field(128, ge=1)
+    """Responses are cut there."""
+    temperature: float = Field(1.0, ge=0)
+    """Sampling temperature; 0 is greedy."""
+    batch_size: int = Field(128, ge=1)
+    """Responses decoded together."""
+    micro_batch_tokens: int = Field(8192, ge=1)
+    """Tokens that go through a model at once when scoring."""
+    eval_tokens: int = Field(65536, ge=1)
+    """Tokens of held-out text to read at most."""
+    precision: Precision = "auto"
+    """bfloat16 where it is faster, or as named."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+@dataclass
+class Answers:
+    """One model's answers to all prompts."""
+
+    prompt_ids: list[list[int]]
+    sampled: list[Sampled]
+    texts: list[str]
+    opinions: list[Opinion] | None = None
+    rewards: list[float] | None = None
+    kl: np.ndarray | None = None  # (prompts,) nats
+    perplexity: float | None = None
+    bits_per_byte: float | None = None
+    path: str = ""
+    checks: dict[str, float] = field(default_factory=dict)
+
+
+def run(options: EvaluateOptions) -> None:
+    """Raises UsageError or DataError for unusable input, RunError when the judge fails."""
+    models = dict(_named(model) for model in options.models)
+    for name in [*options.raw, *([options.reference] if options.reference else [])]:
+        if name not in models:
+            raise UsageError(f"no model is named {name!r} in --models: {', '.join(models)}")
+    judge = load_judge(options.judge) if options.judge else None
+    extra = [p for p in (options.reward_model, options.text) if p]
+    work = begin("evaluate", options, [*models.values(), *options.prompts, *extra])
+    if work.done:
+        return
+    compute = compute_for(options.precision, options.device)
+    read = load_prompts(options.prompts, options)
+    console.print(read.summary.table("prompts"))
+    prompts = read.records[: options.limit]
+    # --------------------------------------------------------------------------------------------------- answers
+    reference = None
+    if options.reference:
+        reference = load_policy(models[options.reference])[0].to(compute.device).eval()
+    answers = {}
+    for name, path in models.items():
+        one = answers[name] = answer_all(name, path, prompts, options, reference, compute)
+        if judge:
+            one.opinions = judge([p.messages for p in prompts], one.texts)
+    if options.reward_model:
+        reward_model, reward_tokenizer = load_reward(options.reward_model)
+        for one in answers.values():
+            context = reward_model.config.n_positions
+            ids = [
+                answer_ids(reward_tokenizer, p.messages, t, context) for p, t in zip(prompts, one.texts, strict=True)
+            ]
+            if any(i is None for i in ids):
+                raise UsageError(f"{options.reward_model}: an answer does not fit its context of {context}")
+            one.rewards = scores_of(reward_model, [i for i in ids if i], compute, options.micro_batch_tokens)
+    # --------------------------------------------------------------------------------------------------- numbers
+    names = list(models)
+    comparisons = []
+    for i, a in enumerate(names):
+        for b in reversed(names[:i]):
+            comparisons += compare(a, b, answers[a], answers[b], options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    evaluation = {
+        "n_prompts": len(prompts),
+        "scorer": options.judge,
+        "reward_model": options.reward_model,
+        "temperature": options.temperature,
+        "max_new_tokens": options.max_new_tokens,
+        "seed": options.seed,
+        "models": {name: describe(one, prompts, options) for name, one in answers.items()},
+        "comparisons": comparisons,
+    }
+    write_json(options.out / "evaluation.json", evaluation)
+    with atomic_open(options.out / "answers.jsonl") as out:
+        for i, prompt in enumerate(prompts):
+            line = {
+                "prompt_id": prompt.id,
+                "source": prompt.source,
+                "messages": [m.model_dump() for m in prompt.messages],
+                "answers": {name: _answer(one, i) for name, one in answers.items()},
+            }
+            out.write(json.dumps(line, ensure_ascii=False) + "\n")
+    for c in comparisons:
+        say(
+            f"evaluate: {c['a']} beats {c['b']} in {c['win_rate']:.1%} of {c['n']} prompts "
+            f"[{c['interval'][0]:.1%}, {c['interval'][1]:.1%}] by {c['judge']}"
+        )
+    work.finish({"comparisons": comparisons}, [options.out / "evaluation.json", options.out / "answers.jsonl"])
+
+
+def _named(model: str) -> tuple[str, str]:
+    name, separator, path = model.partition("=")
+    return (name, path) if separator else (Path(model).name, model)
+
+
+def answer_all(
+    name: str, path: str, prompts: Sequence[Prompt], options: EvaluateOptions, reference: GPT2 | None, compute: Compute
+) -> Answers:
+    """Samples one answer to each prompt; measures KL to the reference, and perplexity on held-out text."""
+    policy, tokenizer = load_policy(path)
+    policy.to(compute.device).eval()
+    room = policy.config.n_positions - options.max_new_tokens
+    raw = name in options.raw
+    try:
+        ids = [
+            tokenizer.encode(p.messages[-1].content) if raw else tokenizer.prompt_ids(p.messages, max_tokens=room)
+            for p in prompts
+        ]
+    except DataError as error:
+        raise DataError(error.problem, file=options.prompts[0], hint="lower --max-new-tokens or shorten it") from None
+    with Bar(f"answers of {name}", len(prompts), unit="response") as bar:
+        sampled = generate(
+            inference_copy(policy, compute),
+            ids,
+            eos_id=tokenizer.eos_id,
+            max_new_tokens=options.max_new_tokens,
+            seeds=[derived_seed(options.seed, "evaluate", p.id) for p in prompts],
+            temperature=options.temperature,
+            batch_size=options.batch_size,
+            on_finish=bar.advance,
+        )
+    answers = Answers(ids, sampled, [tokenizer.decode(s.ids) for s in sampled], path=path)
+    if reference is not None and not raw and options.temperature > 0:
+        answers.kl = _kl(policy, reference, answers, options, compute)
+    if options.text:
+        _measure_text(answers, policy, tokenizer, options, compute)
+    return answers
+
+
+def _measure_text(
+    answers: Answers, policy: GPT2, tokenizer: Tokenizer, options: EvaluateOptions, compute: Compute
+) -> None:
+    shards = TokenShards.open(f"{options.text}/valid", tokenizer)
+    loss = validation_loss(policy, shards, policy.config.n_positions, options.eval_tokens, compute)
+    answers.perplexity = math.exp(loss)
+    answers.bits_per_byte = loss / math.log(2) / shards.bytes_per_token
+
+
+@torch.inference_mode()
+def _kl(policy: GPT2, reference: GPT2, answers: Answers, options: EvaluateOptions, compute: Compute) -> np.ndarray:
+    """sum_t log pi - log pi_ref of each answer (nats); both recomputed by the same path. (prompts,)"""
+    sequences = [p + s.ids for p, s in zip(answers.prompt_ids, answers.sampled, strict=True)]
+    kl = np.zeros(len(sequences))
+    for rows in by_length([len(s) for s in sequences], options.micro_batch_tokens):
+        ids, lengths = pad([sequences[i] for i in rows])
+        ids = ids.to(compute.device)
+        steps = torch.arange(ids.shape[1] - 1)
+        first = torch.tensor([len(answers.prompt_ids[i]) - 1 for i in rows]).unsqueeze(1)
+        predicts = ((steps >= first) & (steps < lengths.unsqueeze(1) - 1)).to(compute.device)
+        sums = []
+        for model in (policy, reference):
+            with compute.autocast():
+                hidden = model(ids)[:, :-1][predicts]
+                found, _ = token_logprobs(
+                    hidden, model.wte.weight, ids[:, 1:][predicts], temperature=options.temperature
+                )
+            full = torch.zeros(predicts.shape, device=compute.device)
+            full[predicts] = found
+            sums.append(full.sum(1))
+        kl[rows] = (sums[0] - sums[1]).cpu().numpy()
+    return kl
+
+
+# ------------------------------------------------------------------------------------------------------- the numbers
+
+
+def describe(answers: Answers, prompts: Sequence[Prompt], options: EvaluateOptions) -> dict[str, Any]:
+    """One model's entry in evaluation.json."""
+    ids = [s.ids for s in answers.sampled]
+    scores = None if answers.opinions is None else np.array([o.score for o in answers.opinions])
+    ones = np.ones(len(prompts))
+
+    def mean(values: np.ndarray | None) -> tuple[float | None, list[float] | None]:
+        if values is None:
+            return None, None
+        return float(values.mean()), bootstrap_interval(values, ones, options.seed)
+
+    score_mean, score_interval = mean(scores)
+    kl_mean, kl_interval = mean(answers.kl)
+    rewards = None if answers.rewards is None else np.array(answers.rewards)
+    return {
+        "path": answers.path,
+        "score_mean": score_mean,
+        "score_std": None if scores is None else float(scores.std()),
+        "score_interval": score_interval,
+        "reward_mean": None if rewards is None else float(rewards.mean()),
+        "reward_std": None if rewards is None else float(rewards.std()),
+        "kl": kl_mean,
+        "kl_interval": kl_interval,
+        "termination_rate": float(np.mean([s.finished for s in answers.sampled])),
+        "length_mean": float(np.mean([len(i) for i in ids])),
+        "distinct_1": distinct_n(ids, 1),
+        "distinct_2": distinct_n(ids, 2),
+        "perplexity": answers.perplexity,
+        "bits_per_byte": answers.bits_per_byte,
+        "checks": _check_rates(answers.opinions or []),
+        "by_source": _by_source(answers, prompts),
+    }
+
+
+def _check_rates(opinions: Sequence[Opinion]) -> dict[str, float]:
+    """How often each check that applied was passed."""
+    found: dict[str, list[bool]] = defaultdict(list)
+    for opinion in opinions:
+        for name, passed in opinion.checks.items():
+            found[name].append(passed)
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def _by_source(answers: Answers, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    result = {}
+    for source in sorted({p.source for p in prompts}):
+        opinions = [o for p, o in zip(prompts, answers.opinions or [], strict=False) if p.source == source]
+        if opinions:
+            scores = [o.score for o in opinions]
+            result[source] = {"n": len(scores), "score_mean": float(np.mean(scores)), "checks": _check_rates(opinions)}
+    return result
+
+
+def compare(a: str, b: str, of_a: Answers, of_b: Answers, options: EvaluateOptions) -> list[dict[str, Any]]:
+    """a against b by each judge there is."""
+    judged: dict[str, tuple[Sequence[float], Sequence[float]]] = {}
+    if of_a.opinions is not None and of_b.opinions is not None:
+        judged[str(options.judge)] = [o.score for o in of_a.opinions], [o.score for o in of_b.opinions]
+    if of_a.rewards is not None and of_b.rewards is not None:
+        judged["reward_model"] = of_a.rewards, of_b.rewards
+    lengths = np.array([len(x.ids) - len(y.ids) for x, y in zip(of_a.sampled, of_b.sampled, strict=True)], dtype=float)
+    found = []
+    for judge, (scores_a, scores_b) in judged.items():
+        difference = np.array(scores_a) - np.array(scores_b)
+        outcome = (np.sign(difference) + 1) / 2  # 1 won, 0.5 tied, 0 lost
+        found.append(
+            {
+                "a": a,
+                "b": b,
+                "judge": judge,
+                "n": len(outcome),
+                "wins": int((outcome == 1).sum()),
+                "ties": int((outcome == 0.5).sum()),
+                "losses": int((outcome == 0).sum()),
+                "win_rate": float(outcome.mean()),
+                "interval": bootstrap_interval(outcome, np.ones(len(outcome)), options.seed),
+                "length_controlled_win_rate": length_controlled(outcome, lengths),
+            }
+        )
+    return found
+
+
+def length_controlled(outcome: np.ndarray, lengths: np.ndarray) -> float:
+    """P(win) = sigmoid(a + b tanh(d / sd(d))), fitted by maximum likelihood (ridge 1e-3), read at d = 0.
+
+    outcome: (prompts,) 1, 0.5 or 0; lengths: (prompts,) difference in tokens.
+    """
+    spread = lengths.std()
+    x = np.tanh(lengths / spread) if spread > 0 else np.zeros_like(lengths)
+
+    def loss(w: np.ndarray) -> float:
+        z = w[0] + w[1] * x
+        return float(np.mean(np.logaddexp(0, z) - outcome * z) + 1e-3 * (w**2).sum())
+
+    intercept = minimize(loss, np.zeros(2), method="BFGS").x[0]
+    return float(1 / (1 + np.exp(-intercept)))
+
+
+def _answer(answers: Answers, i: int) -> dict[str, Any]:
+    """One answer's entry in answers.jsonl."""
+    sampled = answers.sampled[i]
+    entry: dict[str, Any] = {
+        "text": answers.texts[i],
+        "finish_reason": "stop" if sampled.finished else "length",
+        "n_tokens": len(sampled.ids),
+    }
+    if answers.opinions is not None:
+        entry |= {"score": answers.opinions[i].score, "reasons": answers.opinions[i].reasons}
+    if answers.rewards is not None:
+        entry["reward"] = answers.rewards[i]
+    if answers.kl is not None:
+        entry["kl"] = float(answers.kl[i])
+    return entry

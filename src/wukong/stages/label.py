@@ -1,0 +1,114 @@
+"""`wukong label`: responses -> rankings or comparisons by simulated annotators.
+
+In:  responses.jsonl with several answers to each prompt, and a judge (rubric, lexicon, module:function).
+Out: one Ranking (or one Comparison a pair) a line.
+
+    wukong label --responses responses.jsonl --judge rubric --error-rate 0.1 --out comparisons.jsonl
+
+An annotator who errs is what makes a reward model's task real (AlpacaFarm, Dubois et al. 2023, found that about 25 %
+flipped labels reproduce people's ranking of methods). In a ranking, each pair of neighbours is swapped with that
+probability, from worst to best; in comparisons, each pair is flipped with it. Answers that the judge scores alike
+are tied.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from wukong.console import say
+from wukong.errors import UsageError
+from wukong.feedback.annotators import load_judge
+from wukong.options import StageOptions
+from wukong.provenance import begin
+from wukong.records import Comparison, Ranking, Response, read_records, write_records
+from wukong.seeds import derived_seed
+
+
+class LabelOptions(StageOptions):
+    """Rank or compare responses with a judge that needs no person."""
+
+    responses: str
+    """responses.jsonl of `wukong sample`."""
+    judge: str
+    """rubric (the kitchen's), lexicon (VADER sentiment), or module:function."""
+    shape: Literal["ranking", "pairs"] = "ranking"
+    """One ranking a prompt, or every pair by itself."""
+    error_rate: float = Field(0.0, ge=0, le=0.5)
+    """How often the annotator errs."""
+    tie_margin: float = Field(0.0, ge=0)
+    """Scores at most this far apart are a tie."""
+
+
+def run(options: LabelOptions) -> None:
+    """Raises UsageError or DataError for unusable input, RunError when the judge fails."""
+    work = begin("label", options, [options.responses], directory=False)
+    if work.done:
+        return
+    judge = load_judge(options.judge)
+    by_prompt: dict[str, dict[str, Response]] = defaultdict(dict)  # answers with the same text count once
+    responses = read_records(options.responses, Response)
+    for response in responses:
+        if response.text.strip():
+            by_prompt[response.prompt_id].setdefault(response.text, response)
+    groups = [list(answers.values()) for answers in by_prompt.values() if len(answers) > 1]
+    if not groups:
+        raise UsageError(f"{options.responses}: no prompt has two different answers; sample more than one a prompt")
+    flat = [response for group in groups for response in group]
+    scores = iter(judge([r.messages for r in flat], [r.text for r in flat]))
+    records: list[Ranking | Comparison] = []
+    for group in groups:
+        records += _labels(group, [next(scores).score for _ in group], options)
+    if not records:
+        raise UsageError(f"{options.responses}: the judge finds all answers to every prompt equally good")
+    write_records(options.out, records)
+    say(f"label: {len(records):,} {options.shape} from {len(responses):,} responses to {len(by_prompt):,} prompts")
+    counts = {"records": len(records), "prompts": len(by_prompt), "responses": len(responses)}
+    work.finish(counts, [options.out])
+
+
+def _labels(
+    group: Sequence[Response], scores: Sequence[float], options: LabelOptions
+) -> Iterator[Ranking | Comparison]:
+    """The label or labels of one prompt's answers; none when all are tied."""
+    noise = np.random.Generator(np.random.Philox(derived_seed(options.seed, "errors", group[0].prompt_id)))
+    annotator = f"{options.judge}, error rate {options.error_rate:g}"
+    prompt, source = group[0].messages, group[0].source
+    if options.shape == "ranking":
+        groups = ranked(scores, options.tie_margin)
+        for i in reversed(range(len(groups) - 1)):
+            if noise.random() < options.error_rate:
+                groups[i], groups[i + 1] = groups[i + 1], groups[i]
+        if len(groups) > 1:
+            texts = [r.text for r in group]
+            yield Ranking(prompt=prompt, responses=texts, groups=groups, annotator=annotator, source=source)
+        return
+    for a, b in combinations(range(len(group)), 2):
+        tie = abs(scores[a] - scores[b]) <= options.tie_margin
+        better, worse = (a, b) if scores[a] >= scores[b] else (b, a)
+        if not tie and noise.random() < options.error_rate:
+            better, worse = worse, better
+        yield Comparison(
+            prompt=prompt,
+            chosen=group[better].text,
+            rejected=group[worse].text,
+            tie=tie,
+            annotator=annotator,
+            source=source,
+        )
+
+
+def ranked(scores: Sequence[float], tie_margin: float) -> list[list[int]]:
+    """Indices from best to worst; a score within tie_margin of the best of its group joins it."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(scores)), key=lambda i: -scores[i]):
+        if groups and scores[groups[-1][0]] - scores[i] <= tie_margin:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups

@@ -1,0 +1,327 @@
+"""`wukong reward`: comparisons -> a model that gives an answer a number (the reward model).
+
+In:  a model directory (the SFT model) and comparisons or rankings in any of the formats of docs/data.md.
+Out: a model directory, metrics.jsonl, and the accuracy on held-out prompts in provenance.json.
+
+    wukong reward --model runs/mine/sft --data comparisons.jsonl --out runs/mine/reward
+
+Step 2 of InstructGPT (Ouyang et al. 2022, eq. 1): -log sigmoid(r_chosen - r_rejected) over all pairs of each prompt's
+K answers, divided by C(K, 2); every answer passes through the model once. One epoch, learning rate falling linearly
+to 0 (Ziegler et al. 2019). Afterwards the scores are shifted and scaled so that answers of the reference policy have
+mean 0 and standard deviation 1. The model reads prompt + answer without the closing <|endoftext|> (model/heads.py).
+
+Shape legend: B answers, T time, N pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from wukong.console import console, say
+from wukong.data.batches import pad
+from wukong.data.comparisons import load_comparisons
+from wukong.data.sources import DataOptions
+from wukong.data.split import halves, split_by_prompt
+from wukong.data.summary import ReadSummary
+from wukong.errors import DataError, UsageError
+from wukong.model.heads import HeadKind, Pooling, ScalarModel
+from wukong.model.hub import load_trunk, save_reward
+from wukong.objectives import grouped_mean, pairwise_loss
+from wukong.provenance import begin
+from wukong.records import Comparison, Preference, Ranking, Response, Vote, prompt_id, read_records
+from wukong.seeds import derived_seed
+from wukong.stages.common import answer_ids, bootstrap_interval, epoch_batch, scores_of
+from wukong.tokenizer import Tokenizer
+from wukong.training.compute import Compute
+from wukong.training.session import Session, TrainOptions, publish
+
+
+class RewardOptions(TrainOptions, DataOptions):
+    """Train a reward model on comparisons."""
+
+    model: str
+    """The model to start from, usually the SFT model: a directory or hub id."""
+    data: list[str]
+    """Comparisons and rankings: paths, globs or Hugging Face data set ids."""
+    eval_data: list[str] = []
+    """Comparisons to test on; when empty, a part of the prompts of --data is held out."""
+    valid_fraction: float = Field(0.1, ge=0, lt=1)
+    """The part of the prompts held out when there is no --eval-data."""
+    half: Literal["both", "first", "second"] = "both"
+    """Train on one half of the training prompts only, so that a second reward model can judge independently."""
+    head: HeadKind = "linear"
+    """linear, or mlp (one hidden layer)."""
+    pooling: Pooling = "last"
+    """Read the score at the last token, or as the mean over all."""
+    ties: Literal["drop", "half"] = "drop"
+    """Leave ties out, or train them towards probability 1/2."""
+    margin: float = Field(0.0, ge=0)
+    """How far apart a preference of strength 1 should score; multiplied by the strength where one is given."""
+    epochs: float = Field(1.0, gt=0)
+    """Passes over the data; more than one over-fits."""
+    batch_size: int = Field(16, ge=1)
+    """Prompts a step, each with all its answers."""
+    lr: float = Field(5e-5, gt=0)
+    """Peak learning rate."""
+    lr_schedule: Literal["cosine", "linear", "constant"] = "linear"
+    """How the learning rate falls after the warm-up."""
+    warmup_steps: int = Field(5, ge=0)
+    """Steps over which the learning rate rises from 0."""
+    eval_every: int = Field(0, ge=0)
+    """Steps between evaluations; 0 evaluates at the end only."""
+    reference_responses: str | None = None
+    """responses.jsonl of the reference policy, to which the scores are normalised; without it, the training answers
+    are used."""
+    normalise_samples: int = Field(256, ge=2)
+    """How many answers the normalisation takes."""
+
+
+@dataclass
+class Group:
+    """The distinct answers to one prompt, and which of them were preferred to which."""
+
+    answers: list[list[int]] = field(default_factory=list)  # token ids of prompt + answer
+    texts: list[str] = field(default_factory=list)
+    pairs: list[tuple[int, int]] = field(default_factory=list)  # (better, worse)
+    ties: list[bool] = field(default_factory=list)
+    margins: list[float] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        return len(self.answers) * max(len(a) for a in self.answers)
+
+
+def groups_of(
+    records: Sequence[Preference], tokenizer: Tokenizer, context: int, options: RewardOptions, summary: ReadSummary
+) -> list[Group]:
+    """Comparisons of one prompt and all pairs of a ranking, as one group each. A pair that does not fit the context
+    even without its prompt's oldest turns is dropped and counted.
+
+    Raises DataError for votes, which compare nothing.
+    """
+    by_prompt: dict[str, list[Comparison]] = defaultdict(list)
+    groups = []
+    for record in records:
+        if isinstance(record, Vote):
+            raise DataError("a single vote compares nothing: a reward model needs pairs", hint="use pairs or rankings")
+        if isinstance(record, Comparison):
+            if record.tie and options.ties == "drop":
+                summary.dropped["a tie (--ties half trains on them)"] += 1
+            else:
+                by_prompt[prompt_id(record.prompt)].append(record)
+            continue
+        group = _ranking_group(record, tokenizer, context)
+        groups.append(group)
+    for comparisons in by_prompt.values():
+        group = Group()
+        for one in comparisons:
+            better, worse = (_add(group, one, text, tokenizer, context) for text in (one.chosen, one.rejected))
+            if better is None or worse is None:
+                summary.dropped[f"longer than the context of {context} tokens"] += 1
+                continue
+            group.pairs.append((better, worse))
+            group.ties.append(one.tie)
+            group.margins.append(options.margin * (one.strength if one.strength is not None else 1.0))
+        groups.append(group)
+    whole = [g for g in groups if g.pairs]
+    if missing := sum(1 for g in groups if not g.pairs and not g.answers):
+        summary.dropped[f"ranking longer than the context of {context} tokens"] += missing
+    return whole
+
+
+def _add(group: Group, record: Comparison | Ranking, text: str, tokenizer: Tokenizer, context: int) -> int | None:
+    """The index of an answer in its group, added when new; None when it does not fit."""
+    if text in group.texts:
+        return group.texts.index(text)
+    ids = answer_ids(tokenizer, record.prompt, text, context)
+    if ids is None:
+        return None
+    group.texts.append(text)
+    group.answers.append(ids)
+    return len(group.texts) - 1
+
+
+def _ranking_group(record: Ranking, tokenizer: Tokenizer, context: int) -> Group:
+    group = Group()
+    places = [_add(group, record, text, tokenizer, context) for text in record.responses]
+    for better, worse in record.pairs():
+        pair = places[better], places[worse]
+        if pair[0] is not None and pair[1] is not None and pair[0] != pair[1]:
+            group.pairs.append((pair[0], pair[1]))
+            group.ties.append(False)
+            group.margins.append(0.0)
+    return group if group.pairs else Group()
+
+
+def forward_pairs(model: ScalarModel, groups: Sequence[Group], compute: Compute) -> tuple[Tensor, Tensor]:
+    """r_better - r_worse of every pair of the groups (N,) float32, and the group each pair belongs to (N,) int64."""
+    ids, lengths = pad([answer for group in groups for answer in group.answers])
+    with compute.autocast():
+        scores = model(ids.to(compute.device), lengths.to(compute.device))  # (B,)
+    better, worse, member, start = [], [], [], 0
+    for number, group in enumerate(groups):
+        better += [start + b for b, _ in group.pairs]
+        worse += [start + w for _, w in group.pairs]
+        member += [number] * len(group.pairs)
+        start += len(group.answers)
+    return scores[better] - scores[worse], torch.tensor(member, device=scores.device)
+
+
+def group_losses(groups: Sequence[Group], margins: Tensor, options: RewardOptions) -> Tensor:
+    """The loss of every pair (N,)."""
+    ties = torch.tensor([tie for group in groups for tie in group.ties], device=margins.device)
+    target = torch.tensor([m for group in groups for m in group.margins], device=margins.device)
+    return pairwise_loss(margins, ties, target if options.margin else None)
+
+
+def _parts(groups: Sequence[Group], max_tokens: int) -> list[list[Group]]:
+    """The batch in parts of at most max_tokens tokens, each group whole, like lengths together."""
+    widths = [max(len(a) for a in g.answers) for g in groups]
+    parts: list[list[Group]] = []
+    rows = width = 0
+    for i in sorted(range(len(groups)), key=lambda i: -widths[i]):
+        rows += len(groups[i].answers)
+        if not parts or rows * width > max_tokens:
+            parts.append([])
+            rows, width = len(groups[i].answers), widths[i]
+        parts[-1].append(groups[i])
+    return parts
+
+
+@torch.inference_mode()
+def evaluate_pairs(
+    model: ScalarModel, groups: Sequence[Group], options: RewardOptions, compute: Compute
+) -> dict[str, float | list]:
+    """Accuracy on pairs that are no ties, with a 95 % interval (bootstrap over prompts, whose pairs hang together)."""
+    model.eval()
+    losses, hits, difference, longer, counts = [], [], [], [], []
+    for part in _parts(groups, options.micro_batch_tokens):
+        margins, member = forward_pairs(model, part, compute)
+        losses.append(grouped_mean(group_losses(part, margins, options), member).item() * len(part))
+        for group, of_group in zip(part, margins.split([len(g.pairs) for g in part]), strict=True):
+            kept = [i for i, tie in enumerate(group.ties) if not tie]
+            values = of_group.tolist()
+            hits.append(sum(values[i] > 0 for i in kept))
+            counts.append(len(kept))
+            difference += [values[i] for i in kept]
+            lengths = [(len(group.answers[group.pairs[i][0]]), len(group.answers[group.pairs[i][1]])) for i in kept]
+            longer += [(a > b) + 0.5 * (a == b) for a, b in lengths]
+    if not sum(counts):
+        return {}
+    return {
+        "valid_loss": sum(losses) / len(groups),
+        "valid_accuracy": sum(hits) / sum(counts),
+        "valid_accuracy_interval": bootstrap_interval(np.array(hits), np.array(counts), options.seed),
+        "valid_pairs": sum(counts),
+        "length_accuracy": float(np.mean(longer)),
+        "calibration": _calibration(np.array(difference)),
+    }
+
+
+def _calibration(differences: np.ndarray, bins: int = 10) -> list[dict[str, float]]:
+    """Predicted probability that the preferred answer wins, against how often it does, each pair seen from both sides
+    (so the curve is symmetric about 1/2). Bins of predicted probability from 0.5 to 1."""
+    confidence = 1 / (1 + np.exp(-np.abs(differences)))
+    right = differences > 0
+    edges = np.linspace(0.5, 1.0, bins + 1)
+    place = np.clip(np.digitize(confidence, edges) - 1, 0, bins - 1)
+    return [
+        {"predicted": float(confidence[place == b].mean()), "observed": float(right[place == b].mean()), "n": int(n)}
+        for b in range(bins)
+        if (n := (place == b).sum())
+    ]
+
+
+def run(options: RewardOptions) -> None:
+    """Raises UsageError or DataError for unusable input, RunError when the loss is not finite."""
+    inputs = [options.model, *options.data, *options.eval_data]
+    work = begin("reward", options, [*inputs, *([options.reference_responses] if options.reference_responses else [])])
+    if work.done:
+        return
+    # ------------------------------------------------------------------------------------------- model and data
+    trunk, tokenizer = load_trunk(options.model)
+    torch.manual_seed(derived_seed(options.seed, "head"))
+    model = ScalarModel(trunk, options.head, options.pooling)
+    context = model.config.n_positions
+    read = load_comparisons(options.data, options)
+    if options.eval_data:
+        train_records, test_records = read.records, load_comparisons(options.eval_data, options).records
+    else:
+        train_records, test_records = split_by_prompt(read.records, options.valid_fraction, options.seed)
+    if options.half != "both":
+        train_records = halves(train_records, options.seed)[options.half == "second"]
+    train = groups_of(train_records, tokenizer, context, options, read.summary)
+    test = groups_of(test_records, tokenizer, context, options, read.summary)
+    console.print(read.summary.table("comparisons"))
+    if not train:
+        raise UsageError(f"{options.data[0]}: no pair is left to train on")
+    steps = math.ceil(options.epochs * len(train) / options.batch_size)
+    n_pairs = sum(len(g.pairs) for g in train)
+    say(f"reward: {n_pairs:,} pairs of {len(train):,} prompts, {len(test):,} prompts held out, {steps:,} steps")
+    # ---------------------------------------------------------------------------------------------------- loop
+    quality: dict[str, float | list] = {}
+    with Session(options, {"model": model}, steps, "reward", {"quality": {}}) as session:
+        compute = session.compute
+        for step in session.steps():
+            model.train()
+            batch = [train[i] for i in epoch_batch(len(train), step, options.batch_size, options.seed)]
+            total, right, pairs = 0.0, 0, 0
+            spread = 0.0
+            for part in _parts(batch, options.micro_batch_tokens):
+                margins, member = forward_pairs(model, part, compute)
+                loss = grouped_mean(group_losses(part, margins, options), member) * len(part) / len(batch)
+                session.backward(loss)
+                total += loss.item()
+                right += int((margins > 0).sum())
+                spread += float(margins.sum())
+                pairs += len(margins)
+            norms = session.optimizer_step()
+            tokens = sum(len(answer) for group in batch for answer in group.answers)
+            session.log(tokens, loss=total, accuracy=right / pairs, margin=spread / pairs, pairs=pairs, **norms)
+            if test and session.due(options.eval_every):
+                quality = evaluate_pairs(model, test, options, compute)
+                session.state["quality"] = quality
+                session.log(**{k: v for k, v in quality.items() if k in ("valid_loss", "valid_accuracy")})  # type: ignore[arg-type]
+            session.show(loss=total, accuracy=right / pairs)
+        quality = session.state["quality"]
+    # ----------------------------------------------------------------------------------------------- normalise
+    before = _normalise(model, options, tokenizer, train, session.compute)
+    # ---------------------------------------------------------------------------------------------------- save
+    staged = options.out / ".staged"
+    save_reward(staged, model.cpu(), tokenizer)
+    files = publish(staged, options.out)
+    if quality:
+        low, high = quality["valid_accuracy_interval"]  # type: ignore[misc]
+        say(f"reward: accuracy {quality['valid_accuracy']:.3f} [{low:.3f}, {high:.3f}] on held-out prompts")
+    work.finish({**quality, "train_pairs": n_pairs, "normalised_from": before, "data": read.summary.as_dict()}, files)
+    session.discard_checkpoints()
+
+
+def _normalise(
+    model: ScalarModel, options: RewardOptions, tokenizer: Tokenizer, train: Sequence[Group], compute: Compute
+) -> dict[str, float]:
+    """Rescales the head so that the reference's answers score mean 0, standard deviation 1. Returns what they were."""
+    if options.reference_responses:
+        responses = read_records(options.reference_responses, Response)
+        texts = [(r.messages, r.text) for r in responses]
+        found = [answer_ids(tokenizer, messages, text, model.config.n_positions) for messages, text in texts]
+        answers = [ids for ids in found if ids is not None]
+    else:
+        answers = [answer for group in train for answer in group.answers]
+    order = np.random.Generator(np.random.Philox(derived_seed(options.seed, "normalise"))).permutation(len(answers))
+    picked = [answers[i] for i in order[: options.normalise_samples]]
+    scores = scores_of(model, picked, compute, options.micro_batch_tokens)
+    mean, std = float(np.mean(scores)), float(np.std(scores))
+    if not std > 0:
+        raise UsageError(f"{options.out}: the reward model gives every answer the same score; it learnt nothing")
+    model.rescale(1 / std, -mean / std)
+    return {"mean": mean, "std": std, "samples": len(picked)}

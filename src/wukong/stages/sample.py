@@ -1,0 +1,176 @@
+"""`wukong sample`: prompts + models -> K responses a prompt (responses.jsonl).
+
+In:  prompts in any format; one or several model directories, or any OpenAI-compatible endpoint.
+Out: one Response record a line: prompt, text, which model, how it was sampled.
+
+    wukong sample --models runs/mine/sft --prompts prompts.jsonl --responses-per-prompt 4 --out responses.jsonl
+
+Every (model, temperature) gives `responses_per_prompt` answers to each prompt; the seeds are functions of prompt,
+model, temperature and number, so that more prompts or models change no answer that is there already.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+from pydantic import Field
+
+from wukong.console import Bar, console, say
+from wukong.data.prompts import PromptOptions, load_prompts
+from wukong.errors import DataError, RunError, UsageError
+from wukong.model.hub import load_policy
+from wukong.options import StageOptions
+from wukong.provenance import begin
+from wukong.records import Prompt, Response, Sampling, write_records
+from wukong.rollout import generate, inference_copy
+from wukong.seeds import derived_seed
+from wukong.training.compute import Precision, compute_for
+
+
+class SampleOptions(StageOptions, PromptOptions):
+    """Sample responses to prompts."""
+
+    prompts: list[str]
+    """Prompts in any of the formats of docs/data.md."""
+    models: list[str] = []
+    """Model directories or hub ids."""
+    endpoint: str | None = None
+    """Base URL of an OpenAI-compatible server to ask too, e.g. http://127.0.0.1:8000/v1 (key: OPENAI_API_KEY)."""
+    endpoint_model: str | None = None
+    """The model's name there."""
+    responses_per_prompt: int = Field(4, ge=1)
+    """K: answers a prompt, for each model and temperature."""
+    temperatures: list[float] = [1.0]
+    """Sampling temperatures; 0 is greedy."""
+    top_k: int = Field(0, ge=0)
+    """Sample from the k likeliest tokens only; 0 is off."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Sample from the likeliest tokens that make up this probability; 1 is off."""
+    max_new_tokens: int = Field(128, ge=1)
+    """Responses are cut there."""
+    limit: int | None = Field(None, ge=1)
+    """Take only the first so many prompts."""
+    batch_size: int = Field(128, ge=1)
+    """Responses decoded together."""
+    precision: Precision = "auto"
+    """bfloat16 where it is faster, or as named."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+def run(options: SampleOptions) -> None:
+    """Raises UsageError or DataError for unusable input, RunError when the endpoint fails."""
+    if not options.models and not options.endpoint:
+        raise UsageError("nothing to sample from: give --models, or --endpoint and --endpoint-model")
+    if bool(options.endpoint) != bool(options.endpoint_model):
+        raise UsageError("--endpoint and --endpoint-model go together")
+    work = begin("sample", options, [*options.models, *options.prompts], directory=False)
+    if work.done:
+        return
+    read = load_prompts(options.prompts, options)
+    console.print(read.summary.table("prompts"))
+    prompts = read.records[: options.limit]
+    responses: list[Response] = []
+    for model in options.models:
+        responses += sample_model(model, prompts, options)
+    if options.endpoint:
+        responses += sample_endpoint(prompts, options)
+    place = {prompt.id: i for i, prompt in enumerate(prompts)}
+    responses.sort(key=lambda r: place[r.prompt_id])  # all answers to a prompt together
+    write_records(options.out, responses)
+    finished = sum(r.finish_reason == "stop" for r in responses) / len(responses)
+    say(f"sample: {len(responses):,} responses, {finished:.1%} of them ended by the model")
+    work.finish({"responses": len(responses), "termination_rate": finished}, [options.out])
+
+
+def sample_model(model_path: str, prompts: Sequence[Prompt], options: SampleOptions) -> Iterator[Response]:
+    """The responses of one model of ours, at every temperature."""
+    compute = compute_for(options.precision, options.device)
+    policy, tokenizer = load_policy(model_path)
+    model = inference_copy(policy.to(compute.device).eval(), compute)
+    room = model.config.n_positions - options.max_new_tokens
+    if room < 1:
+        raise UsageError(f"--max-new-tokens {options.max_new_tokens} does not fit {model_path}'s context")
+    ids = []
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            ids.append(tokenizer.prompt_ids(prompt.messages, max_tokens=room))
+        except DataError as error:
+            raise DataError(
+                f"prompt {number}: {error.problem}",
+                file=options.prompts[0],
+                hint=f"the context is {model.config.n_positions}; lower --max-new-tokens or shorten it",
+            ) from None
+    for temperature in options.temperatures:
+        jobs = list(product(range(len(prompts)), range(options.responses_per_prompt)))
+        seeds = [derived_seed(options.seed, prompts[i].id, temperature, k) for i, k in jobs]
+        with Bar(f"sampling {model_path}", len(jobs), unit="response") as bar:
+            answers = generate(
+                model,
+                [ids[i] for i, _ in jobs],
+                eos_id=tokenizer.eos_id,
+                max_new_tokens=options.max_new_tokens,
+                seeds=seeds,
+                temperature=temperature,
+                top_k=options.top_k,
+                top_p=options.top_p,
+                batch_size=options.batch_size,
+                on_finish=bar.advance,
+            )
+        for (i, _), seed, answer in zip(jobs, seeds, answers, strict=True):
+            yield _response(
+                prompts[i], tokenizer.decode(answer.ids), model_path, _sampling(options, temperature, seed),
+                answer.finished, len(answer.ids),
+            )  # fmt: skip
+
+
+def sample_endpoint(prompts: Sequence[Prompt], options: SampleOptions) -> Iterator[Response]:
+    """The responses of a model behind an OpenAI-compatible API."""
+    from openai import OpenAI, OpenAIError
+
+    name = str(options.endpoint_model)
+    jobs = list(product(range(len(prompts)), options.temperatures, range(options.responses_per_prompt)))
+    try:
+        client = OpenAI(base_url=options.endpoint)
+        with Bar(f"sampling {name}", len(jobs), unit="response") as bar:
+            for i, temperature, k in jobs:
+                seed = derived_seed(options.seed, prompts[i].id, temperature, k) % 2**31
+                answer = client.chat.completions.create(
+                    model=name,
+                    messages=[m.model_dump() for m in prompts[i].messages],  # type: ignore[misc]
+                    temperature=temperature,
+                    top_p=options.top_p,
+                    max_tokens=options.max_new_tokens,
+                    seed=seed,
+                )
+                choice = answer.choices[0]
+                yield _response(
+                    prompts[i], choice.message.content or "", name, _sampling(options, temperature, seed),
+                    choice.finish_reason == "stop", answer.usage.completion_tokens if answer.usage else 0,
+                )  # fmt: skip
+                bar.advance()
+    except OpenAIError as error:
+        raise RunError(f"{options.endpoint}: {type(error).__name__}: {str(error).splitlines()[0]}") from None
+
+
+def _sampling(options: SampleOptions, temperature: float, seed: int) -> Sampling:
+    return Sampling(temperature=temperature, top_p=options.top_p, top_k=options.top_k, seed=seed)
+
+
+def _response(
+    prompt: Prompt, text: str, model: str, sampling: Sampling, finished: bool, n_tokens: int
+) -> Response:  # fmt: skip
+    identity = hashlib.sha256(repr((prompt.id, model, sampling.model_dump())).encode()).hexdigest()[:16]
+    return Response(
+        id=identity,
+        prompt_id=prompt.id,
+        messages=prompt.messages,
+        text=text,
+        model=model,
+        sampling=sampling,
+        finish_reason="stop" if finished else "length",
+        n_tokens=n_tokens,
+        source=prompt.source,
+    )

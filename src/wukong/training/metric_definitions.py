@@ -1,0 +1,452 @@
+"""What every logged number means: the one source of docs/metrics.md and of the texts beside the report's curves.
+
+`metrics.jsonl` names a metric only. A name that means something else in one stage has an entry of its own there,
+`stage/name`, which `definition` prefers. After a change here, renew the page:
+
+    python -m wukong.training.metric_definitions > docs/metrics.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    """One metric: its unit, what it is, what good looks like and what goes wrong, and where it is shown."""
+
+    unit: str
+    definition: str
+    watch: str
+    group: str
+
+
+_EVERY = "Every training stage"
+_PRETRAIN = "Pretraining"
+_SFT = "Instruction fine-tuning (SFT)"
+_REWARD = "Reward model"
+_OUTCOME = "PPO: reward and distance"
+_POLICY = "PPO: the policy's update"
+_VALUE = "PPO: the value model"
+_TEXT = "PPO: the responses"
+_SPEED = "PPO: where the time goes"
+_EVALUATION = "Evaluation"
+
+METRICS: dict[str, Metric] = {
+    # ---------------------------------------------------------------------------------------- every training stage
+    "loss": Metric(
+        "nats per token",
+        "Mean negative log-likelihood of the tokens this step trained on, before its update.",
+        "Falls fast, then slowly. A jump that stays means the learning rate is too high.",
+        _EVERY,
+    ),
+    "lr": Metric(
+        "",
+        "Learning rate of the step: it rises over the warm-up steps, then follows the schedule.",
+        "Nothing to judge; read the other curves against it.",
+        _EVERY,
+    ),
+    "grad_norm": Metric(
+        "",
+        "Euclidean norm of the whole gradient before it is clipped to max_grad_norm.",
+        "Settles at a small value. Spikes are harmless when rare; a steady rise comes before divergence.",
+        _EVERY,
+    ),
+    "tokens_per_second": Metric(
+        "tokens/s",
+        "Tokens processed a second of wall-clock time since the last logged step, validation and saving included.",
+        "Level, with dips where the stage validates. A lasting fall means another program took the processor.",
+        _EVERY,
+    ),
+    # ------------------------------------------------------------------------------------------------ pretraining
+    "perplexity": Metric(
+        "tokens",
+        "exp(loss): among how many equally likely tokens the model in effect hesitates.",
+        "Starts near the vocabulary's size and falls. Comparable between models with the same tokenizer only.",
+        _PRETRAIN,
+    ),
+    "valid_loss": Metric(
+        "nats per token",
+        "Mean negative log-likelihood of held-out tokens the model never trains on (in SFT those of the answers).",
+        "Falls with the training loss. Rising while that one falls is over-fitting; the best weights are kept.",
+        _PRETRAIN,
+    ),
+    "valid_perplexity": Metric(
+        "tokens",
+        "exp(valid_loss).",
+        "As valid_loss: lower is better, and its lowest point is the model that is kept.",
+        _PRETRAIN,
+    ),
+    "valid_bits_per_byte": Metric(
+        "bits per byte",
+        "valid_loss in bits, divided by the mean number of UTF-8 bytes a token stands for.",
+        "Falls. It does not depend on the tokenizer, so models with different vocabularies can be compared by it.",
+        _PRETRAIN,
+    ),
+    # -------------------------------------------------------------------------------------------------------- SFT
+    "response_tokens": Metric(
+        "tokens",
+        "Tokens of the assistant's answers in the step's batch: the only ones whose loss counts.",
+        "Varies around a level. Very few a step makes the gradient noisy; raise the batch size.",
+        _SFT,
+    ),
+    # ----------------------------------------------------------------------------------------------- reward model
+    "reward/loss": Metric(
+        "nats per pair",
+        "-log sigmoid(r_chosen - r_rejected), the mean over the prompts of the batch (all pairs of a ranking weigh "
+        "as one prompt).",
+        "Starts at ln 2 = 0.69, a coin toss, and falls. Near 0 the model knows its training pairs by heart.",
+        _REWARD,
+    ),
+    "reward/valid_loss": Metric(
+        "nats per pair",
+        "The same loss on pairs whose prompts are held out.",
+        "Falls below 0.69. Above it the model is surer than it has reason to be; train for fewer epochs.",
+        _REWARD,
+    ),
+    "accuracy": Metric(
+        "fraction of pairs",
+        "The part of the training batch's pairs in which the chosen answer gets the higher reward.",
+        "Rises from 0.5. People agree with each other in 63 to 75 % of real pairs, so near 1.0 is memory, not insight.",
+        _REWARD,
+    ),
+    "valid_accuracy": Metric(
+        "fraction of pairs",
+        "The same for pairs whose prompts are held out.",
+        "The number that counts. Levelling off below the annotators' own agreement asks for more or cleaner labels.",
+        _REWARD,
+    ),
+    "margin": Metric(
+        "reward",
+        "Mean of r_chosen - r_rejected over the training batch, before the reward is normalised.",
+        "Grows. When it grows while valid_accuracy stands still, the model only becomes surer of itself.",
+        _REWARD,
+    ),
+    "pairs": Metric(
+        "pairs",
+        "Pairs in the step's batch; a ranking of K answers without ties holds K(K-1)/2.",
+        "Nothing to judge: it varies with the size of the rankings.",
+        _REWARD,
+    ),
+    # ------------------------------------------------------------------------------------- PPO: reward and distance
+    "score": Metric(
+        "reward",
+        "Mean reward of the step's responses: the reward model's score, or the fixed score of a response that "
+        "did not end. The KL penalty is not part of it.",
+        "Rises from about 0 and levels off. A rise that comes with nonsense to read is reward hacking: raise the "
+        "KL coefficient or train a better reward model.",
+        _OUTCOME,
+    ),
+    "score_std": Metric(
+        "reward",
+        "Standard deviation of `score` over the step's responses.",
+        "Starts near 1 (the reward is normalised on the reference's samples) and shrinks as all answers become good. "
+        "At 0 there is nothing left to learn from.",
+        _OUTCOME,
+    ),
+    "reward_model_score": Metric(
+        "reward",
+        "Mean score of the reward model alone, before the rule for responses that did not end.",
+        "Close to `score`; a gap between them is the price of unfinished responses.",
+        _OUTCOME,
+    ),
+    "kl": Metric(
+        "nats per response",
+        "KL divergence of the policy from the frozen reference, as the mean over responses of the sum over tokens of "
+        "log pi - log pi_ref (estimator k1; single values may be negative).",
+        "Grows steadily and settles. A steep rise means that the policy leaves the language the reward model knows: "
+        "the run stops itself when it runs away.",
+        _OUTCOME,
+    ),
+    "kl_k3": Metric(
+        "nats per response",
+        "The same divergence by estimator k3, exp(-d) - 1 + d with d = log pi - log pi_ref: never negative and "
+        "less noisy while the two models are close.",
+        "Agrees with `kl`. A lasting difference means that a few very unlikely tokens dominate the sum.",
+        _OUTCOME,
+    ),
+    "kl_coef": Metric(
+        "reward per nat",
+        "beta, the weight of the KL penalty in the reward. Constant, or moved by the adaptive controller towards the "
+        "KL target.",
+        "With the controller it falls while the KL is below its target and rises above it. At its limits the target "
+        "cannot be held.",
+        _OUTCOME,
+    ),
+    # --------------------------------------------------------------------------------------- PPO: the policy's update
+    "ppo/loss": Metric(
+        "",
+        "What is minimised: policy_loss + the value coefficient x value_loss (+ the PTX coefficient x ptx_loss).",
+        "Not a measure of progress: the data change with the policy. Read `score` and `kl`.",
+        _POLICY,
+    ),
+    "policy_loss": Metric(
+        "",
+        "PPO's clipped objective as a loss, the mean over response tokens and updates of the step.",
+        "Small, around zero and mostly negative. Its size means little; a large positive value means that the "
+        "updates overshoot.",
+        _POLICY,
+    ),
+    "entropy": Metric(
+        "nats per token",
+        "Mean entropy of the policy's next-token distribution at the responses' tokens.",
+        "Falls slowly as the policy makes up its mind. A fall to near 0 is collapse: always the same answer.",
+        _POLICY,
+    ),
+    "approx_kl": Metric(
+        "nats per token",
+        "How far the updates of one step moved the policy from the one that wrote the responses: half the mean "
+        "squared change of the log-probs.",
+        "About 0.001 to 0.02. Higher means too large steps: lower the learning rate or the number of PPO epochs.",
+        _POLICY,
+    ),
+    "clip_fraction": Metric(
+        "fraction of tokens",
+        "The part of the tokens whose probability ratio left 1 ± clip_range, where PPO stops their gradient.",
+        "0 to 0.2. Above, much of the gradient is thrown away; exactly 0 throughout, the steps could be larger.",
+        _POLICY,
+    ),
+    "ratio_max": Metric(
+        "",
+        "The largest ratio pi_new / pi_old of a token's probabilities in the step's updates.",
+        "Below about 3. Values of 10 and more mean that single tokens are pushed too far.",
+        _POLICY,
+    ),
+    "ratio_min": Metric(
+        "",
+        "The smallest ratio pi_new / pi_old of a token's probabilities in the step's updates.",
+        "Above about 0.3. Near 0, tokens are being forbidden in one stroke.",
+        _POLICY,
+    ),
+    "first_ratio_error": Metric(
+        "",
+        "The largest |ratio - 1| in the step's first minibatch, before any update: old and new log-probs come from "
+        "the same weights, so it ought to be 0.",
+        "Below 0.001, else the run refuses to go on. Anything larger is a bug or active dropout, not noise.",
+        _POLICY,
+    ),
+    "sampler_logprob_gap": Metric(
+        "nats per token",
+        "Mean absolute difference between the log-probs the sampler computed (with its cache, in its precision) and "
+        "those the training path recomputes.",
+        "1e-5 in float32, about 1e-2 in bfloat16. Larger: sampler and trainer do not run the same model.",
+        _POLICY,
+    ),
+    "grad_norm_policy": Metric(
+        "",
+        "Norm of the policy's gradient before clipping, the mean over the step's updates.",
+        "Level. Growth together with `approx_kl` announces divergence.",
+        _POLICY,
+    ),
+    "advantage_std": Metric(
+        "reward",
+        "Standard deviation of the advantages over the step's tokens, before they are whitened.",
+        "Falls as the value model learns to foresee the reward. Near 0 the update is noise only.",
+        _POLICY,
+    ),
+    "ptx_loss": Metric(
+        "nats per token",
+        "Language-model loss on pretraining text that is mixed into the updates (PPO-ptx); logged only with PTX on.",
+        "Stays near the base model's validation loss. A rise is forgetting, which PTX is there to prevent.",
+        _POLICY,
+    ),
+    # ---------------------------------------------------------------------------------------- PPO: the value model
+    "value_loss": Metric(
+        "reward²",
+        "Half the squared error of the value model against the returns, with PPO's clipping; mean over tokens.",
+        "Falls quickly in the first steps, then follows the rewards. Growth means that the value model lags behind.",
+        _VALUE,
+    ),
+    "value_error": Metric(
+        "reward²",
+        "Mean squared difference of the values and the returns of the step, before the update and without clipping.",
+        "Falls. It is value_loss as one would want it without PPO's clipping.",
+        _VALUE,
+    ),
+    "explained_variance": Metric(
+        "",
+        "1 - Var(returns - values) / Var(returns): how much of the differences between returns the value model "
+        "foresees.",
+        "Rises towards 0.5 to 0.9. At 0 it is no better than the mean; below 0 it is worse and adds noise: give it "
+        "more steps or a higher learning rate.",
+        _VALUE,
+    ),
+    "value_mean": Metric(
+        "reward",
+        "Mean of the values over the step's tokens.",
+        "Follows return_mean. A constant gap is a bias of the value model.",
+        _VALUE,
+    ),
+    "return_mean": Metric(
+        "reward",
+        "Mean over tokens of the returns (advantage + value): the reward still to come, KL penalty included.",
+        "Rises with `score`. When it falls while `score` rises, the KL penalty eats the gain.",
+        _VALUE,
+    ),
+    "grad_norm_value": Metric(
+        "",
+        "Norm of the value model's gradient before clipping, the mean over the step's updates.",
+        "Large at first, then level. Spikes follow outliers among the rewards.",
+        _VALUE,
+    ),
+    # ------------------------------------------------------------------------------------------ PPO: the responses
+    "response_length": Metric(
+        "tokens",
+        "Mean length of the step's responses, the end token included.",
+        "Near SFT's. A steady rise often means that the reward model mistakes length for quality.",
+        _TEXT,
+    ),
+    "termination_rate": Metric(
+        "fraction of responses",
+        "The part of the responses that the model ended itself, before max_new_tokens.",
+        "Above 0.95. A fall means rambling; raise max_new_tokens or the penalty for responses that do not end.",
+        _TEXT,
+    ),
+    "distinct_2": Metric(
+        "fraction of bigrams",
+        "Different pairs of neighbouring tokens as a part of all such pairs in the step's responses.",
+        "Near its first value. A fall below 70 % of it is collapse towards one phrase.",
+        _TEXT,
+    ),
+    "top_response_share": Metric(
+        "fraction of responses",
+        "The share of the step's most frequent response among all of them.",
+        "Low. A rise means that one answer is given to every question; the run stops itself when it dominates.",
+        _TEXT,
+    ),
+    # -------------------------------------------------------------------------------------- PPO: where the time goes
+    "rollout_seconds": Metric(
+        "s per step",
+        "Time spent sampling the responses.",
+        "Usually the largest part; it grows with the length of the responses.",
+        _SPEED,
+    ),
+    "scoring_seconds": Metric(
+        "s per step",
+        "Time spent on the reward, reference and value models' forward passes and the old log-probs.",
+        "Level.",
+        _SPEED,
+    ),
+    "update_seconds": Metric(
+        "s per step",
+        "Time spent on forward and backward passes and the optimiser.",
+        "Level; proportional to the number of PPO epochs.",
+        _SPEED,
+    ),
+    "rollout_tokens_per_second": Metric(
+        "tokens/s",
+        "Sampled tokens a second of rollout_seconds.",
+        "Level. It rises with the batch and falls with the length of the sequences.",
+        _SPEED,
+    ),
+    # ------------------------------------------------------------------------------------------------- evaluation
+    "evaluate/score_mean": Metric(
+        "the scorer's scale",
+        "Mean score of a model's answers to the evaluation's prompts by the scorer, which training never saw, with "
+        "its 95 % interval.",
+        "Rises from base to SFT to policy. Better reward without a better score is over-optimisation.",
+        _EVALUATION,
+    ),
+    "evaluate/reward_mean": Metric(
+        "reward",
+        "Mean score of the answers by the reward model.",
+        "Rises; compare its gain with that of score_mean.",
+        _EVALUATION,
+    ),
+    "evaluate/win_rate": Metric(
+        "fraction of prompts",
+        "The part of the prompts on which the judge prefers the first model's answer to the second's; a tie counts "
+        "half. With its 95 % interval.",
+        "Above 0.5 with the whole interval means better; an interval across 0.5 means not shown to differ.",
+        _EVALUATION,
+    ),
+    "evaluate/length_controlled_win_rate": Metric(
+        "fraction of prompts",
+        "The win rate a model would have if both answers were equally long, from a logistic regression on the "
+        "difference of their lengths.",
+        "Close to the win rate. A much lower one means that the judge was won over by length.",
+        _EVALUATION,
+    ),
+    "evaluate/kl": Metric(
+        "nats per response",
+        "Mean over the answers of log pi - log pi_ref, summed over tokens, with its 95 % interval.",
+        "The price of the preference: how far the policy went from SFT. 5 to 25 nats are usual for short answers.",
+        _EVALUATION,
+    ),
+    "evaluate/termination_rate": Metric(
+        "fraction of answers",
+        "The part of the answers that the model ended itself.",
+        "At least 0.95; a base model does not know where an answer ends.",
+        _EVALUATION,
+    ),
+    "evaluate/length_mean": Metric(
+        "tokens",
+        "Mean length of the answers.",
+        "Similar between the models that are compared.",
+        _EVALUATION,
+    ),
+    "evaluate/distinct_1": Metric(
+        "fraction of tokens",
+        "Different tokens as a part of all tokens in a model's answers.",
+        "Close to SFT's.",
+        _EVALUATION,
+    ),
+    "evaluate/distinct_2": Metric(
+        "fraction of bigrams",
+        "Different pairs of neighbouring tokens as a part of all such pairs in a model's answers.",
+        "Not below 70 % of SFT's: less is the same phrase over and over.",
+        _EVALUATION,
+    ),
+    "evaluate/perplexity": Metric(
+        "tokens",
+        "exp of the mean negative log-likelihood of held-out pretraining text.",
+        "Rises a little by SFT and PPO. A large rise means that the model forgets its language.",
+        _EVALUATION,
+    ),
+    "evaluate/bits_per_byte": Metric(
+        "bits per byte",
+        "The same likelihood in bits per UTF-8 byte, which does not depend on the tokenizer.",
+        "As perplexity.",
+        _EVALUATION,
+    ),
+}
+
+
+def definition(stage: str, name: str) -> Metric | None:
+    """What `name` means when `stage` logs it; None for a name that is not defined."""
+    return METRICS.get(f"{stage}/{name}") or METRICS.get(name)
+
+
+def as_markdown() -> str:
+    """The page docs/metrics.md."""
+    return "\n".join(_page()) + "\n"
+
+
+def _page() -> Iterator[str]:
+    yield "# Metrics"
+    yield ""
+    yield (
+        "Every training stage appends to `metrics.jsonl` in its directory, one object a logged step, and writes the "
+        "same numbers as TensorBoard events. Training metrics are those of the logged step alone, not means since the "
+        "last one. Metrics that begin with `valid_` appear on the steps that validate. Logarithms are natural: "
+        "1 nat = 1.44 bits. `wukong report` shows every curve with the text below beside it."
+    )
+    yield ""
+    yield (
+        "This page is made from `src/wukong/training/metric_definitions.py`; a test checks that the two agree and "
+        "that nothing is logged without a definition."
+    )
+    for group, entries in groupby(METRICS.items(), key=lambda item: item[1].group):
+        yield ""
+        yield f"## {group}"
+        yield ""
+        yield "| metric | unit | what it is | what good looks like, what goes wrong |"
+        yield "|---|---|---|---|"
+        for name, metric in entries:
+            cells = (f"`{name.split('/')[-1]}`", metric.unit or "–", metric.definition, metric.watch)
+            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")
