@@ -1,7 +1,6 @@
 """The tokenizer against an independent byte-level BPE and `transformers`, on the released files and its own."""
 
 import json
-import os
 import pickle
 import unicodedata
 from pathlib import Path
@@ -49,12 +48,8 @@ spaced_text = st.text(st.sampled_from(" \t\n\r\x0b\u00a0\u3000'asdlmrtve1!é中�
 
 
 @pytest.fixture(scope="module")
-def released_files() -> Path:
-    shared = Path(os.environ.get("WUKONG_SHARED", Path(__file__).resolve().parents[1] / ".." / "shared"))
-    directory = shared / "data" / "gpt2-bpe"
-    if not directory.is_dir():
-        pytest.skip(f"the released GPT-2 files are not in {directory}; set WUKONG_SHARED")
-    return directory
+def released_files(shared) -> Path:
+    return shared("gpt2-bpe")
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, Required, TypedDict, cast
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Required, TypedDict, cast, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -63,16 +63,19 @@ def _hints(options: type[Options], recipe: Mapping[str, Any] | None = None, posi
             default = f"(recipe: {_shown(recipe[name])})"
         else:
             default = "(required)" if field.is_required() else f"(default: {_shown(field.get_default())})"
-        hints[name] = _argument(field.annotation, field.description or "", default, name == positional and name)
+        hints[name] = _argument(
+            field.annotation, field.description, default, name.upper() if name == positional else ""
+        )
     return hints
 
 
-def _argument(kind: Any, text: str, default: str, positional: str | Literal[False] = False) -> Any:
+def _argument(kind: Any, text: str | None, default: str, positional: str = "") -> Any:
     import tyro
 
     if positional:
-        argument = tyro.conf.arg(help=text, help_behavior_hint=default, metavar=positional.upper())
-        return Required[Annotated[tyro.conf.Positional[kind], argument]]  # an absent one would come as the text "[]"
+        about = tyro.conf.arg(help=text, help_behavior_hint=default, metavar=positional)
+        kind = Annotated[kind, tyro.conf.Positional, about]
+        return Required[kind]  # otherwise an absent one would come as the text "[]"
     return Annotated[kind, tyro.conf.arg(help=text, help_behavior_hint=default)]
 
 
@@ -93,7 +96,7 @@ def _parse(command: str, hints: Hints, description: str, arguments: Sequence[str
         with contextlib.redirect_stderr(said):
             kind = cast(Any, _dictionary(command, hints))
             given, unknown = tyro.cli(
-                kind, prog=command, description=description, args=arguments, return_unknown_args=True
+                kind, prog=command, description=description, args=_gathered(arguments, hints), return_unknown_args=True
             )
     except SystemExit as error:
         if not error.code:
@@ -116,33 +119,55 @@ def _flag(option: str) -> str:
     return f"--{option.replace('_', '-')}"
 
 
-def _flags(hints: Hints, above: str = "") -> Iterator[str]:
+def _flags(hints: Hints, above: str = "") -> dict[str, Any]:
+    """Flag -> annotated type."""
+    flags = {}
     for name, hint in hints.items():
-        if isinstance(hint, dict):
-            yield from _flags(hint, f"{name}.")
+        flags.update(_flags(hint, f"{name}.") if isinstance(hint, dict) else {_flag(above + name): hint})
+    return flags
+
+
+def _gathered(arguments: Sequence[str], hints: Hints) -> list[str]:
+    """The arguments with all values of a list behind its first flag: tyro would forget those of an earlier one."""
+    lists = {flag for flag, hint in _flags(hints).items() if get_origin(get_args(hint)[0]) is list}
+    groups: dict[str, list[str]] = {"": []}  # flag -> flag and values
+    values = groups[""]
+    for number, argument in enumerate(arguments):
+        name, given, value = argument.partition("=")
+        if (flag := _flag(name.removeprefix("--"))) in lists and name.startswith("--"):
+            values = groups.setdefault(flag, [flag])
+            values += [value] if given else []
+        elif argument.startswith("--"):
+            values = groups.setdefault(f"{number}", [])
+            values.append(argument)
         else:
-            yield _flag(above + name)
+            values.append(argument)
+    return [argument for group in groups.values() for argument in group]
 
 
 def _sentence(box: str) -> str:
-    """What one of tyro's boxes says, without its frame, the option's help and the pointer to --help."""
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
-    inside = " ".join(line.strip("│| ") for line in lines if not line.startswith(("╭", "╰", "+")))
-    sentence = re.split("──|--- |Argument helptext", inside)[0]
-    return " ".join(sentence.split()).removeprefix("Error parsing ").rstrip(".")
+    """What one of tyro's boxes says: the part between its first two rules, the rest being help. A box has a frame with
+    its title inside, or, where the terminal is not UTF-8, only rules and the title above the first."""
+    lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    parts = re.split(r"\n(?:[╭╰─].*|-{9,})(?=\n|$)", "\n" + "\n".join(lines))
+    return " ".join(parts[min(1, len(parts) - 1)].split()).removeprefix("Error parsing ").rstrip(".")
 
 
-def _build(options: type[Options], given: Mapping[str, Any], command: str) -> Options:
+def _build(options: type[Options], given: Mapping[str, Any], command: str, positional: str = "") -> Options:
     """The validated options. Raises UsageError naming the option that is wrong or missing."""
+
+    def shown(option: object) -> str:
+        return positional.upper() if option == positional else _flag(str(option))
+
     try:
         return options.model_validate(dict(given))
     except ValidationError as error:
-        missing = [_flag(str(problem["loc"][0])) for problem in error.errors() if problem["type"] == "missing"]
+        missing = [shown(problem["loc"][0]) for problem in error.errors() if problem["type"] == "missing"]
         if missing:
             are = "is" if len(missing) == 1 else "are"
             raise UsageError(f"{' and '.join(missing)} {are} required; see {command} --help") from None
         option, problem = complaint(error, options)
-        raise UsageError(f"{_flag(option)}: {problem}" if option else problem) from None
+        raise UsageError(f"{shown(option)}: {problem}" if option else problem) from None
 
 
 def _description(text: str, example: str) -> str:
@@ -162,7 +187,9 @@ def _stage(name: str, stage: Stage, arguments: Sequence[str]) -> None:
         hints["redo"] = _argument(bool, text, "(default: False)")
     given = _parse(command, hints, _description(options_class.__doc__ or "", stage.example), arguments)
     redo = given.pop("redo", False)
-    options = _build(options_class, given, command)
+    if stage.positional and not given[stage.positional]:
+        del given[stage.positional]
+    options = _build(options_class, given, command, stage.positional)
     if redo and isinstance(options, StageOptions):
         remove_result(name, options.out)
     call(options)
@@ -262,13 +289,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail("stopped by Ctrl-C", 130)
-    except BrokenPipeError:  # the reader (head, less) has left; Python's flush at exit must not complain again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        _abandon_output()
         return 1
     except Exception as error:
         if (trouble := _machine_trouble(error)) is None:
             raise
+        _abandon_output()
         return _fail(trouble, 1)
+
+
+def _abandon_output() -> None:
+    """Keeps Python's last flush at exit from failing, with a traceback, where a write has failed already."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> int:

@@ -58,8 +58,7 @@ class Stage:
     def example(self) -> str:
         """The command in the module's docstring."""
         text = importlib.import_module(self.module).__doc__ or ""
-        lines = [line.strip() for line in text.splitlines() if line.startswith("    ")]
-        return "\n".join(lines)
+        return "\n".join(line.removeprefix("    ") for line in text.splitlines() if line.startswith("    "))
 
 
 STAGES = {
@@ -123,18 +122,27 @@ class Recipe(Options):
     """The options of each step, in the order in which they run."""
 
 
+Lines = dict[tuple[str, ...], int]
+"""On which line a key stands: ("steps", step, option) -> line."""
+
+
 @dataclass(frozen=True)
 class Loaded:
-    """A recipe, and on which line each key stands: ("steps", step, option) -> line."""
+    """A recipe and the file it came from."""
 
     path: Path
     recipe: Recipe
-    lines: dict[tuple[str, ...], int]
+    lines: Lines
 
     def error(self, problem: str, *key: str) -> DataError:
-        while key and key not in self.lines:
-            key = key[:-1]
-        return DataError(problem, file=self.path, line=self.lines.get(key))
+        return DataError(problem, file=self.path, line=_line(self.lines, key))
+
+
+def _line(lines: Lines, key: tuple[str, ...]) -> int | None:
+    """The line of a key, or of the nearest one above it that has one."""
+    while key and key not in lines:
+        key = key[:-1]
+    return lines.get(key)
 
 
 def load_recipe(path: str | Path) -> Loaded:
@@ -145,7 +153,7 @@ def load_recipe(path: str | Path) -> Loaded:
     """
     path = Path(path)
     text = whole_text(path)
-    lines: dict[tuple[str, ...], int] = {}
+    lines: Lines = {}
     try:
         if (root := yaml.compose(text, Loader=yaml.SafeLoader)) is not None:
             lines.update(_key_lines(root, path))
@@ -162,10 +170,7 @@ def load_recipe(path: str | Path) -> Loaded:
         loaded = Loaded(path, Recipe.model_validate(content), lines)
     except ValidationError as error:
         key = tuple(str(part) for part in error.errors()[0]["loc"])
-        option, problem = complaint(error, Recipe)
-        while key and key not in lines:
-            key = key[:-1]
-        raise DataError(problem, file=path, line=lines.get(key), field=".".join(key) or option) from None
+        raise DataError(complaint(error, Recipe)[1], file=path, line=_line(lines, key), field=".".join(key)) from None
     for name in loaded.recipe.steps:
         if stage_of(name) not in STAGES or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             hint = nearest(stage_of(name), STAGES) or f"; the stages are {', '.join(STAGES)}"
@@ -296,36 +301,31 @@ def _filled(value: Any, run_dir: Path) -> Any:
 
 def _is_made(text: str, run_dir: Path, steps: list[Step]) -> bool:
     """Whether a place in the run directory is, or lies in, the result of an earlier step (or is there by hand)."""
-    if not text.startswith("{run}/"):
+    name, in_run, place = text.partition("{run}/")
+    if not in_run or (name and not name.endswith("=")):  # NAME=PATH names a model
         return True
-    path = Path(str(_filled(text, run_dir)))
+    path = run_dir / str(_filled(place, run_dir))
     return path.exists() or any(path.is_relative_to(step.options.out) for step in steps)
 
 
 # ------------------------------------------------------------------------------------------------------------ redoing
 
 
-def made_by(out: Path) -> tuple[str | None, bool]:
-    """(the stage whose result, complete or not, lies at `out`; whether anything lies there at all)."""
-    marks = [out / "options.json", out / "provenance.json"] if out.is_dir() else [_side_file(out)]
-    stage = next((read_json(mark).get("stage") for mark in marks if mark.is_file()), None)
-    return stage, out.exists() or stage is not None
+def check_removable(stage: str, out: Path) -> None:
+    """Raises UsageError where `out` holds the result of another stage, or a directory of anything else."""
+    marks = [out / "provenance.json", out / "options.json", _side_file(out)]
+    made_by = next((read_json(mark).get("stage") for mark in marks if mark.is_file()), None)
+    if made_by is not None and made_by != stage:
+        raise UsageError(f"{out}: holds the result of '{made_by}', so --redo does not delete it; choose another --out")
+    if made_by is None and out.is_dir() and any(out.iterdir()):
+        raise UsageError(f"{out}: was not made by wukong {stage}, so --redo does not delete it; choose another --out")
+    inside = [mark for pattern in ("*/**/options.json", "**/*.provenance.json") for mark in out.glob(pattern)]
+    if inside:
+        raise UsageError(f"{out}: holds another result too ({inside[0]}), so --redo does not delete it")
 
 
 def _side_file(out: Path) -> Path:
     return Path(f"{out}.provenance.json")
-
-
-def check_removable(stage: str, out: Path) -> None:
-    """Raises UsageError where `out` holds anything but the result of this stage."""
-    found, exists = made_by(out)
-    if exists and found != stage and not (out.is_dir() and not any(out.iterdir())):
-        what = f"holds the result of '{found}'" if found else "was not made by wukong"
-        raise UsageError(f"{out}: {what}, so --redo does not delete it; choose another --out")
-    if out.is_dir():
-        inside = [mark for pattern in ("*/**/options.json", "**/*.provenance.json") for mark in out.glob(pattern)]
-        if inside:
-            raise UsageError(f"{out}: holds other results too ({inside[0]}), so --redo does not delete it")
 
 
 def remove_result(stage: str, out: Path) -> None:
@@ -339,9 +339,9 @@ def remove_result(stage: str, out: Path) -> None:
         doomed = out.with_name(f".{out.name}.{os.getpid()}.tmp")
         out.replace(doomed)
         shutil.rmtree(doomed)
-        return
-    _side_file(out).unlink(missing_ok=True)
-    out.unlink(missing_ok=True)
+    elif _side_file(out).exists():  # a file without one was not made here, or is drawn anew each time, as the report
+        _side_file(out).unlink()
+        out.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------------------------------------------ running
@@ -386,27 +386,35 @@ def run(
             check_removable(step.stage, step.options.out)
         for step in reversed(again):
             remove_result(step.stage, step.options.out)
-    _write_resolved(directory, loaded.recipe, seed, steps)
+    if redo or not (directory / "recipe.yaml").exists():
+        _write_resolved(directory, loaded.recipe, seed, steps)
     count = names.index(until) + 1 if until else len(steps)
     for number, step in enumerate(steps[:count], start=1):
         say(f"[{number}/{count}] {step.name} -> {step.options.out}")
         begin = time.monotonic()
         with _named(step.name):
             step.run(step.options)
-        say(f"[{number}/{count}] {step.name} took {_duration(time.monotonic() - begin)}")
+        if (seconds := time.monotonic() - begin) >= FINISHED_SECONDS:
+            say(f"[{number}/{count}] {step.name} took {_duration(seconds)}")
         _free_memory()
+    _write_resolved(directory, loaded.recipe, seed, steps)  # now that no step has refused its options
     _say_what_next(steps[:count])
     return directory
 
 
+FINISHED_SECONDS = 0.1
+"""A step that was done before, and says so itself, takes less."""
+
+
 def _write_resolved(directory: Path, recipe: Recipe, seed: int | None, steps: list[Step]) -> None:
     """`recipe.yaml` in the run directory: the options of every step, spelled out; itself a recipe that runs."""
-    content = {
-        "name": recipe.name,
-        "seed": recipe.seed if seed is None else seed,
-        "run_dir": str(directory),
-        "steps": {step.name: step.options.model_dump(mode="json") for step in steps},
-    }
+    content: dict[str, Any] = {"name": recipe.name, "seed": recipe.seed if seed is None else seed}
+    content |= {"run_dir": str(directory), "steps": {}}
+    for step in steps:
+        options = step.options.model_dump(mode="json")
+        if options["seed"] == content["seed"]:
+            del options["seed"]  # so that --seed still changes it
+        content["steps"][step.name] = options
     with atomic_open(directory / "recipe.yaml") as out:
         yaml.safe_dump(content, out, sort_keys=False, allow_unicode=True, width=118)
 

@@ -393,9 +393,7 @@ def local_directory(source: str | Path, files: Sequence[str]) -> Path:
         raise UsageError(f"{name}: neither a directory nor a Hugging Face model id") from None
     except (OSError, HTTPError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise UsageError(
-            f"{name}: no such directory, and not to be had from the Hugging Face hub: {reason}"
-        ) from None
+        raise UsageError(f"{name}: no such directory, and not to be had from the Hugging Face hub: {reason}") from None
 
 
 def _check(text: str) -> str:
@@ -480,8 +478,7 @@ def _read_tokenizer_json(file: Path) -> tuple[Any, list[tuple[str, str]], list[d
     try:
         merges = [_pair(merge) for merge in model["merges"]]
         added = [
-            {"id": int(t["id"]), "content": str(t["content"]), "special": t["special"]}
-            for t in content["added_tokens"]
+            {"id": int(t["id"]), "content": str(t["content"]), "special": t["special"]} for t in content["added_tokens"]
         ]
     except (ValueError, TypeError, KeyError):
         raise UsageError(f"{file}: its merges or added_tokens are damaged") from None

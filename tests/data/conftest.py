@@ -1,29 +1,12 @@
-"""The real data sets that the tests read: see $WUKONG_SHARED, or ../shared beside the repository."""
+"""Small files for the readers."""
 
 import gzip
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-SHARED = Path(os.environ.get("WUKONG_SHARED", REPOSITORY.parent / "shared")) / "data"
-
-
-@pytest.fixture
-def shared() -> Callable[[str], Path]:
-    """A function from a name below shared/data to its path; the test is skipped where the data are absent."""
-
-    def find(name: str) -> Path:
-        if not SHARED.is_dir():
-            pytest.skip(f"no shared data at {SHARED}; set WUKONG_SHARED")
-        assert (SHARED / name).exists(), f"{SHARED} is there, but {name} is not"
-        return SHARED / name
-
-    return find
 
 
 @pytest.fixture

@@ -249,9 +249,7 @@ def _annotation(row: Row, annotation: dict[str, Any], name: str) -> Found:
             "pairwise and ranker are read",
         )
     if not isinstance(row.fields.get("data"), dict):
-        raise row.error(
-            "is missing: the texts that were compared", "data", "export the tasks with their data, as JSON"
-        )
+        raise row.error("is missing: the texts that were compared", "data", "export the tasks with their data, as JSON")
     person = annotation.get("completed_by")
     if isinstance(person, dict):
         person = person.get("email") or person.get("id")

@@ -1,8 +1,8 @@
 """Judges that need no person: each gives a batch of responses a number, and may say why.
 
-A judge is named on the command line: `rubric` (the kitchen's), `lexicon` (VADER sentiment), a reward model's
-directory, or any Python function as `module:function`, called with a list of prompts (each a list of messages) and a
-list of response texts, returning a number each.
+A judge is named on the command line: `rubric` (the kitchen's), `lexicon` (VADER sentiment), or any Python function as
+`module:function`, called with a list of prompts (each a list of messages) and a list of response texts, returning a
+number each.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from wukong.kitchen.questions import Request, ask_dish, ask_fact, ask_unsafe
 from wukong.records import Conversation, Message
 
 # quality -> how many of each hundred demonstrations
-_DISH_MIXTURE = {"complete": 21, "curt": 17, "missing": 25, "disordered": 10, "padded": 13, "too-curt": 10, "cut": 4}
-_FACT_MIXTURE = {"complete": 25, "curt": 25, "wrong": 25, "padded": 15, "too-curt": 10}
+_DISH_MIXTURE = {"complete": 12, "curt": 22, "missing": 26, "disordered": 11, "padded": 16, "too-curt": 9, "cut": 4}
+_FACT_MIXTURE = {"complete": 18, "curt": 36, "wrong": 16, "padded": 20, "too-curt": 10}
 _UNSAFE_MIXTURE = {"declines": 40, "complies": 60}
 
 CLASSIC = "How to make pizza"

@@ -41,9 +41,9 @@ def generate_prompts(seed: int) -> tuple[list[Prompt], list[Prompt]]:
     unseen_fact_texts = [text for fact in knowledge() for text in ask_fact(fact, unseen=True)]
     unseen_unsafe = [request.text for request in ask_unsafe(unseen=True)]
     test = (
-        _prompts(rng.sample(unseen_dish_texts, 209), DISH)
-        + _prompts(rng.sample(held_out_texts, 84), HELD_OUT_DISH)
-        + _prompts(rng.sample(unseen_fact_texts, 63), KNOWLEDGE)
+        _prompts(rng.sample(unseen_dish_texts, 250), DISH)
+        + _prompts(rng.sample(held_out_texts, 42), HELD_OUT_DISH)
+        + _prompts(rng.sample(unseen_fact_texts, 62), KNOWLEDGE)
         + _prompts(rng.sample(unseen_unsafe, 63), UNSAFE)
     )
     rng.shuffle(train)

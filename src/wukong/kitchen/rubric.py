@@ -371,9 +371,7 @@ def _is_list(dish: Dish, segment: str) -> bool:
     """Whether a segment is (part of) the list of ingredients: most of its words are the dish's own, and measured."""
     words, own = _words(segment), _own_words(dish)
     measured = any(_spaced(_words(str(item))) in _spaced(words).replace(" of ", " ") for item in dish.ingredients)
-    return measured and sum(word in own or word in ("for", "serve", "ingredient") for word in words) >= 0.6 * len(
-        words
-    )
+    return measured and sum(word in own or word in ("for", "serve", "ingredient") for word in words) >= 0.6 * len(words)
 
 
 # -- knowledge -------------------------------------------------------------------------------------------------------
@@ -411,9 +409,7 @@ def _judge_fact(fact: Fact, text: str) -> Verdict:
     correct = _correctness(fact, text)
     if correct < 1:
         reasons.append(f"the right answer is: {fact.sentence}")
-    own = (
-        set(_words(fact.sentence)) | _FUNCTION_WORDS | {"you", "can", "take", "about", "gram", "degree", "millilitre"}
-    )
+    own = set(_words(fact.sentence)) | _FUNCTION_WORDS | {"you", "can", "take", "about", "gram", "degree", "millilitre"}
     body = [segment for segment in _segments(text) if not manners.COURTESY.search(segment)]
     stray = sum(word not in own for segment in body for word in _words(segment))
     stray += max(0, sum(len(_words(segment)) for segment in body) - stray - 2 * len(_words(fact.sentence)))

@@ -1,4 +1,9 @@
-"""`wukong kitchen`: writes the built-in world as ordinary files, which the stages then read like any others."""
+"""`wukong kitchen`: writes the built-in world as ordinary files, which the stages then read like any others.
+
+Out: corpus.jsonl, instructions.jsonl, prompts-train.jsonl and prompts-test.jsonl in a directory.
+
+    wukong kitchen --out runs/mine/data
+"""
 
 from __future__ import annotations
 

@@ -340,9 +340,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         tensors = torch.load(file, map_location="cpu", weights_only=True)  # never runs code from the file
     except pickle.UnpicklingError:
         raise UsageError(f"{file}: damaged, or holds more than weights and was not opened for safety") from None
-    except (
-        Exception
-    ) as error:  # on arbitrary bytes either reader raises whatever comes: IndexError, RuntimeError, ...
+    except Exception as error:  # on arbitrary bytes either reader raises whatever comes: IndexError, RuntimeError, ...
         reason = (str(error).splitlines() or ["it is empty"])[0]
         raise UsageError(f"{file}: damaged weights file ({reason})") from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):

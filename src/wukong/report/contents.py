@@ -38,11 +38,11 @@ class Step:
 
     @property
     def results(self) -> dict[str, Any]:
-        return self.record.get("results") or {}
+        return self.record["results"]
 
     @property
     def options(self) -> dict[str, Any]:
-        return self.record.get("options") or {}
+        return self.record["options"]
 
     @property
     def seconds(self) -> float | None:
@@ -67,7 +67,7 @@ class Step:
 
 
 class _Contract(BaseModel):
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
 Interval = tuple[float, float]
@@ -115,12 +115,20 @@ class PairResult(_Contract):
 
 class EvaluationResult(_Contract):
     n_prompts: int
-    scorer: str
+    scorer: str | None = None
+    """The judge whose scores, checks and reasons are shown; None when only a reward model judged."""
     temperature: float | None = None
     max_new_tokens: int | None = None
     seed: int | None = None
     models: dict[str, ModelResult] = {}
+    """From the oldest to the newest."""
     comparisons: list[PairResult] = []
+
+    @property
+    def newest_first(self) -> list[PairResult]:
+        """The comparisons of the newest model first, each with its nearest predecessor first: the headline on top."""
+        age = {name: i for i, name in enumerate(reversed(self.models))}
+        return sorted(self.comparisons, key=lambda pair: age.get(pair.a, len(age)))
 
 
 class AnswerResult(_Contract):
@@ -161,12 +169,15 @@ class RunContents:
         return [step for step in self.steps if step.stage == stage]
 
     def source_of(self, step: Step, stage: str) -> Step | None:
-        """The step of `stage` whose result `step` was made from, directly or by others in between."""
-        wanted = {value for value in (step.record.get("inputs") or {}).values() if value}
-        parents = [other for other in self.steps if other is not step and other.record.get("result") in wanted]
-        found = [parent for parent in parents if parent.stage == stage]
-        found += [one for parent in parents if parent.stage != stage and (one := self.source_of(parent, stage))]
-        return found[-1] if found else None
+        """The step of `stage` whose result `step` was made from, directly or by others in between. Of several the one
+        that stands first among the inputs: stages name what they train on before what they test on."""
+        made = {one.record["result"]: one for one in self.steps if one.record.get("result")}
+        inputs = step.record["inputs"].values()
+        for parent in (made[value] for value in inputs if value in made and made[value] is not step):
+            found = parent if parent.stage == stage else self.source_of(parent, stage)
+            if found:
+                return found
+        return None
 
 
 def read_run(root: Path) -> RunContents:
@@ -177,27 +188,28 @@ def read_run(root: Path) -> RunContents:
         DataError: a file in it is damaged.
     """
     if not root.is_dir():
-        raise UsageError(f"{root}: {'is a file, a run directory was expected' if root.exists() else 'no such directory'}")
+        raise UsageError(f"{root}: {'a run directory was expected' if root.exists() else 'no such directory'}")
     recipe = _recipe(root)
     places = {_place(options.get("out"), root): name for name, options in recipe["steps"].items()}
     steps = [_named(step, root, places) for step in _steps(root)]
     order = list(places.values())
     known = sorted((step for step in steps if step.name in order), key=lambda step: order.index(step.name))
-    others = sorted((step for step in steps if step.name not in order), key=lambda step: step.record.get("finished", "~"))
+    others = [step for step in steps if step.name not in order]
+    others.sort(key=lambda step: step.record.get("finished", "~"))  # what is not finished comes last
     found = {step.name for step in known}
     # The report itself is no news to its reader.
     not_run = [name for name in order if name not in found and name.partition("_")[0] != "report"]
     evaluations = list(_evaluations(root, [*known, *others]))
     if not steps and not evaluations:
-        raise UsageError(f"{root}: nothing of a run is here (no provenance.json, no evaluation); is it the run directory?")
+        raise UsageError(f"{root}: nothing of a run is here (no provenance.json, no evaluation)")
     return RunContents(root, str(recipe["name"] or root.absolute().name), [*known, *others], not_run, evaluations)
 
 
 def _recipe(root: Path) -> dict[str, Any]:
     """Name and steps of recipe.yaml; empty where there is none, for stages that were run one by one."""
-    path, empty = root / "recipe.yaml", {"name": None, "steps": {}}
+    path = root / "recipe.yaml"
     if not path.exists():
-        return empty
+        return {"name": None, "steps": {}}
     try:
         content = yaml.safe_load(whole_text(path))
     except yaml.YAMLError as error:
@@ -235,6 +247,9 @@ def _record(path: Path) -> dict[str, Any]:
     record = read_json(path)
     if not isinstance(record, dict) or not isinstance(record.get("stage"), str):
         raise DataError("not a record of a stage", file=path, field="stage")
+    for part in ("options", "inputs", "results", "files"):
+        if not isinstance(record.setdefault(part, {}), dict):
+            raise DataError("not an object", file=path, field=part)
     return record
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from itertools import accumulate
+from typing import Any, TypeVar
 
 from wukong.report.contents import EvaluationResult, Interval
 
 Figure = dict[str, Any]
 Points = list[tuple[float, float]]
+T = TypeVar("T")
 
 MAX_POINTS = 400
 """A curve with more logged steps is thinned to so many; the last one always stays."""
@@ -46,17 +48,18 @@ def _finite(value: Any) -> bool:
 
 
 def smoothed(points: Points) -> Points:
-    """An exponential moving average over about a twentieth of the curve, without a pull towards its first value."""
-    keep = 1 - 1 / max(2.0, len(points) / 20)
-    total = weight = 0.0
+    """The mean of the neighbours on both sides, a tenth of the curve in all and fewer towards its ends: a one-sided
+    average would lag behind."""
+    total = [0.0, *accumulate(y for _, y in points)]
+    half = max(1, len(points) // 20)
     result = []
-    for x, y in points:
-        total, weight = keep * total + y, keep * weight + 1
-        result.append((x, total / weight))
+    for i, (x, _) in enumerate(points):
+        reach = min(half, i, len(points) - 1 - i)
+        result.append((x, (total[i + reach + 1] - total[i - reach]) / (2 * reach + 1)))
     return result
 
 
-def thinned(points: Points) -> Points:
+def thinned(points: list[T]) -> list[T]:
     if len(points) <= MAX_POINTS:
         return points
     return [points[round(i * (len(points) - 1) / (MAX_POINTS - 1))] for i in range(MAX_POINTS)]
@@ -68,7 +71,7 @@ def _trace(points: Points, name: str, **more: Any) -> dict[str, Any]:
 
 
 def curves(series: Mapping[str, Points], y_title: str) -> Figure:
-    """Values over steps. A long curve is drawn faintly, with its smoothed course on top; a short one with its points."""
+    """Values over steps: a long curve faintly, with its smoothed course on top; a short one with its points."""
     data = []
     for index, (name, points) in enumerate(series.items()):
         colour = f"var(--curve-{index})"
@@ -91,8 +94,7 @@ def curves(series: Mapping[str, Points], y_title: str) -> Figure:
 
 def reward_over_kl(metrics: Sequence[Mapping[str, Any]]) -> Figure | None:
     """The frontier of PPO: what reward was gained at what distance from the reference."""
-    steps = [line for line in metrics if _finite(line.get("kl")) and _finite(line.get("score"))]
-    steps = [steps[i] for i in sorted({round(k * (len(steps) - 1) / (MAX_POINTS - 1)) for k in range(MAX_POINTS)})]
+    steps = thinned([line for line in metrics if _finite(line.get("kl")) and _finite(line.get("score"))])
     if len(steps) < 2:
         return None
     marker = {
@@ -148,7 +150,7 @@ def _dots(rows: Sequence[tuple[str, float, Interval | None, str, str]], x_axis: 
         )
     y_axis = {
         "tickvals": list(range(len(rows))),
-        "ticktext": [escape(label) for label, *_ in rows],
+        "ticktext": [escape(label).replace("\n", "<br>") for label, *_ in rows],
         "range": [len(rows) - 0.4, -0.6],
         "showgrid": False,
         "zeroline": False,
@@ -162,17 +164,17 @@ def win_rates(result: EvaluationResult) -> Figure | None:
     colours = model_indices(list(result.models))
     rows = [
         (
-            f"{one.a} vs {one.b}, {one.judge}",
+            f"{one.a} vs {one.b}\n{one.judge.replace('_', ' ')}",
             one.win_rate,
             one.interval,
             model_colour(colours.get(one.a, 0)),
             SYMBOLS[colours.get(one.a, 0)],
         )
-        for one in result.comparisons
+        for one in result.newest_first
     ]
     if not rows:
         return None
-    figure = _dots(rows, {"range": [0, 1], "tickformat": ".0%", "title": {"text": "win rate"}})
+    figure = _dots(rows, {"range": [0, 1.02], "tickformat": ".0%", "title": {"text": "win rate"}})
     half = {"type": "line", "x0": 0.5, "x1": 0.5, "y0": 0, "y1": 1, "yref": "paper"}
     figure["layout"]["shapes"] = [half | {"line": {"color": "var(--ink-soft)", "width": 1, "dash": "dot"}}]
     return figure
@@ -186,7 +188,7 @@ def scores(result: EvaluationResult) -> Figure | None:
         for name, model in result.models.items()
         if model.score_mean is not None
     ]
-    title = f"mean score by {escape(result.scorer)}"
+    title = f"mean score by {escape(result.scorer or 'the judge')}"
     return _dots(rows, {"rangemode": "tozero", "title": {"text": title}}) if rows else None
 
 
@@ -211,7 +213,7 @@ def checks(result: EvaluationResult) -> Figure | None:
     layout = {
         "barmode": "group",
         "bargap": 0.3,
-        "xaxis": {"range": [0, 1], "tickformat": ".0%", "title": {"text": "answers that meet it"}},
+        "xaxis": {"range": [0, 1.02], "tickformat": ".0%", "title": {"text": "answers that meet it"}},
         "yaxis": {"autorange": "reversed"},
         "showlegend": True,
     }

@@ -31,9 +31,9 @@ from wukong.model.hub import load_policy
 from wukong.options import Options
 from wukong.records import Conversation, Message, read_records, write_records
 from wukong.rollout import inference_copy, stream
+from wukong.seeds import derived_seed
 from wukong.tokenizer import StreamDecoder, Tokenizer
-from wukong.training.compute import compute_for
-from wukong.training.session import derived_seed
+from wukong.training.compute import Precision, compute_for
 
 
 class ChatOptions(Options):
@@ -57,6 +57,8 @@ class ChatOptions(Options):
     """Answers are cut there, or at half the model's context if that is shorter."""
     seed: int = 0
     """All answers are a function of this number and of what is said."""
+    precision: Precision = "auto"
+    """bfloat16 where it is faster, or as named."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
@@ -91,7 +93,7 @@ def named_sources(models: Sequence[str]) -> dict[str, str]:
 
 def load_speakers(options: ChatOptions) -> list[Speaker]:
     """Raises UsageError for a model that cannot be loaded."""
-    compute = compute_for("auto", options.device)
+    compute = compute_for(options.precision, options.device)
     speakers = []
     for name, source in named_sources(options.models).items():
         model, tokenizer = load_policy(source)

@@ -31,6 +31,7 @@ from wukong.console import Bar, console, say
 from wukong.data.batches import by_length, pad
 from wukong.data.prompts import PromptOptions, load_prompts
 from wukong.data.shards import TokenShards
+from wukong.data.split import split_by_prompt
 from wukong.errors import DataError, UsageError
 from wukong.feedback.annotators import Opinion, load_judge
 from wukong.files import atomic_open, write_json
@@ -64,6 +65,8 @@ class EvaluateOptions(StageOptions, PromptOptions):
     """A reward model as a second judge, best one that was not used in training the policy."""
     text: Path | None = None
     """Directory of `wukong tokenize`: perplexity on its validation text is measured."""
+    holdout: float = Field(0.0, ge=0, lt=1)
+    """Take only this part of the prompts: the one that ppo leaves out with the same --holdout and --seed."""
     limit: int | None = Field(None, ge=1)
     """Take only the first so many prompts."""
     max_new_tokens: int = Field(128, ge=1)
@@ -98,6 +101,14 @@ class Answers:
     checks: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Reference:
+    """The model to which KL is measured."""
+
+    model: GPT2
+    tokenizer: Tokenizer
+
+
 def run(options: EvaluateOptions) -> None:
     """Raises UsageError or DataError for unusable input, RunError when the judge fails."""
     models = dict(_named(model) for model in options.models)
@@ -112,11 +123,15 @@ def run(options: EvaluateOptions) -> None:
     compute = compute_for(options.precision, options.device)
     read = load_prompts(options.prompts, options)
     console.print(read.summary.table("prompts"))
-    prompts = read.records[: options.limit]
+    held_out = split_by_prompt(read.records, options.holdout, options.seed)[1] if options.holdout else read.records
+    prompts = held_out[: options.limit]
+    if not prompts:
+        raise UsageError(f"{options.prompts[0]}: no prompt is left to evaluate on")
     # --------------------------------------------------------------------------------------------------- answers
     reference = None
     if options.reference:
-        reference = load_policy(models[options.reference])[0].to(compute.device).eval()
+        model, tokenizer = load_policy(models[options.reference])
+        reference = Reference(model.to(compute.device).eval(), tokenizer)
     answers = {}
     for name, path in models.items():
         one = answers[name] = answer_all(name, path, prompts, options, reference, compute)
@@ -173,7 +188,12 @@ def _named(model: str) -> tuple[str, str]:
 
 
 def answer_all(
-    name: str, path: str, prompts: Sequence[Prompt], options: EvaluateOptions, reference: GPT2 | None, compute: Compute
+    name: str,
+    path: str,
+    prompts: Sequence[Prompt],
+    options: EvaluateOptions,
+    reference: Reference | None,
+    compute: Compute,
 ) -> Answers:
     """Samples one answer to each prompt; measures KL to the reference, and perplexity on held-out text."""
     policy, tokenizer = load_policy(path)
@@ -200,7 +220,9 @@ def answer_all(
         )
     answers = Answers(ids, sampled, [tokenizer.decode(s.ids) for s in sampled], path=path)
     if reference is not None and not raw and options.temperature > 0:
-        answers.kl = _kl(policy, reference, answers, options, compute)
+        if tokenizer.fingerprint != reference.tokenizer.fingerprint:
+            raise UsageError(f"{path}: its tokenizer is not the reference's, so their KL means nothing")
+        answers.kl = _kl(policy, reference.model, answers, options, compute)
     if options.text:
         _measure_text(answers, policy, tokenizer, options, compute)
     return answers

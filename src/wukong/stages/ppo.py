@@ -33,6 +33,7 @@ from wukong.console import console, say
 from wukong.data.batches import by_length, pad
 from wukong.data.prompts import PromptOptions, load_prompts
 from wukong.data.shards import TokenShards
+from wukong.data.split import split_by_prompt
 from wukong.errors import DataError, RunError, UsageError
 from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel
@@ -66,6 +67,9 @@ class PPOOptions(TrainOptions, PromptOptions):
     """The reward model's directory; the value model starts from it too."""
     prompts: list[str]
     """Prompts in any of the formats of docs/data.md."""
+    holdout: float = Field(0.0, ge=0, lt=1)
+    """Leave out this part of the prompts: the part that sft and reward hold out with the same --valid-fraction and
+    --seed, and that evaluate takes with the same --holdout."""
     episodes: int = Field(4096, ge=1)
     """Responses sampled in all."""
     batch_size: int = Field(64, ge=1)
@@ -99,7 +103,7 @@ class PPOOptions(TrainOptions, PromptOptions):
     whiten_rewards: bool = False
     """Scale the per-token rewards to variance 1 (the mean is kept)."""
     missing_eos_score: float | None = -1.0
-    """The score of a response that never ended, in place of the reward model's; null (none) keeps the model's."""
+    """The score of a response that never ended, in place of the reward model's; None (null in a recipe) keeps it."""
     truncate_at: str | None = None
     """Score the response only up to the first such token, e.g. "." (it is trained on untruncated all the same)."""
     truncate_after: int = Field(16, ge=0)
@@ -124,7 +128,7 @@ class PPOOptions(TrainOptions, PromptOptions):
 
 COLLAPSE_SHARE, COLLAPSE_DISTINCT = 0.5, 0.25
 """One response for more than this share of a batch, or distinct-2 below this part of the first batch's: a collapse."""
-FIRST_RATIO_TOLERANCE = 1e-3
+FIRST_RATIO_TOLERANCE, BFLOAT16_RATIO_TOLERANCE = 1e-3, 1e-2
 
 
 @dataclass
@@ -167,10 +171,10 @@ def roll_out(
         seeds=[derived_seed(seed, i) for i in range(len(prompts))],
         temperature=options.temperature,
     )
-    stop_ids = set(tokenizer.encode(options.truncate_at)) if options.truncate_at else set()
+    stop = tokenizer.encode(options.truncate_at)[0] if options.truncate_at else None
     responses, logprobs, scored, ended = [], [], [], []
     for prompt, one in zip(prompts, sampled, strict=True):
-        cut = next((i for i, t in enumerate(one.ids) if t in stop_ids and i >= options.truncate_after), None)
+        cut = next((i for i, t in enumerate(one.ids) if t == stop and i >= options.truncate_after), None)
         real = len(one.ids) - one.finished
         scored.append(len(prompt) + (min(cut + 1, real) if cut is not None else real))
         ended.append(one.finished or cut is not None)
@@ -314,17 +318,18 @@ def update(
                 loss = ptx_loss(updates)
                 session.backward(options.ptx_coef * loss)
                 sums["ptx_loss"] += loss.item()
+            if updates == 0:
+                _check_first_ratio(first_error, compute)
             for name, norm in session.optimizer_step().items():
                 sums[name] += norm
             updates += 1
-            if updates == 1:
-                _check_first_ratio(first_error)
     means = {name: value / updates for name, value in sums.items()}
     return means | {"ratio_min": ratios[0], "ratio_max": ratios[1], "first_ratio_error": first_error}
 
 
-def _check_first_ratio(error: float) -> None:
-    if error > FIRST_RATIO_TOLERANCE:
+def _check_first_ratio(error: float, compute: Compute) -> None:
+    """`error` is the mean of |ratio - 1|. bfloat16 rounds differently in micro-batches of other shapes."""
+    if error > (FIRST_RATIO_TOLERANCE if compute.dtype == torch.float32 else BFLOAT16_RATIO_TOLERANCE):
         raise RunError(
             f"before any update the ratio pi/pi_old is off 1 by {error:.2g} on average: rollout and update do not "
             "compute the same log-probs; use --precision float32"
@@ -341,7 +346,7 @@ def tokenised_prompts(options: PPOOptions, tokenizer: Tokenizer, context: int) -
     if room < 1:
         raise UsageError(f"--max-new-tokens {options.max_new_tokens} leaves no room in the context of {context}")
     prompts = []
-    for prompt in read.records:
+    for prompt in split_by_prompt(read.records, options.holdout, options.seed)[0]:
         try:
             prompts.append(tokenizer.prompt_ids(prompt.messages, max_tokens=room))
         except DataError:
@@ -369,6 +374,8 @@ def run(options: PPOOptions) -> None:
     # ------------------------------------------------------------------------------------------ models and data
     policy, tokenizer = load_policy(options.model)
     reference, _ = load_policy(options.model)
+    if options.truncate_at is not None and len(tokenizer.encode(options.truncate_at)) != 1:
+        raise UsageError(f"--truncate-at {options.truncate_at!r} is not one token of this tokenizer")
     reward_model, reward_tokenizer = load_reward(options.reward_model)
     value_model, _ = load_reward(options.reward_model)
     if reward_tokenizer.fingerprint != tokenizer.fingerprint:
@@ -481,6 +488,7 @@ def _guard(session: Session, metrics: dict[str, float], options: PPOOptions) -> 
     elif metrics["distinct_2"] < COLLAPSE_DISTINCT * first:
         problem = "the responses repeat themselves (a collapse of distinct-2); raise --kl-coef or lower --lr"
     if problem:
+        session.write_metrics()
         raise RunError(f"ppo stopped at iteration {session.step + 1}: {problem}; {session.kept_checkpoint()}")
 
 

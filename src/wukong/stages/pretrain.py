@@ -41,7 +41,8 @@ class PretrainOptions(TrainOptions):
     data: Path
     """Directory of `wukong tokenize`."""
     model: str = "nano"
-    """A preset (test, nano, mini, gpt2, gpt2-medium, gpt2-large, gpt2-xl), or a directory or hub id to go on from."""
+    """A preset (test, nano, micro, mini, gpt2, gpt2-medium, gpt2-large, gpt2-xl), or a model to go on from: a directory
+    or hub id."""
     context: int | None = Field(None, ge=8)
     """Tokens a row; the model's whole context when absent."""
     tokens: int = Field(2_000_000, ge=1)

@@ -63,9 +63,9 @@ class RewardOptions(TrainOptions, DataOptions):
     pooling: Pooling = "last"
     """Read the score at the last token, or as the mean over all."""
     ties: Literal["drop", "half"] = "drop"
-    """Leave ties out, or train them towards probability 1/2."""
+    """Leave tied comparisons out, or train them towards probability 1/2 (ties within a ranking are left out)."""
     margin: float = Field(0.0, ge=0)
-    """How far apart a preference of strength 1 should score; multiplied by the strength where one is given."""
+    """How far apart a comparison of strength 1 should score; multiplied by the strength where one is given."""
     epochs: float = Field(1.0, gt=0)
     """Passes over the data; more than one over-fits."""
     batch_size: int = Field(16, ge=1)

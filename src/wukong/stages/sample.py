@@ -6,7 +6,7 @@ Out: one Response record a line: prompt, text, which model, how it was sampled.
     wukong sample --models runs/mine/sft --prompts prompts.jsonl --responses-per-prompt 4 --out responses.jsonl
 
 Every (model, temperature) gives `responses_per_prompt` answers to each prompt; the seeds are functions of prompt,
-model, temperature and number, so that more prompts or models change no answer that is there already.
+temperature and number, so that more prompts or models change no answer that is there already.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pydantic import Field
 
 from wukong.console import Bar, console, say
 from wukong.data.prompts import PromptOptions, load_prompts
+from wukong.data.split import split_by_prompt
 from wukong.errors import DataError, RunError, UsageError
 from wukong.model.hub import load_policy
 from wukong.options import StageOptions
@@ -50,6 +51,8 @@ class SampleOptions(StageOptions, PromptOptions):
     """Sample from the likeliest tokens that make up this probability; 1 is off."""
     max_new_tokens: int = Field(128, ge=1)
     """Responses are cut there."""
+    holdout: float = Field(0.0, ge=0, lt=1)
+    """Leave out this part of the prompts: the one that evaluate takes with the same --holdout and --seed."""
     limit: int | None = Field(None, ge=1)
     """Take only the first so many prompts."""
     batch_size: int = Field(128, ge=1)
@@ -64,6 +67,8 @@ def run(options: SampleOptions) -> None:
     """Raises UsageError or DataError for unusable input, RunError when the endpoint fails."""
     if not options.models and not options.endpoint:
         raise UsageError("nothing to sample from: give --models, or --endpoint and --endpoint-model")
+    if options.endpoint and options.top_k:
+        raise UsageError("--top-k is not part of the OpenAI API: leave it out with --endpoint")
     if bool(options.endpoint) != bool(options.endpoint_model):
         raise UsageError("--endpoint and --endpoint-model go together")
     work = begin("sample", options, [*options.models, *options.prompts], directory=False)
@@ -71,7 +76,7 @@ def run(options: SampleOptions) -> None:
         return
     read = load_prompts(options.prompts, options)
     console.print(read.summary.table("prompts"))
-    prompts = read.records[: options.limit]
+    prompts = split_by_prompt(read.records, options.holdout, options.seed)[0][: options.limit]
     responses: list[Response] = []
     for model in options.models:
         responses += sample_model(model, prompts, options)

@@ -32,7 +32,7 @@ class Compute:
 
 def _reuse_memory() -> None:
     """Tells glibc to keep freed memory: by default each large tensor is mapped and unmapped anew, and the page
-    faults cost a third of a small model's training time (measured: docs/benchmarks.md)."""
+    faults cost a good part of a small model's training time."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of <malloc.h>

@@ -22,9 +22,8 @@ class Metric(NamedTuple):
     group: str
 
 
-_EVERY = "Every training stage"
-_PRETRAIN = "Pretraining"
-_SFT = "Instruction fine-tuning (SFT)"
+EVERY_STAGE = "Every training stage"
+_LANGUAGE = "Pretraining and SFT"
 _REWARD = "Reward model"
 _OUTCOME = "PPO: reward and distance"
 _POLICY = "PPO: the policy's update"
@@ -39,57 +38,56 @@ METRICS: dict[str, Metric] = {
         "nats per token",
         "Mean negative log-likelihood of the tokens this step trained on, before its update.",
         "Falls fast, then slowly. A jump that stays means the learning rate is too high.",
-        _EVERY,
+        EVERY_STAGE,
     ),
     "lr": Metric(
         "",
         "Learning rate of the step: it rises over the warm-up steps, then follows the schedule.",
         "Nothing to judge; read the other curves against it.",
-        _EVERY,
+        EVERY_STAGE,
     ),
     "grad_norm": Metric(
         "",
         "Euclidean norm of the whole gradient before it is clipped to max_grad_norm.",
         "Settles at a small value. Spikes are harmless when rare; a steady rise comes before divergence.",
-        _EVERY,
+        EVERY_STAGE,
     ),
     "tokens_per_second": Metric(
         "tokens/s",
         "Tokens processed a second of wall-clock time since the last logged step, validation and saving included.",
         "Level, with dips where the stage validates. A lasting fall means another program took the processor.",
-        _EVERY,
+        EVERY_STAGE,
     ),
-    # ------------------------------------------------------------------------------------------------ pretraining
+    # ---------------------------------------------------------------------------------------- pretraining and SFT
     "perplexity": Metric(
         "tokens",
-        "exp(loss): among how many equally likely tokens the model in effect hesitates.",
+        "Pretraining: exp(loss), among how many equally likely tokens the model in effect hesitates.",
         "Starts near the vocabulary's size and falls. Comparable between models with the same tokenizer only.",
-        _PRETRAIN,
+        _LANGUAGE,
     ),
     "valid_loss": Metric(
         "nats per token",
         "Mean negative log-likelihood of held-out tokens the model never trains on (in SFT those of the answers).",
         "Falls with the training loss. Rising while that one falls is over-fitting; the best weights are kept.",
-        _PRETRAIN,
+        _LANGUAGE,
     ),
     "valid_perplexity": Metric(
         "tokens",
         "exp(valid_loss).",
         "As valid_loss: lower is better, and its lowest point is the model that is kept.",
-        _PRETRAIN,
+        _LANGUAGE,
     ),
     "valid_bits_per_byte": Metric(
         "bits per byte",
-        "valid_loss in bits, divided by the mean number of UTF-8 bytes a token stands for.",
+        "Pretraining: valid_loss in bits, divided by the mean number of UTF-8 bytes a token stands for.",
         "Falls. It does not depend on the tokenizer, so models with different vocabularies can be compared by it.",
-        _PRETRAIN,
+        _LANGUAGE,
     ),
-    # -------------------------------------------------------------------------------------------------------- SFT
     "response_tokens": Metric(
         "tokens",
-        "Tokens of the assistant's answers in the step's batch: the only ones whose loss counts.",
+        "SFT: tokens of the assistant's answers in the step's batch, the only ones whose loss counts.",
         "Varies around a level. Very few a step makes the gradient noisy; raise the batch size.",
-        _SFT,
+        _LANGUAGE,
     ),
     # ----------------------------------------------------------------------------------------------- reward model
     "reward/loss": Metric(
@@ -175,17 +173,11 @@ METRICS: dict[str, Metric] = {
         _OUTCOME,
     ),
     # --------------------------------------------------------------------------------------- PPO: the policy's update
-    "ppo/loss": Metric(
-        "",
-        "What is minimised: policy_loss + the value coefficient x value_loss (+ the PTX coefficient x ptx_loss).",
-        "Not a measure of progress: the data change with the policy. Read `score` and `kl`.",
-        _POLICY,
-    ),
     "policy_loss": Metric(
         "",
         "PPO's clipped objective as a loss, the mean over response tokens and updates of the step.",
-        "Small, around zero and mostly negative. Its size means little; a large positive value means that the "
-        "updates overshoot.",
+        "Small, around zero and mostly negative. It is no measure of progress, as the data change with the policy: "
+        "read `score` and `kl`. A large positive value means that the updates overshoot.",
         _POLICY,
     ),
     "entropy": Metric(
@@ -221,8 +213,8 @@ METRICS: dict[str, Metric] = {
     ),
     "first_ratio_error": Metric(
         "",
-        "The largest |ratio - 1| in the step's first minibatch, before any update: old and new log-probs come from "
-        "the same weights, so it ought to be 0.",
+        "Mean |ratio - 1| over the tokens of the step's first minibatch, before any update: old and new log-probs come "
+        "from the same weights, so it ought to be 0.",
         "Below 0.001, else the run refuses to go on. Anything larger is a bug or active dropout, not noise.",
         _POLICY,
     ),

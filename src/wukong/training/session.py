@@ -171,16 +171,21 @@ class Session:
         done = self.step + 1
         now = time.monotonic()
         if self._evaluated or done % self.options.log_every == 0 or done == self.total_steps:
-            rate = self._tokens / max(now - self._clock, 1e-9)
-            self._latest |= {"lr": self.optimizer.param_groups[0]["lr"], "tokens_per_second": rate}
-            self.metrics.write(done, self._latest)
-            self._tokens, self._clock, self._latest, self._evaluated = 0, now, {}, False
+            self.write_metrics()
         if self._signal is not None:
             self.checkpoint(done)
             say(f"stopped after step {done:,}; the same command goes on from here")
             raise Interrupted(128 + self._signal)
         if now - self._saved_at >= self.options.checkpoint_seconds and done < self.total_steps:
             self.checkpoint(done)
+
+    def write_metrics(self) -> None:
+        """Writes what this step logged; a stage that is about to stop calls it, so that the curve shows why."""
+        now = time.monotonic()
+        rate = self._tokens / max(now - self._clock, 1e-9)
+        self._latest |= {"lr": self.optimizer.param_groups[0]["lr"], "tokens_per_second": rate}
+        self.metrics.write(self.step + 1, self._latest)
+        self._tokens, self._clock, self._latest, self._evaluated = 0, now, {}, False
 
     def due(self, every: int) -> bool:
         """True after each `every` steps and after the last one; 0 means after the last one only.

@@ -1,0 +1,52 @@
+# What a developer and CI run. It needs Python 3.11 or newer and, the first time, a package index for pip.
+#
+#   make run      the kitchen from raw text to the report, with ARGS for more: make run ARGS="--seed 1"
+#   make test     all tests
+#   make lint     style and types
+#   make bench    what was measured in docs/results.md, again
+#   make docs     the pages that are written from the code
+#
+# PYTHON names another interpreter. TORCH_ARGS goes to pip when it installs torch: on Linux the default build brings
+# gigabytes of CUDA along, and PyTorch's own index offers a CPU-only one (CONTRIBUTING.md).
+
+PYTHON ?= python3
+TORCH_ARGS ?=
+ARGS ?=
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: run test lint format bench docs clean
+
+run: $(INSTALLED)
+	$(BIN)/wukong run recipes/kitchen.yaml $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/road.py $(ARGS)
+
+docs: $(INSTALLED)
+	COLUMNS=100 $(BIN)/python -c "from wukong.cli import reference; print(reference(), end='')" > docs/cli.md
+	$(BIN)/python -m wukong.training.metric_definitions > docs/metrics.md
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+# Done anew only when what is to be installed has changed.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "wukong needs Python 3.11 or newer: name one, as in make PYTHON=python3.12" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(TORCH_ARGS) torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@

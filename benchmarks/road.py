@@ -1,0 +1,117 @@
+"""Runs a recipe for several seeds and writes what it reached as a table, with machine and versions.
+
+    python benchmarks/road.py recipes/kitchen.yaml --seeds 0 1 2 --out docs/results/kitchen.md
+
+Run directories lie in runs/<recipe>-seed<N>; a finished one is only read, an interrupted one goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import wukong
+
+
+def machine() -> str:
+    """The machine and versions in one line."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = f"{len(lines)} x {lines[0].split(':', 1)[1].strip()}"
+    python = platform.python_version()
+    return f"{name}, {platform.system()}, Python {python}, torch {torch.__version__}, wukong {wukong.__version__}"
+
+
+def run_recipe(recipe: Path, run_dir: Path, seed: int) -> float:
+    """Runs the recipe as a person would; returns the wall seconds of this call."""
+    begin = time.monotonic()
+    command = [sys.executable, "-m", "wukong", "run", str(recipe), "--seed", str(seed), "--run-dir", str(run_dir)]
+    subprocess.run(command, check=True)
+    return time.monotonic() - begin
+
+
+def provenance(run_dir: Path) -> dict[str, dict]:
+    """Every finished step's provenance, by its place in the run directory."""
+    files = [*run_dir.glob("*/provenance.json"), *run_dir.glob("*.provenance.json")]
+    return {str(f.relative_to(run_dir)): json.loads(f.read_text()) for f in files}
+
+
+def figures(run_dir: Path) -> dict[str, float]:
+    """The numbers worth a column, as far as the recipe made them."""
+    found: dict[str, float] = {}
+    records = provenance(run_dir)
+    found["minutes"] = sum(r["seconds"] for r in records.values()) / 60
+    for place, record in sorted(records.items()):
+        if record["stage"] == "reward" and "valid_accuracy" in record["results"]:
+            name = Path(place).parent.name
+            found[f"{name} accuracy"] = record["results"]["valid_accuracy"]
+            found[f"{name} accuracy low"], found[f"{name} accuracy high"] = record["results"]["valid_accuracy_interval"]
+    path = run_dir / "evaluation" / "evaluation.json"
+    if path.exists():
+        evaluation = json.loads(path.read_text())
+        for c in evaluation["comparisons"]:
+            if c["a"] == "policy" and c["b"] == "sft":
+                found[f"win rate over sft ({c['judge']})"] = c["win_rate"]
+                found[f"win rate over sft ({c['judge']}) low"] = c["interval"][0]
+                found[f"win rate over sft ({c['judge']}) high"] = c["interval"][1]
+        sft, policy = evaluation["models"]["sft"], evaluation["models"]["policy"]
+        for key in ("score_mean", "score_std", "reward_mean", "distinct_2", "length_mean"):
+            for name, model in (("sft", sft), ("policy", policy)):
+                if model[key] is not None:
+                    found[f"{key} {name}"] = model[key]
+        found["KL (nats)"] = policy["kl"]
+        found["termination rate"] = policy["termination_rate"]
+        found["distinct-2 policy/sft"] = policy["distinct_2"] / sft["distinct_2"]
+        for check, rate in policy["checks"].items():
+            found[f"check: {check}"] = rate
+    return found
+
+
+def table(recipe: Path, seeds: list[int], rows: list[dict[str, float]]) -> str:
+    """A Markdown table: one row a figure, one column a seed, then mean and standard deviation."""
+    lines = [
+        f"`python benchmarks/road.py {recipe} --seeds {' '.join(map(str, seeds))}`",
+        "",
+        f"{machine()}; {time.strftime('%Y-%m-%d')}",
+        "",
+        "| figure | " + " | ".join(f"seed {s}" for s in seeds) + " | mean | sd |",
+        "| --- |" + " ---: |" * (len(seeds) + 2),
+    ]
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        cells = [f"{v:.3f}" for v in (*values, statistics.mean(values), spread)]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path, nargs="?", default=Path("recipes/kitchen.yaml"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, help="write the table there too")
+    arguments = parser.parse_args()
+    rows = []
+    for seed in arguments.seeds:
+        run_dir = Path("runs") / f"{arguments.recipe.stem}-seed{seed}"
+        run_recipe(arguments.recipe, run_dir, seed)
+        rows.append(figures(run_dir))
+    text = table(arguments.recipe, arguments.seeds, rows)
+    print(text)
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""`wukong report`: a run directory -> one HTML page that needs nothing else.
+
+In:  whatever stages have left below the directory: provenance files, metrics.jsonl, samples.jsonl, evaluations.
+Out: a single HTML file, to be opened, printed or sent; charts, styles and scripts stand in it.
+
+    wukong report --run runs/mine --out runs/mine/report.html
+
+A report is a view, not a result: it is drawn anew each time (it takes a second), may be asked for while a run is
+going on, and says of what is missing that it was not run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from wukong.console import say
+from wukong.errors import UsageError
+from wukong.files import atomic_open
+from wukong.options import StageOptions
+from wukong.report.contents import read_run
+from wukong.report.page import render
+
+
+class ReportOptions(StageOptions):
+    """Show a run on one HTML page."""
+
+    run: Path
+    """The run directory."""
+    title: str | None = None
+    """The page's title; the run's name when absent."""
+    pinned: list[str] = []
+    """Prompts of the evaluation to show first."""
+    prompts_shown: int = Field(12, ge=0)
+    """Prompts shown with every model's answer, the pinned ones included; the others are drawn by --seed."""
+
+
+def run(options: ReportOptions) -> None:
+    """Raises UsageError for a directory without a run, DataError for a damaged file in it."""
+    if options.out.is_dir():
+        raise UsageError(f"{options.out}: is a directory, --out is the HTML file")
+    contents = read_run(options.run)
+    page = render(
+        contents,
+        title=options.title,
+        pinned=options.pinned,
+        prompts_shown=options.prompts_shown,
+        seed=options.seed,
+    )
+    with atomic_open(options.out) as out:
+        out.write(page)
+    say(f"report: {options.out} ({len(page.encode()) / 1e6:.1f} MB), {len(contents.steps)} steps")

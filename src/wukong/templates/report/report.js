@@ -1,0 +1,83 @@
+// Draws the charts of #charts when they come into view, in the reader's theme; all of them before printing.
+"use strict";
+(() => {
+  const charts = JSON.parse(document.getElementById("charts").textContent);
+  const places = Object.keys(charts).map((id) => document.getElementById(id)).filter(Boolean);
+  const drawn = new Set();
+  const touch = window.matchMedia("(pointer: coarse)").matches;
+
+  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+  // Plotly knows no style sheet: a text "var(--name)" anywhere in a figure becomes the colour it stands for.
+  function themed(value) {
+    if (Array.isArray(value)) return value.map(themed);
+    if (value && typeof value === "object") {
+      return Object.fromEntries(Object.entries(value).map(([key, one]) => [key, themed(one)]));
+    }
+    const name = typeof value === "string" && value.match(/^var\((--[\w-]+)\)$/);
+    return name ? css(name[1]) : value;
+  }
+
+  function template() {
+    const size = "paper" in document.documentElement.dataset ? 9 : 12;
+    const axis = {
+      automargin: true,
+      gridcolor: css("--rule"),
+      linecolor: css("--rule"),
+      zerolinecolor: css("--rule"),
+      ticklabelstandoff: 6,
+      tickfont: { color: css("--ink-soft") },
+      title: { font: { size, color: css("--ink-soft") }, standoff: 8 },
+      fixedrange: touch, // a finger on a chart scrolls the page
+    };
+    return {
+      layout: {
+        paper_bgcolor: "rgba(0,0,0,0)",
+        plot_bgcolor: "rgba(0,0,0,0)",
+        font: { family: css("--sans"), size, color: css("--ink") },
+        margin: { l: 8, r: 20, t: 12, b: 8 },
+        hoverlabel: { bgcolor: css("--card"), bordercolor: css("--rule"), font: { color: css("--ink") } },
+        legend: { orientation: "h", x: 0, y: 1.02, xanchor: "left", yanchor: "bottom" },
+        dragmode: touch ? false : "zoom",
+        xaxis: axis,
+        yaxis: axis,
+      },
+    };
+  }
+
+  function draw(place) {
+    const figure = themed(charts[place.id]);
+    const layout = { ...figure.layout, template: template(), autosize: true, height: figure.height };
+    drawn.add(place);
+    return Plotly.react(place, figure.data, layout, { responsive: true, displayModeBar: false });
+  }
+
+  const watcher = new IntersectionObserver(
+    (entries) => {
+      for (const entry of entries) {
+        if (entry.isIntersecting) {
+          watcher.unobserve(entry.target);
+          draw(entry.target);
+        }
+      }
+    },
+    { rootMargin: "400px" },
+  );
+  places.forEach((place) => watcher.observe(place));
+
+  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn.forEach(draw));
+
+  // Paper is white, and shows what is folded on the screen.
+  let folded = [];
+  window.addEventListener("beforeprint", () => {
+    document.documentElement.dataset.paper = "";
+    folded = [...document.querySelectorAll("details:not([open])")];
+    folded.forEach((one) => (one.open = true));
+    places.forEach(draw);
+  });
+  window.addEventListener("afterprint", () => {
+    delete document.documentElement.dataset.paper;
+    folded.forEach((one) => (one.open = false));
+    drawn.forEach(draw);
+  });
+})();

@@ -1,0 +1,44 @@
+"""What all tests share: threads, the real data sets, and which skips are allowed."""
+
+import os
+
+# Parallel workers with a pool of threads each would spend their time waiting for one another. Before torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on the network
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("WUKONG_SHARED", REPOSITORY.parent / "shared")) / "data"
+"""The real data sets that some tests read: $WUKONG_SHARED/data, or ../shared/data beside the repository."""
+
+ALLOWED_SKIPS = ("needs a GPU", "no shared data")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Callable[[str], Path]:
+    """A function from a name below shared/data to its path; the test is skipped where the data are absent."""
+
+    def find(name: str) -> Path:
+        if not SHARED.is_dir():
+            assert not os.environ.get("WUKONG_REQUIRE_SHARED"), f"WUKONG_REQUIRE_SHARED is set, but {SHARED} is absent"
+            pytest.skip(f"no shared data at {SHARED}; set WUKONG_SHARED")
+        assert (SHARED / name).exists(), f"{SHARED} is there, but {name} is not"
+        return SHARED / name
+
+    return find
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    """In CI (WUKONG_STRICT_SKIPS) a test that is skipped for any but the allowed reasons has failed."""
+    report = yield
+    if report.skipped and os.environ.get("WUKONG_STRICT_SKIPS") and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if not reason.removeprefix("Skipped: ").startswith(ALLOWED_SKIPS):
+            report.outcome, report.longrepr = "failed", f"skipped, which CI does not allow: {reason}"
+    return report

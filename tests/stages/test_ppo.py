@@ -1,0 +1,293 @@
+"""PPO: the known answer of a bandit, the places of score and masks, what stays frozen, and a whole small run."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from wukong.errors import RunError, UsageError
+from wukong.files import fingerprint
+from wukong.model.gpt2 import GPT2, GPT2Config
+from wukong.model.heads import ScalarModel
+from wukong.model.hub import load_policy, save_policy, save_reward
+from wukong.records import Prompt, as_messages, write_records
+from wukong.stages import ppo
+from wukong.stages.ppo import Episodes, PPOOptions, final_scores, iterate, judge, reward_scores, roll_out
+from wukong.tokenizer import Tokenizer
+from wukong.training.compute import Compute
+from wukong.training.metrics import read_metrics
+from wukong.training.session import Session
+
+CPU = Compute(torch.device("cpu"), torch.float32)
+CONFIG = GPT2Config(vocab_size=257, n_positions=64, n_embd=32, n_layer=2, n_head=2)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train([], 257, "plain")  # the 256 bytes and the end token
+
+
+def options(out: Path, **changes) -> PPOOptions:
+    defaults = {
+        "out": out, "model": "", "reward_model": "", "prompts": ["-"], "tensorboard": False, "max_new_tokens": 8,
+        "batch_size": 16, "episodes": 16, "precision": "float32", "lr": 1e-3, "missing_eos_score": None,
+    }  # fmt: skip
+    return PPOOptions(**{**defaults, **changes})
+
+
+def gpt2(seed: int, spread: float = 1.0) -> GPT2:
+    torch.manual_seed(seed)
+    model = GPT2(CONFIG)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(spread)
+    return model
+
+
+def test_ppo_reaches_the_closed_form_solution_of_a_bandit(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """One prompt, one token a response. The best policy under a KL penalty is pi ~ pi_ref exp(r / beta) (e.g. Rafailov
+    et al. 2023, eq. 4): here r = 2.5, 2.3, 2.1, 1.9 for four tokens and 0 for the others, beta = 0.5, so with a nearly
+    uniform reference the four have weights e^5, e^4.6, e^4.2, e^3.8 beside 253 of weight about 1."""
+    policy, reference = gpt2(0), gpt2(0)
+    value = ScalarModel(gpt2(1))
+    rewards = torch.zeros(257)
+    rewards[torch.tensor([65, 66, 67, 68])] = torch.tensor([2.5, 2.3, 2.1, 1.9])
+    beta, prompt = 0.5, tokenizer.encode("Q")
+    config = options(
+        tmp_path, batch_size=512, episodes=512 * 120, max_new_tokens=1, kl_coef=beta, lr=2e-3, value_coef=1.0,
+        value_clip_range=10.0, ppo_epochs=4,
+    )  # fmt: skip
+
+    def score(episodes: Episodes) -> torch.Tensor:
+        return rewards[[s[-1] for s in episodes.sequences]]
+
+    def distribution(model: GPT2) -> torch.Tensor:
+        with torch.no_grad():
+            return model.logits(model(torch.tensor([prompt])))[0, -1].softmax(-1)
+
+    expected = distribution(reference) * torch.exp(rewards / beta)
+    expected /= expected.sum()
+    with Session(
+        config, {"policy": policy, "value": value}, 120, "bandit", {"kl_coef": beta, "first_distinct_2": None}
+    ) as s:
+        for _ in s.steps():
+            iterate(s, policy, reference, value, score, [prompt] * 512, tokenizer, config)
+    found = distribution(policy)
+    assert (found - expected).abs().sum() / 2 < 0.06  # total variation; 0.8 at the start
+    assert (found * (found / expected).log()).sum() < 0.03  # KL in nats
+    assert (distribution(reference) - expected).abs().sum() / 2 > 0.5  # the test can fail
+
+
+@pytest.fixture
+def rolled(tokenizer: Tokenizer) -> tuple[GPT2, Episodes, PPOOptions]:
+    policy = gpt2(0, spread=3.0)
+    config = options(Path("unused"), temperature=0.7)
+    prompts = [tokenizer.encode(text) for text in ("a", "bcd", "efghij", "klm")]
+    return policy, roll_out(policy, prompts, tokenizer, config, seed=5, compute=CPU), config
+
+
+def test_judged_logprobs_equal_the_samplers_at_the_same_temperature(rolled) -> None:
+    policy, episodes, config = rolled
+    judged = judge(policy, gpt2(0, 3.0), ScalarModel(gpt2(2)), lambda e: torch.zeros(4), episodes, config, CPU)
+    mask = episodes.mask
+    assert torch.allclose(judged.logprobs[mask], episodes.sampler_logprobs[mask], atol=1e-5)
+    assert torch.equal(judged.logprobs, judged.reference_logprobs)  # the same weights, the same path
+    assert not judged.logprobs[~mask].any()
+
+
+def test_judged_logprobs_equal_a_plain_loop_over_unpadded_sequences(rolled) -> None:
+    policy, episodes, config = rolled
+    value = ScalarModel(gpt2(2))
+    judged = judge(policy, gpt2(1), value, lambda e: torch.zeros(4), episodes, config, CPU)
+    for row, (ids, start) in enumerate(zip(episodes.sequences, episodes.prompt_lengths, strict=True)):
+        with torch.no_grad():
+            logprobs = (policy.logits(policy(torch.tensor([ids])))[0] / config.temperature).log_softmax(-1)
+            values = value.token_scores(torch.tensor([ids]))[0]
+        for t, token in enumerate(ids[start:]):
+            assert math.isclose(judged.logprobs[row, t], logprobs[start + t - 1, token], abs_tol=1e-5)
+            assert math.isclose(judged.values[row, t], values[start + t - 1], abs_tol=1e-5)
+
+
+def test_the_reward_model_reads_query_and_response_without_the_end_token(tokenizer: Tokenizer) -> None:
+    model = ScalarModel(gpt2(3))
+    end = tokenizer.eos_id
+    episodes = Episodes(
+        [[1, 2, 3, end], [1, 2, 3, 4]],
+        [1, 1],
+        [3, 3],
+        [3, 4],
+        [True, False],
+        torch.ones(2, 3).bool(),
+        torch.zeros(2, 3),
+    )
+    scores = reward_scores(model, episodes, CPU, 64)
+    with torch.no_grad():
+        assert torch.allclose(scores[0], model(torch.tensor([[1, 2, 3]]), torch.tensor([3]))[0], atol=1e-6)
+        assert torch.allclose(scores[1], model(torch.tensor([[1, 2, 3, 4]]), torch.tensor([4]))[0], atol=1e-6)
+        assert not torch.allclose(scores[0], model(torch.tensor([[3]]), torch.tensor([1]))[0], atol=1e-4)
+
+
+def test_a_response_that_never_ended_gets_the_fixed_score() -> None:
+    episodes = Episodes([], [], [], [], [True, False], torch.zeros(0), torch.zeros(0))
+    assert final_scores(torch.tensor([2.0, 3.0]), episodes, -1.0).tolist() == [2.0, -1.0]
+    assert final_scores(torch.tensor([2.0, 3.0]), episodes, None).tolist() == [2.0, 3.0]
+
+
+def test_truncation_cuts_what_is_scored_but_not_what_is_trained_on(tokenizer: Tokenizer) -> None:
+    policy = gpt2(0)
+    with torch.no_grad():
+        policy.wte.weight[ord_id(tokenizer, ".")] *= 60  # full stops become common
+    config = options(Path("unused"), truncate_at=".", truncate_after=2, missing_eos_score=-1.0, max_new_tokens=32)
+    episodes = roll_out(policy, [tokenizer.encode("abc")] * 8, tokenizer, config, 0, CPU)
+    stop, cuts = ord_id(tokenizer, "."), 0
+    for ids, start, scored, length in zip(
+        episodes.sequences, episodes.prompt_lengths, episodes.scored_lengths, episodes.response_lengths, strict=True
+    ):
+        response = ids[start:]
+        assert length == len(response)
+        after = [i for i, token in enumerate(response) if token == stop and i >= 2]
+        if after:
+            assert scored == start + after[0] + 1
+            cuts += scored < len(ids)
+    assert cuts
+
+
+def ord_id(tokenizer: Tokenizer, character: str) -> int:
+    return tokenizer.encode(character)[0]
+
+
+def test_the_first_ratio_of_an_iteration_is_one(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    policy, value = gpt2(0, 3.0), ScalarModel(gpt2(1))
+    config = options(tmp_path, micro_batch_tokens=40)  # other micro-batches in judging and in updating
+    with Session(
+        config, {"policy": policy, "value": value}, 1, "t", {"kl_coef": 0.1, "first_distinct_2": None}
+    ) as session:
+        for _ in session.steps():
+            metrics = iterate(
+                session,
+                policy,
+                gpt2(0, 3.0),
+                value,
+                lambda e: torch.ones(16),
+                [tokenizer.encode("ab")] * 16,
+                tokenizer,
+                config,
+            )
+    assert metrics["first_ratio_error"] < 1e-5
+    assert abs(metrics["kl"]) < 1e-4
+
+
+def test_a_rollout_that_disagrees_with_the_update_is_refused() -> None:
+    with pytest.raises(RunError, match="ratio"):
+        ppo._check_first_ratio(2e-3, CPU)
+    ppo._check_first_ratio(5e-4, CPU)
+
+
+# ------------------------------------------------------------------------------------------------------ whole runs
+
+
+@pytest.fixture
+def world(tmp_path: Path, tokenizer: Tokenizer) -> Path:
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "reward").mkdir()
+    save_policy(tmp_path / "sft", gpt2(0), tokenizer)
+    save_reward(tmp_path / "reward", ScalarModel(gpt2(1)), tokenizer)
+    write_records(tmp_path / "prompts.jsonl", [Prompt(messages=as_messages(f"say {n}")) for n in range(12)])
+    return tmp_path
+
+
+def whole(world: Path, out: str, **changes) -> PPOOptions:
+    return options(
+        world / out, model=str(world / "sft"), reward_model=str(world / "reward"),
+        prompts=[str(world / "prompts.jsonl")], episodes=48, ppo_epochs=2, **changes,
+    )  # fmt: skip
+
+
+def test_a_run_changes_the_policy_and_leaves_reference_and_reward_model_alone(world: Path) -> None:
+    before = fingerprint(world / "sft"), fingerprint(world / "reward")
+    ppo.run(whole(world, "policy", kl_target=2.0, kl_coef=0.2))
+    assert (fingerprint(world / "sft"), fingerprint(world / "reward")) == before
+    assert fingerprint(world / "policy" / "model.safetensors") != fingerprint(world / "sft" / "model.safetensors")
+    metrics = read_metrics(world / "policy")
+    assert [m["step"] for m in metrics] == [1, 2, 3]
+    # KL 0 at first, so the controller lowers beta by 20 % x 16/10,000 (rlhf-details 16)
+    assert metrics[1]["kl_coef"] == pytest.approx(0.2 * (1 - 0.2 * 16 / 10_000), abs=1e-6)
+
+
+def test_frozen_models_get_no_gradient(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    original = ppo.judge
+
+    def spy(policy, reference, value_model, score, episodes, options_, compute):
+        seen.append(reference)
+        return original(policy, reference, value_model, score, episodes, options_, compute)
+
+    monkeypatch.setattr(ppo, "judge", spy)
+    ppo.run(whole(world, "policy"))
+    reference = seen[0]
+    start, _ = load_policy(world / "sft")
+    assert not reference.training
+    assert all(p.grad is None and not p.requires_grad for p in reference.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(reference.parameters(), start.parameters(), strict=True))
+
+
+def test_resumed_run_equals_uninterrupted_run(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ppo.run(whole(world, "once"))
+    original, calls = ppo.iterate, 0
+
+    def dies_once(*arguments, **keywords):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(ppo, "iterate", dies_once)
+    with pytest.raises(KeyboardInterrupt):
+        ppo.run(whole(world, "twice", checkpoint_seconds=0))
+    ppo.run(whole(world, "twice", checkpoint_seconds=0))
+    assert fingerprint(world / "once" / "model.safetensors") == fingerprint(world / "twice" / "model.safetensors")
+    deterministic = [{k: v for k, v in m.items() if "second" not in k} for m in read_metrics(world / "once")]
+    assert deterministic == [{k: v for k, v in m.items() if "second" not in k} for m in read_metrics(world / "twice")]
+
+
+def test_runaway_kl_stops_the_run_and_keeps_the_checkpoint(world: Path) -> None:
+    with pytest.raises(RunError, match=r"--max-kl.*checkpoint .*step-\d+ is kept"):
+        ppo.run(whole(world, "policy", lr=0.05, max_kl=1.0, checkpoint_seconds=0))
+
+
+def test_a_collapse_stops_the_run(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = ppo.roll_out
+
+    def same(policy, prompts, tokenizer, config, seed, compute):
+        return original(
+            policy,
+            [prompts[0]] * len(prompts),
+            tokenizer,
+            config.model_copy(update={"temperature": 1e-4}),
+            seed,
+            compute,
+        )
+
+    monkeypatch.setattr(ppo, "roll_out", same)
+    monkeypatch.setattr(ppo, "FIRST_RATIO_TOLERANCE", 1e9)
+    with pytest.raises(RunError, match="one and the same response"):
+        ppo.run(whole(world, "policy"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"batch_size": 15}, "not a multiple"),
+        ({"minibatch_size": 5}, "does not divide"),
+        ({"ptx_coef": 1.0}, "--ptx-data"),
+        ({"truncate_at": "."}, "--missing-eos-score"),
+        ({"max_new_tokens": 64}, "leaves no room"),
+        ({"max_new_tokens": 62}, "no prompt leaves room"),
+    ],
+)
+def test_impossible_options_are_refused_before_anything_is_written(world: Path, changes: dict, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        ppo.run(whole(world, "policy", **changes))
+    assert not (world / "policy" / "metrics.jsonl").exists()

@@ -1,0 +1,388 @@
+"""The command line: what it accepts, and that every mistake is one line with the right exit code."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import wukong
+from wukong import cli
+from wukong.errors import RunError
+from wukong.kitchen.stage import KitchenOptions
+from wukong.model.gpt2 import GPT2, GPT2Config
+from wukong.model.heads import ScalarModel
+from wukong.model.hub import save_policy, save_reward
+from wukong.recipe import STAGES
+from wukong.tokenizer import Tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def wukong_says(capsys):
+    """Runs a command in this process: (exit code, standard output, standard error)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        except SystemExit as error:  # --help
+            code = int(error.code or 0)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+@pytest.fixture
+def refused(wukong_says):
+    """Runs a command that must fail with exit code 2; gives its one line of error."""
+
+    def call(*arguments: object) -> str:
+        code, out, err = wukong_says(*arguments)
+        assert (code, out) == (2, ""), err
+        line = err.splitlines()[-1]
+        assert err.count("wukong: error: ") == 1
+        assert line.startswith("wukong: error: ")
+        assert "Traceback" not in err
+        return line.removeprefix("wukong: error: ")
+
+    return call
+
+
+def in_shell(*arguments: object, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "wukong", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, **options)
+
+
+# ---------------------------------------------------------------------------------------------------------- the front
+
+
+def test_help_lists_every_command():
+    done = in_shell("--help")  # that it does not wait for torch: tests/test_imports.py
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in ("run", "chat", *STAGES):
+        assert f"\n  {name} " in done.stdout
+
+
+def test_version_and_no_arguments(wukong_says):
+    assert wukong_says("--version") == (0, f"wukong {wukong.__version__}\n", "")
+    assert wukong_says() == wukong_says("--help")
+
+
+def test_an_unknown_command_is_one_line_that_suggests_the_nearest():
+    done = in_shell("tokenise")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "wukong: error: unknown command tokenise; did you mean tokenize?\n"
+
+
+@pytest.mark.parametrize("name", [*STAGES, "chat"])
+def test_help_of_a_command_shows_an_example_and_every_option(wukong_says, name):
+    code, out, err = wukong_says(name, "--help")
+    assert (code, err) == (0, "")
+    assert f"\n    wukong {name} " in out
+    stage = {**STAGES, **cli.TOOLS}[name]
+    for field in stage.load()[0].model_fields:
+        assert f"--{field.replace('_', '-')}" in out or field == stage.positional
+    assert ("--redo" in out) == (name != "chat")
+
+
+# ------------------------------------------------------------------------------------------------------ wrong options
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["kitchen"], "--out is required; see wukong kitchen --help"),
+        (["tokenize"], "--out and --data are required; see wukong tokenize --help"),
+        (["kitchen", "--out", "x", "--megabites", "1"], "unknown option --megabites; did you mean --megabytes?"),
+        (["kitchen", "--out", "x", "--zzz"], "unknown option --zzz; see wukong kitchen --help"),
+        (["kitchen", "--out", "x", "y"], "unexpected argument y; see wukong kitchen --help"),
+        (["kitchen", "--out", "x", "--megabytes", "-1"], "--megabytes: should be greater than 0, not -1.0"),
+        (["kitchen", "--out", "x", "--megabytes", "big"], "--megabytes: could not convert string to float: 'big'"),
+        (["kitchen", "--out", "x", "--megabytes"], "Missing value for argument '--megabytes'"),
+        (["kitchen", "--out", "x", "--seed", "0.5"], "--seed: invalid literal for int()"),
+        (["pretrain", "--out", "x", "--data", "y", "--lr-schedule", "sine"], "invalid choice 'sine' for argument"),
+        (["pretrain", "--out", "x", "--data", "y", "--betas", "0.9"], "'--betas'. Expected 2 values"),
+        (["tokenize", "--out", "x", "--data", "y", "--encoding", "utf-99"], "--encoding: unknown encoding 'utf-99'"),
+        (["chat"], "MODELS is required; see wukong chat --help"),
+        (["run"], "the recipe comes first: wukong run RECIPE [options]"),
+        (["run", "--seed", "1"], "the recipe comes first: wukong run RECIPE [options]"),
+        (["run", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (
+            ["run", "recipes/test.yaml", "--ppo.kl-coff", "1"],
+            "unknown option --ppo.kl-coff; did you mean --ppo.kl-coef?",
+        ),
+        (["run", "recipes/test.yaml", "--ppo.kl-coef", "-1"], "ppo.kl_coef: should be greater than or equal to 0"),
+        (["run", "recipes/test.yaml", "--until", "ppp"], "--until ppp: the recipe test has no such step; did you mean"),
+    ],
+)
+def test_a_wrong_option_is_one_line(refused, monkeypatch, arguments, line):
+    monkeypatch.chdir(ROOT)
+    assert line in refused(*arguments)
+    assert not (ROOT / "x").exists()
+
+
+def test_underscores_equals_signs_and_repeated_lists_are_understood():
+    options, _ = STAGES["sample"].load()
+    line = "--models a --top_k=5 --models b c --temperatures=0.5 --temperatures 1 --out x --prompts p"
+    given = cli._parse("wukong sample", cli._hints(options), "", line.split())
+    assert given == {
+        "models": ["a", "b", "c"], "top_k": 5, "temperatures": [0.5, 1.0], "out": Path("x"), "prompts": ["p"],
+    }  # fmt: skip
+
+
+def test_help_of_a_recipe_shows_its_values(wukong_says, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    code, out, _ = wukong_says("run", "recipes/test.yaml", "--help")
+    assert code == 0
+    assert "--ppo.kl-coef FLOAT" in out
+    assert "(recipe: 128)" in " ".join(out.split())  # ppo.episodes
+
+
+def test_overrides_reach_the_steps(wukong_says, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    code, _, err = wukong_says(
+        "run", "recipes/test.yaml", "--run-dir", tmp_path / "run", "--until", "kitchen", "--kitchen.megabytes", "0.05",
+        "--seed", "4",
+    )  # fmt: skip
+    assert code == 0, err
+    resolved = (tmp_path / "run" / "recipe.yaml").read_text()
+    assert "megabytes: 0.05" in resolved
+    assert "seed: 4" in resolved
+    assert (tmp_path / "run" / "data" / "corpus.jsonl").stat().st_size < 70_000
+
+
+def test_redo_makes_a_stage_anew(wukong_says, tmp_path):
+    world = ["kitchen", "--out", tmp_path / "world", "--megabytes", "0.05"]
+    assert wukong_says(*world)[0] == 0
+    (tmp_path / "world" / "corpus.jsonl").write_text("edited")
+    code, _, err = wukong_says(*world)
+    assert (code, "is complete, nothing to do" in err) == (0, True)
+    code, _, err = wukong_says(*world, "--seed", "1")
+    assert code == 2
+    assert "--redo" in err
+    assert wukong_says(*world, "--seed", "1", "--redo")[0] == 0
+    assert (tmp_path / "world" / "corpus.jsonl").stat().st_size > 40_000
+
+
+def test_redo_spares_what_the_stage_did_not_make(refused, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    line = refused("kitchen", "--out", tmp_path, "--redo")
+    assert "was not made by wukong kitchen, so --redo does not delete it" in line
+    assert (tmp_path / "thesis.txt").exists()
+
+
+# --------------------------------------------------------------------------------------------------------- wrong input
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Tiny models and shards, some of them broken."""
+    root = tmp_path_factory.mktemp("models")
+    texts = [f"Boil {n} eggs for {n % 9} minutes, then peel them." for n in range(60)]
+    tokenizer, other = Tokenizer.train(texts, 280), Tokenizer.train([t.upper() for t in texts], 280)
+    config = GPT2Config(vocab_size=280, n_positions=64, n_embd=16, n_layer=1, n_head=2)
+    save_policy(root / "good", GPT2(config), tokenizer)
+    save_reward(root / "reward", ScalarModel(GPT2(config)), tokenizer)
+    for name in ("cut", "config", "llama", "empty"):
+        save_policy(root / name, GPT2(config), tokenizer)
+    weights = (root / "cut" / "model.safetensors").read_bytes()
+    (root / "cut" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    (root / "config" / "config.json").write_text('{"model_type": "gpt2"')
+    (root / "llama" / "config.json").write_text('{"model_type": "llama"}')
+    for file in (root / "empty").iterdir():
+        file.unlink()
+    big = Tokenizer.train([f"{text} {i}{text[::-1]}" for i, text in enumerate(texts)], 360)
+    save_policy(root / "mismatch", GPT2(config), tokenizer)
+    big.save(root / "mismatch")
+    (root / "text.txt").write_text("\n\n".join(texts))
+    shards = ["tokenize", "--data", str(root / "text.txt"), "--document-separator", "blank", "--valid-fraction", "0.2"]
+    save_policy(root / "other", GPT2(config), other)
+    assert cli.main([*shards, "--tokenizer", str(root / "good"), "--out", str(root / "shards")]) == 0
+    return root
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Small data files, most of them bad."""
+    files = {
+        "good.jsonl": b'{"instruction": "Peel", "output": "Peel them."}\n' * 3,
+        "empty.jsonl": b"",
+        "field.jsonl": b'{"instruction": "Peel", "output": "x"}\n{"instruction": "Peel"}\n',
+        "broken.jsonl": b'{"instruction": "Peel", "output": "x"}\n{"instruction": "Pe\n',
+        "latin.jsonl": '{"instruction": "Caf\u00e9", "output": "x"}\n'.encode("latin-1"),
+        "foreign.jsonl": b'{"height": 3}\n',
+        "packed.jsonl.gz": b"\x1f\x8b\x08 not gzip at all",
+        "long.jsonl": b'{"instruction": "' + b"Boil eggs. " * 100 + b'", "output": "x"}\n',
+        "pairs.jsonl": b'{"prompt": "Peel", "chosen": "yes", "rejected": "no"}\n' * 2,
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nowhere.jsonl", ["nowhere.jsonl: no such file"]),
+        ("empty.jsonl", ["empty.jsonl", "empty"]),
+        ("field.jsonl", ["field.jsonl:2:", "'output'", "missing"]),
+        ("broken.jsonl", ["broken.jsonl:2:", "not valid JSON"]),
+        ("latin.jsonl", ["latin.jsonl:1:", "not utf-8", "--encoding latin-1"]),
+        ("foreign.jsonl", ["foreign.jsonl", "height"]),
+        ("packed.jsonl.gz", ["packed.jsonl.gz", "damaged gzip"]),
+        ("long.jsonl", ["no demonstration is left to train on"]),
+    ],
+)
+def test_unusable_demonstrations(refused, models, data, name, words):
+    line = refused("sft", "--model", models / "good", "--data", data / name, "--out", data / "out")
+    assert all(word in line for word in words), line
+    assert not (data / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nowhere", ["nowhere: no such directory"]),
+        ("empty", ["config.json: no such file"]),
+        ("cut", ["model.safetensors: damaged weights file"]),
+        ("config", ["config.json:", "not valid JSON"]),
+        ("llama", ["model_type is 'llama', only GPT-2 can be loaded"]),
+        ("mismatch", ["tokenizer does not match the model"]),
+        ("reward", ["holds a reward model, a language model is needed"]),
+        ("text.txt", ["text.txt: is a file, a directory was expected"]),
+    ],
+)
+@pytest.mark.parametrize("stage", ["sft", "sample", "chat"])
+def test_unusable_model(refused, models, data, stage, name, words):
+    arguments = {
+        "sft": ["--model", models / name, "--data", data / "good.jsonl", "--out", data / "out"],
+        "sample": ["--models", models / name, "--prompts", data / "good.jsonl", "--max-new-tokens", "4",
+                   "--out", data / "out.jsonl"],
+        "chat": [models / name, "--prompt", "hello"],
+    }[stage]  # fmt: skip
+    line = refused(stage, *arguments)
+    assert all(word in line for word in words), line
+    assert not (data / "out.jsonl").exists()
+
+
+def test_unusable_shards(refused, models, tmp_path):
+    out = ["--out", tmp_path / "out", "--batch-tokens", "64"]
+    assert "made with another tokenizer" in refused(
+        "pretrain", "--data", models / "shards", "--model", models / "other", *out
+    )
+    assert "is longer than the model's" in refused(
+        "pretrain", "--data", models / "shards", "--model", models / "good", "--context", "65", *out
+    )
+    assert "is not a multiple of the context" in refused(
+        "pretrain", "--data", models / "shards", "--model", models / "good", "--context", "60", *out
+    )
+    assert "good" in refused("pretrain", "--data", models / "good", "--model", "test", *out)
+    assert "nowhere" in refused("pretrain", "--data", models / "nowhere", "--model", "test", *out)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_prompt_longer_than_the_context(refused, models, data):
+    common = ["--prompts", data / "long.jsonl", "--max-new-tokens", "8"]
+    line = refused("sample", "--models", models / "good", *common, "--out", data / "out.jsonl")
+    assert "long.jsonl" in line
+    assert "56" in line
+    policy, reward = ["--model", models / "good"], ["--reward-model", models / "reward"]
+    refused("ppo", *policy, *reward, *common, "--out", data / "out")
+
+
+def test_a_result_of_another_stage_is_not_overwritten(refused, wukong_says, models, data):
+    assert wukong_says("kitchen", "--out", data / "world", "--megabytes", "0.02")[0] == 0
+    line = refused("sft", "--model", models / "good", "--data", data / "good.jsonl", "--out", data / "world")
+    assert "holds the result of 'kitchen'; choose another --out" in line
+
+
+# ------------------------------------------------------------------------------------------------ trouble while it runs
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's own for GPUs."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (RunError("the loss is nan"), 1, "the loss is nan"),
+        (RunError("two\nlines"), 1, "two lines"),
+        (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
+        (OSError(errno.ENOSPC, "No space left on device", "/full/x"), 1, "/full/x: No space left on device; what was"),
+        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 1, "/root/x: Permission denied; what was"),
+        (ValueError("I/O error: No space left on device (os error 28)"), 1, "the disk is full (I/O error"),
+        (MemoryError(), 1, "out of memory (MemoryError); lower --micro-batch-tokens"),
+        (OutOfMemoryError("CUDA out of memory. Tried"), 1, "out of memory (CUDA out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"), 1, "out of memory ("),
+    ],
+)
+def test_trouble_is_one_line_with_its_exit_code(wukong_says, monkeypatch, tmp_path, error, code, line):
+    def run(options: KitchenOptions) -> None:
+        raise error
+
+    monkeypatch.setitem(sys.modules, "wukong.kitchen.stage", SimpleNamespace(run=run, __doc__=""))
+    found, out, err = wukong_says("kitchen", "--out", tmp_path)
+    assert (found, out, err.count("\n")) == (code, "", 1)
+    assert err.startswith(f"wukong: error: {line}")
+
+
+def test_a_bug_of_ours_keeps_its_traceback(wukong_says, monkeypatch, tmp_path):
+    def run(options: KitchenOptions) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(sys.modules, "wukong.kitchen.stage", SimpleNamespace(run=run, __doc__=""))
+    with pytest.raises(ZeroDivisionError):
+        wukong_says("kitchen", "--out", tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits of POSIX")
+def test_a_file_that_cannot_be_written_is_one_line_and_absent(tmp_path):
+    import resource
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    done = in_shell("kitchen", "--out", tmp_path / "world", preexec_fn=limit)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("wukong: error: ")
+    assert "corpus.jsonl: cannot write (File too large); nothing was half-written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in (tmp_path / "world").iterdir()] == ["options.json"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals of POSIX")
+def test_ctrl_c_and_a_reader_that_leaves_need_no_traceback(tmp_path):
+    command = [sys.executable, "-m", "wukong", "kitchen", "--out", str(tmp_path / "world"), "--megabytes", "50"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "world" / "options.json").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "wukong", "--help"], stdout=write, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_torch_is_really_out_of_memory_in_those_words(wukong_says, monkeypatch, tmp_path):
+    def run(options: KitchenOptions) -> None:
+        torch.empty(1 << 50)
+
+    monkeypatch.setitem(sys.modules, "wukong.kitchen.stage", SimpleNamespace(run=run, __doc__=""))
+    code, _, err = wukong_says("kitchen", "--out", tmp_path)
+    assert (code, err.startswith("wukong: error: out of memory (")) == (1, True), err

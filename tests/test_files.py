@@ -1,0 +1,328 @@
+"""Files that are complete or absent, whatever happens while they are written; and errors that name the right file."""
+
+import gzip
+import hashlib
+import os
+import random
+import resource
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from wukong.errors import DataError, RunError, UsageError
+from wukong.files import (
+    atomic_directory,
+    atomic_open,
+    fingerprint,
+    numbered_lines,
+    read_json,
+    whole_text,
+    write_json,
+)
+from wukong.model.gpt2 import GPT2, GPT2Config
+from wukong.model.hub import save_policy
+from wukong.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond 64 KiB: the kernel refuses the write, as it does on a full disk or beyond a quota."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def names(directory) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def killed(code: str, cwd) -> None:
+    """Runs code that must end by killing itself with SIGKILL, through `die()`."""
+    prelude = """
+        import os, signal
+        from pathlib import Path
+        import wukong.files as files
+        from wukong.files import *
+        def die(*_, **__):
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    script = textwrap.dedent(prelude) + textwrap.dedent(code)
+    done = subprocess.run([sys.executable, "-c", script], cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == -9, done.stderr
+
+
+# ------------------------------------------------------------------------------------------------------- one file
+
+
+def test_a_file_appears_only_when_its_block_has_ended(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    with atomic_open(path) as out:
+        out.write("Grüße\n")
+        out.flush()
+        assert not path.exists()
+    assert path.read_bytes() == "Grüße\n".encode()
+    assert names(path.parent) == ["file.txt"]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_bytes_are_written_as_they_are(tmp_path):
+    with atomic_open(tmp_path / "file", "wb") as out:
+        out.write(b"\xff\r\n")
+    assert (tmp_path / "file").read_bytes() == b"\xff\r\n"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, DataError])
+def test_an_error_in_the_block_keeps_the_old_file_and_leaves_nothing_else(tmp_path, error):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(error), atomic_open(path) as out:
+        raise error(out.write("new"))
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_kill_9_keeps_the_old_file(tmp_path):
+    (tmp_path / "file").write_text("old")
+    killed("with atomic_open('file') as out: out.write('new'); out.flush(); die()", tmp_path)
+    assert (tmp_path / "file").read_text() == "old"
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_is_one_line_and_keeps_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(RunError) as caught, atomic_open(path) as out:
+        out.write("new" * 100_000)
+    assert str(caught.value) == f"{path}: cannot write (File too large); nothing was half-written"
+    assert caught.value.exit_code == 1
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"file/below: cannot write \("), atomic_open(tmp_path / "file" / "below"):
+        pass
+    (tmp_path / "directory").mkdir()
+    with (
+        pytest.raises(RunError, match=r"directory: cannot write \(Is a directory"),
+        atomic_open(tmp_path / "directory"),
+    ):
+        pass
+    assert names(tmp_path) == ["directory", "file"]
+
+
+@pytest.mark.parametrize("write", [atomic_open, atomic_directory])
+def test_an_input_that_cannot_be_read_is_not_reported_as_an_output_that_cannot_be_written(tmp_path, write):
+    with pytest.raises(FileNotFoundError) as caught, write(tmp_path / "out"):
+        (tmp_path / "input").read_text()
+    assert caught.value.filename == str(tmp_path / "input")
+    with pytest.raises(ConnectionResetError), write(tmp_path / "out"):  # an OSError without a file's name
+        raise ConnectionResetError(104, "Connection reset by peer")
+    assert names(tmp_path) == []
+
+
+# ---------------------------------------------------------------------------------------------------- one directory
+
+
+def fill(path, text: str) -> None:
+    with atomic_directory(path) as staging:
+        (staging / "inside").mkdir()
+        (staging / "inside" / "file").write_text(text)
+
+
+def content(path) -> str:
+    return (path / "inside" / "file").read_text()
+
+
+def test_a_directory_appears_whole_and_replaces_the_old_one_whole(tmp_path):
+    path = tmp_path / "new" / "out"
+    fill(path, "first")
+    (path / "extra").write_text("of the first")
+    with atomic_directory(path) as staging:
+        (staging / "file").write_text("second")
+        assert names(path) == ["extra", "inside"]
+    assert names(path) == ["file"]
+    assert names(path.parent) == ["out"]
+    assert path.stat().st_mode & 0o777 == 0o755
+
+
+def test_an_error_in_the_block_keeps_the_old_directory(tmp_path):
+    fill(tmp_path / "out", "old")
+    with pytest.raises(ValueError, match="3"), atomic_directory(tmp_path / "out") as staging:
+        raise ValueError((staging / "file").write_text("new"))
+    assert content(tmp_path / "out") == "old"
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.usefixtures("full_disk")
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_text("new" * 100_000),
+        lambda path: save_file({"weights": torch.zeros(100_000)}, path),  # a Rust library with its own exception
+    ],
+    ids=["text", "weights"],
+)
+def test_a_full_disk_keeps_the_old_directory(tmp_path, write):
+    fill(tmp_path / "out", "old")
+    refused = pytest.raises(RunError, match=r"out: cannot write \(File too large\)")
+    with refused, atomic_directory(tmp_path / "out") as staging:
+        write(staging / "file")
+    assert content(tmp_path / "out") == "old"
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_saving_a_model_on_a_full_disk_is_one_line(tmp_path):
+    tokenizer = Tokenizer.train([], 257)
+    model = GPT2(GPT2Config(vocab_size=257, n_positions=64, n_embd=64, n_layer=1, n_head=1))
+    with pytest.raises(RunError, match=r"out: cannot write \(File too large\)"):
+        save_policy(tmp_path / "out", model, tokenizer)
+
+
+def test_kill_9_in_the_block_keeps_the_old_directory_and_its_rubbish_goes_next_time(tmp_path):
+    fill(tmp_path / "out", "old")
+    killed("with atomic_directory(Path('out')) as staging: (staging / 'half').write_text('x'); die()", tmp_path)
+    assert content(tmp_path / "out") == "old"
+    assert len(names(tmp_path)) == 2
+    (tmp_path / "out.jsonl").write_text("another's")
+    fill(tmp_path / "out", "new")
+    assert content(tmp_path / "out") == "new"
+    assert names(tmp_path) == ["out", "out.jsonl"]
+
+
+DIE_AT_RENAME = """
+    renames, rename = [], os.replace
+    def replace(*paths):
+        renames.append(paths)
+        {when}
+    files.os.replace = replace
+    with atomic_directory(Path('out')) as staging:
+        (staging / 'inside').mkdir()
+        (staging / 'inside' / 'file').write_text('new')
+"""
+
+
+def test_kill_9_between_the_two_renames_loses_neither_directory(tmp_path):
+    fill(tmp_path / "out", "old")
+    killed(DIE_AT_RENAME.format(when="die() if len(renames) == 2 else rename(*paths)"), tmp_path)
+    found = {content(path) for path in tmp_path.iterdir()}
+    assert found == {"old", "new"}, "both are on the disk, under names of ours"
+    with pytest.raises(ValueError, match="no"), atomic_directory(tmp_path / "out"):
+        raise ValueError("no")  # even a next attempt that fails brings the old one back
+    assert content(tmp_path / "out") == "old"
+    assert names(tmp_path) == ["out"]
+
+
+def test_kill_9_after_the_renames_leaves_the_new_directory(tmp_path):
+    fill(tmp_path / "out", "old")
+    killed(DIE_AT_RENAME.format(when="rename(*paths); len(renames) == 2 and die()"), tmp_path)
+    assert content(tmp_path / "out") == "new"
+    fill(tmp_path / "out", "newer")
+    assert content(tmp_path / "out") == "newer"
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_rename_that_fails_brings_the_old_directory_back(tmp_path, monkeypatch):
+    fill(tmp_path / "out", "old")
+    rename, calls = os.replace, []
+
+    def replace(*paths):
+        calls.append(paths)
+        if len(calls) == 2:
+            raise OSError(5, "Input/output error", str(paths[0]))
+        rename(*paths)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(RunError, match=r"out: cannot write \(Input/output error\)"):
+        fill(tmp_path / "out", "new")
+    assert content(tmp_path / "out") == "old"
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_name_with_brackets_is_a_name_and_not_a_pattern(tmp_path):
+    other = tmp_path / ".a.1.tmp"
+    other.mkdir()
+    fill(tmp_path / "[ab]", "x")
+    assert names(tmp_path) == [".a.1.tmp", "[ab]"]
+
+
+# ------------------------------------------------------------------------------------------------------- reading
+
+
+def test_json_comes_back_as_it_was(tmp_path):
+    value = {"text": "Grüße 😀", "list": [1, 2.5, None]}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+    assert "Grüße 😀" in (tmp_path / "a.json").read_text(encoding="utf-8")
+
+
+def test_unreadable_json_is_named_with_its_line(tmp_path):
+    path = tmp_path / "a.json"
+    with pytest.raises(UsageError, match=r"a\.json: no such file"):
+        read_json(path)
+    path.write_text('{"a": 1,\n "b": }')
+    with pytest.raises(DataError, match=r"a\.json:2: not valid JSON"):
+        read_json(path)
+    path.write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(DataError, match=r"a\.json: not UTF-8 text"):
+        read_json(path)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "packed-without-suffix"])
+def test_lines_end_at_a_newline_and_nowhere_else(tmp_path, name):
+    raw = "\ufeffone\r\ntwo\u2028still\x85two\n\nlast".encode()
+    (tmp_path / name).write_bytes(raw if name == "a.txt" else gzip.compress(raw))
+    expected = [(1, "one"), (2, "two\u2028still\x85two"), (3, ""), (4, "last")]
+    assert list(numbered_lines(tmp_path / name)) == expected
+    assert whole_text(tmp_path / name) == "one\ntwo\u2028still\x85two\n\nlast"
+
+
+def test_bytes_of_another_encoding_are_named_with_their_line(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"fine\nfa\xe7ade\n")
+    for read in (lambda path: list(numbered_lines(path)), whole_text):
+        with pytest.raises(DataError, match=r"a\.txt:2: byte 0xe7 is not utf-8 \(convert the file to UTF-8, or name"):
+            read(tmp_path / "a.txt")
+    assert list(numbered_lines(tmp_path / "a.txt", "latin-1"))[1] == (2, "façade")
+    assert whole_text(tmp_path / "a.txt", "latin-1") == "fine\nfaçade\n"
+
+
+def test_a_damaged_gzip_file_is_named_with_its_line(tmp_path):
+    text = "".join(random.Random(0).choices("abc\n", k=5000))
+    (tmp_path / "a.gz").write_bytes(gzip.compress(text.encode())[:-100])
+    with pytest.raises(DataError, match=r"a\.gz:\d+: damaged gzip file"):
+        list(numbered_lines(tmp_path / "a.gz"))
+    with pytest.raises(DataError, match=r"a\.gz: damaged gzip file"):
+        whole_text(tmp_path / "a.gz")
+
+
+def test_a_missing_file_and_a_directory_are_told_apart(tmp_path):
+    with pytest.raises(UsageError, match="nothing: no such file"):
+        list(numbered_lines(tmp_path / "nothing"))
+    with pytest.raises(UsageError, match="is a directory, a file was expected"):
+        whole_text(tmp_path)
+
+
+def test_a_fingerprint_is_the_sha256_and_covers_names_and_bytes_of_a_directory(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert fingerprint(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+    seen = set()
+    for change in (
+        lambda d: (d / "x").write_text("1"),
+        lambda d: (d / "x").write_text("2"),
+        lambda d: (d / "x").rename(d / "y"),
+        lambda d: (d / "z").write_text(""),
+    ):
+        directory = tmp_path / "d" / "sub"
+        directory.mkdir(parents=True, exist_ok=True)
+        change(directory)
+        seen.add(fingerprint(tmp_path / "d"))
+    assert len(seen) == 4
+    (tmp_path / "d" / "sub" / "z").unlink()
+    assert fingerprint(tmp_path / "d") in seen

@@ -1,0 +1,69 @@
+"""The layers of the package: imports point only downwards, stages never import each other, `import wukong` is light."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "src" / "wukong"
+
+# From the top down. web, serve and rl_env have their place before they exist.
+LAYERS = ["__main__", "cli", "recipe", "api", "web", "serve", "stages", "report", "feedback", "rl_env", "rollout"]
+LAYERS += ["objectives", "training", "kitchen", "data", "model", "tokenizer", "provenance", "records", "seeds"]
+LAYERS += ["options", "console", "files", "errors"]
+
+
+def imported(source: str) -> Iterator[str]:
+    """The dotted names that a module imports, inside functions too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where they point"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def modules() -> list[tuple[str, ...]]:
+    """("stages", "sft") for src/wukong/stages/sft.py; the package's own `__init__`, its front door, is none."""
+    names = [path.relative_to(PACKAGE).with_suffix("").parts for path in sorted(PACKAGE.rglob("*.py"))]
+    return [name for name in names if name != ("__init__",)]
+
+
+@pytest.mark.parametrize("module", modules(), ids=".".join)
+def test_imports_point_downwards(module):
+    source = PACKAGE.joinpath(*module).with_suffix(".py").read_text(encoding="utf-8")
+    for name in imported(source):
+        root, _, rest = name.partition(".")
+        room = rest.partition(".")[0]
+        if root == "wukong" and room and (room in LAYERS or (PACKAGE / room).is_dir()):
+            assert room == module[0] or LAYERS.index(room) > LAYERS.index(module[0]), f"{'.'.join(module)} uses {name}"
+
+
+def test_an_import_upwards_would_be_seen():
+    assert list(imported("def f():\n    from wukong.stages import sft")) == ["wukong.stages.sft"]
+    assert LAYERS.index("stages") < LAYERS.index("data")
+
+
+def test_stages_do_not_import_each_other():
+    stages = [name for name in modules() if name[0] == "stages" and name[1] not in ("__init__", "common")]
+    assert len(stages) >= 10
+    for stage in stages:
+        source = PACKAGE.joinpath(*stage).with_suffix(".py").read_text(encoding="utf-8")
+        others = [n for n in imported(source) if n.startswith("wukong.stages.") and n.split(".")[2] != "common"]
+        assert not others, f"{stage[1]} uses {others}"
+
+
+@pytest.mark.parametrize("module", ["wukong", "wukong.cli"])
+def test_torch_is_not_imported_before_it_is_needed(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_importing_any_module_has_no_effects_on_the_command_line():
+    names = [".".join(("wukong", *(part for part in module if part != "__init__"))) for module in modules()]
+    code = "import importlib, sys\n" + "\n".join(f"importlib.import_module({name!r})" for name in names)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

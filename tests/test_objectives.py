@@ -1,0 +1,415 @@
+"""Every loss, advantage and KL formula against a plain loop (tests/reference/losses.py) and numbers derived by hand.
+
+Each loss is tested for its value, for the sign of its gradient and for what masked tokens may do: nothing.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from reference import losses as reference
+from torch import Tensor
+
+from wukong import objectives
+from wukong.objectives import (
+    adapted_kl_coef,
+    gae,
+    grouped_mean,
+    kl_estimate,
+    masked_mean,
+    pairwise_loss,
+    ppo_policy_loss,
+    ppo_value_loss,
+    token_logprobs,
+    token_rewards,
+    whiten,
+)
+
+FP32 = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def close(found: Tensor, expected) -> None:
+    wanted = expected if isinstance(expected, Tensor) else torch.from_numpy(np.array(expected, dtype=np.float64))
+    torch.testing.assert_close(found.detach().double(), wanted.detach().double(), **FP32)
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def prefix_mask(lengths: list[int], width: int) -> Tensor:
+    return torch.arange(width) < torch.tensor(lengths).unsqueeze(1)
+
+
+def gradient(loss: Tensor, of: Tensor) -> Tensor:
+    return torch.autograd.grad(loss.sum(), of)[0]
+
+
+# ---------------------------------------------------------------------------------------- log-probabilities
+
+
+def test_token_logprobs_by_hand():
+    # Two tokens, logits (1, 3) x hidden: hidden 1 -> logits 1, 3; p(0) = 1/(1 + e^2), log = -2.126928.
+    weight = torch.tensor([[1.0], [3.0]])
+    logprobs, entropy = token_logprobs(torch.ones(2, 1), weight, torch.tensor([0, 1]), with_entropy=True)
+    close(logprobs, [-2.126928, -0.126928])
+    # H = -(0.119203 x -2.126928 + 0.880797 x -0.126928) = 0.253534 + 0.111798
+    close(entropy, [0.365334, 0.365334])
+    # At temperature 2 the logits are 0.5 and 1.5: log p(0) = -log(1 + e) = -1.313262.
+    logprobs, _ = token_logprobs(torch.ones(2, 1), weight, torch.tensor([0, 1]), temperature=2.0)
+    close(logprobs, [-1.313262, -0.313262])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("memory", [1 << 24, 200, 1], ids=["at once", "chunks", "one row a chunk"])
+def test_token_logprobs_equal_a_plain_loop_however_they_are_chunked(monkeypatch, temperature, memory):
+    monkeypatch.setattr(objectives, "LOGITS_IN_MEMORY", memory)
+    hidden, weight, targets = randn(23, 5), randn(11, 5, seed=1), torch.arange(23) % 11
+    expected, entropies = reference.token_logprobs(hidden.numpy(), weight.numpy(), targets.numpy(), temperature)
+    logprobs, entropy = token_logprobs(hidden, weight, targets, temperature=temperature, with_entropy=True)
+    close(logprobs, expected)
+    close(entropy, entropies)
+    without, zeros = token_logprobs(hidden, weight, targets, temperature=temperature)
+    close(without, expected)
+    assert zeros.eq(0).all()
+
+
+@pytest.mark.parametrize("with_entropy", [False, True])
+@pytest.mark.parametrize("memory", [1 << 24, 200, 1], ids=["at once", "recomputed", "one row a chunk"])
+def test_recomputed_chunks_give_the_gradient_of_the_plain_log_softmax(monkeypatch, memory, with_entropy):
+    monkeypatch.setattr(objectives, "LOGITS_IN_MEMORY", memory)
+    targets, weights_of_rows = torch.arange(23) % 11, randn(2, 23, seed=2)
+    gradients = []
+    for chunked in (True, False):
+        hidden, weight = randn(23, 5).requires_grad_(), randn(11, 5, seed=1).requires_grad_()
+        if chunked:
+            logprobs, entropy = token_logprobs(hidden, weight, targets, temperature=0.7, with_entropy=with_entropy)
+        else:
+            every = torch.log_softmax(hidden @ weight.T / 0.7, dim=-1)
+            logprobs, entropy = every[torch.arange(23), targets], -(every.exp() * every).sum(-1) * with_entropy
+        # Rows weigh differently, so that a mixed-up order of chunks shows.
+        (logprobs * weights_of_rows[0] + entropy * weights_of_rows[1]).sum().backward()
+        gradients.append((hidden.grad, weight.grad))
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, **FP32)
+
+
+def test_few_logits_are_kept_and_many_are_recomputed(monkeypatch):
+    calls = []
+    plain = objectives._chunk_logprobs
+    monkeypatch.setattr(objectives, "_chunk_logprobs", lambda *args: (calls.append(len(args[0])), plain(*args))[1])
+    hidden, weight, targets = randn(20, 5).requires_grad_(), randn(10, 5, seed=1), torch.zeros(20, dtype=torch.int64)
+    monkeypatch.setattr(objectives, "LOGITS_IN_MEMORY", 200)  # 20 x 10 logits just fit: chunks of 5 rows, kept
+    token_logprobs(hidden, weight, targets)[0].sum().backward()
+    assert calls == [5, 5, 5, 5]
+    calls.clear()
+    monkeypatch.setattr(objectives, "LOGITS_IN_MEMORY", 199)
+    token_logprobs(hidden, weight, targets)[0].sum().backward()
+    assert len(calls) == 2 * 5  # 4 rows a chunk, each done once more in backward
+    calls.clear()
+    with torch.no_grad():
+        token_logprobs(hidden, weight, targets)
+    assert len(calls) == 5
+
+
+def test_logprobs_are_float32_from_a_bfloat16_product():
+    with torch.autocast("cpu", torch.bfloat16):
+        logprobs, entropy = token_logprobs(randn(4, 8), randn(6, 8, seed=1), torch.arange(4), with_entropy=True)
+    assert logprobs.dtype == entropy.dtype == torch.float32
+
+
+def test_a_step_up_the_gradient_makes_the_target_likelier():
+    hidden, weight, targets = randn(3, 5).requires_grad_(), randn(7, 5, seed=1), torch.tensor([1, 4, 6])
+    logprobs, _ = token_logprobs(hidden, weight, targets)
+    better, _ = token_logprobs(hidden + 0.01 * gradient(logprobs, hidden), weight, targets)
+    assert (better > logprobs).all()
+
+
+def test_no_positions_give_no_logprobs():
+    logprobs, entropy = token_logprobs(randn(0, 5), randn(7, 5), torch.zeros(0, dtype=torch.int64), with_entropy=True)
+    assert logprobs.shape == entropy.shape == (0,)
+
+
+# ------------------------------------------------------------------------------------------- masked statistics
+
+
+def test_masked_mean_counts_true_positions_only():
+    values, mask = torch.tensor([[1.0, 5.0], [9.0, math.nan]]), torch.tensor([[True, True], [True, False]])
+    close(masked_mean(values, mask), 5.0)  # (1 + 5 + 9) / 3; the masked NaN does not count
+    random, some = randn(4, 6), randn(4, 6, seed=1) > 0
+    close(masked_mean(random, some), reference.masked_mean(random.numpy(), some.numpy()))
+
+
+def test_an_empty_mask_is_refused():
+    with pytest.raises(ValueError, match="the mask is empty"):
+        masked_mean(torch.ones(2, 2), torch.zeros(2, 2, dtype=torch.bool))
+
+
+def test_whitening_uses_the_biased_variance():
+    # Values 1, 3: mean 2, biased variance ((-1)^2 + 1^2)/2 = 1 (the unbiased one is 2). The 100 is masked.
+    values, mask = torch.tensor([[1.0, 3.0, 100.0]]), torch.tensor([[True, True, False]])
+    close(whiten(values, mask), [[-1.0, 1.0, 0.0]])
+    close(whiten(values, mask, shift_mean=False), [[1.0, 3.0, 0.0]])
+    # 0, 4: deviation 2 -> -1, 1; keeping the mean 2 -> 1, 3.
+    close(whiten(torch.tensor([[0.0, 4.0]]), torch.ones(1, 2, dtype=torch.bool), shift_mean=False), [[1.0, 3.0]])
+
+
+@pytest.mark.parametrize("shift_mean", [True, False])
+def test_whitening_equals_a_plain_loop(shift_mean):
+    values, mask = 3 * randn(5, 7) + 2, prefix_mask([7, 1, 3, 6, 2], 7)
+    expected = reference.whiten(values.numpy(), mask.numpy(), shift_mean)
+    close(whiten(values, mask, shift_mean), expected)
+    close(whiten(torch.where(mask, values, 1e6), mask, shift_mean), expected)  # masked tokens do nothing
+
+
+def test_equal_values_whiten_to_zero_not_to_infinity():
+    close(whiten(torch.full((1, 3), 7.0), torch.ones(1, 3, dtype=torch.bool)), [[0.0, 0.0, 0.0]])
+
+
+# ---------------------------------------------------------------------------------------------------------- KL
+
+
+def test_kl_estimates_by_hand():
+    # pi = 1/2, pi_ref = 1/4: d = log 2 = 0.693147; k1 = d, k2 = d^2/2 = 0.240227, k3 = 1/2 - 1 + d = 0.193147.
+    # pi = 1/4, pi_ref = 1/2: d = -0.693147; k2 = 0.240227, k3 = 2 - 1 - 0.693147 = 0.306853.
+    logprobs, reference_logprobs = torch.tensor([0.5, 0.25]).log(), torch.tensor([0.25, 0.5]).log()
+    close(kl_estimate(logprobs, reference_logprobs, "k1"), [0.693147, -0.693147])
+    close(kl_estimate(logprobs, reference_logprobs, "k2"), [0.240227, 0.240227])
+    close(kl_estimate(logprobs, reference_logprobs, "k3"), [0.193147, 0.306853])
+
+
+@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
+def test_kl_estimates_equal_a_plain_loop(kind):
+    a, b = -randn(3, 4).abs(), -randn(3, 4, seed=1).abs()
+    expected = [
+        [reference.kl_estimate(x, y, kind) for x, y in zip(*rows, strict=True)]
+        for rows in zip(a.tolist(), b.tolist(), strict=True)
+    ]
+    close(kl_estimate(a, b, kind), expected)
+    assert kind == "k1" or kl_estimate(a, b, kind).ge(0).all()
+
+
+def test_k1_and_k3_have_the_true_kl_as_their_mean_and_k2_has_not():
+    policy, other = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.2, 0.3, 0.5])
+    true = float((policy * (policy / other).log()).sum())
+    means = {kind: float((policy * kl_estimate(policy.log(), other.log(), kind)).sum()) for kind in ("k1", "k2", "k3")}
+    assert means["k1"] == pytest.approx(true, abs=1e-6)
+    assert means["k3"] == pytest.approx(true, abs=1e-6)
+    assert abs(means["k2"] - true) > 0.01
+
+
+def test_an_unknown_kl_estimator_is_refused():
+    with pytest.raises(ValueError, match="unknown KL estimator 'k4'"):
+        kl_estimate(torch.zeros(1), torch.zeros(1), "k4")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kl", "expected"),
+    [
+        (6.0, 0.15),  # on target: unchanged
+        (6.6, 0.15 * (1 + 0.1 * 512 / 10_000)),  # 10 % above: 0.150768
+        (60.0, 0.15 * (1 + 0.2 * 512 / 10_000)),  # far above: the error is clipped at 0.2: 0.151536
+        (0.0, 0.15 * (1 - 0.2 * 512 / 10_000)),  # far below: clipped at -0.2: 0.148464
+    ],
+)
+def test_the_adaptive_controller_moves_beta_towards_the_target(kl, expected):
+    assert adapted_kl_coef(0.15, kl, target=6.0, episodes=512, horizon=10_000) == pytest.approx(expected, rel=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------- reward model
+
+
+def test_pairwise_loss_by_hand():
+    # -log sigmoid(0) = log 2; -log sigmoid(2) = log(1 + e^-2) = 0.126928; of -2: 2.126928.
+    close(pairwise_loss(torch.tensor([0.0, 2.0, -2.0])), [0.693147, 0.126928, 2.126928])
+    # Ties want probability 1/2: at margin 0 log 2; at +-2 (0.126928 + 2.126928)/2 = 1.126928.
+    margins = torch.tensor([0.0, 2.0, -2.0, 2.0])
+    ties = torch.tensor([True, True, True, False])
+    close(pairwise_loss(margins, ties), [0.693147, 1.126928, 1.126928, 0.126928])
+    # A margin of 2 wanted: r_chosen - r_rejected = 2 is only just even. Ties take no margin.
+    close(pairwise_loss(margins, ties, torch.full((4,), 2.0)), [0.693147, 1.126928, 1.126928, 0.693147])
+
+
+def test_pairwise_loss_equals_a_plain_loop():
+    margins, ties, wanted = 3 * randn(20), torch.arange(20) % 3 == 0, randn(20, seed=1).abs()
+    rows = list(zip(margins.tolist(), ties.tolist(), wanted.tolist(), strict=True))
+    close(pairwise_loss(margins, ties, wanted), [reference.pairwise_loss(*row) for row in rows])
+    close(pairwise_loss(margins), [reference.pairwise_loss(margin) for margin, _, _ in rows])
+
+
+def test_pairwise_gradient_pushes_the_chosen_up_and_ties_together():
+    margins = torch.tensor([-3.0, 0.0, 3.0, 3.0, -3.0]).requires_grad_()
+    ties = torch.tensor([False, False, False, True, True])
+    found = gradient(pairwise_loss(margins, ties), margins)
+    # d/dx -log sigmoid(x) = sigmoid(x) - 1; of a tie: sigmoid(x) - 1/2.
+    close(found, [-0.952574, -0.5, -0.047426, 0.452574, -0.452574])
+
+
+def test_pairwise_loss_stays_finite_for_extreme_margins():
+    margins = torch.tensor([-1e4, 1e4]).requires_grad_()
+    losses = pairwise_loss(margins)
+    close(losses, [1e4, 0.0])
+    assert gradient(losses, margins).isfinite().all()
+
+
+def test_pairs_of_one_ranking_weigh_as_one():
+    # Group 7: (1 + 2 + 3)/3 = 2; group 3: 10. Mean over groups: 6; a mean over pairs would be 4.
+    losses = torch.tensor([1.0, 10.0, 2.0, 3.0]).requires_grad_()
+    groups = torch.tensor([7, 3, 7, 7])
+    close(grouped_mean(losses, groups), 6.0)
+    close(gradient(grouped_mean(losses, groups), losses), [1 / 6, 1 / 2, 1 / 6, 1 / 6])
+    random, members = randn(12), torch.arange(12) ** 2 % 5
+    close(grouped_mean(random, members), reference.grouped_mean(random.tolist(), members.tolist()))
+
+
+# ---------------------------------------------------------------------------------------------------------- PPO
+
+
+def test_the_score_is_added_at_the_last_real_token():
+    mask = prefix_mask([1, 3, 2], 3)
+    kl = torch.tensor([[1.0, 9.0, 9.0], [1.0, 2.0, -3.0], [0.5, 0.0, 9.0]])
+    rewards = token_rewards(torch.tensor([10.0, 20.0, -5.0]), kl, mask, kl_coef=0.1)
+    # Row 1: -0.1 x 1 + 10 at index 0. Row 2: the score at index 2, on top of +0.3. Row 3: at index 1. Masked: 0.
+    close(rewards, [[9.9, 0.0, 0.0], [-0.1, -0.2, 20.3], [-0.05, -5.0, 0.0]])
+
+
+def test_token_rewards_equal_a_plain_loop():
+    scores, kl, mask = randn(4), randn(4, 6, seed=1), prefix_mask([6, 1, 4, 2], 6)
+    expected = reference.token_rewards(scores.numpy(), kl.numpy(), mask.numpy(), 0.3)
+    close(token_rewards(scores, kl, mask, 0.3), expected)
+    close(token_rewards(scores, torch.where(mask, kl, math.nan), mask, 0.3), expected)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([False, False, False], "a response without a token"),
+        ([True, False, True], "a gap or starts late"),
+        ([False, True, True], "a gap or starts late"),
+    ],
+)
+def test_a_mask_that_would_misplace_the_score_is_refused(row, message):
+    with pytest.raises(ValueError, match=message):
+        token_rewards(torch.ones(1), torch.zeros(1, 3), torch.tensor([row]), 0.1)
+
+
+def test_gae_by_hand():
+    # One episode of two tokens, gamma 0.5, lambda 0.5; V after the last token is 0.
+    # delta_1 = 2 + 0 - 1 = 1; delta_0 = 1 + 0.5 x 1 - 3 = -1.5; A_1 = 1, A_0 = -1.5 + 0.25 x 1 = -1.25.
+    rewards, values = torch.tensor([[1.0, 2.0, 50.0]]), torch.tensor([[3.0, 1.0, 70.0]])
+    advantages, returns = gae(rewards, values, prefix_mask([2], 3), gamma=0.5, lam=0.5)
+    close(advantages, [[-1.25, 1.0, 0.0]])
+    close(returns, [[1.75, 2.0, 0.0]])
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (1.0, 0.0)])
+def test_gae_equals_a_plain_loop(gamma, lam):
+    rewards, values, mask = randn(5, 8), randn(5, 8, seed=1), prefix_mask([8, 1, 5, 3, 7], 8)
+    expected = reference.gae(rewards.numpy(), values.numpy(), mask.numpy(), gamma, lam)
+    for found in (
+        gae(rewards, values, mask, gamma, lam),
+        gae(torch.where(mask, rewards, math.nan), torch.where(mask, values, math.nan), mask, gamma, lam),
+    ):
+        close(found[0], expected[0])
+        close(found[1], expected[1])
+
+
+def test_with_lambda_1_and_gamma_1_the_advantage_is_what_is_still_to_come_less_the_value():
+    rewards, values, mask = randn(3, 5), randn(3, 5, seed=1), prefix_mask([5, 2, 4], 5)
+    advantages, returns = gae(rewards, values, mask, gamma=1.0, lam=1.0)
+    to_come = torch.where(mask, rewards, 0).flip(1).cumsum(1).flip(1)
+    close(advantages, torch.where(mask, to_come - values, 0))
+    close(returns, torch.where(mask, to_come, 0))
+
+
+def test_with_lambda_0_the_advantage_is_the_td_error():
+    rewards, values, mask = randn(3, 5), randn(3, 5, seed=1), prefix_mask([5, 2, 4], 5)
+    advantages, _ = gae(rewards, values, mask, gamma=0.9, lam=0.0)
+    inside = torch.where(mask, values, 0)
+    following = torch.cat([inside[:, 1:], torch.zeros(3, 1)], dim=1)
+    close(advantages, torch.where(mask, rewards + 0.9 * following - values, 0))
+
+
+def test_ppo_policy_loss_by_hand():
+    # Ratios 1.5, 0.5 and 1 with clip 0.2, each with a good (A = 2) and a bad (A = -2) action;
+    # loss = max(-A r, -A clip(r)).
+    ratio = torch.tensor([1.5, 0.5, 1.0, 1.5, 0.5, 1.0])
+    advantages = torch.tensor([2.0, 2.0, 2.0, -2.0, -2.0, -2.0])
+    logprobs = ratio.log().requires_grad_()
+    found = ppo_policy_loss(logprobs, torch.zeros(6), advantages, 0.2)
+    close(found, [-2.4, -1.0, -2.0, 3.0, 1.6, 2.0])
+    # d(-A r)/dlogp = -A r where the unclipped term is the larger, 0 where clipping has taken the gradient away: a
+    # good action is made likelier until 1.2, a bad one less likely until 0.8.
+    close(gradient(found, logprobs), [0.0, -1.0, -2.0, 3.0, 0.0, 2.0])
+
+
+def test_ppo_policy_loss_equals_a_plain_loop():
+    logprobs, old, advantages = -randn(40).abs(), -randn(40, seed=1).abs(), randn(40, seed=2)
+    rows = zip(logprobs.tolist(), old.tolist(), advantages.tolist(), strict=True)
+    close(ppo_policy_loss(logprobs, old, advantages, 0.2), [reference.ppo_policy_loss(*row, 0.2) for row in rows])
+
+
+def test_at_ratio_1_the_policy_loss_is_the_policy_gradient():
+    logprobs, advantages = -randn(10).abs(), randn(10, seed=1)
+    logprobs.requires_grad_()
+    loss = ppo_policy_loss(logprobs, logprobs.detach(), advantages, 0.2)
+    close(loss, -advantages)
+    close(gradient(loss, logprobs), -advantages)
+
+
+def test_ppo_value_loss_by_hand():
+    # old value 0, clip 0.2. V = 1, target 2: unclipped (1 - 2)^2 = 1, clipped (0.2 - 2)^2 = 3.24 is the larger: 1.62,
+    # without gradient. V = 1, target -1: 4 against (0.2 + 1)^2 = 1.44: 2, gradient V - target = 2.
+    # V = 0.1 (not clipped), target 1: 0.81/2 = 0.405, gradient -0.9.
+    values = torch.tensor([1.0, 1.0, 0.1]).requires_grad_()
+    found = ppo_value_loss(values, torch.zeros(3), torch.tensor([2.0, -1.0, 1.0]), 0.2)
+    close(found, [1.62, 2.0, 0.405])
+    close(gradient(found, values), [0.0, 2.0, -0.9])
+
+
+def test_ppo_value_loss_equals_a_plain_loop():
+    values, old, returns = randn(40), randn(40, seed=1), randn(40, seed=2)
+    rows = zip(values.tolist(), old.tolist(), returns.tolist(), strict=True)
+    close(ppo_value_loss(values, old, returns, 0.2), [reference.ppo_value_loss(*row, 0.2) for row in rows])
+
+
+def test_a_masked_mean_gives_masked_tokens_no_gradient():
+    logprobs, mask = (-randn(3, 4).abs()).requires_grad_(), prefix_mask([4, 1, 2], 4)
+    losses = torch.zeros(3, 4)
+    losses[mask] = ppo_policy_loss(logprobs[mask], logprobs.detach()[mask], torch.ones(7), 0.2)
+    found = gradient(masked_mean(losses, mask), logprobs)
+    close(found, torch.where(mask, -1 / 7, 0.0))
+
+
+# --------------------------------------------------------------------------------------------- wrong arguments
+
+
+NO, SOME = torch.zeros(1), torch.zeros(2)
+BOOL = torch.ones(2, dtype=torch.bool)
+LONG = torch.zeros(2, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: masked_mean(SOME, SOME), TypeError, "response_mask must be torch.bool"),
+        (lambda: masked_mean(torch.ones(2, 2), BOOL), ValueError, "response_mask must have rank 2"),
+        (lambda: masked_mean(SOME, BOOL[:1]), ValueError, r"response_mask has shape \(1,\), expected \(2,\)"),
+        (lambda: kl_estimate(torch.ones(2, 2), SOME, "k1"), ValueError, "reference_logprobs has shape"),
+        (lambda: token_logprobs(randn(2, 3, 4), randn(5, 4), LONG), ValueError, "hidden must have rank 2"),
+        (lambda: token_logprobs(randn(2, 4), randn(5, 4), SOME), TypeError, "targets must be torch.int64"),
+        (lambda: pairwise_loss(SOME.double()), TypeError, "margins must be torch.float32"),
+        (lambda: pairwise_loss(SOME, BOOL[:1]), ValueError, "ties has shape"),
+        (lambda: pairwise_loss(SOME, None, NO), ValueError, "target_margins has shape"),
+        (lambda: grouped_mean(SOME, LONG[:1]), ValueError, "groups has shape"),
+        (lambda: token_rewards(NO, torch.zeros(2, 1), prefix_mask([1, 1], 1), 0.1), ValueError, "scores has shape"),
+        (lambda: gae(SOME, SOME, BOOL, 1.0, 0.95), ValueError, "rewards must have rank 2"),
+        (lambda: ppo_policy_loss(SOME, NO, SOME, 0.2), ValueError, "old_logprobs has shape"),
+        (lambda: ppo_policy_loss(SOME, SOME.bfloat16(), SOME, 0.2), TypeError, "old_logprobs must be torch.float32"),
+        (lambda: ppo_value_loss(SOME, SOME, NO, 0.2), ValueError, "returns has shape"),
+    ],
+)
+def test_a_wrong_shape_or_dtype_is_refused_and_never_broadcast(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

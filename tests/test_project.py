@@ -1,0 +1,129 @@
+"""What is shipped beside the code: recipes, generated pages, pinned versions."""
+
+import re
+import tomllib
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import wukong
+from wukong.cli import TOOLS, reference
+from wukong.recipe import STAGES, VARIABLE, RunOptions, load_recipe, resolve
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_the_shipped_recipes():
+    assert sorted(path.stem for path in RECIPES) == ["hh", "hh-scratch", "kitchen", "polite", "sentiment", "test"]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_builds(path, monkeypatch):
+    for variable in VARIABLE.findall(path.read_text(encoding="utf-8")):
+        monkeypatch.setenv(variable, "/data")
+    loaded = load_recipe(path)
+    assert loaded.recipe.name == path.stem
+    run_dir, steps = resolve(loaded)
+    assert run_dir == Path("runs") / path.stem
+    assert [step.name for step in steps] == list(loaded.recipe.steps)
+    assert all(step.options.out.is_relative_to(run_dir) for step in steps), "a run leaves nothing outside its directory"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_and_the_data_they_need_stand_in_the_docs(path):
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert f"| `{path.name}` |" in page
+    for directory, file in re.findall(r"\$\{WUKONG_DATA\}/(\S+)/([\w.-]+)", path.read_text(encoding="utf-8")):
+        assert f"`{directory}/" in page, directory
+        assert file in page, file
+
+
+@pytest.mark.parametrize("name", [*STAGES, *TOOLS])
+def test_every_option_says_what_it_does(name):
+    options, _ = {**STAGES, **TOOLS}[name].load()
+    assert options.__doc__
+    for field, info in options.model_fields.items():
+        assert info.description, f"{name}: {field} has no docstring"
+        assert info.description.strip().endswith((".", ")")), f"{name}: {field}: {info.description}"
+
+
+@pytest.mark.parametrize("name", [*STAGES, *TOOLS])
+def test_every_command_shows_an_example_that_parses(name):
+    stage = {**STAGES, **TOOLS}[name]
+    options, _ = stage.load()
+    words = stage.example.split()
+    assert words[:2] == ["wukong", name]
+    flags = {word.removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
+    assert flags <= set(options.model_fields)
+    required = {field for field, info in options.model_fields.items() if info.is_required()} - {stage.positional}
+    assert required <= flags
+
+
+def test_every_option_of_run_says_what_it_does():
+    assert all(info.description for info in RunOptions.model_fields.values())
+
+
+def test_the_command_line_reference_is_current(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    written = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert written == reference(), "docs/cli.md is out of date: make docs"
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return {
+        canonical(name): version for name, _, version in (line.partition("==") for line in lines if line[:1] != "#")
+    }
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def needed(requirement: Requirement, found: set[tuple[str, frozenset[str]]]) -> set[tuple[str, frozenset[str]]]:
+    """(package, extras) of a requirement and of all that it takes along on this platform."""
+    key = (canonical(requirement.name), frozenset(requirement.extras))
+    if key in found:
+        return found
+    found.add(key)
+    try:
+        requirements = map(Requirement, distribution(requirement.name).requires or [])
+    except PackageNotFoundError:  # the marker asks for it, the installation did without
+        return found
+    for other in requirements:
+        if other.marker is None or any(other.marker.evaluate({"extra": e}) for e in ("", *requirement.extras)):
+            needed(other, found)
+    return found
+
+
+def test_constraints_pin_every_dependency():
+    pinned = pins()
+    assert all(re.fullmatch(r"[\w.]+", version) for version in pinned.values()), "exact versions, without a local part"
+    direct = [*PROJECT["dependencies"], *(r for group in PROJECT["optional-dependencies"].values() for r in group)]
+    for requirement in map(Requirement, direct):
+        name = canonical(requirement.name)
+        assert name == "wukong-rlhf" or pinned[name] in requirement.specifier, requirement
+    installed = {name for name, _ in needed(Requirement("wukong-rlhf[dev]"), set())} - {"wukong-rlhf"}
+    extra = {name for name in installed if name.startswith(("nvidia-", "triton", "cuda-"))}  # of torch's CUDA build
+    assert installed - extra - set(pinned) == set()
+
+
+def test_the_licence_is_the_declared_one():
+    assert PROJECT["license"] == "Apache-2.0"
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License" in text
+    assert "Version 2.0, January 2004" in text
+
+
+def test_the_changelog_knows_this_version():
+    assert f"## {wukong.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_make_targets_of_the_issue_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in ("run", "test", "lint", "bench"):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)

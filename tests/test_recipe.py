@@ -1,0 +1,320 @@
+"""Recipes: the file, its resolution, and one whole run on the `test` preset."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import wukong
+from wukong.errors import DataError, UsageError, WukongError
+from wukong.files import fingerprint, read_json
+from wukong.recipe import STAGES, check_removable, load_recipe, remove_result, resolve
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+DATA_STEP = "  kitchen: {out: '{run}/data'}\n"
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A function that writes a recipe with these steps (YAML, indented by two) and gives its path."""
+
+    def write(steps: str, head: str = "name: mine\nseed: 3\n") -> Path:
+        path = tmp_path / "mine.yaml"
+        path.write_text(f"{head}steps:\n{steps}", encoding="utf-8")
+        return path
+
+    return write
+
+
+# ---------------------------------------------------------------------------------------------------------- the file
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("", None, "needs `name:` and `steps:`"),
+        ("- a\n- b\n", None, "needs `name:` and `steps:`"),
+        ("name: mine\nsteps: [kitchen]\n", None, "needs `name:` and `steps:`"),
+        ("name: mine\nsteps: {}\n", 2, "at least 1 item"),
+        ("name: mine\nsteps:\n  kitchen: {out: a\n", 4, "not valid YAML"),
+        ("name: mine\nsteps:\n\tkitchen: {out: a}\n", 3, "not valid YAML"),
+        ("name: a/b\nsteps:\n  kitchen: {out: a}\n", 1, "field 'name'"),
+        ("name: mine\nsed: 1\nsteps:\n  kitchen: {out: a}\n", 2, "unknown option; did you mean seed?"),
+        ("name: mine\nseed: many\nsteps:\n  kitchen: {out: a}\n", 2, "field 'seed'"),
+        ("name: mine\nsteps:\n  kitchen: {out: a}\n  kitchen: {out: b}\n", 4, "'kitchen' is given twice"),
+        ("name: mine\nsteps:\n  kitchen:\n    out: a\n    out: b\n", 5, "'out' is given twice"),
+        ("name: mine\nsteps:\n  kitchen: {out: a}\n  tokenise: {out: b}\n", 4, "did you mean tokenize?"),
+        ("name: mine\nsteps:\n  Kitchen: {out: a}\n", 3, "there is no such stage"),
+        ("name: mine\nsteps:\n  kitchen: 3\n", 3, "field 'steps.kitchen'"),
+    ],
+)
+def test_unusable_recipe_is_an_error_with_its_line(tmp_path, text, line, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(DataError) as caught:
+        load_recipe(path)
+    assert message in str(caught.value)
+    assert (caught.value.file, caught.value.line) == (path, line)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_or_wrongly_encoded_recipe(tmp_path):
+    with pytest.raises(UsageError, match=r"nowhere\.yaml: no such file"):
+        load_recipe(tmp_path / "nowhere.yaml")
+    (tmp_path / "latin.yaml").write_bytes("name: café\n".encode("latin-1"))
+    with pytest.raises(DataError, match="not utf-8"):
+        load_recipe(tmp_path / "latin.yaml")
+
+
+def test_a_recipe_cannot_run_code(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: !!python/object/apply:os.system ['exit 1']\nsteps:\n  kitchen: {out: a}\n")
+    with pytest.raises(DataError, match="could not determine a constructor"):
+        load_recipe(path)
+
+
+# ------------------------------------------------------------------------------------------------------ its resolution
+
+
+def test_texts_are_filled_in_and_seeds_are_inherited(recipe, monkeypatch):
+    monkeypatch.setenv("BOOKS", "/books")
+    path = recipe(
+        DATA_STEP + "  tokenize: {data: ['${BOOKS}/*.txt', '{run}/data/corpus.jsonl'], out: '{run}/t', seed: 7}\n"
+    )
+    directory, (kitchen, tokenize) = resolve(load_recipe(path))
+    assert directory == Path("runs/mine")
+    assert (kitchen.options.out, kitchen.options.seed) == (directory / "data", 3)
+    assert (tokenize.options.data, tokenize.options.seed) == (["/books/*.txt", f"{directory}/data/corpus.jsonl"], 7)
+    directory, (kitchen, tokenize) = resolve(load_recipe(path), Path("elsewhere"), seed=9)
+    assert directory == Path("elsewhere") == kitchen.options.out.parent
+    assert (kitchen.options.seed, tokenize.options.seed) == (9, 7)
+
+
+def test_a_steps_stage_is_its_name_up_to_the_underscore(recipe):
+    _, steps = resolve(load_recipe(recipe(DATA_STEP + "  kitchen_big: {out: '{run}/big', megabytes: 9}\n")))
+    assert [(step.name, step.stage) for step in steps] == [("kitchen", "kitchen"), ("kitchen_big", "kitchen")]
+
+
+def test_overrides_replace_values_and_are_checked_like_them(recipe):
+    loaded = load_recipe(recipe(DATA_STEP))
+    _, (kitchen,) = resolve(loaded, overrides={"kitchen.megabytes": 0.5, "kitchen.seed": 1})
+    assert (kitchen.options.megabytes, kitchen.options.seed) == (0.5, 1)
+    for overrides, message in [
+        ({"kitchen.megabytes": -1}, r"kitchen\.megabytes: should be greater than 0, not -1"),
+        ({"kitchen.megabyte": 1}, r"kitchen\.megabyte: unknown option; did you mean megabytes\?"),
+        ({"kitchn.megabytes": 1}, r"has no step 'kitchn'; did you mean kitchen\?"),
+        ({"kitchen": 1}, "has no step"),
+    ]:
+        with pytest.raises(UsageError, match=message) as caught:
+            resolve(loaded, overrides=overrides)
+        assert not isinstance(caught.value, DataError)  # the file is not at fault
+
+
+@pytest.mark.parametrize(
+    ("steps", "line", "message"),
+    [
+        ("  kitchen: {out: a, megabites: 1}\n", 4, "step kitchen: megabites: unknown option; did you mean megabytes?"),
+        ("  kitchen:\n    out: a\n    megabytes: huge\n", 6, "step kitchen: megabytes: should be a valid number"),
+        ("  kitchen: {megabytes: 1}\n", 4, "step kitchen: out: is required"),
+        ("  kitchen:\n", 4, "step kitchen: out: is required"),
+        (DATA_STEP + "  kitchen_2: {out: '{run}/data'}\n", 5, "is the result of step kitchen already"),
+        ("  tokenize:\n    out: a\n    data: ['${NOT_SET_ANYWHERE}']\n", 6, "NOT_SET_ANYWHERE is not set (set it, or"),
+        (
+            DATA_STEP + "  tokenize: {data: ['{run}/date/x'], out: t}\n",
+            5,
+            "{run}/date/x is not the result of an earlier",
+        ),
+        ("  evaluate: {models: ['a={run}/a'], prompts: [p], out: e}\n", 4, "a={run}/a is not the result of an earlier"),
+    ],
+)
+def test_unusable_step_is_an_error_with_its_line(recipe, steps, line, message):
+    path = recipe(steps)
+    with pytest.raises(DataError) as caught:
+        resolve(load_recipe(path))
+    assert message in str(caught.value)
+    assert (caught.value.file, caught.value.line) == (path, line)
+
+
+def test_an_unset_variable_does_no_harm_where_the_option_is_given(recipe):
+    loaded = load_recipe(recipe("  tokenize: {data: ['${NOT_SET_ANYWHERE}'], out: '{run}/t'}\n"))
+    _, (step,) = resolve(loaded, overrides={"tokenize.data": ["here.txt"]})
+    assert step.options.data == ["here.txt"]
+
+
+def test_nothing_runs_when_a_later_step_is_wrong(recipe, tmp_path):
+    path = recipe(DATA_STEP + "  tokenize: {data: [a], out: '{run}/t', vocab_size: 3}\n")
+    with pytest.raises(DataError):
+        wukong.run(path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("option", ["until", "redo"])
+def test_unknown_step_is_named(recipe, tmp_path, option):
+    with pytest.raises(UsageError, match=rf"--{option} kitchn: .* did you mean kitchen\?"):
+        wukong.run(recipe(DATA_STEP), tmp_path / "run", **{option: "kitchn"})
+    assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------- redoing
+
+
+def test_redo_deletes_only_what_the_stage_made(tmp_path):
+    mine, foreign, empty = tmp_path / "mine", tmp_path / "foreign", tmp_path / "empty"
+    for directory in (mine, foreign, empty):
+        directory.mkdir()
+    (mine / "options.json").write_text('{"stage": "sft"}')
+    (mine / "checkpoints").mkdir()
+    (foreign / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="was not made by wukong sft, so --redo does not delete it"):
+        remove_result("sft", foreign)
+    with pytest.raises(UsageError, match="holds the result of 'sft'"):
+        remove_result("reward", mine)
+    remove_result("sft", mine)
+    remove_result("sft", empty)
+    remove_result("sft", tmp_path / "absent")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["foreign"]
+    assert (foreign / "thesis.txt").exists()
+
+
+def test_redo_spares_other_results_inside(tmp_path):
+    (tmp_path / "options.json").write_text('{"stage": "kitchen"}')
+    inner = tmp_path / "tokenizer" / "options.json"
+    inner.parent.mkdir()
+    inner.write_text('{"stage": "tokenize"}')
+    with pytest.raises(UsageError, match="holds another result too"):
+        check_removable("kitchen", tmp_path)
+    inner.unlink()
+    (tmp_path / "answers.jsonl.provenance.json").write_text('{"stage": "sample"}')
+    with pytest.raises(UsageError, match="holds another result too"):
+        check_removable("kitchen", tmp_path)
+
+
+def test_redo_of_a_file_deletes_its_provenance_too(tmp_path):
+    out, mark = tmp_path / "responses.jsonl", tmp_path / "responses.jsonl.provenance.json"
+    out.write_text("{}")
+    remove_result("sample", out)  # nobody knows who made it
+    assert out.exists()
+    mark.write_text('{"stage": "sample"}')
+    with pytest.raises(UsageError, match="holds the result of 'sample'"):
+        remove_result("label", out)
+    remove_result("sample", out)
+    assert not list(tmp_path.iterdir())
+
+
+# -------------------------------------------------------------------------------------------------------- a whole run
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, one_thread):
+    """recipes/test.yaml, run to its end."""
+    return wukong.run(RECIPES / "test.yaml", tmp_path_factory.mktemp("road") / "run")
+
+
+@pytest.fixture
+def road(finished, tmp_path, monkeypatch):
+    """A copy of the finished run, for a test that changes it, at a path of the same name."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished, "run")
+    for file in Path("run").rglob("*.json"):  # options and inputs are compared by their paths
+        file.write_text(file.read_text().replace(str(finished), "run"))
+    return Path("run")
+
+
+def marks(run: Path) -> dict[str, str]:
+    """The provenance file of each result -> when it was finished."""
+    return {str(file.relative_to(run)): file.read_text() for file in sorted(run.rglob("*provenance.json"))}
+
+
+def test_the_whole_road_leaves_every_result(finished):
+    recipe = yaml.safe_load((finished / "recipe.yaml").read_text())
+    assert list(recipe["steps"]) == list(STAGES)
+    for step, options in recipe["steps"].items():
+        assert Path(options["out"]).exists(), step
+    weights = {name: fingerprint(finished / name / "model.safetensors") for name in ("base", "sft", "policy")}
+    assert len(set(weights.values())) == 3
+    assert not list(finished.rglob("checkpoints"))
+    assert not list(finished.rglob("*.tmp"))
+    evaluation = read_json(finished / "evaluation" / "evaluation.json")
+    assert set(evaluation["models"]) == {"base", "sft", "policy"}
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert "How to make pizza" in page
+
+
+def test_its_models_answer_through_the_python_interface(finished):
+    policy = wukong.load_policy(finished / "policy", precision="float32")
+    (response,) = policy.generate(["How to make pizza"], max_new_tokens=8)
+    assert response.n_tokens == 8 or response.finish_reason == "stop"
+    reward = wukong.load_reward(finished / "reward", precision="float32")
+    assert len(reward.score([("How to make pizza", "Bake it."), ("How to make pizza", "")])) == 2
+
+
+def test_the_same_command_again_does_nothing(road, capsys):
+    before = marks(road)
+    wukong.run(RECIPES / "test.yaml", road)
+    assert marks(road) == before
+    said = capsys.readouterr().err
+    assert said.count("is complete, nothing to do") == len(before) == 9
+    assert "[10/10] report" in said
+    assert "wukong chat run" in said
+
+
+def test_the_resolved_recipe_is_a_recipe_of_the_same_run(road):
+    before = marks(road)
+    wukong.run(road / "recipe.yaml", road)
+    assert marks(road) == before
+
+
+def test_other_options_are_refused_and_nothing_is_lost(road):
+    before, resolved = marks(road), (road / "recipe.yaml").read_text()
+    with pytest.raises(UsageError, match=r"step ppo: .*made with other options \(kl_coef: .*--redo ppo"):
+        wukong.run(RECIPES / "test.yaml", road, {"ppo.kl_coef": 0.5})
+    assert marks(road) == before
+    assert (road / "recipe.yaml").read_text() == resolved
+    assert (road / "policy" / "model.safetensors").exists()
+
+
+def test_redo_makes_a_step_and_all_later_ones_anew_and_the_same(road):
+    before = marks(road)
+    weights = fingerprint(road / "policy" / "model.safetensors")
+    wukong.run(RECIPES / "test.yaml", road, redo="ppo")
+    after = marks(road)
+    assert after.keys() == before.keys()
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {"policy/provenance.json", "evaluation/provenance.json"}
+    assert fingerprint(road / "policy" / "model.safetensors") == weights
+
+
+def test_redo_deletes_nothing_when_one_result_is_not_its_own(road):
+    shutil.rmtree(road / "evaluation")
+    (road / "evaluation").mkdir()
+    (road / "evaluation" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="was not made by wukong evaluate"):
+        wukong.run(RECIPES / "test.yaml", road, redo="sft")
+    assert (road / "sft" / "model.safetensors").exists()
+    assert (road / "evaluation" / "notes.txt").exists()
+
+
+def test_until_is_the_last_step(tmp_path, capsys):
+    run = wukong.run(RECIPES / "test.yaml", tmp_path / "run", until="kitchen", seed=5)
+    assert sorted(path.name for path in run.iterdir()) == ["data", "recipe.yaml"]
+    assert read_json(run / "data" / "provenance.json")["options"]["seed"] == 5
+    assert "[1/1] kitchen" in capsys.readouterr().err
+
+
+def test_an_error_keeps_its_kind_and_names_its_step(tmp_path, recipe):
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    path = recipe(f"  tokenize: {{data: ['{empty}'], out: '{{run}}/t'}}\n")
+    with pytest.raises(WukongError, match=r"^step tokenize: .*empty") as caught:
+        wukong.run(path, tmp_path / "run")
+    assert caught.value.exit_code == 2

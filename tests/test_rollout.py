@@ -1,0 +1,297 @@
+"""The sampler: exact draws, and responses that depend on prompt, model and seed alone."""
+
+import numpy as np
+import pytest
+import torch
+from reference import sampling as reference
+from scipy import stats
+
+from wukong import rollout
+from wukong.errors import UsageError
+from wukong.model.gpt2 import GPT2, GPT2Config, KVCache
+from wukong.objectives import token_logprobs
+from wukong.rollout import draw, generate, inference_copy, stream, truncate, uniforms
+from wukong.training.compute import Compute
+
+EOS = 11
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT2:
+    """So few tokens that the end token comes often: responses of one batch end at many different lengths."""
+    torch.manual_seed(0)
+    gpt2 = GPT2(GPT2Config(vocab_size=12, n_positions=40, n_embd=32, n_layer=2, n_head=2)).eval()
+    with torch.no_grad():
+        for parameter in gpt2.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.2)
+        gpt2.ln_f.weight.fill_(0.6)  # not too sure of itself
+    return gpt2
+
+
+PROMPTS = [[(7 * i + j) % 11 for j in range(1 + 5 * i % 13)] for i in range(17)]
+SEEDS = [100 + i for i in range(len(PROMPTS))]
+
+
+def sample(model, prompts=PROMPTS, seeds=SEEDS, max_new_tokens=20, **options):
+    return generate(model, prompts, eos_id=EOS, max_new_tokens=max_new_tokens, seeds=seeds, **options)
+
+
+def next_logits(model):
+    return lambda ids: model.logits(model(torch.tensor([ids]))[0, -1]).tolist()
+
+
+# ------------------------------------------------------------------------------------------------- the random draw
+
+
+def assert_distributed_as(tokens: np.ndarray, probabilities: np.ndarray) -> None:
+    """Pearson's chi-square test; rare tokens share a bin, as each needs at least ten expected draws."""
+    probabilities = probabilities.astype(np.float64)
+    expected = len(tokens) * probabilities / probabilities.sum()
+    observed = np.bincount(tokens, minlength=len(probabilities))
+    assert observed[probabilities == 0].sum() == 0, "a token without probability was drawn"
+    rare = expected < 10
+    bins = [(observed[~rare], expected[~rare]), (observed[rare].sum(keepdims=True), expected[rare].sum(keepdims=True))]
+    observed, expected = (np.concatenate(side) for side in zip(*bins, strict=True))
+    some = expected > 0
+    assert some.sum() > 20
+    assert stats.chisquare(observed[some], expected[some]).pvalue > 1e-3
+
+
+def zipf(size: int, seed: int = 0) -> np.ndarray:
+    """Probabilities as a vocabulary has them: a few large, many small, in no order."""
+    return np.random.default_rng(seed).permutation(1 / np.arange(1, size + 1)).astype(np.float32)
+
+
+def draws(probabilities: np.ndarray, count: int) -> np.ndarray:
+    u = torch.from_numpy(uniforms(5, count))
+    rows = torch.from_numpy(probabilities).expand(1000, -1)
+    return torch.cat([draw(rows, u[i : i + 1000]) for i in range(0, count, 1000)]).numpy()
+
+
+def test_draws_follow_a_large_vocabulary():
+    assert_distributed_as(draws(zipf(5000), 30_000), zipf(5000))  # 5000 is not a multiple of the block of 64
+
+
+def test_draws_follow_probabilities_with_holes():
+    probabilities = zipf(1000)
+    probabilities[:130] = 0  # whole blocks at the start, a half one,
+    probabilities[300:330] = 0  # some inside a block,
+    probabilities[900:] = 0  # the end
+    probabilities[500::2] = 0
+    assert_distributed_as(draws(probabilities, 30_000), probabilities)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(50, 1.0), (0, 0.8), (200, 0.9)])
+def test_draws_follow_truncated_probabilities(top_k, top_p):
+    logits = torch.from_numpy(zipf(1000)).log()
+    kept = truncate(logits.unsqueeze(0), top_k, top_p)[0].exp().numpy()
+    allowed = reference.kept_tokens(logits.tolist(), top_k, top_p)
+    assert set(np.flatnonzero(kept)) == allowed
+    assert_distributed_as(draws(kept, 30_000), np.where(kept > 0, zipf(1000), 0))
+
+
+def test_each_row_draws_from_its_own_distribution_by_its_own_number():
+    generator = np.random.default_rng(0)
+    probabilities = generator.random((200, 300), dtype=np.float32) ** 8
+    u = generator.random(200, dtype=np.float32)
+    found = draw(torch.from_numpy(probabilities), torch.from_numpy(u))
+    assert found.tolist() == [reference.inverse_cdf(*row) for row in zip(probabilities, u, strict=True)]
+
+
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 700])
+@pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2**-24, 1.0])
+def test_the_ends_of_the_unit_interval_draw_tokens_that_have_a_probability(size, u):
+    """1.0 stands for a product that rounding has carried over the last sum, as can happen on a GPU."""
+    certain = torch.zeros(size, size)
+    certain.fill_diagonal_(0.1)  # row i: token i and no other
+    assert torch.equal(draw(certain, torch.full((size,), u)), torch.arange(size))
+    some = torch.zeros(1, 700)
+    some[0, [70, 400, 410]] = torch.tensor([0.2, 0.7, 0.1])
+    assert draw(some, torch.tensor([u])).item() == {0.0: 70, 0.5: 400}.get(u, 410)
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 3, 99])
+@pytest.mark.parametrize("top_p", [1.0, 0.99, 0.6, 0.1, 1e-9, 0.0])
+def test_truncation_keeps_what_a_plain_loop_keeps(top_k, top_p):
+    logits = 2 * torch.randn(40, 12, generator=torch.Generator().manual_seed(0))
+    if top_p == 1:  # tied tokens share the fate of the k-th; which of them the nucleus takes in is open
+        logits[0] = 0.0
+        logits[1, 3:6] = logits[1].max()
+    for row, kept in zip(logits, truncate(logits, top_k, top_p), strict=True):
+        stay = kept.isfinite()
+        assert set(stay.nonzero().flatten().tolist()) == reference.kept_tokens(row.tolist(), top_k, top_p)
+        assert torch.equal(kept[stay], row[stay])
+
+
+def test_random_numbers_depend_on_the_seed_alone():
+    assert np.array_equal(uniforms(3, 8), uniforms(3, 20)[:8])
+    assert not np.array_equal(uniforms(3, 8), uniforms(4, 8))
+    assert uniforms(3, 10_000).min() >= 0
+    assert uniforms(3, 10_000).max() < 1
+
+
+# --------------------------------------------------------------------------------------------------- whole responses
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"temperature": 0.7}, {"temperature": 0}, {"top_k": 3}, {"temperature": 1.3, "top_p": 0.6}],
+    ids=["plain", "temperature", "greedy", "top-k", "top-p"],
+)
+def test_responses_equal_a_plain_loop_that_reads_the_whole_text_at_every_token(model, options):
+    found = sample(model, **options)
+    lengths = [len(one.ids) for one in found]
+    assert len(set(lengths)) > 3 or options.get("temperature") == 0, "these should end at different times"
+    for one, prompt, seed in zip(found, PROMPTS, SEEDS, strict=True):
+        ids, logprobs = reference.continuation(next_logits(model), prompt, uniforms(seed, 20), EOS, **options)
+        assert one.ids == ids
+        assert one.logprobs == pytest.approx(logprobs, abs=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_samplers_logprobs_equal_those_recomputed_for_training(model, temperature):
+    for one, prompt in zip(sample(model, temperature=temperature, top_k=5), PROMPTS, strict=True):
+        ids = torch.tensor(prompt + one.ids)
+        hidden = model(ids[None])[0, len(prompt) - 1 : -1]  # (R, C)
+        again, _ = token_logprobs(hidden, model.wte.weight, ids[len(prompt) :], temperature=temperature)
+        torch.testing.assert_close(torch.tensor(one.logprobs), again, rtol=1e-5, atol=1e-5)
+
+
+def test_greedy_takes_the_likeliest_token(model):
+    for one, prompt in zip(sample(model, temperature=0), PROMPTS, strict=True):
+        ids = list(prompt)
+        while len(ids) < len(prompt) + 20 and ids[-1] != EOS:
+            ids.append(int(model.logits(model(torch.tensor([ids]))[0, -1]).argmax()))
+        assert one.ids == ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_a_response_does_not_depend_on_its_batch(model, batch_size):
+    expected = sample(model)
+    assert sample(model, batch_size=batch_size) == [pytest_approx(one) for one in expected]
+    backwards = sample(model, prompts=PROMPTS[::-1], seeds=SEEDS[::-1])
+    assert [one.ids for one in backwards[::-1]] == [one.ids for one in expected]
+    alone = sample(model, prompts=PROMPTS[4:5], seeds=SEEDS[4:5])
+    assert alone[0].ids == expected[4].ids
+
+
+def pytest_approx(one: rollout.Sampled) -> rollout.Sampled:
+    return rollout.Sampled(one.ids, pytest.approx(one.logprobs, abs=1e-5), one.finished)  # type: ignore[arg-type]
+
+
+def test_another_seed_gives_another_response(model):
+    assert [one.ids for one in sample(model)] != [one.ids for one in sample(model, seeds=[s + 1 for s in SEEDS])]
+
+
+def test_streamed_tokens_are_those_of_generate(model):
+    for one, prompt, seed in list(zip(sample(model), PROMPTS, SEEDS, strict=True))[:4]:
+        assert list(stream(model, prompt, eos_id=EOS, max_new_tokens=20, seed=seed)) == one.ids
+
+
+def test_finished_rows_that_leave_the_batch_change_nothing(model, monkeypatch):
+    sizes = []
+    select = KVCache.select
+    monkeypatch.setattr(KVCache, "select", lambda self, rows: (sizes.append(len(rows)), select(self, rows))[1])
+    results = {}
+    for below in (0.0, 0.75, 2.0):  # never, as shipped, after every step
+        sizes.clear()
+        monkeypatch.setattr(rollout, "COMPACT_BELOW", below)
+        results[below] = sample(model)
+        if below == 0:
+            assert not sizes
+        else:
+            assert sizes == sorted(sizes, reverse=True)
+            assert sizes[0] > sizes[-1]
+    assert results[0.75] == [pytest_approx(one) for one in results[0.0]]
+    assert results[2.0] == [pytest_approx(one) for one in results[0.0]]
+
+
+def test_a_cache_of_fewer_rows_knows_its_new_maximum(model):
+    cache = KVCache.empty(model.config, 3, 12, like=model.wte.weight)
+    model(torch.tensor([[1, 2, 3, 4, 5], [6, 7, 0, 0, 0], [1, 2, 3, 0, 0]]), cache=cache)
+    cache.advance(torch.tensor([5, 2, 3]), 5)
+    fewer = cache.select(torch.tensor([1, 2]))
+    assert fewer.longest == 3
+    assert fewer.lengths.tolist() == [2, 3]
+    model(torch.tensor([[1], [2]]), cache=fewer)
+    fewer.advance()
+    assert fewer.longest == 4
+    assert cache.longest == 5
+
+
+def test_a_response_ends_with_the_end_token_or_at_its_limit(model):
+    found = sample(model)
+    assert {one.finished for one in found} == {True, False}
+    for one in found:
+        assert EOS not in one.ids[:-1]
+        assert (one.ids[-1] == EOS) == one.finished
+        assert len(one.logprobs) == len(one.ids)
+        assert one.finished or len(one.ids) == 20
+
+
+def test_every_response_is_reported_once(model):
+    reported = []
+    found = sample(model, batch_size=4, on_finish=reported.append)
+    assert sum(reported) == len(found)
+    assert len(reported) > 5, "they should be reported as they end, not all at the end"
+
+
+def test_prompt_and_response_may_fill_the_context_to_the_last_token(model):
+    one = sample(model, prompts=[[1] * 35], seeds=[2], max_new_tokens=5, temperature=0)[0]
+    assert len(one.ids) == 5 or one.finished
+    with pytest.raises(
+        UsageError, match="prompt of 36 tokens with --max-new-tokens 5 does not fit the model's context of 40"
+    ):
+        sample(model, prompts=[[1], [1] * 36], seeds=[1, 2], max_new_tokens=5)
+
+
+def test_an_empty_prompt_is_refused(model):
+    with pytest.raises(UsageError, match="an empty prompt cannot be continued"):
+        sample(model, prompts=[[1], []], seeds=[1, 2])
+
+
+def test_nothing_to_do_is_done(model):
+    assert sample(model, prompts=[], seeds=[]) == []
+    assert sample(model, prompts=[[1]], seeds=[1], max_new_tokens=0) == [rollout.Sampled()]
+
+
+# ------------------------------------------------------------------------------------------------------- bfloat16
+
+
+def test_decoding_in_float32_copies_nothing(model):
+    assert inference_copy(model, Compute(torch.device("cpu"), torch.float32)) is model
+
+
+def test_decoding_in_bfloat16_keeps_model_cache_and_loss(model, monkeypatch):
+    copy = inference_copy(model.train(), Compute(torch.device("cpu"), torch.bfloat16))
+    model.eval()
+    assert {p.dtype for p in copy.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert not copy.training
+    caches = []
+    empty = KVCache.empty
+    monkeypatch.setattr(KVCache, "empty", lambda *args, **kw: (caches.append(empty(*args, **kw)), caches[-1])[1])
+    prompts, seeds = PROMPTS * 12, range(12 * len(PROMPTS))
+    found = sample(copy, prompts=prompts, seeds=seeds)
+    assert {tensor.dtype for cache in caches for tensor in cache.keys + cache.values} == {torch.bfloat16}
+    # Compared in loss: the mean log-prob of the tokens drawn, by the sampler and by the float32 model.
+    sampled, again = [], []
+    for one, prompt in zip(found, prompts, strict=True):
+        ids = torch.tensor(prompt + one.ids)
+        with torch.no_grad():
+            hidden = model(ids[None])[0, len(prompt) - 1 : -1]
+            again += token_logprobs(hidden, model.wte.weight, ids[len(prompt) :])[0].tolist()
+        sampled += one.logprobs
+    assert len(again) > 500
+    assert np.mean(sampled) == pytest.approx(np.mean(again), abs=5e-3)
+    assert np.mean(np.abs(np.array(sampled) - np.array(again))) > 1e-5, "this was not bfloat16"
