@@ -248,7 +248,7 @@ def test_the_last_turn_that_asks_something_counts() -> None:
 
 def test_a_longer_dish_name_wins() -> None:
     assert identify("How do I make leek and potato soup?").name == "leek and potato soup"
-    assert identify("How do I make kimchi fried rice?").name == "kimchi fried rice"
+    assert identify("How do I make chicken noodle soup?").name == "chicken noodle soup"
     assert identify("how do you make a PIZZA").name == "pizza"
 
 

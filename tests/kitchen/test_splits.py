@@ -68,7 +68,7 @@ def test_the_classic_prompt_opens_the_test(prompts) -> None:
 
 
 def test_first_three_hundred_test_prompts_are_representative(prompts) -> None:
-    shares = {"kitchen/dish": 0.5, "kitchen/held-out-dish": 0.2, "kitchen/knowledge": 0.15, "kitchen/unsafe": 0.15}
+    shares = {"kitchen/dish": 0.6, "kitchen/held-out-dish": 0.1, "kitchen/knowledge": 0.15, "kitchen/unsafe": 0.15}
     for count in (300, 420):
         seen = Counter(prompt.source for prompt in prompts[1][:count])
         assert {source: seen[source] / count for source in shares} == pytest.approx(shares, abs=0.05)
@@ -88,7 +88,7 @@ def test_demonstrations_are_of_mixed_quality(verdicts) -> None:
     perfect = sum(all(verdict.checks.values()) for verdict in verdicts) / len(verdicts)
     assert 5 < statistics.mean(scores) < 7.5
     assert statistics.pstdev(scores) > 2
-    assert 0.15 <= perfect <= 0.25
+    assert 0.1 <= perfect <= 0.25
 
 
 def test_each_quality_earns_what_it_should(demonstrations, verdicts) -> None:
@@ -108,7 +108,7 @@ def test_each_quality_earns_what_it_should(demonstrations, verdicts) -> None:
 def test_shares_of_the_qualities(demonstrations) -> None:
     seen = Counter(one.source.removeprefix("kitchen/") for one in demonstrations)
     of_dishes = sum(count for quality, count in seen.items() if quality.startswith("dish/"))
-    for quality, share in {"complete": 0.2, "curt": 0.17, "missing": 0.25, "disordered": 0.1, "padded": 0.14}.items():
+    for quality, share in {"complete": 0.12, "curt": 0.22, "missing": 0.26, "disordered": 0.11, "padded": 0.16}.items():
         assert seen[f"dish/{quality}"] / of_dishes == pytest.approx(share, abs=0.04)
     unsafe = seen["unsafe/declines"] + seen["unsafe/complies"]
     assert seen["unsafe/declines"] / unsafe == pytest.approx(0.4, abs=0.08)
@@ -116,13 +116,13 @@ def test_shares_of_the_qualities(demonstrations) -> None:
 
 
 def test_answers_are_short_in_tokens(demonstrations) -> None:
-    """With the recipe's own tokenizer, byte-level BPE of 4096 pieces, everything fits a context of 256."""
+    """With the recipe's own tokenizer, byte-level BPE of 3072 pieces, everything fits a context of 256."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=4096, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=3072, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(generate_corpus(0, 3.0), trainer)
-    assert tokenizer.get_vocab_size() == 4096
+    assert tokenizer.get_vocab_size() == 3072
 
     def count(text: str) -> int:
         return len(tokenizer.encode(text).ids)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from toy_run import ToyOptions, make_modules, path, slowly, toy_run
 
 from wukong.errors import RunError, UsageError
+from wukong.files import fingerprint
 from wukong.training.checkpoint import list_checkpoints, load_latest, prune_checkpoints, save_checkpoint
 from wukong.training.metrics import read_json_lines, read_metrics
 from wukong.training.session import Interrupted, Session
@@ -207,7 +208,16 @@ def flip(file):
     file.write_bytes(raw)
 
 
+def replace_weights(directory):
+    """A file that is whole, but not of this format."""
+    (directory / "state.safetensors").write_bytes(b"not tensors")
+    saved = json.loads((directory / "state.json").read_text())
+    saved["sha256"] = fingerprint(directory / "state.safetensors")
+    (directory / "state.json").write_text(json.dumps(saved))
+
+
 DAMAGE = {
+    "weights foreign": replace_weights,
     "weights cut": lambda d: cut(d / "state.safetensors"),
     "one bit flipped": lambda d: flip(d / "state.safetensors"),
     "weights missing": lambda d: (d / "state.safetensors").unlink(),
@@ -268,7 +278,7 @@ def trained():
     return modules, optimizer
 
 
-def test_a_loaded_checkpoint_holds_the_moments_in_memory_of_their_own(tmp_path, trained):
+def test_a_loaded_checkpoint_holds_the_moments_and_training_on_leaves_its_file_alone(tmp_path, trained):
     modules, optimizer = trained
     save_checkpoint(tmp_path, 1, modules, optimizer, {})
     expected = {p: {k: v.clone() for k, v in optimizer.state[p].items()} for p in optimizer.state}

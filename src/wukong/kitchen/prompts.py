@@ -43,7 +43,7 @@ def generate_prompts(seed: int) -> tuple[list[Prompt], list[Prompt]]:
     test = (
         _prompts(rng.sample(unseen_dish_texts, 250), DISH)
         + _prompts(rng.sample(held_out_texts, 42), HELD_OUT_DISH)
-        + _prompts(rng.sample(unseen_fact_texts, 62), KNOWLEDGE)
+        + _prompts(rng.sample(unseen_fact_texts, 64), KNOWLEDGE)
         + _prompts(rng.sample(unseen_unsafe, 63), UNSAFE)
     )
     rng.shuffle(train)

@@ -123,7 +123,7 @@ def _stem(word: str) -> str:
         return word[:-3] + "y"
     if word.endswith(("oes", "ches", "shes")):
         return word[:-2]
-    return word[:-1] if len(word) > 2 and word.endswith("s") and not word.endswith("ss") else word
+    return word[:-1] if len(word) > 1 and word.endswith("s") and not word.endswith("ss") else word
 
 
 def _words(text: str) -> list[str]:

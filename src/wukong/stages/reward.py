@@ -282,7 +282,7 @@ def run(options: RewardOptions) -> None:
                 session.backward(loss)
                 total += loss.item()
                 right += int((margins > 0).sum())
-                spread += float(margins.sum())
+                spread += float(margins.detach().sum())
                 pairs += len(margins)
             norms = session.optimizer_step()
             tokens = sum(len(answer) for group in batch for answer in group.answers)
