@@ -287,7 +287,7 @@ def publish(staged: Path, out: Path) -> list[Path]:
         for file in sorted(files, key=lambda f: (f.suffix != ".safetensors", f.name)):
             sync_file(file)
             file.chmod(0o644)  # safetensors makes its files private
-        file.replace(out / file.name)
+            file.replace(out / file.name)
             moved.append(out / file.name)
         sync_directory(out)
         shutil.rmtree(staged)
