@@ -293,10 +293,12 @@ def test_publishing_replaces_the_files_and_names_the_weights_first(tmp_path):
     staged.mkdir()
     for name in ("config.json", "model.safetensors", "chat_template.jinja", ".config.json.abc.tmp"):
         (staged / name).write_text(f"new {name}")
+    (staged / "model.safetensors").chmod(0o600)  # as safetensors makes it: others could not read the model
     (tmp_path / "config.json").write_text("old")
     (tmp_path / "metrics.jsonl").write_text("stays")
     moved = publish(staged, tmp_path)
     assert [file.name for file in moved] == ["model.safetensors", "chat_template.jinja", "config.json"]
+    assert {file.stat().st_mode & 0o777 for file in moved} == {0o644}
     assert {file.name: file.read_text() for file in moved} == {file.name: f"new {file.name}" for file in moved}
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         "chat_template.jinja",

@@ -49,7 +49,8 @@ class TokenizeOptions(StageOptions, TextOptions):
 
 def run(options: TokenizeOptions) -> None:
     """Raises UsageError for unusable options, DataError for unusable text."""
-    work = begin("tokenize", options, [*options.data, *options.valid_data, *options.instructions])
+    given = [options.tokenizer] if options.tokenizer else []
+    work = begin("tokenize", options, [*options.data, *options.valid_data, *options.instructions, *given])
     if work.done:
         return
     summary = ReadSummary()

@@ -1,0 +1,124 @@
+"""The reward model: pairs of a prompt in one group, learning, normalisation, what is reported."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from wukong.data.summary import ReadSummary
+from wukong.errors import DataError, UsageError
+from wukong.model.hub import load_reward
+from wukong.records import Comparison, Ranking, Response, Vote, as_messages, prompt_id, write_records
+from wukong.stages import reward
+from wukong.stages.common import answer_ids, bootstrap_interval, scores_of
+from wukong.stages.reward import RewardOptions, forward_pairs, groups_of
+from wukong.training.compute import Compute
+
+CPU = Compute(torch.device("cpu"), torch.float32)
+
+
+def options(tmp_path: Path, models: Path, **changes) -> RewardOptions:
+    data = str(tmp_path / "data.jsonl")
+    fixed = {"out": tmp_path / "reward", "model": str(models / "sft"), "data": [data], "tensorboard": False}
+    return RewardOptions(**{**fixed, "precision": "float32", **changes})
+
+
+def comparisons(n: int) -> list[Comparison]:
+    """The better answer says yes, the worse says no."""
+    return [Comparison(prompt=as_messages(f"is {i} a number"), chosen=f"yes {i}", rejected=f"no {i}") for i in range(n)]
+
+
+def test_a_ranking_becomes_one_group_with_all_pairs_and_each_answer_once(tmp_path, tiny_models, byte_tokenizer) -> None:
+    ranking = Ranking(prompt=as_messages("q"), responses=["a", "b", "c", "d"], groups=[[2], [0], [1], [3]])
+    [group] = groups_of([ranking], byte_tokenizer, 64, options(tmp_path, tiny_models), ReadSummary())
+    assert len(group.answers) == 4
+    named = [(group.texts[b], group.texts[w]) for b, w in group.pairs]
+    assert named == [("c", "a"), ("c", "b"), ("c", "d"), ("a", "b"), ("a", "d"), ("b", "d")]
+
+
+def test_comparisons_of_one_prompt_share_a_group_and_ties_are_dropped_or_kept(
+    tmp_path, tiny_models, byte_tokenizer
+) -> None:
+    prompt = as_messages("q")
+    records = [
+        Comparison(prompt=prompt, chosen="a", rejected="b", strength=2.0),
+        Comparison(prompt=prompt, chosen="a", rejected="c"),
+        Comparison(prompt=prompt, chosen="b", rejected="c", tie=True),
+    ]
+    summary = ReadSummary()
+    [group] = groups_of(records, byte_tokenizer, 64, options(tmp_path, tiny_models, margin=0.5), summary)
+    assert (len(group.answers), group.pairs, group.margins) == (3, [(0, 1), (0, 2)], [1.0, 0.5])
+    assert summary.dropped.total() == 1
+    [group] = groups_of(records, byte_tokenizer, 64, options(tmp_path, tiny_models, ties="half"), ReadSummary())
+    assert group.ties == [False, False, True]
+
+
+def test_a_vote_is_refused(tmp_path, tiny_models, byte_tokenizer) -> None:
+    vote = Vote(prompt=as_messages("q"), response="a", vote=1)
+    with pytest.raises(DataError, match="compares nothing"):
+        groups_of([vote], byte_tokenizer, 64, options(tmp_path, tiny_models), ReadSummary())
+
+
+def test_margins_equal_the_difference_of_single_unpadded_scores(tmp_path, tiny_models, byte_tokenizer) -> None:
+    model, _ = load_reward(tiny_models / "reward")
+    config = options(tmp_path, tiny_models)
+    groups = groups_of(comparisons(3), byte_tokenizer, 64, config, ReadSummary())
+    with torch.no_grad():
+        margins, member = forward_pairs(model.eval(), groups, CPU)
+        for margin, of_group, group in zip(margins, member, groups, strict=True):
+            alone = [model(torch.tensor([a]), torch.tensor([len(a)]))[0] for a in group.answers]
+            assert torch.allclose(margin, alone[0] - alone[1], atol=1e-5)
+            assert groups[of_group] is group
+
+
+def test_it_learns_normalises_and_reports(tmp_path: Path, tiny_models: Path, byte_tokenizer) -> None:
+    write_records(tmp_path / "data.jsonl", comparisons(200))
+    answers = [("yes 1", "q 1"), ("no 2", "q 2"), ("yes no", "q 3"), ("perhaps", "q 4")]
+    responses = [
+        Response(id=text, prompt_id=prompt_id(as_messages(q)), messages=as_messages(q), text=text, model="sft")
+        for text, q in answers
+    ]
+    write_records(tmp_path / "responses.jsonl", responses)
+    config = options(tmp_path, tiny_models, lr=5e-3, epochs=3, reference_responses=str(tmp_path / "responses.jsonl"))
+    reward.run(config)
+    results = json.loads((tmp_path / "reward" / "provenance.json").read_text())["results"]
+    assert results["valid_accuracy"] == 1.0
+    assert results["valid_accuracy_interval"][0] > 0.9
+    # "yes 7" is a character longer than "no 7": length alone decides every pair here
+    assert results["length_accuracy"] == 1.0
+    assert sum(bin_["n"] for bin_ in results["calibration"]) == results["valid_pairs"]
+    model, tokenizer = load_reward(tmp_path / "reward")
+    ids = [answer_ids(tokenizer, r.messages, r.text, 64) for r in responses]
+    scores = scores_of(model, ids, CPU, 1000)
+    assert np.mean(scores) == pytest.approx(0, abs=1e-4)
+    assert np.std(scores) == pytest.approx(1, abs=1e-4)
+
+
+def test_the_two_halves_share_no_prompt_and_one_split(tmp_path: Path, tiny_models: Path, monkeypatch) -> None:
+    write_records(tmp_path / "data.jsonl", comparisons(60))
+    seen = []
+    original = reward.groups_of
+    monkeypatch.setattr(reward, "groups_of", lambda records, *rest: seen.append(records) or original(records, *rest))
+    for half in ("first", "second"):
+        reward.run(options(tmp_path, tiny_models, out=tmp_path / half, half=half, valid_fraction=0.3))
+    (first, test, second, test_again) = seen
+    assert test == test_again
+    prompts = [{prompt_id(r.prompt) for r in part} for part in (first, second, test)]
+    assert all(prompts)
+    assert not prompts[0] & prompts[1]
+    assert not (prompts[0] | prompts[1]) & prompts[2]
+
+
+def test_a_policy_in_place_of_comparisons_is_one_clear_error(tmp_path: Path, tiny_models: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        reward.run(options(tmp_path, tiny_models, data=[str(tmp_path / "absent.jsonl")]))
+
+
+def test_bootstrap_interval_of_a_proportion_is_near_the_normal_one() -> None:
+    """p = 0.3 of n = 1,000: 1.96 sqrt(0.3 x 0.7 / 1000) = 0.0284."""
+    outcomes = np.array([1.0] * 300 + [0.0] * 700)
+    low, high = bootstrap_interval(outcomes, np.ones(1000), seed=1)
+    assert low == pytest.approx(0.3 - 0.0284, abs=0.004)
+    assert high == pytest.approx(0.3 + 0.0284, abs=0.004)

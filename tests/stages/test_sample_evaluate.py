@@ -1,0 +1,163 @@
+"""Sampling from models and endpoints, and the numbers of an evaluation."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from wukong.errors import DataError, RunError, UsageError
+from wukong.model.hub import load_policy
+from wukong.records import Prompt, Response, as_messages, read_records, write_records
+from wukong.stages import evaluate, sample
+from wukong.stages.evaluate import EvaluateOptions, length_controlled
+from wukong.stages.sample import SampleOptions
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> str:
+    write_records(
+        tmp_path / "p.jsonl", [Prompt(messages=as_messages(f"say {i}"), source=f"s{i % 2}") for i in range(6)]
+    )
+    return str(tmp_path / "p.jsonl")
+
+
+def test_k_responses_for_each_model_and_temperature(tmp_path: Path, prompts: str, tiny_models: Path) -> None:
+    models = [str(tiny_models / name) for name in ("sft", "other")]
+    fixed = {"prompts": [prompts], "models": models, "max_new_tokens": 8, "precision": "float32"}
+    sample.run(SampleOptions(out=tmp_path / "r.jsonl", responses_per_prompt=3, temperatures=[0.5, 1.0], **fixed))
+    found = read_records(tmp_path / "r.jsonl", Response)
+    assert len(found) == 6 * 2 * 2 * 3
+    assert len({r.id for r in found}) == len(found)
+    assert [r.prompt_id for r in found] == sorted((r.prompt_id for r in found), key=[r.prompt_id for r in found].index)
+    assert all(r.n_tokens == 8 or r.finish_reason == "stop" for r in found)
+    # more prompts, fewer responses: those that remain are the same
+    write_records(tmp_path / "one.jsonl", read_records(prompts, Prompt)[:1])
+    sample.run(
+        SampleOptions(
+            out=tmp_path / "o.jsonl", **{**fixed, "prompts": [str(tmp_path / "one.jsonl")], "models": models[:1]}
+        )
+    )
+    few = read_records(tmp_path / "o.jsonl", Response)
+    same = {(r.model, r.sampling.seed): r.text for r in found if r.sampling.temperature == 1.0}
+    assert [same[r.model, r.sampling.seed] for r in few[:3]] == [r.text for r in few[:3]]
+
+
+def test_a_prompt_longer_than_the_context_is_named(tmp_path: Path, tiny_models: Path) -> None:
+    write_records(tmp_path / "p.jsonl", [Prompt(messages=as_messages("x" * 100))])
+    options = SampleOptions(
+        out=tmp_path / "r.jsonl",
+        prompts=[str(tmp_path / "p.jsonl")],
+        models=[str(tiny_models / "sft")],
+        max_new_tokens=8,
+    )
+    with pytest.raises(DataError, match=r"prompt 1: .*100 tokens"):
+        sample.run(options)
+
+
+@pytest.fixture
+def endpoint():
+    """A server that speaks as much of the OpenAI API as sampling needs."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            message = {"role": "assistant", "content": "hello " + asked[-1]["messages"][-1]["content"]}
+            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+            answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+            body = json.dumps({**answer, "usage": usage}).encode()
+            self.send_response(200 if asked[-1]["model"] == "m" else 404)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/v1", asked
+    server.shutdown()
+
+
+def test_an_openai_compatible_endpoint_is_sampled(tmp_path: Path, prompts: str, endpoint, monkeypatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    url, asked = endpoint
+    fixed = {"prompts": [prompts], "endpoint": url, "responses_per_prompt": 2, "limit": 2}
+    sample.run(SampleOptions(out=tmp_path / "r.jsonl", endpoint_model="m", **fixed))
+    found = read_records(tmp_path / "r.jsonl", Response)
+    assert [r.text for r in found] == ["hello say 0"] * 2 + ["hello say 1"] * 2
+    assert [r.n_tokens for r in found] == [2] * 4
+    assert {a["temperature"] for a in asked} == {1.0}
+    with pytest.raises(RunError, match="NotFoundError"):
+        sample.run(SampleOptions(out=tmp_path / "r2.jsonl", endpoint_model="other", **fixed))
+
+
+def word_judge(prompts, texts):
+    return [float(sum(map(ord, text)) % 7) for text in texts]
+
+
+def run_evaluation(tmp_path: Path, prompts: str, models: Path, **changes) -> dict:
+    options = {
+        "out": tmp_path / "evaluation", "models": [f"sft={models / 'sft'}", f"policy={models / 'other'}"],
+        "prompts": [prompts], "reference": "sft", "judge": f"{__name__}:word_judge",
+        "reward_model": str(models / "reward"), "max_new_tokens": 8, "precision": "float32",
+    }  # fmt: skip
+    evaluate.run(EvaluateOptions(**{**options, **changes}))
+    return json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+
+
+def test_an_evaluation_agrees_with_its_own_answers(tmp_path: Path, prompts: str, tiny_models: Path) -> None:
+    found = run_evaluation(tmp_path, prompts, tiny_models)
+    lines = [json.loads(line) for line in (tmp_path / "evaluation" / "answers.jsonl").read_text().splitlines()]
+    assert len(lines) == found["n_prompts"] == 6
+    a, b = ([line["answers"][name]["score"] for line in lines] for name in ("policy", "sft"))
+    [by_judge, by_reward] = found["comparisons"]
+    wins, ties = sum(x > y for x, y in zip(a, b, strict=True)), sum(x == y for x, y in zip(a, b, strict=True))
+    assert (by_judge["wins"], by_judge["ties"], by_judge["losses"]) == (wins, ties, 6 - wins - ties)
+    assert by_judge["win_rate"] == pytest.approx((wins + ties / 2) / 6)
+    assert by_reward["judge"] == "reward_model"
+    assert found["models"]["sft"]["kl"] == pytest.approx(0, abs=1e-5)  # the reference to itself
+    assert found["models"]["policy"]["by_source"]["s0"]["n"] == 3
+
+
+def test_kl_is_the_log_ratio_of_the_models_own_samples(
+    tmp_path: Path, prompts: str, tiny_models: Path, byte_tokenizer
+) -> None:
+    found = run_evaluation(tmp_path, prompts, tiny_models, temperature=0.7)
+    policy, reference = (load_policy(tiny_models / name)[0].eval() for name in ("other", "sft"))
+    lines = [json.loads(line) for line in (tmp_path / "evaluation" / "answers.jsonl").read_text().splitlines()]
+    ids = [byte_tokenizer.prompt_ids(line["messages"]) for line in lines]
+    from wukong.rollout import generate
+    from wukong.seeds import derived_seed
+
+    seeds = [derived_seed(0, "evaluate", line["prompt_id"]) for line in lines]
+    answers = generate(policy, ids, eos_id=byte_tokenizer.eos_id, max_new_tokens=8, seeds=seeds, temperature=0.7)
+    total = 0.0
+    for prompt, answer in zip(ids, answers, strict=True):
+        sequence = torch.tensor([prompt + answer.ids])
+        with torch.no_grad():
+            p, q = ((m.logits(m(sequence))[0] / 0.7).log_softmax(-1) for m in (policy, reference))
+        total += sum(float(p[len(prompt) - 1 + t, x] - q[len(prompt) - 1 + t, x]) for t, x in enumerate(answer.ids))
+    assert found["models"]["policy"]["kl"] == pytest.approx(total / 6, abs=1e-4)
+
+
+def test_length_control_takes_away_what_length_explains() -> None:
+    generator = np.random.default_rng(0)
+    lengths = generator.normal(20, 20, size=4000)  # one side is longer, and longer wins
+    outcome = (generator.random(4000) < 1 / (1 + np.exp(-2 * np.tanh(lengths / lengths.std())))).astype(float)
+    assert outcome.mean() > 0.65
+    assert length_controlled(outcome, lengths) == pytest.approx(0.5, abs=0.05)
+    assert length_controlled(np.full(100, 0.5), np.zeros(100)) == pytest.approx(0.5)
+
+
+def test_an_unnamed_reference_is_refused(tmp_path: Path, prompts: str, tiny_models: Path) -> None:
+    with pytest.raises(UsageError, match="no model is named 'base'"):
+        run_evaluation(tmp_path, prompts, tiny_models, reference="base")
