@@ -122,7 +122,7 @@ def _turns(question: str, answer: str) -> list[Message]:
 
 
 def generate_instructions(seed: int, per_dish: int = 17, per_fact: int = 5, unsafe: int = 260) -> list[Conversation]:
-    """Demonstrations over the training dishes in shuffled order, about 2,300 with the default counts."""
+    """Demonstrations over the training dishes in shuffled order, about 2,000 with the default counts."""
     rng = random.Random(f"instructions {seed}")
     found: list[Conversation] = []
 
