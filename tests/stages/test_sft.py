@@ -207,16 +207,25 @@ def test_the_model_learns_to_answer_and_loads_in_transformers(finished):
         torch.testing.assert_close(found, theirs(torch.tensor([ids])).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_the_validation_loss_is_that_of_unseen_prompts(finished, place):
-    record = json.loads((finished.out / "provenance.json").read_text())["results"]
-    model, tokenizer = load_policy(finished.out)
-    _, valid = split_by_prompt(conversations(), 0.2, 0)
+def valid_loss_by_hand(options: SFTOptions) -> float:
+    """The saved model's loss on the prompts that were held out."""
+    model, tokenizer = load_policy(options.out)
+    _, valid = split_by_prompt(conversations(), options.valid_fraction, options.seed)
     assert 2 < len(valid) < 12
-    expected = [x for one in valid for x in loss_by_hand(model.eval(), tokenizer, one)]
-    assert record["valid_loss"] == pytest.approx(np.mean(expected), abs=1e-4)
-    measured = [line["valid_loss"] for line in curves(finished.out) if "valid_loss" in line]
-    assert record["valid_loss"] == pytest.approx(min(measured), rel=1e-6)
+    return float(np.mean([x for one in valid for x in loss_by_hand(model.eval(), tokenizer, one)]))
+
+
+def test_the_validation_loss_is_that_of_unseen_prompts(finished):
+    record = json.loads((finished.out / "provenance.json").read_text())["results"]
+    assert record["valid_loss"] == pytest.approx(valid_loss_by_hand(finished), abs=1e-4)
     assert record["data"]["kept"] == 30
+
+
+def test_the_best_weights_are_saved_when_training_goes_wrong_later(options):
+    run(options(lr_schedule="constant", lr=0.02, epochs=8.0, eval_every=2, max_grad_norm=0, dropout=0.5))
+    measured = [line["valid_loss"] for line in curves(options().out) if "valid_loss" in line]
+    assert min(measured) < measured[-1] - 1e-3, "or this shows nothing"
+    assert valid_loss_by_hand(options()) == pytest.approx(min(measured), abs=1e-4)
 
 
 def test_a_run_without_validation_keeps_its_last_weights(options):
