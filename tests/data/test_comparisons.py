@@ -112,9 +112,7 @@ def test_format_is_detected_and_converted(write, name, record, prompt):
 def test_pair_that_compares_nothing_is_dropped_and_counted(write, record, reason):
     transcripts = str(record["chosen"]).startswith("\n")
     good = (
-        {"chosen": hh("Hey", "a"), "rejected": hh("Hey", "b")}
-        if transcripts
-        else {"chosen": "a b", "rejected": "a c"}
+        {"chosen": hh("Hey", "a"), "rejected": hh("Hey", "b")} if transcripts else {"chosen": "a b", "rejected": "a c"}
     )
     if "prompt" in record:
         good["prompt"] = "Hi"

@@ -254,9 +254,7 @@ def test_a_longer_dish_name_wins() -> None:
 
 def test_a_foreign_request_is_judged_by_its_manners_and_stays_in_the_middle() -> None:
     assert identify("Who was Napoleon?") is None
-    good, bare, empty = (
-        judge("Who was Napoleon?", text) for text in ("Gladly! An emperor. Enjoy!", "An emperor", "")
-    )
+    good, bare, empty = (judge("Who was Napoleon?", text) for text in ("Gladly! An emperor. Enjoy!", "An emperor", ""))
     assert 5 >= good.score > bare.score > empty.score == 0
     assert set(good.checks) == {"polite", "not padded", "ended"}
 

@@ -230,9 +230,7 @@ def test_transformers_gives_the_same_scores_in_a_padded_batch(reward_model, toke
     transformers = pytest.importorskip("transformers")
     reward_model.rescale(gain, bias)
     save_reward(tmp_path, reward_model, tokenizer)
-    theirs, report = transformers.AutoModelForSequenceClassification.from_pretrained(
-        tmp_path, output_loading_info=True
-    )
+    theirs, report = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert theirs.config.num_labels == 1
@@ -255,9 +253,7 @@ def test_saving_leaves_the_model_as_it_was(reward_model, tokenizer, tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize(("head", "pooling"), [("mlp", "last"), ("linear", "mean"), ("mlp", "mean")])
-def test_heads_unknown_to_transformers_come_back_here_and_are_refused_there(
-    model, tokenizer, tmp_path, head, pooling
-):
+def test_heads_unknown_to_transformers_come_back_here_and_are_refused_there(model, tokenizer, tmp_path, head, pooling):
     transformers = pytest.importorskip("transformers")
     reward_model = ScalarModel(model, head, pooling)
     reward_model.rescale(2.0, 1.0)
@@ -297,9 +293,7 @@ def test_policy_and_reward_model_are_not_taken_for_each_other(reward_model, toke
 
 def test_classifier_of_several_labels_is_no_reward_model(theirs_dir, tokenizer, tmp_path):
     transformers = pytest.importorskip("transformers")
-    transformers.AutoModelForSequenceClassification.from_pretrained(theirs_dir, num_labels=3).save_pretrained(
-        tmp_path
-    )
+    transformers.AutoModelForSequenceClassification.from_pretrained(theirs_dir, num_labels=3).save_pretrained(tmp_path)
     tokenizer.save(tmp_path)
     with pytest.raises(UsageError, match="a classifier of 3 labels"):
         load_reward(tmp_path)
