@@ -19,14 +19,6 @@ PROMPTS = ["How to boil eggs", "Peel", [{"role": "user", "content": "How long"},
            {"role": "user", "content": "Why?"}]]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return Tokenizer.train([f"Boil {n} eggs for {n % 9} minutes." for n in range(50)], 280, template="plain")

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 import wukong
@@ -207,15 +206,7 @@ def test_redo_of_a_file_deletes_its_provenance_too(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, one_thread):
+def finished(tmp_path_factory):
     """recipes/test.yaml, run to its end."""
     return wukong.run(RECIPES / "test.yaml", tmp_path_factory.mktemp("road") / "run")
 

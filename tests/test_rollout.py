@@ -16,14 +16,6 @@ from wukong.training.compute import Compute
 EOS = 11
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def model() -> GPT2:
     """So few tokens that the end token comes often: responses of one batch end at many different lengths."""

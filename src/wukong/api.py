@@ -22,11 +22,10 @@ from wukong.errors import UsageError
 from wukong.model import hub
 from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel
-from wukong.objectives import token_logprobs
 from wukong.records import Message, PromptLike, Response, Sampling, as_messages, prompt_id
 from wukong.rollout import generate, inference_copy
 from wukong.seeds import derived_seed
-from wukong.stages.common import answer_ids, scores_of
+from wukong.stages.common import answer_ids, response_logprobs, response_positions, scores_of
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute, Precision, compute_for
 
@@ -136,14 +135,10 @@ class Policy:
         results = [torch.empty(0)] * len(split)
         for rows in by_length([len(prompt) + len(response) for prompt, response in split], MICRO_BATCH_TOKENS):
             ids, _ = pad([split[i][0] + split[i][1] for i in rows])  # (B, T)
-            counted = torch.zeros_like(ids, dtype=torch.bool)  # (B, T): tokens of the response
-            for row, i in enumerate(rows):
-                counted[row, len(split[i][0]) : len(split[i][0]) + len(split[i][1])] = True
-            ids, counted = ids.to(self.compute.device), counted.to(self.compute.device)
-            with self.compute.autocast():
-                hidden = self.model(ids)[:, :-1][counted[:, 1:]]  # (N, C): position t predicts token t + 1
-                logprobs, _ = token_logprobs(hidden, self.model.wte.weight, ids[counted])
-            for i, part in zip(rows, logprobs.cpu().split([len(split[i][1]) for i in rows]), strict=True):
+            prompts, responses = [len(split[i][0]) for i in rows], [len(split[i][1]) for i in rows]
+            predicts = response_positions(prompts, responses, ids.shape[1]).to(self.compute.device)
+            logprobs, _ = response_logprobs(self.model, ids.to(self.compute.device), predicts, 1.0, self.compute)
+            for i, part in zip(rows, logprobs.cpu().split(responses), strict=True):
                 results[i] = part.clone()
         return results
 

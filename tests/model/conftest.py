@@ -17,15 +17,6 @@ def shake(module: torch.nn.Module, seed: int = 0) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny products are many times faster without threads that wait for each other, most of all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return Tokenizer.train([f"Boil {n} eggs for {n % 9} minutes, then peel the eggs." for n in range(50)], 280)

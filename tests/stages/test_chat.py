@@ -29,14 +29,6 @@ TEXTS = [f"Boil {n} eggs for {n % 9} minutes, then peel the eggs." for n in rang
 CONTEXT, ROOM = 96, 12
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
     """Two tiny models, `sft` and `policy`, that answer differently, and a reward model."""

@@ -18,15 +18,6 @@ from wukong.tokenizer import Tokenizer
 from wukong.training.metrics import read_json_lines
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The sums of two threads differ in their last bits from those of one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory):
     return tokenised(tmp_path_factory.mktemp("pretrain"))

@@ -26,15 +26,6 @@ from wukong.training.compute import Compute
 CPU = Compute(torch.device("cpu"), torch.float32)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The sums of two threads differ in their last bits from those of one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """base/: a model that has read a little; data.jsonl: demonstrations."""

@@ -40,6 +40,31 @@ def language_model_loss(model: GPT2, ids: Tensor, compute: Compute) -> Tensor:
     return -logprobs.sum()
 
 
+def response_positions(prompt_lengths: Sequence[int], response_lengths: Sequence[int], width: int) -> Tensor:
+    """Which positions predict a response token, of B sequences prompt + response padded to `width`: (B, T - 1) bool.
+
+    Position t predicts token t + 1, so the first one is the prompt's last token.
+    """
+    steps = torch.arange(width - 1)
+    first = torch.tensor(prompt_lengths).unsqueeze(1) - 1
+    return (steps >= first) & (steps < first + torch.tensor(response_lengths).unsqueeze(1))
+
+
+def response_logprobs(
+    model: GPT2, ids: Tensor, predicts: Tensor, temperature: float, compute: Compute, with_entropy: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies of the response tokens, (N,) each, row by row: statistics of a rollout, its update and
+    an evaluation share this path.
+
+    ids: (B, T) int64; predicts: (B, T - 1) bool, of `response_positions`.
+    """
+    with compute.autocast():
+        hidden = model(ids)[:, :-1][predicts]  # (N, C)
+        return token_logprobs(
+            hidden, model.wte.weight, ids[:, 1:][predicts], temperature=temperature, with_entropy=with_entropy
+        )
+
+
 @torch.inference_mode()
 def validation_loss(
     model: GPT2, shards: TokenShards, context: int, max_tokens: int, compute: Compute, rows: int = 16

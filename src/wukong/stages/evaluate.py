@@ -18,7 +18,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,20 @@ from wukong.feedback.annotators import Opinion, load_judge
 from wukong.files import atomic_open, write_json
 from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, load_reward
-from wukong.objectives import token_logprobs
 from wukong.options import StageOptions
 from wukong.provenance import begin
 from wukong.records import Prompt
 from wukong.rollout import Sampled, generate, inference_copy
 from wukong.seeds import derived_seed
-from wukong.stages.common import answer_ids, bootstrap_interval, distinct_n, scores_of, validation_loss
+from wukong.stages.common import (
+    answer_ids,
+    bootstrap_interval,
+    distinct_n,
+    response_logprobs,
+    response_positions,
+    scores_of,
+    validation_loss,
+)
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute, Precision, compute_for
 
@@ -98,7 +105,6 @@ class Answers:
     perplexity: float | None = None
     bits_per_byte: float | None = None
     path: str = ""
-    checks: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -243,22 +249,14 @@ def _kl(policy: GPT2, reference: GPT2, answers: Answers, options: EvaluateOption
     sequences = [p + s.ids for p, s in zip(answers.prompt_ids, answers.sampled, strict=True)]
     kl = np.zeros(len(sequences))
     for rows in by_length([len(s) for s in sequences], options.micro_batch_tokens):
-        ids, lengths = pad([sequences[i] for i in rows])
+        ids, _ = pad([sequences[i] for i in rows])
+        prompts, responses = ([len(answers.prompt_ids[i]) for i in rows], [len(answers.sampled[i].ids) for i in rows])
+        predicts = response_positions(prompts, responses, ids.shape[1]).to(compute.device)
         ids = ids.to(compute.device)
-        steps = torch.arange(ids.shape[1] - 1)
-        first = torch.tensor([len(answers.prompt_ids[i]) - 1 for i in rows]).unsqueeze(1)
-        predicts = ((steps >= first) & (steps < lengths.unsqueeze(1) - 1)).to(compute.device)
-        sums = []
-        for model in (policy, reference):
-            with compute.autocast():
-                hidden = model(ids)[:, :-1][predicts]
-                found, _ = token_logprobs(
-                    hidden, model.wte.weight, ids[:, 1:][predicts], temperature=options.temperature
-                )
-            full = torch.zeros(predicts.shape, device=compute.device)
-            full[predicts] = found
-            sums.append(full.sum(1))
-        kl[rows] = (sums[0] - sums[1]).cpu().numpy()
+        of_policy, of_reference = (
+            response_logprobs(model, ids, predicts, options.temperature, compute)[0] for model in (policy, reference)
+        )
+        kl[rows] = [float(part.sum()) for part in (of_policy - of_reference).split(responses)]
     return kl
 
 

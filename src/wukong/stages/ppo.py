@@ -45,14 +45,20 @@ from wukong.objectives import (
     masked_mean,
     ppo_policy_loss,
     ppo_value_loss,
-    token_logprobs,
     token_rewards,
     whiten,
 )
 from wukong.provenance import begin
 from wukong.rollout import generate, inference_copy
 from wukong.seeds import derived_seed, permutation
-from wukong.stages.common import distinct_n, epoch_batch, language_model_loss
+from wukong.stages.common import (
+    distinct_n,
+    epoch_batch,
+    language_model_loss,
+    response_logprobs,
+    response_positions,
+    scores_of,
+)
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 from wukong.training.session import Session, TrainOptions, publish
@@ -198,22 +204,10 @@ def roll_out(
 def _micro_batch(episodes: Episodes, rows: Sequence[int], compute: Compute) -> tuple[Tensor, Tensor, Tensor]:
     """ids (b, T), which positions predict a response token (b, T - 1) bool, and the rows as a tensor (b,)."""
     ids, _ = pad([episodes.sequences[i] for i in rows])
-    steps = torch.arange(ids.shape[1] - 1)
-    first = torch.tensor([episodes.prompt_lengths[i] - 1 for i in rows]).unsqueeze(1)
-    last = first + torch.tensor([episodes.response_lengths[i] for i in rows]).unsqueeze(1)
-    predicts = (steps >= first) & (steps < last)
+    predicts = response_positions(
+        [episodes.prompt_lengths[i] for i in rows], [episodes.response_lengths[i] for i in rows], ids.shape[1]
+    )
     return ids.to(compute.device), predicts.to(compute.device), torch.tensor(rows, device=compute.device)
-
-
-def response_logprobs(
-    model: GPT2, ids: Tensor, predicts: Tensor, temperature: float, compute: Compute, with_entropy: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies of the response tokens, (N,) each: rollout statistics and update share this path."""
-    with compute.autocast():
-        hidden = model(ids)[:, :-1][predicts]  # (N, C)
-        return token_logprobs(
-            hidden, model.wte.weight, ids[:, 1:][predicts], temperature=temperature, with_entropy=with_entropy
-        )
 
 
 def response_values(model: ScalarModel, ids: Tensor, predicts: Tensor, compute: Compute) -> Tensor:
@@ -226,16 +220,10 @@ ScoreFunction = Callable[[Episodes], Tensor]
 """Episodes -> the reward of each response, (B,) float32, before the rule for responses that never ended."""
 
 
-@torch.inference_mode()
 def reward_scores(model: ScalarModel, episodes: Episodes, compute: Compute, max_tokens: int) -> Tensor:
     """The reward model's score of each response: (B,) float32."""
-    scores = torch.zeros(len(episodes.sequences), device=compute.device)
     read = [s[:n] for s, n in zip(episodes.sequences, episodes.scored_lengths, strict=True)]
-    for rows in by_length([len(s) for s in read], max_tokens):
-        ids, lengths = pad([read[i] for i in rows])
-        with compute.autocast():
-            scores[rows] = model(ids.to(compute.device), lengths.to(compute.device))
-    return scores
+    return torch.tensor(scores_of(model, read, compute, max_tokens), device=compute.device)
 
 
 @torch.no_grad()

@@ -119,8 +119,7 @@ def groups_of(
             else:
                 by_prompt[prompt_id(record.prompt)].append(record)
             continue
-        group = _ranking_group(record, tokenizer, context)
-        groups.append(group)
+        groups.append(_ranking_group(record, tokenizer, context))
     for comparisons in by_prompt.values():
         group = Group()
         for one in comparisons:
