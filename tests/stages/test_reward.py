@@ -13,7 +13,7 @@ from wukong.model.hub import load_reward
 from wukong.records import Comparison, Ranking, Response, Vote, as_messages, prompt_id, write_records
 from wukong.stages import reward
 from wukong.stages.common import answer_ids, bootstrap_interval, scores_of
-from wukong.stages.reward import RewardOptions, forward_pairs, groups_of
+from wukong.stages.reward import RewardOptions, forward_pairs, groups_of, off_prompt_groups
 from wukong.training.compute import Compute
 
 CPU = Compute(torch.device("cpu"), torch.float32)
@@ -53,6 +53,34 @@ def test_comparisons_of_one_prompt_share_a_group_and_ties_are_dropped_or_kept(
     assert summary.dropped.total() == 1
     [group] = groups_of(records, byte_tokenizer, 64, options(tmp_path, tiny_models, ties="half"), ReadSummary())
     assert group.ties == [False, False, True]
+
+
+def test_off_prompt_pairs_prefer_the_own_best_answer_to_that_of_another_prompt(
+    tmp_path, tiny_models, byte_tokenizer
+) -> None:
+    rankings = [
+        Ranking(prompt=as_messages(f"q{i}"), responses=[f"bad {i}", f"good {i}", f"fair {i}"], groups=[[1], [2], [0]])
+        for i in range(5)
+    ]
+    groups = groups_of(rankings, byte_tokenizer, 64, options(tmp_path, tiny_models), ReadSummary())
+    found = off_prompt_groups(groups, byte_tokenizer, 64, count=2, seed=3)
+    assert len(found) == 10
+    for group in found:
+        number = group.prompt[0].content.removeprefix("q")
+        own, strange = group.texts
+        assert group.pairs == [(0, 1)]
+        assert own == f"good {number}"
+        assert strange.startswith("good")
+        assert strange != own
+        assert group.answers == [answer_ids(byte_tokenizer, group.prompt, text, 64) for text in (own, strange)]
+    assert off_prompt_groups(groups, byte_tokenizer, 64, count=2, seed=3) == found
+    assert off_prompt_groups(groups[:1], byte_tokenizer, 64, count=2, seed=3) == []  # no other prompt
+
+
+def test_off_prompt_pairs_are_no_pairs_between_equal_answers(tmp_path, tiny_models, byte_tokenizer) -> None:
+    records = [Comparison(prompt=as_messages(f"q{i}"), chosen="yes", rejected=f"no {i}") for i in range(4)]
+    groups = groups_of(records, byte_tokenizer, 64, options(tmp_path, tiny_models), ReadSummary())
+    assert off_prompt_groups(groups, byte_tokenizer, 64, count=1, seed=0) == []
 
 
 def test_a_vote_is_refused(tmp_path, tiny_models, byte_tokenizer) -> None:

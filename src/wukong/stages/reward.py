@@ -37,8 +37,8 @@ from wukong.model.heads import HeadKind, Pooling, ScalarModel
 from wukong.model.hub import load_trunk, save_reward
 from wukong.objectives import grouped_mean, pairwise_loss
 from wukong.provenance import begin
-from wukong.records import Comparison, Preference, Ranking, Response, Vote, prompt_id, read_records
-from wukong.seeds import derived_seed
+from wukong.records import Comparison, Message, Preference, Ranking, Response, Vote, prompt_id, read_records
+from wukong.seeds import derived_seed, permutation
 from wukong.stages.common import answer_ids, bootstrap_interval, epoch_batch, scores_of
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
@@ -66,6 +66,9 @@ class RewardOptions(TrainOptions, DataOptions):
     """Leave tied comparisons out, or train them towards probability 1/2 (ties within a ranking are left out)."""
     margin: float = Field(0.0, ge=0)
     """How far apart a comparison of strength 1 should score; multiplied by the strength where one is given."""
+    off_prompt: int = Field(0, ge=0)
+    """For each prompt, this many pairs of its best answer over the best answer to another prompt, so that the score
+    depends on what was asked (Liu et al. 2024)."""
     epochs: float = Field(1.0, gt=0)
     """Passes over the data; more than one over-fits."""
     batch_size: int = Field(16, ge=1)
@@ -89,6 +92,7 @@ class RewardOptions(TrainOptions, DataOptions):
 class Group:
     """The distinct answers to one prompt, and which of them were preferred to which."""
 
+    prompt: list[Message] = field(default_factory=list)
     answers: list[list[int]] = field(default_factory=list)  # token ids of prompt + answer
     texts: list[str] = field(default_factory=list)
     pairs: list[tuple[int, int]] = field(default_factory=list)  # (better, worse)
@@ -96,8 +100,10 @@ class Group:
     margins: list[float] = field(default_factory=list)
 
     @property
-    def tokens(self) -> int:
-        return len(self.answers) * max(len(a) for a in self.answers)
+    def best(self) -> int:
+        """The index of the first answer that was preferred and never passed over (or only preferred)."""
+        winners, losers = [b for b, _ in self.pairs], {w for _, w in self.pairs}
+        return next((b for b in winners if b not in losers), winners[0])
 
 
 def groups_of(
@@ -121,7 +127,7 @@ def groups_of(
             continue
         groups.append(_ranking_group(record, tokenizer, context))
     for comparisons in by_prompt.values():
-        group = Group()
+        group = Group(comparisons[0].prompt)
         for one in comparisons:
             better, worse = (_add(group, one, text, tokenizer, context) for text in (one.chosen, one.rejected))
             if better is None or worse is None:
@@ -150,7 +156,7 @@ def _add(group: Group, record: Comparison | Ranking, text: str, tokenizer: Token
 
 
 def _ranking_group(record: Ranking, tokenizer: Tokenizer, context: int) -> Group:
-    group = Group()
+    group = Group(record.prompt)
     places = [_add(group, record, text, tokenizer, context) for text in record.responses]
     for better, worse in record.pairs():
         pair = places[better], places[worse]
@@ -159,6 +165,28 @@ def _ranking_group(record: Ranking, tokenizer: Tokenizer, context: int) -> Group
             group.ties.append(False)
             group.margins.append(0.0)
     return group if group.pairs else Group()
+
+
+def off_prompt_groups(
+    groups: Sequence[Group], tokenizer: Tokenizer, context: int, count: int, seed: int
+) -> list[Group]:
+    """`count` groups for each one given: its best answer, preferred to the best answer to another prompt.
+
+    People compare answers to one prompt, and most of those are to the point, so that a reward model may look at their
+    manners alone; a policy then finds the one answer that always pays. These pairs, from which nothing but the prompt
+    tells the better one, take that way out (RRM, Liu et al. 2024, arXiv 2409.13156).
+    """
+    found = []
+    for turn in range(count):
+        order = permutation(len(groups), seed, "off-prompt", turn)
+        for here, there in zip(order, np.roll(order, 1), strict=True):  # a cycle: no prompt meets itself
+            group, other = groups[here], groups[there]
+            strange = answer_ids(tokenizer, group.prompt, other.texts[other.best], context)
+            own = group.texts[group.best]
+            if strange is not None and own != other.texts[other.best]:
+                texts = [own, other.texts[other.best]]
+                found.append(Group(group.prompt, [group.answers[group.best], strange], texts, [(0, 1)], [False], [0.0]))
+    return found
 
 
 def forward_pairs(model: ScalarModel, groups: Sequence[Group], compute: Compute) -> tuple[Tensor, Tensor]:
@@ -263,9 +291,12 @@ def run(options: RewardOptions) -> None:
     console.print(read.summary.table("comparisons"))
     if not train:
         raise UsageError(f"{options.data[0]}: no pair is left to train on")
+    off_prompt = off_prompt_groups(train, tokenizer, context, options.off_prompt, options.seed)
+    n_pairs, n_prompts = sum(len(g.pairs) for g in train), len(train)
+    train += off_prompt
     steps = math.ceil(options.epochs * len(train) / options.batch_size)
-    n_pairs = sum(len(g.pairs) for g in train)
-    say(f"reward: {n_pairs:,} pairs of {len(train):,} prompts, {len(test):,} prompts held out, {steps:,} steps")
+    added = f" and {len(off_prompt):,} off-prompt pairs" if off_prompt else ""
+    say(f"reward: {n_pairs:,} pairs of {n_prompts:,} prompts{added}, {len(test):,} held out, {steps:,} steps")
     # ---------------------------------------------------------------------------------------------------- loop
     quality: dict[str, float | list] = {}
     with Session(options, {"model": model}, steps, "reward", {"quality": {}}) as session:
