@@ -1,9 +1,9 @@
-"""Why `wukong` sets OMP_WAIT_POLICY=PASSIVE: training speed with and without, on an idle and on a busy machine.
+"""Training and decoding with threads that wait actively, passively, or as OpenMP likes.
 
     python benchmarks/threads.py
 
-Tokens a second of training steps of the `nano` model, the median of 25 after one another in a process of its own;
-"busy" means that one other process keeps one core at work.
+Tokens a second of the `nano` model, the median of 25 training steps and of 5 batches of 64 responses, after one
+another in a process of its own; "busy" means that one other process keeps one core at work.
 """
 
 from __future__ import annotations
@@ -15,12 +15,19 @@ import sys
 import time
 
 ROWS, CONTEXT, STEPS, ROUNDS = 8, 256, 25, 3
+RESPONSES, NEW_TOKENS, BATCHES = 64, 64, 5
+POLICIES = {
+    "ACTIVE": {"OMP_WAIT_POLICY": "ACTIVE"},
+    "PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "as it comes": {},
+}
 
 
 def worker() -> None:
     import torch
 
     from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
+    from wukong.rollout import generate
     from wukong.stages.common import language_model_loss
     from wukong.training.compute import compute_for
 
@@ -36,28 +43,41 @@ def worker() -> None:
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - begin)
     print(ROWS * CONTEXT / statistics.median(seconds))
+    model.eval()
+    seconds = []
+    for batch in range(BATCHES):
+        begin = time.perf_counter()
+        seeds = range(batch * RESPONSES, (batch + 1) * RESPONSES)
+        generate(model, ids[:1, :16].tolist() * RESPONSES, eos_id=-1, max_new_tokens=NEW_TOKENS, seeds=seeds)
+        seconds.append(time.perf_counter() - begin)
+    print(RESPONSES * NEW_TOKENS / statistics.median(seconds))
 
 
-def measure(policy: str) -> float:
-    environment = {**os.environ, "OMP_WAIT_POLICY": policy}
+def measure(policy: str) -> list[float]:
+    """[training, decoding], tokens a second."""
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
     command = [sys.executable, __file__, "worker"]
-    return float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    environment |= POLICIES[policy]
+    out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    return [float(line) for line in out.split()]
 
 
 def main() -> None:
-    print("| machine | policy | tokens/s, median | min | max |\n| --- | --- | ---: | ---: | ---: |")
+    print("| machine | threads wait | training | min | max | decoding | min | max |")
+    print("| --- | --- " + "| ---: " * 6 + "|")
     for load in ("idle", "busy"):
         burner = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if load == "busy" else None
         try:
-            found: dict[str, list[float]] = {"ACTIVE": [], "PASSIVE": []}
-            for _ in range(ROUNDS):  # in turn, so that a change of the machine's speed meets both
+            found: dict[str, list[list[float]]] = {policy: [] for policy in POLICIES}
+            for _ in range(ROUNDS):  # in turn, so that a change of the machine's speed meets all
                 for policy, values in found.items():
                     values.append(measure(policy))
         finally:
             if burner:
                 burner.kill()
         for policy, values in found.items():
-            print(f"| {load} | {policy} | {statistics.median(values):,.0f} | {min(values):,.0f} | {max(values):,.0f} |")
+            cells = [f"{f(kind):,.0f}" for kind in zip(*values, strict=True) for f in (statistics.median, min, max)]
+            print(f"| {load} | {policy} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -281,9 +281,6 @@ def _machine_trouble(error: BaseException) -> str | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0 done, 1 the run failed, 2 the input is wrong, 130 Ctrl-C."""
-    # Torch's threads spin while they wait for each other: beside one other busy program that makes them
-    # much slower (benchmarks/threads.py). They must be told before torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         _dispatch(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
