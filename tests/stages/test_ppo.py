@@ -1,5 +1,6 @@
 """PPO: the known answer of a bandit, the places of score and masks, what stays frozen, and a whole small run."""
 
+import inspect
 import math
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from wukong.errors import RunError, UsageError
 from wukong.files import fingerprint
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.heads import ScalarModel
-from wukong.model.hub import load_policy, save_policy, save_reward
+from wukong.model.hub import load_policy, load_reward, save_policy, save_reward
 from wukong.records import Prompt, as_messages, write_records
-from wukong.stages import ppo
+from wukong.stages import ppo, tokenize
 from wukong.stages.ppo import Episodes, PPOOptions, final_scores, iterate, judge, reward_scores, roll_out
+from wukong.stages.tokenize import TokenizeOptions
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 from wukong.training.metrics import read_metrics
@@ -232,6 +234,77 @@ def test_frozen_models_get_no_gradient(world: Path, monkeypatch: pytest.MonkeyPa
     assert all(torch.equal(a, b) for a, b in zip(reference.parameters(), start.parameters(), strict=True))
 
 
+def test_the_value_model_starts_as_the_reward_model_and_shares_nothing(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+
+    def look(session, policy, reference, value_model, score, *rest):
+        seen["policy"], seen["value"] = policy, value_model
+        seen["values"] = [p.detach().clone() for p in value_model.parameters()]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ppo, "iterate", look)
+    with pytest.raises(KeyboardInterrupt):
+        ppo.run(whole(world, "policy"))
+    start, _ = load_reward(world / "reward")
+    assert all(torch.equal(a, b) for a, b in zip(seen["values"], start.parameters(), strict=True))
+    addresses = {p.data_ptr() for p in seen["policy"].parameters()}
+    assert not addresses & {p.data_ptr() for p in seen["value"].parameters()}
+
+
+def test_every_epoch_visits_every_episode_once_in_an_order_of_its_own(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visited: list[list[int]] = []
+    updates = 0
+    original, step = ppo._micro_batch, Session.optimizer_step
+
+    def spy(episodes, rows, compute):
+        visited.append(list(rows))
+        return original(episodes, rows, compute)
+
+    def count(self):
+        nonlocal updates
+        updates += 1
+        return step(self)
+
+    monkeypatch.setattr(ppo, "judge", lambda *a, judge=ppo.judge: (judge(*a), visited.clear())[0])
+    monkeypatch.setattr(ppo, "_micro_batch", spy)
+    monkeypatch.setattr(Session, "optimizer_step", count)
+    ppo.run(whole(world, "policy", minibatch_size=4).model_copy(update={"episodes": 16, "ppo_epochs": 3}))
+    assert updates == 3 * 16 // 4
+    flat = [row for rows in visited for row in rows]
+    epochs = [flat[i : i + 16] for i in (0, 16, 32)]
+    assert len(flat) == 48
+    assert all(sorted(epoch) == list(range(16)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_rollouts_are_sampled_without_truncation(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    original = ppo.generate
+    monkeypatch.setattr(ppo, "generate", lambda *a, **k: (called.append(k), original(*a, **k))[1])
+    ppo.run(whole(world, "policy"))
+    defaults = inspect.signature(original).parameters
+    assert called
+    assert (defaults["top_k"].default, defaults["top_p"].default) == (0, 1.0)
+    assert not any({"top_k", "top_p"} & set(keywords) for keywords in called)
+
+
+def test_ptx_loss_is_added_and_logged(world: Path, tokenizer: Tokenizer) -> None:
+    (world / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60)
+    tokenizer.save(world / "sft")
+    text, out = [str(world / "text.txt")], world / "shards"
+    tokenize.run(TokenizeOptions(data=text, valid_data=text, tokenizer=str(world / "sft"), template="plain", out=out))
+    ppo.run(whole(world, "without"))
+    ppo.run(whole(world, "with", ptx_data=str(world / "shards"), ptx_coef=5.0, lr=3e-3))
+    losses = [m["ptx_loss"] for m in read_metrics(world / "with")]
+    assert losses[0] == pytest.approx(math.log(257), abs=0.2)  # an untrained model: uniform
+    assert losses[-1] < losses[0] - 0.3  # and learnt
+    assert not any("ptx_loss" in m for m in read_metrics(world / "without"))
+
+
 def test_resumed_run_equals_uninterrupted_run(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ppo.run(whole(world, "once"))
     original, calls = ppo.iterate, 0
@@ -273,6 +346,13 @@ def test_a_collapse_stops_the_run(world: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(ppo, "roll_out", same)
     monkeypatch.setattr(ppo, "FIRST_RATIO_TOLERANCE", 1e9)
     with pytest.raises(RunError, match="one and the same response"):
+        ppo.run(whole(world, "policy"))
+
+
+def test_a_collapse_of_distinct_2_stops_the_run(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([0.8, 0.21, 0.19])  # a quarter of the first is 0.2
+    monkeypatch.setattr(ppo, "distinct_n", lambda responses, n: next(values))
+    with pytest.raises(RunError, match=r"iteration 3.*repeat themselves"):
         ppo.run(whole(world, "policy"))
 
 
