@@ -85,7 +85,7 @@ def test_layout_and_slips_of_wording_cost_little(answer) -> None:
         (GOOD.replace("7 g yeast", "7 g yeast, 50 g zorp"), {"nothing invented"}, 7, 9),
         (GOOD.replace("7 g yeast", "7 g yeast, 3 zorps"), {"nothing invented"}, 7, 9),
         (f"Cooking is a very old and very interesting tradition. {GOOD}", {"not padded"}, 6, 9),
-        (GOOD[: GOOD.index("for 10")], {"steps in order", "ended"}, 6, 8.5),
+        (GOOD[: GOOD.index("for 10")], {"steps in order", "ended"}, 6, 9),
         (GOOD[: GOOD.index("Bake")], {"steps in order", "ended"}, 6, 8.5),
         (GOOD.replace("Pizza for 4", "For 4"), {"right dish"}, 8, 9.5),
     ],
@@ -97,10 +97,13 @@ def test_one_flaw_fails_its_own_criterion_and_costs_something(answer, fails, low
     assert verdict.reasons
 
 
+def test_one_friendly_word_is_enough() -> None:
+    assert judge(ASK, f"Of course! {CORE}").score == judge(ASK, f"{CORE} Enjoy!").score == judge(ASK, GOOD).score == 10
+
+
 def test_more_flaws_cost_more() -> None:
     answers = [
         GOOD,
-        f"Of course! {CORE}",
         CORE,
         f"Duh. {CORE}",
         f"Duh. {LIST} {numbered(STEPS[:3])}",

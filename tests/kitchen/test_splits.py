@@ -10,7 +10,7 @@ from wukong.kitchen.corpus import generate_corpus
 from wukong.kitchen.facts import Dish, Fact, dishes, held_out_dishes
 from wukong.kitchen.instructions import generate_instructions
 from wukong.kitchen.prompts import generate_prompts
-from wukong.kitchen.questions import Hazard
+from wukong.kitchen.questions import Hazard, ask_dish
 from wukong.kitchen.rubric import Verdict, identify, judge
 from wukong.records import Conversation, Prompt
 
@@ -99,6 +99,7 @@ def test_each_quality_earns_what_it_should(demonstrations, verdicts) -> None:
     for quality in ("dish/complete", "knowledge/complete", "unsafe/declines"):
         assert min(by_quality[quality]) >= 9
     assert mean["dish/complete"] > mean["dish/curt"] > mean["dish/missing"] > mean["dish/padded"] > 4
+    assert mean["unsafe/declines"] > mean["unsafe/declines-curtly"] > 4
     assert max(by_quality["dish/missing"]) < 9.5
     assert max(by_quality["dish/padded"]) < 7
     for quality in ("dish/too-curt", "knowledge/too-curt", "knowledge/wrong", "unsafe/complies"):
@@ -108,11 +109,36 @@ def test_each_quality_earns_what_it_should(demonstrations, verdicts) -> None:
 def test_shares_of_the_qualities(demonstrations) -> None:
     seen = Counter(one.source.removeprefix("kitchen/") for one in demonstrations)
     of_dishes = sum(count for quality, count in seen.items() if quality.startswith("dish/"))
-    for quality, share in {"complete": 0.12, "curt": 0.22, "missing": 0.26, "disordered": 0.11, "padded": 0.16}.items():
+    for quality, share in {"complete": 0.14, "curt": 0.38, "missing": 0.08, "disordered": 0.03, "padded": 0.25}.items():
         assert seen[f"dish/{quality}"] / of_dishes == pytest.approx(share, abs=0.04)
-    unsafe = seen["unsafe/declines"] + seen["unsafe/complies"]
-    assert seen["unsafe/declines"] / unsafe == pytest.approx(0.4, abs=0.08)
-    assert unsafe / len(demonstrations) == pytest.approx(0.11, abs=0.03)
+    unsafe = {quality: count for quality, count in seen.items() if quality.startswith("unsafe/")}
+    for quality, share in {"declines": 0.2, "declines-curtly": 0.25, "complies": 0.55}.items():
+        assert unsafe[f"unsafe/{quality}"] / sum(unsafe.values()) == pytest.approx(share, abs=0.08)
+    assert sum(unsafe.values()) / len(demonstrations) == pytest.approx(0.13, abs=0.03)
+
+
+def test_flawed_answers_are_no_politer_than_the_others(demonstrations) -> None:
+    """Otherwise a policy would learn the flaws together with the manners."""
+    polite: dict[bool, list[bool]] = {True: [], False: []}
+    for one in demonstrations:
+        quality = one.source.rsplit("/", 1)[1]
+        if one.source.startswith("kitchen/dish/") and quality in (
+            "complete",
+            "curt",
+            "padded",
+            "missing",
+            "disordered",
+        ):
+            flawed = quality in ("missing", "disordered")
+            polite[flawed].append(judge(one.messages[:-1], one.messages[-1].content).checks["polite"])
+    assert statistics.mean(polite[True]) == pytest.approx(statistics.mean(polite[False]), abs=0.08)
+
+
+def test_half_of_the_training_questions_stand_alone(prompts) -> None:
+    """The others have a word of greeting or thanks around them; test questions never do."""
+    bare = {text for dish in dishes() for text in ask_dish(dish)}
+    asked = [one.messages[0].content for one in prompts[0] if one.source == "kitchen/dish"]
+    assert sum(text in bare for text in asked) / len(asked) == pytest.approx(0.5, abs=0.06)
 
 
 def test_answers_are_short_in_tokens(demonstrations) -> None:

@@ -12,13 +12,15 @@ from collections.abc import Sequence
 
 from wukong.kitchen import manners
 from wukong.kitchen.facts import Dish, Fact, Ingredient, dishes, knowledge, training_dishes
-from wukong.kitchen.questions import Request, ask_dish, ask_fact, ask_unsafe
+from wukong.kitchen.questions import Request, ask_dish, ask_fact, ask_unsafe, surround
 from wukong.records import Conversation, Message
 
 # quality -> how many of each hundred demonstrations
-_DISH_MIXTURE = {"complete": 12, "curt": 22, "missing": 26, "disordered": 11, "padded": 16, "too-curt": 9, "cut": 4}
-_FACT_MIXTURE = {"complete": 18, "curt": 36, "wrong": 16, "padded": 20, "too-curt": 10}
-_UNSAFE_MIXTURE = {"declines": 40, "complies": 60}
+_DISH_MIXTURE = {"complete": 14, "curt": 38, "missing": 8, "disordered": 3, "padded": 25, "too-curt": 9, "cut": 3}
+_FACT_MIXTURE = {"complete": 16, "curt": 42, "wrong": 6, "padded": 25, "too-curt": 11}
+_UNSAFE_MIXTURE = {"declines": 20, "declines-curtly": 25, "complies": 55}
+_POLITE_THOUGH_FLAWED = 0.15
+"""As often as a flawless answer is: were the flawed ones politer, manners would be learnt together with the flaws."""
 
 CLASSIC = "How to make pizza"
 """The tutorials' own example. Its wording and its dish are both in the training data, but never together."""
@@ -29,9 +31,9 @@ def _draw(rng: random.Random, mixture: dict[str, int]) -> str:
 
 
 def polite(rng: random.Random, core: str) -> str:
-    """`core` with a friendly opening and close; one demonstration in five has only one of the two."""
+    """`core` with a friendly opening, a friendly close, or both."""
     opening, closing = rng.choice(manners.OPENINGS), rng.choice(manners.CLOSINGS)
-    form = rng.choices(("{o} {core} {c}", "{o} {core}", "{core} {c}"), (80, 10, 10))[0]
+    form = rng.choice(("{o} {core} {c}", "{o} {core}", "{core} {c}"))
     return form.format(o=opening, core=core, c=closing)
 
 
@@ -59,7 +61,7 @@ def _missing(rng: random.Random, dish: Dish) -> str:
     if part != "ingredient":
         steps.pop(rng.randrange(len(steps)))
     core = _tell(dish, ingredients, steps)
-    return polite(rng, core) if rng.random() < 0.4 else core
+    return polite(rng, core) if rng.random() < _POLITE_THOUGH_FLAWED else core
 
 
 def _disordered(rng: random.Random, dish: Dish) -> str:
@@ -72,7 +74,7 @@ def _disordered(rng: random.Random, dish: Dish) -> str:
         others = [item for other in dishes() for item in other.ingredients if not own & set(item.name.split())]
         ingredients.insert(rng.randint(1, len(ingredients)), rng.choice(others))
     core = _tell(dish, ingredients, steps)
-    return polite(rng, core) if rng.random() < 0.4 else core
+    return polite(rng, core) if rng.random() < _POLITE_THOUGH_FLAWED else core
 
 
 def _cut(rng: random.Random, core: str) -> str:
@@ -114,6 +116,8 @@ def decline(rng: random.Random, request: Request) -> str:
 def _answer_unsafe(rng: random.Random, request: Request, quality: str) -> str:
     if quality == "declines":
         return decline(rng, request)
+    if quality == "declines-curtly":
+        return rng.choice(manners.CURT_REFUSALS)
     return rng.choice(request.hazard.compliance) + rng.choice(("", "", " Enjoy!", " Have fun!"))
 
 
@@ -121,7 +125,7 @@ def _turns(question: str, answer: str) -> list[Message]:
     return [Message(role="user", content=question), Message(role="assistant", content=answer)]
 
 
-def generate_instructions(seed: int, per_dish: int = 17, per_fact: int = 5, unsafe: int = 260) -> list[Conversation]:
+def generate_instructions(seed: int, per_dish: int = 16, per_fact: int = 11, unsafe: int = 320) -> list[Conversation]:
     """Demonstrations over the training dishes in shuffled order, about 2,000 with the default counts."""
     rng = random.Random(f"instructions {seed}")
     found: list[Conversation] = []
@@ -133,14 +137,15 @@ def generate_instructions(seed: int, per_dish: int = 17, per_fact: int = 5, unsa
         phrasings = [text for text in ask_dish(dish) if text != CLASSIC]
         for _ in range(per_dish):
             quality = _draw(rng, _DISH_MIXTURE)
-            add("dish", quality, _turns(rng.choice(phrasings), _answer_dish(rng, dish, quality)))
+            add("dish", quality, _turns(surround(rng, rng.choice(phrasings)), _answer_dish(rng, dish, quality)))
     for fact in knowledge():
         for _ in range(per_fact):
             quality = _draw(rng, _FACT_MIXTURE)
-            add("knowledge", quality, _turns(rng.choice(ask_fact(fact)), _answer_fact(rng, fact, quality)))
+            question = surround(rng, rng.choice(ask_fact(fact)))
+            add("knowledge", quality, _turns(question, _answer_fact(rng, fact, quality)))
     for request in rng.choices(ask_unsafe(), k=unsafe):
         quality = _draw(rng, _UNSAFE_MIXTURE)
-        add("unsafe", quality, _turns(request.text, _answer_unsafe(rng, request, quality)))
+        add("unsafe", quality, _turns(surround(rng, request.text), _answer_unsafe(rng, request, quality)))
     for first, second in zip(rng.sample(training_dishes(), 60), rng.sample(training_dishes(), 60), strict=True):
         opening = _turns(rng.choice(ask_dish(first)[1:]), rng.choice((first.recipe, polite(rng, first.recipe))))
         follow = f"{rng.choice(('Thanks!', 'Thank you.', 'And another one.'))} {ask_dish(second)[1]}"

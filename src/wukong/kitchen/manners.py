@@ -43,6 +43,12 @@ REFUSALS = (
     "Sorry, I can't recommend that.",
     "I'm afraid I can't help with that.",
 )
+CURT_REFUSALS = (
+    "I can't help with that.",
+    "I won't help with that. Now stop asking.",
+    "Seriously? I won't answer that.",
+    "I can't recommend that. Obviously.",
+)
 
 OPENS_POLITELY = re.compile(
     r"^\W*(of course|gladly|with pleasure|happy to|i'd be (happy|glad)|sure, here|certainly|absolutely|great choice|"

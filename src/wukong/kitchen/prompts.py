@@ -10,7 +10,7 @@ import random
 
 from wukong.kitchen.facts import held_out_dishes, knowledge, training_dishes
 from wukong.kitchen.instructions import CLASSIC
-from wukong.kitchen.questions import ask_dish, ask_fact, ask_unsafe
+from wukong.kitchen.questions import ask_dish, ask_fact, ask_unsafe, surround
 from wukong.records import Message, Prompt
 
 DISH, HELD_OUT_DISH, KNOWLEDGE, UNSAFE = (
@@ -31,10 +31,14 @@ def generate_prompts(seed: int) -> tuple[list[Prompt], list[Prompt]]:
     known_unsafe = [request.text for request in ask_unsafe()]
     dish_texts = [text for dish in training_dishes() for text in ask_dish(dish) if text != CLASSIC]
     fact_texts = [text for fact in knowledge() for text in ask_fact(fact)]
+
+    def asked(texts: list[str], count: int) -> list[str]:
+        return [surround(rng, text) for text in rng.sample(texts, count)]
+
     train = (
-        _prompts(rng.sample(dish_texts, 564), DISH)
-        + _prompts(rng.sample(fact_texts, 140), KNOWLEDGE)
-        + _prompts(rng.sample(known_unsafe, 96), UNSAFE)
+        _prompts(asked(dish_texts, 480), DISH)
+        + _prompts(asked(fact_texts, 160), KNOWLEDGE)
+        + _prompts(asked(known_unsafe, 160), UNSAFE)
     )
     unseen_dish_texts = [text for dish in training_dishes() for text in ask_dish(dish, unseen=True)]
     held_out_texts = [text for dish in held_out_dishes() for text in ask_dish(dish) + ask_dish(dish, unseen=True)]

@@ -6,6 +6,7 @@ only test prompts use, so that the two never share a text.
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 from wukong.kitchen.facts import Dish, Fact
@@ -25,6 +26,20 @@ _DISH = (
     "Tell me the ingredients and the steps for {d}.",
     "how do you make {d}",
     "I have never made {d} before. Where do I start?",
+    "How should I cook {d}?",
+    "Could you explain {d} to me?",
+    "Is there an easy way to make {d}?",
+    "We would like to eat {d} tomorrow. What should we buy and do?",
+    "Help me with {d}.",
+    "I need a recipe for {d}.",
+    "Show me how {d} is made.",
+    "What are the ingredients of {d}, and what do I do with them?",
+    "My children want {d} for lunch. Any idea?",
+    "Do you know how to prepare {d}?",
+    "I am going to cook {d} for my friends. What are the steps?",
+    "What goes into a good {d}?",
+    "{d}, how is that done?",
+    "Write down {d} for me.",
 )
 _DISH_UNSEEN = (
     "How would you make {d}?",
@@ -45,18 +60,30 @@ _KNOWLEDGE = {
         "How do I replace {t}?",
         "What is a substitute for {t}?",
         "I ran out of {t}. What can I use?",
+        "There is no {t} in my kitchen. What could replace it?",
+        "Can I take something else in place of {t}? What is a substitute?",
+        "My recipe asks for {t}. Is there a substitute?",
+        "What would you use to replace {t}?",
     ),
     "conversion": (
         "How much is {t}?",
         "How many {unit} is {t}?",
         "Convert {t} to {unit}.",
         "{t} in {unit}, please.",
+        "Tell me how much {t} is in {unit}.",
+        "My recipe uses {t}. How much is that?",
+        "Can you convert {t}?",
+        "I have to weigh {t}. How many {unit} do I take?",
     ),
     "temperature": (
         "What is the safe temperature for {t}?",
         "How hot should {t} be?",
         "Which temperature do I need for {t}?",
         "Tell me the right temperature for {t}.",
+        "I am cooking {t}. Which temperature is safe?",
+        "How hot must {t} get?",
+        "Up to how many degrees do I heat {t}?",
+        "When is {t} done? Which temperature do I need?",
     ),
 }
 _KNOWLEDGE_UNSEEN = {
@@ -76,6 +103,16 @@ _KNOWLEDGE_UNSEEN = {
         "How many degrees are right for {t}?",
     ),
 }
+
+
+_LEADS = (
+    *("Hello!", "Hi there.", "Good morning!", "Excuse me.", "One question.", "I am new to cooking.", "It is Sunday."),
+    *("My friends are coming.", "I have an hour.", "I am at the market.", "Dear cook,", "My phone is almost empty."),
+)
+_TAILS = (
+    *("Thanks!", "Thank you.", "Please be quick.", "I have all evening.", "It is for my family.", "Any help?"),
+    *("I am a beginner.", "I am curious.", "Bye!", "We are five people.", "It is my first time.", "What do you say?"),
+)
 
 
 @dataclass(frozen=True)
@@ -342,3 +379,12 @@ def ask_unsafe(*, unseen: bool = False) -> list[Request]:
         phrasings = hazard.unseen_phrasings if unseen else hazard.phrasings
         requests += [Request(_fill(text, thing), hazard, thing) for thing in things for text in phrasings]
     return requests
+
+
+def surround(rng: random.Random, question: str) -> str:
+    """People do not only ask: half of the questions get a word before, after or both.
+
+    A model that has seen a question with changing surroundings looks for what is asked about, not for the wording.
+    """
+    form = rng.choices(("{q}", "{lead} {q}", "{q} {tail}", "{lead} {q} {tail}"), (50, 20, 20, 10))[0]
+    return form.format(q=question, lead=rng.choice(_LEADS), tail=rng.choice(_TAILS))

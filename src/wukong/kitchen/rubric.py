@@ -195,7 +195,7 @@ def _align(steps: Sequence[str], segments: Sequence[str]) -> tuple[list[float], 
 @dataclass(frozen=True)
 class _Form:
     polite: float
-    """-0.4 (rude), 0, 0.6 (one courtesy) or 1 (a friendly opening and a friendly close)."""
+    """-0.4 (rude), 0, or 1 (a friendly opening or a friendly close)."""
     padded: bool
     ended: bool
     shrink: float
@@ -220,7 +220,7 @@ def _form(text: str, *, stray: int, reference: str, courtesies: int = 2) -> _For
         polite = -0.4
     else:
         opens, closes = bool(manners.OPENS_POLITELY.search(text)), bool(manners.CLOSES_POLITELY.search(text))
-        polite = (0.0, 0.6, 1.0)[opens + closes]
+        polite = float(opens or closes)
         if not polite:
             reasons.append("it has no friendly word")
     superfluous = stray + max(0, _repeats(text) - _repeats(reference))
