@@ -55,9 +55,8 @@ def worker() -> None:
 
 def measure(policy: str) -> list[float]:
     """[training, decoding], tokens a second."""
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | POLICIES[policy]
     command = [sys.executable, __file__, "worker"]
-    environment |= POLICIES[policy]
     out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     return [float(line) for line in out.split()]
 

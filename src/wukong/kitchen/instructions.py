@@ -53,6 +53,10 @@ def _padded(rng: random.Random, core: str) -> str:
     return " ".join((*fillers[:place], core, *fillers[place:]))
 
 
+def _flawed(rng: random.Random, core: str) -> str:
+    return polite(rng, core) if rng.random() < _POLITE_THOUGH_FLAWED else core
+
+
 def _missing(rng: random.Random, dish: Dish) -> str:
     ingredients, steps = list(dish.ingredients), list(dish.steps)
     part = rng.choice(("ingredient", "step", "both"))
@@ -60,8 +64,7 @@ def _missing(rng: random.Random, dish: Dish) -> str:
         ingredients.pop(rng.randrange(len(ingredients)))
     if part != "ingredient":
         steps.pop(rng.randrange(len(steps)))
-    core = _tell(dish, ingredients, steps)
-    return polite(rng, core) if rng.random() < _POLITE_THOUGH_FLAWED else core
+    return _flawed(rng, _tell(dish, ingredients, steps))
 
 
 def _disordered(rng: random.Random, dish: Dish) -> str:
@@ -73,8 +76,7 @@ def _disordered(rng: random.Random, dish: Dish) -> str:
         own = {word for item in ingredients for word in item.name.split()}
         others = [item for other in dishes() for item in other.ingredients if not own & set(item.name.split())]
         ingredients.insert(rng.randint(1, len(ingredients)), rng.choice(others))
-    core = _tell(dish, ingredients, steps)
-    return polite(rng, core) if rng.random() < _POLITE_THOUGH_FLAWED else core
+    return _flawed(rng, _tell(dish, ingredients, steps))
 
 
 def _cut(rng: random.Random, core: str) -> str:
@@ -125,8 +127,8 @@ def _turns(question: str, answer: str) -> list[Message]:
     return [Message(role="user", content=question), Message(role="assistant", content=answer)]
 
 
-def generate_instructions(seed: int, per_dish: int = 16, per_fact: int = 11, unsafe: int = 320) -> list[Conversation]:
-    """Demonstrations over the training dishes in shuffled order, about 2,000 with the default counts."""
+def generate_instructions(seed: int, per_dish: int = 16, per_fact: int = 14, unsafe: int = 320) -> list[Conversation]:
+    """Demonstrations over the training dishes in shuffled order, about 2,700 with the default counts."""
     rng = random.Random(f"instructions {seed}")
     found: list[Conversation] = []
 

@@ -101,9 +101,11 @@ class Group:
 
     @property
     def best(self) -> int:
-        """The index of the first answer that was preferred and never passed over (or only preferred)."""
-        winners, losers = [b for b, _ in self.pairs], {w for _, w in self.pairs}
-        return next((b for b in winners if b not in losers), winners[0])
+        """The index of the first answer that won a pair and lost none; where errors leave no such one, of the first
+        that won; with nothing but ties, of the first."""
+        won = [pair for pair, tie in zip(self.pairs, self.ties, strict=True) if not tie]
+        winners, losers = [better for better, _ in won], {worse for _, worse in won}
+        return next((answer for answer in winners if answer not in losers), winners[0] if winners else 0)
 
 
 def groups_of(
@@ -181,11 +183,11 @@ def off_prompt_groups(
         order = permutation(len(groups), seed, "off-prompt", turn)
         for here, there in zip(order, np.roll(order, 1), strict=True):  # a cycle: no prompt meets itself
             group, other = groups[here], groups[there]
-            strange = answer_ids(tokenizer, group.prompt, other.texts[other.best], context)
-            own = group.texts[group.best]
-            if strange is not None and own != other.texts[other.best]:
-                texts = [own, other.texts[other.best]]
-                found.append(Group(group.prompt, [group.answers[group.best], strange], texts, [(0, 1)], [False], [0.0]))
+            own, foreign = group.texts[group.best], other.texts[other.best]
+            foreign_ids = answer_ids(tokenizer, group.prompt, foreign, context)
+            if foreign_ids is not None and foreign != own:
+                answers = [group.answers[group.best], foreign_ids]
+                found.append(Group(group.prompt, answers, [own, foreign], [(0, 1)], [False], [0.0]))
     return found
 
 
@@ -292,20 +294,19 @@ def run(options: RewardOptions) -> None:
     if not train:
         raise UsageError(f"{options.data[0]}: no pair is left to train on")
     off_prompt = off_prompt_groups(train, tokenizer, context, options.off_prompt, options.seed)
-    n_pairs, n_prompts = sum(len(g.pairs) for g in train), len(train)
-    train += off_prompt
-    steps = math.ceil(options.epochs * len(train) / options.batch_size)
+    groups = train + off_prompt
+    steps = math.ceil(options.epochs * len(groups) / options.batch_size)
+    n_pairs = sum(len(group.pairs) for group in train)
     added = f" and {len(off_prompt):,} off-prompt pairs" if off_prompt else ""
-    say(f"reward: {n_pairs:,} pairs of {n_prompts:,} prompts{added}, {len(test):,} held out, {steps:,} steps")
+    say(f"reward: {n_pairs:,} pairs of {len(train):,} prompts{added}, {len(test):,} held out, {steps:,} steps")
     # ---------------------------------------------------------------------------------------------------- loop
     quality: dict[str, float | list] = {}
     with Session(options, {"model": model}, steps, "reward", {"quality": {}}) as session:
         compute = session.compute
         for step in session.steps():
             model.train()
-            batch = [train[i] for i in epoch_batch(len(train), step, options.batch_size, options.seed)]
-            total, right, pairs = 0.0, 0, 0
-            spread = 0.0
+            batch = [groups[i] for i in epoch_batch(len(groups), step, options.batch_size, options.seed)]
+            total, spread, right, pairs = 0.0, 0.0, 0, 0
             for part in _parts(batch, options.micro_batch_tokens):
                 margins, member = forward_pairs(model, part, compute)
                 loss = grouped_mean(group_losses(part, margins, options), member) * len(part) / len(batch)
