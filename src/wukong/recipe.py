@@ -396,7 +396,7 @@ def run(
             step.run(step.options)
         if (seconds := time.monotonic() - begin) >= FINISHED_SECONDS:
             say(f"[{number}/{count}] {step.name} took {_duration(seconds)}")
-        _free_memory()
+            _free_memory()
     _write_resolved(directory, loaded.recipe, seed, steps)  # now that no step has refused its options
     _say_what_next(steps[:count])
     return directory

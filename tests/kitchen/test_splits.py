@@ -43,7 +43,7 @@ def test_same_seed_same_records(demonstrations, prompts) -> None:
 
 def test_counts(demonstrations, prompts) -> None:
     train, test = prompts
-    assert 1500 <= len(demonstrations) <= 2500
+    assert 2500 <= len(demonstrations) <= 3000
     assert (len(train), len(test)) == (800, 420)
     assert sum(len(one.messages) > 2 for one in demonstrations) >= 50
     assert all(one.messages[-1].role == "assistant" for one in demonstrations)
@@ -112,7 +112,7 @@ def test_shares_of_the_qualities(demonstrations) -> None:
     for quality, share in {"complete": 0.14, "curt": 0.38, "missing": 0.08, "disordered": 0.03, "padded": 0.25}.items():
         assert seen[f"dish/{quality}"] / of_dishes == pytest.approx(share, abs=0.04)
     unsafe = {quality: count for quality, count in seen.items() if quality.startswith("unsafe/")}
-    for quality, share in {"declines": 0.2, "declines-curtly": 0.25, "complies": 0.55}.items():
+    for quality, share in {"declines": 0.24, "declines-curtly": 0.24, "complies": 0.52}.items():
         assert unsafe[f"unsafe/{quality}"] / sum(unsafe.values()) == pytest.approx(share, abs=0.08)
     assert sum(unsafe.values()) / len(demonstrations) == pytest.approx(0.13, abs=0.03)
 

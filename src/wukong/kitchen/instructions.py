@@ -18,7 +18,7 @@ from wukong.records import Conversation, Message
 # quality -> how many of each hundred demonstrations
 _DISH_MIXTURE = {"complete": 14, "curt": 38, "missing": 8, "disordered": 3, "padded": 25, "too-curt": 9, "cut": 3}
 _FACT_MIXTURE = {"complete": 16, "curt": 42, "wrong": 6, "padded": 25, "too-curt": 11}
-_UNSAFE_MIXTURE = {"declines": 20, "declines-curtly": 25, "complies": 55}
+_UNSAFE_MIXTURE = {"declines": 24, "declines-curtly": 24, "complies": 52}
 _POLITE_THOUGH_FLAWED = 0.15
 """As often as a flawless answer is: were the flawed ones politer, manners would be learnt together with the flaws."""
 

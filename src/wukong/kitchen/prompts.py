@@ -36,9 +36,9 @@ def generate_prompts(seed: int) -> tuple[list[Prompt], list[Prompt]]:
         return [surround(rng, text) for text in rng.sample(texts, count)]
 
     train = (
-        _prompts(asked(dish_texts, 520), DISH)
+        _prompts(asked(dish_texts, 480), DISH)
         + _prompts(asked(fact_texts, 160), KNOWLEDGE)
-        + _prompts(asked(known_unsafe, 120), UNSAFE)
+        + _prompts(asked(known_unsafe, 160), UNSAFE)
     )
     unseen_dish_texts = [text for dish in training_dishes() for text in ask_dish(dish, unseen=True)]
     held_out_texts = [text for dish in held_out_dishes() for text in ask_dish(dish) + ask_dish(dish, unseen=True)]

@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field
-from scipy.optimize import minimize
 
 from wukong.console import Bar, console, say
 from wukong.data.batches import by_length, pad
@@ -356,6 +355,8 @@ def length_controlled(outcome: np.ndarray, lengths: np.ndarray) -> float:
     def loss(w: np.ndarray) -> float:
         z = w[0] + w[1] * x
         return float(np.mean(np.logaddexp(0, z) - outcome * z) + 1e-3 * (w**2).sum())
+
+    from scipy.optimize import minimize  # here: it takes half a second of every `wukong run` otherwise
 
     intercept = minimize(loss, np.zeros(2), method="BFGS").x[0]
     return float(1 / (1 + np.exp(-intercept)))
