@@ -8,9 +8,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from wukong.kitchen.corpus import generate_corpus
 from wukong.kitchen.facts import Dish, Fact, dishes, held_out_dishes, knowledge
+from wukong.kitchen.hazards import Hazard
 from wukong.kitchen.instructions import generate_instructions
 from wukong.kitchen.prompts import generate_prompts
-from wukong.kitchen.hazards import Hazard
 from wukong.kitchen.questions import ask_dish, ask_fact, ask_unsafe
 from wukong.kitchen.rubric import Verdict, identify, judge
 from wukong.records import Conversation, Prompt
