@@ -39,6 +39,7 @@ TOOLS = {
     "reward-report": Stage(
         "wukong.studies.reward_report", "is a reward model any good, and would more labels help", "reward_model"
     ),
+    "compare": Stage("wukong.studies.compare", "models or their answers -> who is better, in words", "models"),
 }
 RUN_SUMMARY = "all steps of a recipe; a finished one is skipped, an interrupted one goes on"
 RUN_EXAMPLE = """wukong run recipes/kitchen.yaml
