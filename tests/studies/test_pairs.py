@@ -1,10 +1,13 @@
 """Pairs people judged: accuracy by slice, agreement and its ceiling, what simple judges explain. By hand throughout."""
 
+import json
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
 
+from wukong.data.comparisons import read_comparisons
 from wukong.errors import DataError
 from wukong.records import Comparison, Message, Ranking, Vote, as_messages
 from wukong.stages.common import chance_problem, wilson_interval
@@ -181,3 +184,20 @@ def test_equal_scores_are_half_right():
 )
 def test_a_coin_is_recognised(accuracy, interval, pairs, fine):
     assert (chance_problem(accuracy, interval, pairs) is None) == fine
+
+
+def test_agreement_of_real_annotators(shared):
+    """PandaLM: three people judged each pair. Counted again from the raw file, ties left out."""
+    path = shared("preferences/pandalm/testset-v1.json")
+    same, total = 0, 0
+    for row in json.loads(path.read_text()):
+        verdicts = [int(row[f"annotator{n}"]) for n in (1, 2, 3)]
+        if row["response1"].strip() == row["response2"].strip():
+            continue
+        for a, b in combinations(verdicts, 2):
+            if a and b:
+                same += a == b
+                total += 1
+    found = agreement(read_comparisons(path), seed=0)
+    assert found["agreement"] == pytest.approx(same / total, abs=0.002)  # a few prompts stand there twice
+    assert found["ceiling"][1] == pytest.approx((1 + math.sqrt(2 * same / total - 1)) / 2, abs=0.002)

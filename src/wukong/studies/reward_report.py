@@ -275,7 +275,8 @@ def _learning_curve(
     """
     if trained is None or not train or not options.fractions:
         return None
-    settings = trained[0].model_copy(update={"tensorboard": False})
+    here = {"tensorboard": False, "device": options.device, "precision": options.precision}
+    settings = trained[0].model_copy(update=here)
     model, tokenizer = new_model(settings)
     groups = groups_of(list(train), tokenizer, model.config.n_positions, settings, ReadSummary())
     order = permutation(len(groups), options.seed, "learning curve")
