@@ -156,7 +156,8 @@ class ResponseEnv(gymnasium.Env[np.ndarray, np.int64]):
         self._response.append(token)
         ended = token == self.tokenizer.eos_id
         self._over = ended or len(self._response) == self.max_new_tokens
-        reward, info = -self.kl_coef * kl, {"kl": kl}
+        reward = -self.kl_coef * kl
+        info: dict[str, Any] = {"kl": kl}
         if self._over:
             score = self._score(ended)
             reward += score
@@ -173,7 +174,7 @@ class ResponseEnv(gymnasium.Env[np.ndarray, np.int64]):
                 self._expected = self._logprobs(hidden[:, -1])
         return self._observation(), reward, self._over, False, info
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """The conversation so far as text."""
         text = self.tokenizer.decode([*self._prompt, *self._response], skip_special=False)
         return text if self.render_mode == "ansi" else None
@@ -240,7 +241,7 @@ def sb3_ppo(env: ResponseEnv, model: GPT2, **settings: Any) -> Any:
             hidden = self.trunk(tokens.clamp(min=0))  # (B, T, C): padding stands on the right, where nobody looks
             return hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]
 
-    agent = PPO(
+    agent: Any = PPO(
         "MlpPolicy",
         env,
         policy_kwargs={

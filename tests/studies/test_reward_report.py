@@ -147,6 +147,17 @@ def test_unusable_input_is_one_line(models: Path, tmp_path: Path):
     assert "holds no answer of 'policy'" in line
 
 
+def test_the_reward_model_is_named_first_and_no_fractions_are_possible(capsys):
+    options, _ = cli.TOOLS["reward-report"].load()
+    hints = cli._hints(options, positional="reward_model")
+    given = cli._parse("wukong reward-report", hints, "", ["runs/r", "--fractions", "--out", "x"])
+    assert (given["reward_model"], given["fractions"]) == ("runs/r", [])
+    assert cli.main(["reward-report", "--out", "x"]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert "REWARD_MODEL" in line.upper().replace("-", "_")
+
+
 def test_preflight_lets_good_and_unknown_models_pass_and_refuses_a_coin(models: Path, tmp_path: Path, capsys):
     require_better_than_chance(models / "reward")
     require_better_than_chance(models / "sft")  # says that nobody measured it
