@@ -177,16 +177,24 @@ def returns_of(env: ResponseEnv, agent, episodes: int) -> np.ndarray:
 
 
 def test_stable_baselines3_starts_as_the_language_model_and_raises_the_reward(tokenizer: Tokenizer):
-    """2,048 tokens of its PPO; the mean return of fresh responses rises by more than four standard errors."""
-    env = environment(tokenizer, max_new_tokens=4, kl_coef=0.02, missing_eos_score=None)
-    env.reset(seed=0)
-    agent = sb3_ppo(env, env.reference, n_steps=256, batch_size=64, n_epochs=4, learning_rate=1e-3, gamma=1.0, seed=0)
+    """1,536 tokens of its PPO; the mean return of fresh responses rises by more than four standard errors (11 when this
+    was written, 8 after half of the tokens with another seed)."""
+
+    def bandit() -> ResponseEnv:
+        env = environment(tokenizer, max_new_tokens=2, kl_coef=0.02, missing_eos_score=None)
+        env.reward_model.rescale(4.0, 0.0)  # about 1 standard deviation over random responses
+        env.reset(seed=0)
+        return env
+
+    env, fresh = bandit(), bandit()
+    agent = sb3_ppo(env, env.reference, n_steps=256, batch_size=64, n_epochs=4, learning_rate=3e-3, gamma=1.0, seed=0)
+    fresh.policy_logprobs = env.policy_logprobs
     tokens = tokenizer.prompt_ids("hi")
     assert env.policy_logprobs(tokens) == pytest.approx(next_logprobs(env.reference)(tokens), abs=1e-4)
     frozen = [parameter.clone() for parameter in env.reference.parameters()]
-    before = returns_of(env, agent, 120)
-    agent.learn(2048)
-    after = returns_of(env, agent, 120)
+    before = returns_of(fresh, agent, 120)
+    agent.learn(1536)
+    after = returns_of(fresh, agent, 120)
     error = np.sqrt(before.var(ddof=1) / 120 + after.var(ddof=1) / 120)
     assert after.mean() - before.mean() > 4 * error, (before.mean(), after.mean(), error)
     assert all(torch.equal(a, b) for a, b in zip(frozen, env.reference.parameters(), strict=True))
