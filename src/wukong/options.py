@@ -22,3 +22,6 @@ class StageOptions(Options):
 
 WITHOUT_EFFECT = {"out", "checkpoint_seconds", "log_every", "tensorboard", "device"}
 """Options that change how a stage runs and not what it makes: a finished stage stays valid when they change."""
+
+POLICY_STAGES = ("ppo", "reinforce", "rloo", "grpo", "bestofn", "dpo", "kto")
+"""The stages that make a policy out of the SFT model, each by an algorithm of its own."""

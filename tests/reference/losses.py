@@ -184,11 +184,8 @@ def dpo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejecte
 
 def ipo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, tau):
     """Azar et al. 2023, eq. 17: h = log(pi(w) ref(l) / (pi(l) ref(w))), squared distance to 1/(2 tau)."""
-    h = math.log(
-        math.exp(policy_chosen)
-        * math.exp(reference_rejected)
-        / (math.exp(policy_rejected) * math.exp(reference_chosen))
-    )
+    policy = math.exp(policy_chosen) / math.exp(policy_rejected)
+    h = math.log(policy * math.exp(reference_rejected) / math.exp(reference_chosen))
     return (h - 1 / (2 * tau)) ** 2
 
 
