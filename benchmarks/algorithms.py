@@ -4,8 +4,8 @@
 
 From the run directory come the SFT model, the reward model, prompts, and from the recipe's ppo and evaluate steps the
 sampling, the price of KL and the judge. Every policy learns from as many sampled responses as PPO does; DPO's are
-sampled from the SFT model, four or more a prompt, and ranked by the same reward model. The best of 16 is the SFT model's. What
-is made lies in RUN/algorithms/seed-N and is not made twice; an interrupted one goes on.
+sampled from the SFT model, four or more a prompt, and ranked by the same reward model. The best of 16 is the SFT
+model's. What is made lies in RUN/algorithms/seed-N and is not made twice; an interrupted one goes on.
 
 Options of an algorithm can be changed: --set rloo.lr=2e-4 grpo.scale=none
 """

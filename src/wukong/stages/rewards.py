@@ -17,18 +17,19 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from wukong.errors import UsageError
 from wukong.feedback.annotators import Judge, Opinion, load_judge
 from wukong.model.hub import load_reward
+from wukong.options import Options
 from wukong.records import Message
 from wukong.stages.common import answer_ids, scores_of
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 
 
-class ScoringOptions(BaseModel):
+class ScoringOptions(Options):
     """What a response is worth."""
 
     reward_model: str | None = None
