@@ -76,7 +76,7 @@ def curve(stage: str, names, steps: int, every: int = 1) -> list[dict]:
 
 
 def names_of(stage: str) -> list[str]:
-    own = {"pretrain": "Pretraining", "sft": "Instruction", "reward": "Reward", "ppo": "PPO"}[stage]
+    own = {"pretrain": "Pretraining", "sft": "Instruction", "reward": "Reward", "ppo": "Online"}[stage]
     return [
         name.split("/")[-1]
         for name, metric in METRICS.items()

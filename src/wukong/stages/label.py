@@ -1,7 +1,6 @@
 """`wukong label`: responses -> rankings or comparisons by simulated annotators.
 
-In:  responses.jsonl with several answers to each prompt, and a judge (rubric, lexicon, openai:MODEL, module:function,
-     or the directory of a reward model).
+In:  responses.jsonl with several answers to each prompt, and a judge or reward model.
 Out: one Ranking (or one Comparison a pair) a line.
 
     wukong label --responses responses.jsonl --judge rubric --error-rate 0.1 --out comparisons.jsonl

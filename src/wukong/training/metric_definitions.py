@@ -25,7 +25,7 @@ class Metric(NamedTuple):
 EVERY_STAGE = "Every training stage"
 _LANGUAGE = "Pretraining and SFT"
 _REWARD = "Reward model"
-_OUTCOME = "PPO and the other online algorithms: reward and distance"
+_OUTCOME = "Online algorithms: reward and distance"
 _POLICY = "Online algorithms: the policy's update"
 _VALUE = "Online algorithms: the value model"
 _TEXT = "Online algorithms: the responses"
