@@ -100,7 +100,7 @@ def one_seed(
     return json.loads((directory / "evaluation" / "evaluation.json").read_text()), seconds
 
 
-def rows(evaluation: dict[str, Any], seconds: dict[str, float]) -> dict[str, dict[str, float]]:
+def rows(evaluation: dict[str, Any], seconds: dict[str, float]) -> dict[str, dict[str, Any]]:
     """Algorithm -> the numbers of its row."""
     found = {}
     for one in evaluation["comparisons"]:
@@ -115,7 +115,7 @@ def rows(evaluation: dict[str, Any], seconds: dict[str, float]) -> dict[str, dic
                 "kl": model["kl"],
                 "length": model["length_mean"],
                 "distinct": model["distinct_2"],
-                "minutes": seconds.get(one["a"], 0.0) / 60,
+                "minutes": seconds[one["a"]] / 60 if one["a"] in seconds else None,
             }
     return found
 
@@ -129,7 +129,7 @@ def cell(values: list[float | None], digits: int) -> str:
     return f"{mean} ± {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else mean
 
 
-def table(seeds: list[int], results: list[dict[str, dict[str, float]]], command: str, prompts: int, judge: str) -> str:
+def table(seeds: list[int], results: list[dict[str, dict[str, Any]]], command: str, prompts: int, judge: str) -> str:
     cpus = platform.processor() or platform.machine()
     lines = [
         f"`{command}`",
@@ -141,7 +141,7 @@ def table(seeds: list[int], results: list[dict[str, dict[str, float]]], command:
         "",
         "| algorithm | " + " | ".join(f"seed {s}" for s in seeds)
         + " | mean | at equal length | reward | KL (nats) | length (tokens) | distinct-2 | minutes |",
-        "| --- |" + " ---: |" * (len(seeds) + 8),
+        "| --- |" + " ---: |" * (len(seeds) + 7),
     ]  # fmt: skip
     for name in results[0]:
         of = [result[name] for result in results]
