@@ -112,8 +112,8 @@ def test_grpo_with_k3_in_the_loss_ends_at_the_bandits_optimum_under_the_other_kl
 ) -> None:
     """The gradient of k3 is that of KL(pi_ref || pi). Of E_pi[r] - beta KL(pi_ref || pi) the stationary point is
     r(a) + beta pi_ref(a)/pi(a) = m for all a: pi(a) = beta pi_ref(a)/(m - r(a)), with m such that they add up to 1.
-    A group's mean holds the response itself, which makes the reward's gradient (G - 1)/G of what it should be and leaves
-    that of the KL alone: beta counts 8/7 times. The end is approached slowly, so the tolerance is wider."""
+    A group's mean holds the response itself, which makes the reward's gradient (G - 1)/G of what it should be and
+    leaves that of the KL alone: beta counts 8/7 times. The end is approached slowly, so the tolerance is wider."""
     options = bandit(GRPOOptions, tmp_path, scale="none")
     fixed, found = trained_on_the_bandit(options, byte_tokenizer)
     beta = BETA * 8 / 7

@@ -128,7 +128,7 @@ METRICS: dict[str, Metric] = {
         "Nothing to judge: it varies with the size of the rankings.",
         _REWARD,
     ),
-    # ------------------------------------------------------------------------------------- PPO: reward and distance
+    # ------------------------------------------------------------------------------------- online: reward and distance
     "score": Metric(
         "reward",
         "Mean reward of the step's responses: the reward model's score, or the fixed score of a response that "
@@ -199,7 +199,7 @@ METRICS: dict[str, Metric] = {
         "cannot be held.",
         _OUTCOME,
     ),
-    # --------------------------------------------------------------------------------------- PPO: the policy's update
+    # --------------------------------------------------------------------------------------- online: the policy's update
     "policy_loss": Metric(
         "",
         "The algorithm's loss, averaged over response tokens as it does, and over the updates of the step (for PPO the "
@@ -277,7 +277,7 @@ METRICS: dict[str, Metric] = {
         "Stays near the base model's validation loss. A rise is forgetting, which PTX is there to prevent.",
         _POLICY,
     ),
-    # ---------------------------------------------------------------------------------------- PPO: the value model
+    # ---------------------------------------------------------------------------------------- online: the value model
     "value_loss": Metric(
         "reward²",
         "Half the squared error of the value model against the returns, with PPO's clipping; mean over tokens.",
@@ -316,7 +316,7 @@ METRICS: dict[str, Metric] = {
         "Large at first, then level. Spikes follow outliers among the rewards.",
         _VALUE,
     ),
-    # ------------------------------------------------------------------------------------------ PPO: the responses
+    # ------------------------------------------------------------------------------------------ online: the responses
     "response_length": Metric(
         "tokens",
         "Mean length of the step's responses, the end token included.",
@@ -341,7 +341,7 @@ METRICS: dict[str, Metric] = {
         "Low. A rise means that one answer is given to every question; the run stops itself when it dominates.",
         _TEXT,
     ),
-    # -------------------------------------------------------------------------------------- PPO: where the time goes
+    # -------------------------------------------------------------------------------------- online: where the time goes
     "rollout_seconds": Metric(
         "s per step",
         "Time spent sampling the responses.",
