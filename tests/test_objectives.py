@@ -14,13 +14,24 @@ from torch import Tensor
 from wukong import objectives
 from wukong.objectives import (
     adapted_kl_coef,
+    best_of_groups,
+    best_of_n_kl,
+    dpo_loss,
     gae,
+    group_advantages,
     grouped_mean,
+    ipo_loss,
     kl_estimate,
+    kto_baseline,
+    kto_loss,
+    leave_one_out_advantages,
+    loss_average,
     masked_mean,
     pairwise_loss,
+    policy_gradient_loss,
     ppo_policy_loss,
     ppo_value_loss,
+    sequence_rewards,
     token_logprobs,
     token_rewards,
     whiten,
@@ -382,6 +393,205 @@ def test_a_masked_mean_gives_masked_tokens_no_gradient():
     close(found, torch.where(mask, -1 / 7, 0.0))
 
 
+# ---------------------------------------------------------------------------- policy gradient: REINFORCE, RLOO, GRPO
+
+
+def test_the_reward_of_a_response_is_its_score_less_the_price_of_its_kl():
+    mask = prefix_mask([1, 3], 3)
+    kl = torch.tensor([[1.0, 9.0, math.nan], [1.0, 2.0, -4.0]])
+    # 10 - 0.5 x 1 = 9.5; 2 - 0.5 x (1 + 2 - 4) = 2.5. What is masked does not count.
+    close(sequence_rewards(torch.tensor([10.0, 2.0]), kl, mask, 0.5), [9.5, 2.5])
+    scores, kl, mask = randn(4), randn(4, 6, seed=1), prefix_mask([6, 1, 4, 2], 6)
+    expected = reference.sequence_rewards(scores.numpy(), kl.numpy(), mask.numpy(), 0.3)
+    close(sequence_rewards(scores, kl, mask, 0.3), expected)
+    close(token_rewards(scores, kl, mask, 0.3).sum(1), expected)
+
+
+def test_policy_gradient_loss_and_its_gradient_by_hand():
+    logprobs = torch.tensor([-1.0, -2.0, -0.5]).requires_grad_()
+    advantages = torch.tensor([2.0, -3.0, 0.0])
+    found = policy_gradient_loss(logprobs, advantages)
+    close(found, [2.0, -6.0, 0.0])
+    close(gradient(found, logprobs), [-2.0, 3.0, 0.0])  # a step down the loss makes the good likelier, the bad less so
+
+
+def test_masked_tokens_get_no_policy_gradient():
+    logprobs, mask = (-randn(3, 4).abs()).requires_grad_(), prefix_mask([4, 1, 2], 4)
+    loss = policy_gradient_loss(logprobs[mask], torch.ones(7)).sum() / 7
+    close(gradient(loss, logprobs), torch.where(mask, -1 / 7, 0.0))
+
+
+def test_the_leave_one_out_baseline_by_hand():
+    # 1, 2, 6: the others' means are 4, 3.5, 1.5. 5, 5, 5: no response is better than the others.
+    rewards = torch.tensor([1.0, 2.0, 6.0, 5.0, 5.0, 5.0])
+    close(leave_one_out_advantages(rewards, 3), [-3.0, -1.5, 4.5, 0.0, 0.0, 0.0])
+    close(leave_one_out_advantages(randn(12), 4), reference.leave_one_out_advantages(randn(12).tolist(), 4))
+
+
+def test_leaving_one_out_is_centring_with_another_scale():
+    # R_i - (sum - R_i)/(k-1) = k/(k-1) (R_i - mean): Dr. GRPO's advantage but for a constant.
+    rewards = randn(20)
+    close(leave_one_out_advantages(rewards, 5), 5 / 4 * group_advantages(rewards, 5, "none"))
+
+
+def test_group_advantages_by_hand():
+    # Group 1, 3: mean 2, unbiased deviation sqrt(2). Group 0, 0: no difference, advantage 0 and not 0/0.
+    rewards = torch.tensor([1.0, 3.0, 0.0, 0.0])
+    close(group_advantages(rewards, 2, "none"), [-1.0, 1.0, 0.0, 0.0])
+    close(group_advantages(rewards, 2, "group"), [-1 / 1.4143136, 1 / 1.4143136, 0.0, 0.0])
+    # All four: mean 1, squares 0 + 4 + 1 + 1 = 6, deviation sqrt(6/3) = 1.4142136.
+    close(group_advantages(rewards, 2, "batch"), [-1 / 1.4143136, 1 / 1.4143136, 0.0, 0.0])
+    close(group_advantages(torch.tensor([1.0, 3.0, 0.0, 8.0]), 2, "batch")[:2], [-0.280976, 0.280976])
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_group_advantages_equal_a_plain_loop(scale):
+    rewards = 3 * randn(24) + 1
+    close(group_advantages(rewards, 6, scale), reference.group_advantages(rewards.tolist(), 6, scale))
+
+
+def test_only_dividing_by_the_groups_deviation_makes_a_small_difference_as_weighty_as_a_large_one():
+    rewards = torch.tensor([0.0, 0.01, 0.0, 10.0])
+    small, large = group_advantages(rewards, 2, "group").view(2, 2)[:, 1]
+    assert small / large > 0.9
+    for scale in ("batch", "none"):
+        small, large = group_advantages(rewards, 2, scale).view(2, 2)[:, 1]
+        assert small / large == pytest.approx(0.001, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("average", "expected"),
+    [
+        ("token", 3.0),  # (1 + 2 + 3 + 4 + 5)/5
+        ("sequence", 2.25),  # (1 + (2 + 3 + 4 + 5)/4)/2
+        ("constant", 0.75),  # 15/(2 x 10)
+    ],
+)
+def test_averages_of_losses_by_hand(average, expected):
+    losses = [[1.0], [2.0, 3.0, 4.0, 5.0]]
+    weights, divisor = loss_average(torch.tensor([1, 4]), average, max_length=10)
+    found = sum(w * sum(row) for w, row in zip(weights.tolist(), losses, strict=True)) / divisor
+    assert found == pytest.approx(expected if average != "sequence" else (1 + 3.5) / 2)
+    assert found == pytest.approx(reference.averaged_loss(losses, average, 10))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+def test_the_pieces_of_grpo_make_the_objective_of_its_paper(beta):
+    lengths = [3, 1, 4, 2]
+    mask = prefix_mask(lengths, 4)
+    new, old, ref = (-randn(4, 4, seed=i).abs() for i in range(3))
+    new.requires_grad_()
+    rewards = torch.tensor([1.0, 0.0, 0.5, 2.0])
+    advantages = group_advantages(rewards, 4, "group")
+    weights, divisor = loss_average(torch.tensor(lengths), "sequence", 4)
+    losses = ppo_policy_loss(new[mask], old[mask], advantages.unsqueeze(1).expand(4, 4)[mask], 0.2)
+    losses = losses + beta * kl_estimate(new[mask], ref[mask], "k3")
+    loss = (losses * weights.unsqueeze(1).expand(4, 4)[mask]).sum() / divisor
+    rows = [[row[:n] for row, n in zip(t.detach().tolist(), lengths, strict=True)] for t in (new, old, ref)]
+    by_hand = reference.group_advantages(rewards.tolist(), 4, "group")
+    close(loss, -reference.grpo_objective(*rows, by_hand, 0.2, beta))
+    assert not gradient(loss, new)[~mask].any()
+
+
+# ---------------------------------------------------------------------------------------------------------- best of n
+
+
+def test_the_best_of_each_group_by_hand():
+    rewards = torch.tensor([1.0, 3.0, 2.0, -1.0, -5.0, -1.0])
+    assert best_of_groups(rewards, 3).tolist() == [1, 3]  # of equals the first
+
+
+def test_the_kl_of_best_of_n():
+    assert best_of_n_kl(1) == 0
+    assert best_of_n_kl(16) == pytest.approx(2.772589 - 15 / 16)
+    # Checked by the law itself: of n draws without ties the best has density n F^(n-1), and
+    # KL = int_0^1 n u^(n-1) log(n u^(n-1)) du.
+    u = (np.arange(200_000) + 0.5) / 200_000
+    density = 4 * u**3
+    assert best_of_n_kl(4) == pytest.approx(float(np.mean(density * np.log(density))), abs=1e-6)
+    with pytest.raises(ValueError, match="best of 0"):
+        best_of_n_kl(0)
+
+
+# ---------------------------------------------------------------------------------------------- DPO, IPO, KTO
+
+
+def test_dpo_loss_by_hand():
+    # h = 1 - (-1) = 2, beta 0.5: -log sigmoid(1) = 0.313262; smoothed by 0.1: 0.9 x 0.313262 + 0.1 x 1.313262.
+    chosen, rejected = torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 0.0])
+    close(dpo_loss(chosen, rejected, 0.5), [0.313262, 0.693147])
+    close(dpo_loss(chosen, rejected, 0.5, 0.1), [0.413262, 0.693147])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_dpo_and_ipo_equal_the_formulas_of_their_papers(smoothing):
+    pc, pr, rc, rr = (-3 * randn(15, seed=i).abs() for i in range(4))
+    rows = list(zip(pc.tolist(), pr.tolist(), rc.tolist(), rr.tolist(), strict=True))
+    close(dpo_loss(pc - rc, pr - rr, 0.3, smoothing), [reference.dpo_loss(*row, 0.3, smoothing) for row in rows])
+    close(ipo_loss(pc - rc, pr - rr, 0.3), [reference.ipo_loss(*row, 0.3) for row in rows])
+
+
+def test_dpo_pushes_the_chosen_up_and_the_rejected_down_most_where_it_is_wrong():
+    chosen = torch.tensor([-2.0, 0.0, 2.0]).requires_grad_()
+    rejected = torch.tensor([2.0, 0.0, -2.0]).requires_grad_()
+    loss = dpo_loss(chosen, rejected, 0.5)
+    up, down = torch.autograd.grad(loss.sum(), (chosen, rejected))
+    # -beta sigmoid(-beta h) for h = -4, 0, 4
+    close(up, [-0.440399, -0.25, -0.059601])
+    close(down, [0.440399, 0.25, 0.059601])
+
+
+def test_smoothed_labels_have_their_optimum_at_a_finite_margin():
+    # logit(1 - 0.2)/0.5 = log(4)/0.5 = 2.772589: there the gradient is 0, beyond it the margin shrinks again.
+    chosen = torch.tensor([2.772589, 5.0, 1.0]).requires_grad_()
+    close(gradient(dpo_loss(chosen, torch.zeros(3), 0.5, 0.2), chosen).sign()[1:], [1.0, -1.0])
+    close(gradient(dpo_loss(chosen, torch.zeros(3), 0.5, 0.2), chosen)[0], 0.0)
+
+
+def test_ipo_loss_and_gradient_by_hand():
+    # beta 0.25: the wanted margin is 2. h = 3: (3 - 2)^2 = 1, gradient 2 on the chosen; h = 0: 4, gradient -4.
+    chosen, rejected = torch.tensor([2.0, 0.0]).requires_grad_(), torch.tensor([-1.0, 0.0]).requires_grad_()
+    loss = ipo_loss(chosen, rejected, 0.25)
+    close(loss, [1.0, 4.0])
+    up, down = torch.autograd.grad(loss.sum(), (chosen, rejected))
+    close(up, [2.0, -4.0])
+    close(down, [-2.0, 4.0])
+
+
+def test_dpo_stays_finite_for_extreme_margins():
+    chosen = torch.tensor([-1e4, 1e4]).requires_grad_()
+    losses = dpo_loss(chosen, torch.zeros(2), 1.0)
+    close(losses, [1e4, 0.0])
+    assert gradient(losses, chosen).isfinite().all()
+
+
+def test_kto_loss_and_gradient_by_hand():
+    # z0 = 1, beta 0.5. Good, r = 3: 1 - sigmoid(1) = 0.268941. Bad, r = 3: 1 - sigmoid(-1) = 0.731059, times 2.
+    logratios = torch.tensor([3.0, 3.0, 1.0]).requires_grad_()
+    good = torch.tensor([True, False, True])
+    loss = kto_loss(logratios, good, torch.tensor(1.0), 0.5, bad_weight=2.0)
+    close(loss, [0.268941, 1.462117, 0.5])
+    # d/dr w (1 - sigmoid(b (r - z))) = -w b s (1 - s); s(1 - s) = 0.196612 at +-1, 0.25 at 0.
+    close(gradient(loss, logratios), [-0.098306, 0.196612, -0.125])
+
+
+def test_kto_equals_the_formula_of_its_paper():
+    logratios, good = 3 * randn(20), torch.arange(20) % 3 == 0
+    baseline = kto_baseline(randn(9, seed=1) + 0.5)
+    close(baseline, reference.kto_baseline((randn(9, seed=1) + 0.5).tolist()))
+    rows = zip(logratios.tolist(), good.tolist(), strict=True)
+    expected = [reference.kto_loss(r, g, float(baseline), 0.3, 1.2, 0.8) for r, g in rows]
+    close(kto_loss(logratios, good, baseline, 0.3, 1.2, 0.8), expected)
+
+
+def test_the_baseline_of_kto_is_never_negative_and_gets_no_gradient():
+    mismatched = torch.tensor([-3.0, 1.0]).requires_grad_()
+    assert kto_baseline(mismatched).item() == 0
+    found = kto_baseline(mismatched + 4)
+    assert found.item() == 3
+    assert not found.requires_grad
+
+
 # --------------------------------------------------------------------------------------------- wrong arguments
 
 
@@ -408,6 +618,19 @@ LONG = torch.zeros(2, dtype=torch.int64)
         (lambda: ppo_policy_loss(SOME, NO, SOME, 0.2), ValueError, "old_logprobs has shape"),
         (lambda: ppo_policy_loss(SOME, SOME.bfloat16(), SOME, 0.2), TypeError, "old_logprobs must be torch.float32"),
         (lambda: ppo_value_loss(SOME, SOME, NO, 0.2), ValueError, "returns has shape"),
+        (lambda: sequence_rewards(NO, torch.zeros(2, 1), prefix_mask([1, 1], 1), 0.1), ValueError, "scores has shape"),
+        (lambda: policy_gradient_loss(SOME, NO), ValueError, "advantages has shape"),
+        (lambda: leave_one_out_advantages(SOME, 1), ValueError, "a group needs two"),
+        (lambda: leave_one_out_advantages(torch.zeros(3), 2), ValueError, "no groups of 2"),
+        (lambda: group_advantages(torch.zeros(2, 2), 2, "none"), ValueError, "rewards must have rank 1"),
+        (lambda: group_advantages(SOME, 2, "std"), ValueError, "unknown scale 'std'"),
+        (lambda: loss_average(LONG + 1, "mean", 4), ValueError, "unknown average 'mean'"),
+        (lambda: loss_average(SOME, "token", 4), TypeError, "lengths must be torch.int64"),
+        (lambda: dpo_loss(SOME, NO, 0.1), ValueError, "rejected has shape"),
+        (lambda: ipo_loss(SOME.double(), SOME, 0.1), TypeError, "chosen must be torch.float32"),
+        (lambda: kto_loss(SOME, SOME, torch.tensor(0.0), 0.1), TypeError, "good must be torch.bool"),
+        (lambda: kto_loss(SOME, BOOL, NO, 0.1), ValueError, "baseline must have rank 0"),
+        (lambda: kto_baseline(torch.zeros(2, 2)), ValueError, "mismatched must have rank 1"),
     ],
 )
 def test_a_wrong_shape_or_dtype_is_refused_and_never_broadcast(call, error, message):

@@ -65,6 +65,17 @@ def test_other_options_are_refused_with_what_changed(work, directory):
         work(directory=directory, size=4, seed=1)
 
 
+def test_an_option_that_an_older_version_did_not_have_counts_as_its_default(work):
+    work()
+    path = Path("out/provenance.json")
+    record = json.loads(path.read_text())
+    del record["options"]["size"]
+    path.write_text(json.dumps(record))
+    assert work()
+    with pytest.raises(UsageError, match=r"made with other options \(size: 3 -> 4\)"):
+        work(size=4)
+
+
 def test_options_without_effect_on_the_result_may_change(work):
     assert "device" in WITHOUT_EFFECT
     work()

@@ -9,6 +9,7 @@ import yaml
 import wukong
 from wukong.errors import DataError, UsageError, WukongError
 from wukong.files import fingerprint, read_json
+from wukong.options import POLICY_STAGES
 from wukong.recipe import STAGES, check_removable, load_recipe, remove_result, resolve
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -140,6 +141,19 @@ def test_an_unset_variable_does_no_harm_where_the_option_is_given(recipe):
     loaded = load_recipe(recipe("  tokenize: {data: ['${NOT_SET_ANYWHERE}'], out: '{run}/t'}\n"))
     _, (step,) = resolve(loaded, overrides={"tokenize.data": ["here.txt"]})
     assert step.options.data == ["here.txt"]
+
+
+def test_every_algorithm_is_a_step_by_its_name(recipe):
+    reward = "reward: {model: m, data: [c], out: '{run}/reward'}"
+    online = [f"{name}: {{model: m, reward_model: '{{run}}/reward', prompts: [p], out: '{{run}}/{name}'}}"
+              for name in ("ppo", "reinforce", "rloo", "grpo", "bestofn")]  # fmt: skip
+    summed = "grpo_sum: {model: m, rewards: [lexicon, '0.5*{run}/reward'], prompts: [p], out: '{run}/sum'}"
+    offline = [f"{name}: {{model: m, data: [c], out: '{{run}}/{name}'}}" for name in ("dpo", "kto")]
+    _, steps = resolve(load_recipe(recipe("".join(f"  {step}\n" for step in [reward, *online, summed, *offline]))))
+    assert {step.stage for step in steps} == {"reward", *POLICY_STAGES}
+    missing = "  grpo: {model: m, rewards: ['0.5*{run}/reward'], prompts: [p], out: o}\n"
+    with pytest.raises(DataError, match="is not the result of an earlier step"):
+        resolve(load_recipe(recipe(missing)))
 
 
 def test_nothing_runs_when_a_later_step_is_wrong(recipe, tmp_path):

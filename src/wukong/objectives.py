@@ -6,6 +6,7 @@ Shape legend: B batch (episodes), R response time, N positions (any flattened se
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -243,3 +244,193 @@ def ppo_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_ran
     _check_shape(values, old_values=old_values, returns=returns)
     clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
     return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
+
+
+# ---------------------------------------------------------------------------- policy gradient: REINFORCE, RLOO, GRPO
+
+
+def sequence_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """R = score - beta x KL, a response taken as one action: the sum of its `token_rewards`. (B,), (B, R) -> (B,)."""
+    _check("scores", scores, 1, torch.float32)
+    _check("kl", kl, 2)
+    _check_like(kl, mask)
+    _check_shape(kl[:, 0], scores=scores)
+    return scores - kl_coef * torch.where(mask, kl, 0).sum(1)
+
+
+def policy_gradient_loss(logprobs: Tensor, advantages: Tensor) -> Tensor:
+    """-A log pi per token (Williams 1992, REINFORCE): its gradient is the policy gradient. (N,), (N,) -> (N,)."""
+    _check("logprobs", logprobs, 1, torch.float32)
+    _check("advantages", advantages, 1, torch.float32)
+    _check_shape(logprobs, advantages=advantages)
+    return -advantages * logprobs
+
+
+def _groups(rewards: Tensor, size: int) -> Tensor:
+    """(B,) -> (B/size, size): the responses to one prompt stand side by side."""
+    _check("rewards", rewards, 1, torch.float32)
+    if size < 2 or len(rewards) % size:
+        raise ValueError(f"{len(rewards)} rewards are no groups of {size}, and a group needs two at least")
+    return rewards.view(-1, size)
+
+
+def leave_one_out_advantages(rewards: Tensor, size: int) -> Tensor:
+    """A_i = R_i - the mean reward of the other responses to its prompt (RLOO: Kool et al. 2019, Ahmadian et al. 2024).
+
+    The baseline does not depend on the response, so the policy gradient stays unbiased.
+
+    Args:
+        rewards: (B,) of whole responses, those to one prompt side by side.
+        size: how many responses a prompt has.
+
+    Returns:
+        (B,).
+    """
+    groups = _groups(rewards, size)
+    others = (groups.sum(1, keepdim=True) - groups) / (size - 1)
+    return (groups - others).flatten()
+
+
+Scale = Literal["group", "batch", "none"]
+"""By which standard deviation advantages are divided."""
+
+
+def group_advantages(rewards: Tensor, size: int, scale: Scale) -> Tensor:
+    """A_i = (R_i - mean of its group) / (standard deviation + 1e-4) (GRPO: Shao et al. 2024, section 4.1.2).
+
+    Args:
+        rewards: (B,) of whole responses, those to one prompt side by side.
+        size: how many responses a prompt has.
+        scale: the (unbiased) standard deviation of the group, as in the paper; of all rewards of the batch
+            (Hu et al. 2025, REINFORCE++); or none (Dr. GRPO, Liu et al. 2025: dividing by the group's gives prompts
+            whose responses hardly differ the weight of those where much is to learn).
+
+    Returns:
+        (B,).
+    """
+    groups = _groups(rewards, size)
+    centred = groups - groups.mean(1, keepdim=True)
+    if scale == "group":
+        centred = centred / (groups.std(1, keepdim=True) + 1e-4)
+    elif scale == "batch":
+        centred = centred / (rewards.std() + 1e-4)
+    elif scale != "none":
+        raise ValueError(f"unknown scale {scale!r}")
+    return centred.flatten()
+
+
+Average = Literal["token", "sequence", "constant"]
+"""How the losses of the tokens of several responses become one number."""
+
+
+def loss_average(lengths: Tensor, average: Average, max_length: int) -> tuple[Tensor, int]:
+    """The weight of each response's tokens, and the divisor, in loss = sum_i w_i sum_t loss_it / divisor.
+
+    token: the mean over all tokens (PPO; DAPO, Yu et al. 2025). sequence: the mean over responses of the mean over
+    their tokens (GRPO), in which a token of a long response counts less, so that long wrong answers cost little.
+    constant: the sum over tokens, divided by responses x max_length (Dr. GRPO, Liu et al. 2025): the unbiased policy
+    gradient but for a constant factor.
+
+    Args:
+        lengths: (B,) int64, tokens of each response, none 0.
+        max_length: the most tokens a response can have.
+
+    Returns:
+        weights (B,) float32, divisor.
+    """
+    _check("lengths", lengths, 1, torch.int64)
+    ones = torch.ones(len(lengths), device=lengths.device)
+    if average == "token":
+        return ones, int(lengths.sum())
+    if average == "sequence":
+        return 1 / lengths, len(lengths)
+    if average == "constant":
+        return ones, len(lengths) * max_length
+    raise ValueError(f"unknown average {average!r}")
+
+
+# ---------------------------------------------------------------------------------------------------------- best of n
+
+
+def best_of_groups(rewards: Tensor, size: int) -> Tensor:
+    """The index of the best response to each prompt, the first of equals: (B,) -> (B/size,) int64."""
+    groups = _groups(rewards, size)
+    return groups.argmax(1) + torch.arange(len(groups), device=rewards.device) * size
+
+
+def best_of_n_kl(n: int) -> float:
+    """KL(best of n || the model) in nats: log n - (n - 1)/n (Stiennon et al. 2020, appendix G.3).
+
+    Exact when no two responses are alike in reward, else an upper bound (Beirami et al. 2024).
+    """
+    if n < 1:
+        raise ValueError(f"the best of {n} responses")
+    return math.log(n) - (n - 1) / n
+
+
+# ------------------------------------------------------------------------------------ offline: DPO, IPO, KTO
+
+
+def _check_logratios(**tensors: Tensor) -> None:
+    first = next(iter(tensors.values()))
+    for name, tensor in tensors.items():
+        _check(name, tensor, 1, torch.float32)
+    _check_shape(first, **tensors)
+
+
+def dpo_loss(chosen: Tensor, rejected: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
+    """-(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h) with h = chosen - rejected, per pair.
+
+    Direct preference optimisation (Rafailov et al. 2023, eq. 7). e > 0 is the conservative variant (Mitchell 2023,
+    cDPO): labels are wrong with probability e, and h has its optimum at a finite place, logit(1 - e)/beta.
+
+    Args:
+        chosen, rejected: (N,) log pi - log pi_ref of the whole responses (nats).
+        beta: the price of a nat of KL that the implied reward beta (log pi - log pi_ref) assumes.
+        label_smoothing: e.
+
+    Returns:
+        (N,).
+    """
+    _check_logratios(chosen=chosen, rejected=rejected)
+    logits = beta * (chosen - rejected)
+    return -(1 - label_smoothing) * F.logsigmoid(logits) - label_smoothing * F.logsigmoid(-logits)
+
+
+def ipo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
+    """(h - 1/(2 beta))^2 with h = chosen - rejected (Azar et al. 2023, eq. 17, tau = beta): where all annotators
+    agree, DPO drives h to infinity, whatever beta is; this does not. Arguments as `dpo_loss`. (N,), (N,) -> (N,)."""
+    _check_logratios(chosen=chosen, rejected=rejected)
+    return (chosen - rejected - 1 / (2 * beta)).square()
+
+
+def kto_baseline(mismatched: Tensor) -> Tensor:
+    """z_0 = max(0, mean of log pi - log pi_ref) over responses paired with other prompts, without gradient: the
+    estimate of KL(pi || pi_ref) that a response is compared with (Ethayarajh et al. 2024, section 4.1). (N,) -> ()."""
+    _check("mismatched", mismatched, 1, torch.float32)
+    return mismatched.detach().mean().clamp(min=0)
+
+
+def kto_loss(
+    logratios: Tensor, good: Tensor, baseline: Tensor, beta: float, good_weight: float = 1.0, bad_weight: float = 1.0
+) -> Tensor:
+    """w (1 - sigmoid(beta (r - z_0))) for a good response, w (1 - sigmoid(beta (z_0 - r))) for a bad one.
+
+    Kahneman-Tversky optimisation (Ethayarajh et al. 2024, eq. 8).
+
+    Args:
+        logratios: (N,) r = log pi - log pi_ref of the whole responses (nats).
+        good: (N,) bool, a thumb up.
+        baseline: () z_0 of `kto_baseline`.
+        beta: as in `dpo_loss`.
+        good_weight, bad_weight: lambda_D and lambda_U, to balance unequal numbers.
+
+    Returns:
+        (N,).
+    """
+    _check("logratios", logratios, 1, torch.float32)
+    _check("good", good, 1, torch.bool)
+    _check("baseline", baseline, 0)
+    _check_shape(logratios, good=good)
+    gain = beta * (logratios - baseline)
+    return torch.where(good, good_weight * torch.sigmoid(-gain), bad_weight * torch.sigmoid(gain))

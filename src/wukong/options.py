@@ -20,5 +20,8 @@ class StageOptions(Options):
     """All randomness of the stage is a function of this number."""
 
 
-WITHOUT_EFFECT = {"out", "checkpoint_seconds", "log_every", "tensorboard", "device"}
+WITHOUT_EFFECT = {"out", "checkpoint_seconds", "log_every", "tensorboard", "device", "insist"}
 """Options that change how a stage runs and not what it makes: a finished stage stays valid when they change."""
+
+POLICY_STAGES = ("ppo", "reinforce", "rloo", "grpo", "bestofn", "dpo", "kto")
+"""The stages that make a policy out of the SFT model, each by an algorithm of its own."""

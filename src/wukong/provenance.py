@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 import wukong
 from wukong.console import say
 from wukong.errors import UsageError
@@ -62,6 +64,10 @@ class Work:
             "options": options.model_dump(mode="json"),
             "inputs": {str(source): _input_hash(source) for source in inputs},
         }
+        # An option that came after a result was made counts as its default, which does what was done before.
+        fields = type(options).model_fields.items()
+        defaults = {name: field.get_default() for name, field in fields if not field.is_required()}
+        self.defaults = to_jsonable_python(defaults)
         self.done = False
         self._begin = time.monotonic()
 
@@ -69,7 +75,7 @@ class Work:
         before = read_json(path)
         if before.get("stage") != self.record["stage"]:
             raise UsageError(f"{self.out}: holds the result of '{before.get('stage')}'; choose another --out")
-        old, new = before.get("options", {}), self.record["options"]
+        old, new = self.defaults | before.get("options", {}), self.record["options"]
         changed = [k for k in {**old, **new} if k not in WITHOUT_EFFECT and old.get(k) != new.get(k)]
         if changed:
             differences = ", ".join(f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted(changed))

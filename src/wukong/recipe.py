@@ -35,7 +35,7 @@ from pydantic import Field, ValidationError
 from wukong.console import say
 from wukong.errors import DataError, UsageError, WukongError
 from wukong.files import atomic_open, read_json, whole_text
-from wukong.options import Options, StageOptions
+from wukong.options import POLICY_STAGES, Options, StageOptions
 
 # ------------------------------------------------------------------------------------------------------- the stages
 
@@ -70,6 +70,12 @@ STAGES = {
     "label": Stage("wukong.stages.label", "responses -> rankings, by simulated annotators"),
     "reward": Stage("wukong.stages.reward", "rankings -> a reward model"),
     "ppo": Stage("wukong.stages.ppo", "SFT model + reward model -> the policy people prefer"),
+    "reinforce": Stage("wukong.stages.reinforce", "the same by REINFORCE, with a running or learned baseline"),
+    "rloo": Stage("wukong.stages.rloo", "the same by REINFORCE with the leave-one-out baseline"),
+    "grpo": Stage("wukong.stages.grpo", "the same by comparing each response with its group"),
+    "bestofn": Stage("wukong.stages.bestofn", "the same by fine-tuning on the best of n responses"),
+    "dpo": Stage("wukong.stages.dpo", "SFT model + rankings -> a policy, without reward model (DPO, IPO)"),
+    "kto": Stage("wukong.stages.kto", "SFT model + thumbs up and down -> a policy"),
     "evaluate": Stage("wukong.stages.evaluate", "models + unseen prompts -> win rates, KL, diversity"),
     "report": Stage("wukong.stages.report", "a run directory -> one self-contained HTML page"),
 }
@@ -302,7 +308,7 @@ def _filled(value: Any, run_dir: Path) -> Any:
 def _is_made(text: str, run_dir: Path, steps: list[Step]) -> bool:
     """Whether a place in the run directory is, or lies in, the result of an earlier step (or is there by hand)."""
     name, in_run, place = text.partition("{run}/")
-    if not in_run or (name and not name.endswith("=")):  # NAME=PATH names a model
+    if not in_run or (name and not name.endswith(("=", "*"))):  # NAME=PATH names a model, WEIGHT*PATH a reward
         return True
     path = run_dir / str(_filled(place, run_dir))
     return path.exists() or any(path.is_relative_to(step.options.out) for step in steps)
@@ -449,6 +455,6 @@ def _say_what_next(steps: list[Step]) -> None:
     made = {step.stage: step.options.out for step in steps}
     if "report" in made:
         say(f"report: open {made['report']} in a browser")
-    model = next((made[stage] for stage in ("ppo", "sft", "pretrain") if stage in made), None)
+    model = next((made[stage] for stage in (*POLICY_STAGES, "sft", "pretrain") if stage in made), None)
     if model is not None:
         say(f"talk to the model: wukong chat {model}")

@@ -108,3 +108,93 @@ def ppo_value_loss(value, old_value, target, clip_range):
     """Scalars."""
     clipped = old_value + min(max(value - old_value, -clip_range), clip_range)
     return 0.5 * max((value - target) ** 2, (clipped - target) ** 2)
+
+
+# ------------------------------------------------------------------------------------------ the other algorithms
+
+
+def sequence_rewards(scores, kl, mask, kl_coef):
+    """The sum of the per-token rewards of each response."""
+    return [float(sum(row)) for row in token_rewards(scores, kl, mask, kl_coef)]
+
+
+def leave_one_out_advantages(rewards, size):
+    """(R_i - 1/(k-1) sum_{j != i} R_j), Ahmadian et al. 2024, section 2.2."""
+    found = []
+    for i, reward in enumerate(rewards):
+        first = i // size * size
+        others = [rewards[j] for j in range(first, first + size) if j != i]
+        found.append(reward - sum(others) / len(others))
+    return found
+
+
+def standard_deviation(values):
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((x - mean) ** 2 for x in values) / (len(values) - 1))
+
+
+def group_advantages(rewards, size, scale):
+    found = []
+    for i, reward in enumerate(rewards):
+        group = rewards[i // size * size : i // size * size + size]
+        advantage = reward - sum(group) / size
+        if scale == "group":
+            advantage /= standard_deviation(group) + 1e-4
+        if scale == "batch":
+            advantage /= standard_deviation(rewards) + 1e-4
+        found.append(advantage)
+    return found
+
+
+def averaged_loss(losses, average, max_length):
+    """losses: one list of token losses a response. Each variant as its paper writes it."""
+    if average == "sequence":  # Shao et al. 2024, eq. 3: 1/G sum_i 1/|o_i| sum_t
+        return sum(sum(row) / len(row) for row in losses) / len(losses)
+    if average == "token":  # Yu et al. 2025, eq. 8: 1/(sum_i |o_i|) sum_i sum_t
+        return sum(sum(row) for row in losses) / sum(len(row) for row in losses)
+    return sum(sum(row) for row in losses) / (len(losses) * max_length)  # Liu et al. 2025
+
+
+def grpo_objective(logprobs, old, reference, advantages, clip_range, beta):
+    """Eq. 3 and 4 of Shao et al. 2024, to be maximised. One list of numbers a response; one advantage a response."""
+    total = 0.0
+    for new, before, ref, advantage in zip(logprobs, old, reference, advantages, strict=True):
+        inside = 0.0
+        for x, y, z in zip(new, before, ref, strict=True):
+            ratio = math.exp(x) / math.exp(y)
+            clipped = min(max(ratio, 1 - clip_range), 1 + clip_range)
+            kl = math.exp(z) / math.exp(x) - math.log(math.exp(z) / math.exp(x)) - 1
+            inside += min(ratio * advantage, clipped * advantage) - beta * kl
+        total += inside / len(new)
+    return total / len(logprobs)
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def dpo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta, label_smoothing=0.0):
+    """Log-probs of whole responses, scalars. Rafailov et al. 2023, eq. 7: the cross-entropy between the label, wrong
+    with probability e, and the preference that the implied rewards predict."""
+    r_chosen = beta * math.log(math.exp(policy_chosen) / math.exp(reference_chosen))
+    r_rejected = beta * math.log(math.exp(policy_rejected) / math.exp(reference_rejected))
+    predicted = math.exp(r_chosen) / (math.exp(r_chosen) + math.exp(r_rejected))
+    return -(1 - label_smoothing) * math.log(predicted) - label_smoothing * math.log(1 - predicted)
+
+
+def ipo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, tau):
+    """Azar et al. 2023, eq. 17: h = log(pi(w) ref(l) / (pi(l) ref(w))), squared distance to 1/(2 tau)."""
+    policy = math.exp(policy_chosen) / math.exp(policy_rejected)
+    h = math.log(policy * math.exp(reference_rejected) / math.exp(reference_chosen))
+    return (h - 1 / (2 * tau)) ** 2
+
+
+def kto_loss(logratio, good, baseline, beta, good_weight=1.0, bad_weight=1.0):
+    """Ethayarajh et al. 2024, eq. 8: lambda_y - v(x, y)."""
+    if good:
+        return good_weight - good_weight * sigmoid(beta * (logratio - baseline))
+    return bad_weight - bad_weight * sigmoid(beta * (baseline - logratio))
+
+
+def kto_baseline(mismatched):
+    return max(0.0, sum(mismatched) / len(mismatched))

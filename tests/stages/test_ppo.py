@@ -13,8 +13,11 @@ from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_policy, load_reward, save_policy, save_reward
 from wukong.records import Prompt, as_messages, write_records
-from wukong.stages import ppo, tokenize
-from wukong.stages.ppo import Episodes, PPOOptions, final_scores, iterate, judge, reward_scores, roll_out
+from wukong.stages import episodes as rollouts
+from wukong.stages import online, ppo, tokenize
+from wukong.stages.episodes import Episodes, final_scores, judge, reward_scores, roll_out
+from wukong.stages.online import iterate
+from wukong.stages.ppo import PPOOptions
 from wukong.stages.tokenize import TokenizeOptions
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
@@ -182,8 +185,8 @@ def test_the_first_ratio_of_an_iteration_is_one(tmp_path: Path, tokenizer: Token
 
 def test_a_rollout_that_disagrees_with_the_update_is_refused() -> None:
     with pytest.raises(RunError, match="ratio"):
-        ppo._check_first_ratio(2e-3, CPU)
-    ppo._check_first_ratio(5e-4, CPU)
+        online._check_first_ratio(2e-3, CPU)
+    online._check_first_ratio(5e-4, CPU)
 
 
 # ------------------------------------------------------------------------------------------------------ whole runs
@@ -219,13 +222,13 @@ def test_a_run_changes_the_policy_and_leaves_reference_and_reward_model_alone(wo
 
 def test_frozen_models_get_no_gradient(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    original = ppo.judge
+    original = online.judge
 
     def spy(policy, reference, value_model, score, episodes, options_, compute):
         seen.append(reference)
         return original(policy, reference, value_model, score, episodes, options_, compute)
 
-    monkeypatch.setattr(ppo, "judge", spy)
+    monkeypatch.setattr(online, "judge", spy)
     ppo.run(whole(world, "policy"))
     reference = seen[0]
     start, _ = load_policy(world / "sft")
@@ -244,7 +247,7 @@ def test_the_value_model_starts_as_the_reward_model_and_shares_nothing(
         seen["values"] = [p.detach().clone() for p in value_model.parameters()]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ppo, "iterate", look)
+    monkeypatch.setattr(online, "iterate", look)
     with pytest.raises(KeyboardInterrupt):
         ppo.run(whole(world, "policy"))
     start, _ = load_reward(world / "reward")
@@ -258,7 +261,7 @@ def test_every_epoch_visits_every_episode_once_in_an_order_of_its_own(
 ) -> None:
     visited: list[list[int]] = []
     updates = 0
-    original, step = ppo._micro_batch, Session.optimizer_step
+    original, step = online.micro_batch, Session.optimizer_step
 
     def spy(episodes, rows, compute):
         visited.append(list(rows))
@@ -269,8 +272,8 @@ def test_every_epoch_visits_every_episode_once_in_an_order_of_its_own(
         updates += 1
         return step(self)
 
-    monkeypatch.setattr(ppo, "judge", lambda *a, judge=ppo.judge: (judge(*a), visited.clear())[0])
-    monkeypatch.setattr(ppo, "_micro_batch", spy)
+    monkeypatch.setattr(online, "judge", lambda *a, judge=online.judge: (judge(*a), visited.clear())[0])
+    monkeypatch.setattr(online, "micro_batch", spy)
     monkeypatch.setattr(Session, "optimizer_step", count)
     ppo.run(whole(world, "policy", minibatch_size=4).model_copy(update={"episodes": 16, "ppo_epochs": 3}))
     assert updates == 3 * 16 // 4
@@ -283,8 +286,8 @@ def test_every_epoch_visits_every_episode_once_in_an_order_of_its_own(
 
 def test_rollouts_are_sampled_without_truncation(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
-    original = ppo.generate
-    monkeypatch.setattr(ppo, "generate", lambda *a, **k: (called.append(k), original(*a, **k))[1])
+    original = rollouts.generate
+    monkeypatch.setattr(rollouts, "generate", lambda *a, **k: (called.append(k), original(*a, **k))[1])
     ppo.run(whole(world, "policy"))
     defaults = inspect.signature(original).parameters
     assert called
@@ -307,7 +310,7 @@ def test_ptx_loss_is_added_and_logged(world: Path, tokenizer: Tokenizer) -> None
 
 def test_resumed_run_equals_uninterrupted_run(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ppo.run(whole(world, "once"))
-    original, calls = ppo.iterate, 0
+    original, calls = online.iterate, 0
 
     def dies_once(*arguments, **keywords):
         nonlocal calls
@@ -316,7 +319,7 @@ def test_resumed_run_equals_uninterrupted_run(world: Path, monkeypatch: pytest.M
             raise KeyboardInterrupt
         return original(*arguments, **keywords)
 
-    monkeypatch.setattr(ppo, "iterate", dies_once)
+    monkeypatch.setattr(online, "iterate", dies_once)
     with pytest.raises(KeyboardInterrupt):
         ppo.run(whole(world, "twice", checkpoint_seconds=0))
     ppo.run(whole(world, "twice", checkpoint_seconds=0))
@@ -331,7 +334,7 @@ def test_runaway_kl_stops_the_run_and_keeps_the_checkpoint(world: Path) -> None:
 
 
 def test_a_collapse_stops_the_run(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = ppo.roll_out
+    original = online.roll_out
 
     def same(policy, prompts, tokenizer, config, seed, compute):
         return original(
@@ -343,15 +346,15 @@ def test_a_collapse_stops_the_run(world: Path, monkeypatch: pytest.MonkeyPatch) 
             compute,
         )
 
-    monkeypatch.setattr(ppo, "roll_out", same)
-    monkeypatch.setattr(ppo, "FIRST_RATIO_TOLERANCE", 1e9)
+    monkeypatch.setattr(online, "roll_out", same)
+    monkeypatch.setattr(online, "FIRST_RATIO_TOLERANCE", 1e9)
     with pytest.raises(RunError, match="one and the same response"):
         ppo.run(whole(world, "policy"))
 
 
 def test_a_collapse_of_distinct_2_stops_the_run(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([0.8, 0.21, 0.19])  # a quarter of the first is 0.2
-    monkeypatch.setattr(ppo, "distinct_n", lambda responses, n: next(values))
+    monkeypatch.setattr(online, "distinct_n", lambda responses, n: next(values))
     with pytest.raises(RunError, match=r"iteration 3.*repeat themselves"):
         ppo.run(whole(world, "policy"))
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from wukong.errors import DataError, RunError, UsageError
+from wukong.feedback.annotators import load_judge
 from wukong.model.hub import load_policy
 from wukong.records import Prompt, Response, as_messages, read_records, write_records
+from wukong.rollout import Sampled
 from wukong.stages import evaluate, sample
-from wukong.stages.evaluate import EvaluateOptions, length_controlled
+from wukong.stages.evaluate import EvaluateOptions, length_controlled, pick_best
 from wukong.stages.sample import SampleOptions
 
 
@@ -104,11 +106,11 @@ def word_judge(prompts, texts):
     return [float(sum(map(ord, text)) % 7) for text in texts]
 
 
-def run_evaluation(tmp_path: Path, prompts: str, models: Path, **changes) -> dict:
+def run_evaluation(tmp_path: Path, prompts: str, place: Path, **changes) -> dict:
     options = {
-        "out": tmp_path / "evaluation", "models": [f"sft={models / 'sft'}", f"policy={models / 'other'}"],
+        "out": tmp_path / "evaluation", "models": [f"sft={place / 'sft'}", f"policy={place / 'other'}"],
         "prompts": [prompts], "reference": "sft", "judge": f"{__name__}:word_judge",
-        "reward_model": str(models / "reward"), "max_new_tokens": 8, "precision": "float32",
+        "reward_model": str(place / "reward"), "max_new_tokens": 8, "precision": "float32",
     }  # fmt: skip
     evaluate.run(EvaluateOptions(**{**options, **changes}))
     return json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
@@ -156,6 +158,53 @@ def test_length_control_takes_away_what_length_explains() -> None:
     assert outcome.mean() > 0.65
     assert length_controlled(outcome, lengths) == pytest.approx(0.5, abs=0.05)
     assert length_controlled(np.full(100, 0.5), np.zeros(100)) == pytest.approx(0.5)
+
+
+def letters(prompts, texts):
+    return [float(len(text)) for text in texts]
+
+
+def test_the_best_of_n_is_a_policy_of_its_own(tmp_path: Path, prompts: str, tiny_models: Path) -> None:
+    best = {
+        "models": [f"{name}={tiny_models / 'sft'}" for name in ("sft", "bo4")],
+        "best_of": ["bo4=4"],
+        "best_of_reward": f"{__name__}:letters",
+    }
+    found = run_evaluation(tmp_path, prompts, tiny_models, judge=f"{__name__}:letters", **best)
+    # The first of its four answers is the other model's only one. So by the number that picks it never loses, but
+    # where one of its answers ended by itself and was picked for that.
+    lines = [json.loads(line)["answers"] for line in (tmp_path / "evaluation" / "answers.jsonl").open()]
+    picked = [(one["bo4"]["score"], one["sft"]["score"]) for one in lines if one["bo4"]["finish_reason"] == "length"]
+    assert all(best >= single for best, single in picked)
+    assert any(best > single for best, single in picked)
+    assert found["models"]["bo4"]["kl"] == pytest.approx(1.386294 - 3 / 4)  # log n - (n - 1)/n
+    assert found["models"]["sft"]["kl"] == pytest.approx(0, abs=1e-5)
+    assert [found["models"][name]["best_of"] for name in ("sft", "bo4")] == [1, 4]
+
+
+def test_the_best_is_picked_among_the_answers_that_ended(byte_tokenizer) -> None:
+    def sampled(text: str, finished: bool) -> Sampled:
+        return Sampled(byte_tokenizer.encode(text), [0.0] * len(text), finished)
+
+    answers = [sampled("longest", False), sampled("abc", True), sampled("abd", True), sampled("x", True)]
+    answers += [sampled(text, False) for text in ("a", "bb", "c", "dd")]
+    two = [Prompt(messages=as_messages("p")), Prompt(messages=as_messages("q"))]
+    picked = pick_best(answers, two, 4, load_judge(f"{__name__}:letters"), byte_tokenizer)
+    assert [byte_tokenizer.decode(one.ids) for one in picked] == ["abc", "bb"]  # of equals the first
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"best_of": ["nobody=4"]}, "--best-of nobody=4: write name=N"),
+        ({"best_of": ["sft=1"]}, "N of 2 or more"),
+        ({"best_of": ["sft=4"]}, "--best-of and --best-of-reward go together"),
+        ({"best_of_reward": "lexicon"}, "--best-of and --best-of-reward go together"),
+    ],
+)
+def test_a_best_of_that_means_nothing_is_refused(tmp_path, prompts, tiny_models, changes, words) -> None:
+    with pytest.raises(UsageError, match=words):
+        run_evaluation(tmp_path, prompts, tiny_models, **changes)
 
 
 def test_an_unnamed_reference_is_refused(tmp_path: Path, prompts: str, tiny_models: Path) -> None:

@@ -1,14 +1,16 @@
 """Judges that need no person: each gives a batch of responses a number, and may say why.
 
-A judge is named on the command line: `rubric` (the kitchen's), `lexicon` (VADER sentiment), or any Python function as
-`module:function`, called with a list of prompts (each a list of messages) and a list of response texts, returning a
-number each.
+A judge is named on the command line: `rubric` (the kitchen's), `lexicon` (VADER sentiment), `openai:MODEL[@URL]` (a
+language model behind an OpenAI-compatible API), or any Python function as `module:function`, called with a list of
+prompts (each a list of messages) and a list of response texts, returning a number each.
 """
 
 from __future__ import annotations
 
 import importlib
 import math
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -34,14 +36,18 @@ Judge = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[Opinion]]
 
 def load_judge(name: str) -> Judge:
     """The judge of this name. Raises UsageError when there is none; the judge itself raises RunError when the named
-    function raises, or returns the wrong count, the wrong type or a number that is not finite."""
+    function or endpoint fails, or returns the wrong count, the wrong type or a number that is not finite."""
     if name == "rubric":
         return _rubric
     if name == "lexicon":
         return _lexicon()
+    if name.startswith("openai:"):
+        from wukong.feedback.grader import load_grader
+
+        return load_grader(name)
     if ":" in name and not Path(name).exists():
         return _function(name)
-    raise UsageError(f"unknown judge {name!r}: use rubric, lexicon or module:function")
+    raise UsageError(f"unknown judge {name!r}: use rubric, lexicon, openai:MODEL or module:function")
 
 
 def _rubric(prompts: Sequence[Sequence[Message]], texts: Sequence[str]) -> list[Opinion]:
@@ -65,18 +71,34 @@ def _lexicon() -> Judge:
     return judge
 
 
-def _function(name: str) -> Judge:
+def _imported(name: str) -> ScoreFunction:
+    """`module:function`, where the module may lie in the working directory, as with `python -m`."""
     module_name, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
     try:
-        function: ScoreFunction = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+        function = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"{name}: cannot be loaded ({error}); write module:function") from None
+    except Exception as error:  # whatever the person's module does on import
+        raise UsageError(f"{name}: importing {module_name} raised {type(error).__name__}: {error}") from error
+    if not callable(function):
+        raise UsageError(f"{name}: is {type(function).__name__}, a function was expected")
+    return function
+
+
+def _function(name: str) -> Judge:
+    function = _imported(name)
 
     def judge(prompts: Sequence[Sequence[Message]], texts: Sequence[str]) -> list[Opinion]:
         try:
-            scores = list(function(prompts, texts))
+            returned = function(prompts, texts)
+            returned = returned.tolist() if hasattr(returned, "tolist") else returned  # an array or a tensor
+            scores = list(returned) if isinstance(returned, Sequence) and not isinstance(returned, str) else None
         except Exception as error:
             raise RunError(f"{name} raised {type(error).__name__}: {error}") from error
+        if scores is None:
+            raise RunError(f"{name} returned {type(returned).__name__}, a list of numbers was expected")
         if len(scores) != len(texts):
             raise RunError(f"{name} returned {len(scores)} numbers for {len(texts)} responses")
         for score in scores:

@@ -17,6 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from wukong.options import POLICY_STAGES
 from wukong.report import figures
 from wukong.report.contents import Answered, Evaluation, RunContents, Step
 from wukong.report.figures import Figure
@@ -48,6 +49,12 @@ STAGE_NAMES = {
     "label": "Labels",
     "reward": "Reward model",
     "ppo": "PPO",
+    "reinforce": "REINFORCE",
+    "rloo": "RLOO",
+    "grpo": "GRPO",
+    "bestofn": "Best of n",
+    "dpo": "DPO",
+    "kto": "KTO",
     "evaluate": "Evaluation",
     "reward-report": "Reward-model report",
     "compare": "Comparison",
@@ -163,7 +170,7 @@ class Charts:
 
 def road(run: RunContents) -> list[Node]:
     """Text, base, SFT, samples, labels, reward model, policy: each with its key number, or "not run"."""
-    policies = run.of_stage("ppo")
+    policies = [step for step in run.steps if step.stage in POLICY_STAGES]
     policy = policies[-1] if policies else None
 
     def made_by(stage: str) -> Step | None:

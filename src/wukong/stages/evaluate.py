@@ -32,24 +32,24 @@ from wukong.data.prompts import PromptOptions, load_prompts
 from wukong.data.shards import TokenShards
 from wukong.data.split import split_by_prompt
 from wukong.errors import DataError, UsageError
-from wukong.feedback.annotators import Opinion, load_judge
+from wukong.feedback.annotators import Judge, Opinion, load_judge
 from wukong.files import atomic_open, write_json
 from wukong.model.gpt2 import GPT2
-from wukong.model.hub import load_policy, load_reward
+from wukong.model.hub import load_policy
+from wukong.objectives import best_of_n_kl
 from wukong.options import StageOptions
 from wukong.provenance import begin
 from wukong.records import Prompt
 from wukong.rollout import Sampled, generate, inference_copy
 from wukong.seeds import derived_seed
 from wukong.stages.common import (
-    answer_ids,
     bootstrap_interval,
     distinct_n,
     response_logprobs,
     response_positions,
-    scores_of,
     validation_loss,
 )
+from wukong.stages.rewards import is_model, reward_judge
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute, Precision, compute_for
 
@@ -86,8 +86,12 @@ class EvaluateOptions(AnswerOptions):
     """name=directory of each model, from the oldest to the newest; each is compared with all before it."""
     reference: str | None = None
     """The name of the model to which KL is measured, usually the SFT model."""
+    best_of: list[str] = []
+    """name=N of models that answer each prompt N times, of which --best-of-reward picks one: best-of-n as a policy."""
+    best_of_reward: str | None = None
+    """What picks: a reward model's directory (usually the one the policies were trained with), or a judge's name."""
     judge: str | None = None
-    """rubric (the kitchen's), lexicon (VADER sentiment), or module:function."""
+    """rubric (the kitchen's), lexicon (VADER sentiment), openai:MODEL[@URL], or module:function."""
     reward_model: str | None = None
     """A reward model as a second judge, best one that was not used in training the policy."""
     text: Path | None = None
@@ -109,6 +113,15 @@ class Answers:
     perplexity: float | None = None
     bits_per_byte: float | None = None
     path: str = ""
+    best_of: int = 1
+
+
+@dataclass(frozen=True)
+class Picker:
+    """Best-of-n: how many answers each of these models gives to a prompt, and who picks one of them."""
+
+    counts: dict[str, int]
+    judge: Judge
 
 
 @dataclass(frozen=True)
@@ -126,7 +139,9 @@ def run(options: EvaluateOptions) -> None:
         if name not in models:
             raise UsageError(f"no model is named {name!r} in --models: {', '.join(models)}")
     judge = load_judge(options.judge) if options.judge else None
-    extra = [p for p in (options.reward_model, options.text) if p]
+    counts = best_of_counts(options, models)
+    picked_by = options.best_of_reward if options.best_of_reward and is_model(options.best_of_reward) else None
+    extra = [p for p in (options.reward_model, options.text, picked_by) if p]
     work = begin("evaluate", options, [*models.values(), *options.prompts, *extra])
     if work.done:
         return
@@ -137,12 +152,13 @@ def run(options: EvaluateOptions) -> None:
     if options.reference:
         model, tokenizer = load_policy(models[options.reference])
         reference = Reference(model.to(compute.device).eval(), tokenizer)
+    picker = Picker(counts, _picking_judge(options, compute)) if counts else None
     answers = {}
     for name, path in models.items():
         policy, tokenizer = load_policy(path)
         policy.to(compute.device).eval()
-        one = answers[name] = answer_all(name, path, policy, tokenizer, prompts, options, compute)
-        if reference is not None and name not in options.raw and options.temperature > 0:
+        one = answers[name] = answer_all(name, path, policy, tokenizer, prompts, options, compute, picker)
+        if reference is not None and one.best_of == 1 and name not in options.raw and options.temperature > 0:
             if tokenizer.fingerprint != reference.tokenizer.fingerprint:
                 raise UsageError(f"{path}: its tokenizer is not the reference's, so their KL means nothing")
             one.kl = _kl(policy, reference.model, one, options, compute)
@@ -207,11 +223,43 @@ def chosen_prompts(options: AnswerOptions) -> list[Prompt]:
     return held_out[: options.limit]
 
 
+def best_of_counts(options: EvaluateOptions, models: dict[str, str]) -> dict[str, int]:
+    """name -> N of --best-of. Raises UsageError for what does not fit the models."""
+    counts = {}
+    for given in options.best_of:
+        name, _, number = given.partition("=")
+        if name not in models or not number.isdecimal() or int(number) < 2:
+            known = ", ".join(models)
+            raise UsageError(f"--best-of {given}: write name=N with N of 2 or more and a name of --models ({known})")
+        counts[name] = int(number)
+    if bool(counts) != bool(options.best_of_reward):
+        raise UsageError("--best-of and --best-of-reward go together")
+    return counts
+
+
+def _picking_judge(options: EvaluateOptions, compute: Compute) -> Judge:
+    name = str(options.best_of_reward)
+    return reward_judge(name, compute, options.micro_batch_tokens) if is_model(name) else load_judge(name)
+
+
+def pick_best(
+    sampled: Sequence[Sampled], prompts: Sequence[Prompt], n: int, judge: Judge, tokenizer: Tokenizer
+) -> list[Sampled]:
+    """The best of each prompt's n answers, which stand side by side: of those the model ended, where there are any,
+    as training counts the others for nothing. The first of equals."""
+    asked = [prompt.messages for prompt in prompts for _ in range(n)]
+    scores = [opinion.score for opinion in judge(asked, [tokenizer.decode(one.ids) for one in sampled])]
+    ranks = [(one.finished, score) for one, score in zip(sampled, scores, strict=True)]
+    starts = range(0, len(sampled), n)
+    return [sampled[max(range(at, at + n), key=lambda i: (ranks[i], -i))] for at in starts]
+
+
 def answer_all(
     name: str, path: str, policy: GPT2, tokenizer: Tokenizer, prompts: Sequence[Prompt], options: AnswerOptions,
     compute: Compute,
+    picker: Picker | None = None,
 ) -> Answers:  # fmt: skip
-    """Samples one answer to each prompt, every model with the same random numbers."""
+    """Samples an answer to each prompt, every model with the same random numbers."""
     room = policy.config.n_positions - options.max_new_tokens
     raw = name in options.raw
     try:
@@ -221,18 +269,22 @@ def answer_all(
         ]
     except DataError as error:
         raise DataError(error.problem, file=options.prompts[0], hint="lower --max-new-tokens or shorten it") from None
-    with Bar(f"answers of {name}", len(prompts), unit="response") as bar:
+    n = picker.counts.get(name, 1) if picker else 1
+    first = [derived_seed(options.seed, "evaluate", p.id) for p in prompts]  # the same for all models
+    with Bar(f"answers of {name}", len(prompts) * n, unit="response") as bar:
         sampled = generate(
             inference_copy(policy, compute),
-            ids,
+            [prompt for prompt in ids for _ in range(n)],
             eos_id=tokenizer.eos_id,
             max_new_tokens=options.max_new_tokens,
-            seeds=[derived_seed(options.seed, "evaluate", p.id) for p in prompts],
+            seeds=[derived_seed(seed, k) if k else seed for seed in first for k in range(n)],
             temperature=options.temperature,
             batch_size=options.batch_size,
             on_finish=bar.advance,
         )
-    return Answers(ids, sampled, [tokenizer.decode(s.ids) for s in sampled], path=path)
+    if picker and n > 1:
+        sampled = pick_best(sampled, prompts, n, picker.judge, tokenizer)
+    return Answers(ids, sampled, [tokenizer.decode(s.ids) for s in sampled], path=path, best_of=n)
 
 
 def rewards_of(
@@ -240,15 +292,9 @@ def rewards_of(
     compute: Compute,
 ) -> list[list[float]]:  # fmt: skip
     """The scores of several models' answers to all prompts. Raises UsageError for one that does not fit."""
-    model, tokenizer = load_reward(reward_model)
-    context = model.config.n_positions
-    scores = []
-    for of_model in texts:
-        ids = [answer_ids(tokenizer, p.messages, text, context) for p, text in zip(prompts, of_model, strict=True)]
-        if any(i is None for i in ids):
-            raise UsageError(f"{reward_model}: an answer does not fit its context of {context}")
-        scores.append(scores_of(model, [i for i in ids if i], compute, options.micro_batch_tokens))
-    return scores
+    judge = reward_judge(reward_model, compute, options.micro_batch_tokens)
+    asked = [prompt.messages for prompt in prompts]
+    return [[opinion.score for opinion in judge(asked, of_model)] for of_model in texts]
 
 
 def _measure_text(
@@ -293,9 +339,16 @@ def describe(answers: Answers, prompts: Sequence[Prompt], options: EvaluateOptio
 
     score_mean, score_interval = mean(scores)
     kl_mean, kl_interval = mean(answers.kl)
+    if (
+        answers.best_of > 1
+        and options.reference
+        and answers.path == dict(map(named, options.models))[options.reference]
+    ):
+        kl_mean = best_of_n_kl(answers.best_of)  # the picked answers' log-ratios say nothing: they are the reference's
     rewards = None if answers.rewards is None else np.array(answers.rewards)
     return {
         "path": answers.path,
+        "best_of": answers.best_of,
         "score_mean": score_mean,
         "score_std": None if scores is None else float(scores.std()),
         "score_interval": score_interval,

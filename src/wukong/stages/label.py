@@ -1,6 +1,6 @@
 """`wukong label`: responses -> rankings or comparisons by simulated annotators.
 
-In:  responses.jsonl with several answers to each prompt, and a judge (rubric, lexicon, module:function).
+In:  responses.jsonl with several answers to each prompt, and a judge or reward model.
 Out: one Ranking (or one Comparison a pair) a line.
 
     wukong label --responses responses.jsonl --judge rubric --error-rate 0.1 --out comparisons.jsonl
@@ -28,6 +28,8 @@ from wukong.options import StageOptions
 from wukong.provenance import begin
 from wukong.records import Comparison, Ranking, Response, read_records, write_records
 from wukong.seeds import derived_seed
+from wukong.stages.rewards import is_model, reward_judge
+from wukong.training.compute import compute_for
 
 
 class LabelOptions(StageOptions):
@@ -36,7 +38,8 @@ class LabelOptions(StageOptions):
     responses: str
     """responses.jsonl of `wukong sample`."""
     judge: str
-    """rubric (the kitchen's), lexicon (VADER sentiment), or module:function."""
+    """rubric (the kitchen's), lexicon (VADER sentiment), openai:MODEL[@URL], module:function, or a reward model's
+    directory."""
     shape: Literal["ranking", "pairs"] = "ranking"
     """One ranking a prompt, or every pair by itself."""
     error_rate: float = Field(0.0, ge=0, le=0.5)
@@ -47,10 +50,11 @@ class LabelOptions(StageOptions):
 
 def run(options: LabelOptions) -> None:
     """Raises UsageError or DataError for unusable input, RunError when the judge fails."""
-    work = begin("label", options, [options.responses], directory=False)
+    by_model = [options.judge] if is_model(options.judge) else []
+    work = begin("label", options, [options.responses, *by_model], directory=False)
     if work.done:
         return
-    judge = load_judge(options.judge)
+    judge = reward_judge(options.judge, compute_for(), 8192) if by_model else load_judge(options.judge)
     by_prompt: dict[str, dict[str, Response]] = defaultdict(dict)  # answers with the same text count once
     responses = read_records(options.responses, Response)
     for response in responses:

@@ -25,11 +25,12 @@ class Metric(NamedTuple):
 EVERY_STAGE = "Every training stage"
 _LANGUAGE = "Pretraining and SFT"
 _REWARD = "Reward model"
-_OUTCOME = "PPO: reward and distance"
-_POLICY = "PPO: the policy's update"
-_VALUE = "PPO: the value model"
-_TEXT = "PPO: the responses"
-_SPEED = "PPO: where the time goes"
+_OUTCOME = "Online algorithms: reward and distance"
+_POLICY = "Online algorithms: the policy's update"
+_VALUE = "Online algorithms: the value model"
+_TEXT = "Online algorithms: the responses"
+_SPEED = "Online algorithms: where the time goes"
+_OFFLINE = "DPO and KTO"
 _EVALUATION = "Evaluation"
 
 METRICS: dict[str, Metric] = {
@@ -127,7 +128,7 @@ METRICS: dict[str, Metric] = {
         "Nothing to judge: it varies with the size of the rankings.",
         _REWARD,
     ),
-    # ------------------------------------------------------------------------------------- PPO: reward and distance
+    # ------------------------------------------------------------------------------------- online: reward and distance
     "score": Metric(
         "reward",
         "Mean reward of the step's responses: the reward model's score, or the fixed score of a response that "
@@ -145,8 +146,34 @@ METRICS: dict[str, Metric] = {
     ),
     "reward_model_score": Metric(
         "reward",
-        "Mean score of the reward model alone, before the rule for responses that did not end.",
+        "Mean reward before the rule for responses that did not end: the reward model's score, or the sum of all "
+        "rewards.",
         "Close to `score`; a gap between them is the price of unfinished responses.",
+        _OUTCOME,
+    ),
+    "reward_of.NAME": Metric(
+        "its own scale",
+        "Mean of one reward by itself, without its weight; NAME is the judge's name or the reward model's directory. "
+        "Logged where the reward has several parts.",
+        "All rise. One that falls is being paid for by the others: change the weights.",
+        _OUTCOME,
+    ),
+    "ensemble_std": Metric(
+        "reward",
+        "Standard deviation of the ensemble's scores of a response, the mean over the step's responses.",
+        "Level. A rise means that the policy goes where the reward models know little: early over-optimisation.",
+        _OUTCOME,
+    ),
+    "length_penalty": Metric(
+        "reward",
+        "What the length penalty takes off the reward of a response, the mean over the step's responses.",
+        "Small beside `score_std`, else short answers are all that is learnt.",
+        _OUTCOME,
+    ),
+    "kept_score": Metric(
+        "reward",
+        "Best of n: mean score of the responses that are learnt.",
+        "Above `score`; when the two meet, all responses to a prompt are equally good and nothing is left to learn.",
         _OUTCOME,
     ),
     "kl": Metric(
@@ -172,10 +199,11 @@ METRICS: dict[str, Metric] = {
         "cannot be held.",
         _OUTCOME,
     ),
-    # --------------------------------------------------------------------------------------- PPO: the policy's update
+    # -------------------------------------------------------------------------------------- online: the policy's update
     "policy_loss": Metric(
         "",
-        "PPO's clipped objective as a loss, the mean over response tokens and updates of the step.",
+        "The algorithm's loss, averaged over response tokens as it does, and over the updates of the step (for PPO the "
+        "clipped objective).",
         "Small, around zero and mostly negative. It is no measure of progress, as the data change with the policy: "
         "read `score` and `kl`. A large positive value means that the updates overshoot.",
         _POLICY,
@@ -237,13 +265,19 @@ METRICS: dict[str, Metric] = {
         "Falls as the value model learns to foresee the reward. Near 0 the update is noise only.",
         _POLICY,
     ),
+    "baseline": Metric(
+        "reward",
+        "REINFORCE: the running mean of the rewards so far, KL penalty included, with which this step's are compared.",
+        "Follows `score` from below while that rises.",
+        _POLICY,
+    ),
     "ptx_loss": Metric(
         "nats per token",
         "Language-model loss on pretraining text that is mixed into the updates (PPO-ptx); logged only with PTX on.",
         "Stays near the base model's validation loss. A rise is forgetting, which PTX is there to prevent.",
         _POLICY,
     ),
-    # ---------------------------------------------------------------------------------------- PPO: the value model
+    # ---------------------------------------------------------------------------------------- online: the value model
     "value_loss": Metric(
         "reward²",
         "Half the squared error of the value model against the returns, with PPO's clipping; mean over tokens.",
@@ -282,7 +316,7 @@ METRICS: dict[str, Metric] = {
         "Large at first, then level. Spikes follow outliers among the rewards.",
         _VALUE,
     ),
-    # ------------------------------------------------------------------------------------------ PPO: the responses
+    # ------------------------------------------------------------------------------------------ online: the responses
     "response_length": Metric(
         "tokens",
         "Mean length of the step's responses, the end token included.",
@@ -307,7 +341,7 @@ METRICS: dict[str, Metric] = {
         "Low. A rise means that one answer is given to every question; the run stops itself when it dominates.",
         _TEXT,
     ),
-    # -------------------------------------------------------------------------------------- PPO: where the time goes
+    # -------------------------------------------------------------------------------------- online: where the time goes
     "rollout_seconds": Metric(
         "s per step",
         "Time spent sampling the responses.",
@@ -331,6 +365,73 @@ METRICS: dict[str, Metric] = {
         "Sampled tokens a second of rollout_seconds.",
         "Level. It rises with the batch and falls with the length of the sequences.",
         _SPEED,
+    ),
+    # ------------------------------------------------------------------------------------------------ DPO and KTO
+    "dpo/loss": Metric(
+        "nats per pair",
+        "The loss of the batch's pairs, all pairs of a record weighing as one (with ipo: squared nats).",
+        "Starts at ln 2 = 0.69 (ipo: 1/(4 beta²)) and falls.",
+        _OFFLINE,
+    ),
+    "kto/loss": Metric(
+        "",
+        "Mean over the batch's votes of weight x (1 - sigmoid(beta x gain)).",
+        "Starts at 0.5 with weights of 1 and falls.",
+        _OFFLINE,
+    ),
+    "dpo/accuracy": Metric(
+        "fraction of pairs",
+        "The part of the batch's pairs in which the chosen answer has the higher log pi - log pi_ref.",
+        "Rises from 0.5. Near 1 long before the end: the pairs are learnt by heart.",
+        _OFFLINE,
+    ),
+    "dpo/margin": Metric(
+        "nats x beta",
+        "Mean difference of the implied rewards of chosen and rejected answers.",
+        "Grows. Into the tens means that probabilities are driven to zero: raise beta, or use ipo or label smoothing.",
+        _OFFLINE,
+    ),
+    "kto/margin": Metric(
+        "nats x beta",
+        "Mean implied reward of the batch's liked answers less that of the disliked ones.",
+        "Grows.",
+        _OFFLINE,
+    ),
+    "chosen_reward": Metric(
+        "nats x beta",
+        "Mean implied reward beta (log pi - log pi_ref) of chosen (liked) answers.",
+        "Rises, or falls less than that of the rejected ones. A deep fall: probability flows to answers nobody rated.",
+        _OFFLINE,
+    ),
+    "rejected_reward": Metric(
+        "nats x beta",
+        "Mean implied reward of rejected (disliked) answers.",
+        "Falls.",
+        _OFFLINE,
+    ),
+    "kl_baseline": Metric(
+        "nats",
+        "KTO: z_0, the mean log pi - log pi_ref of answers paired with other prompts, at least 0.",
+        "Stays small. Growth means that the policy changes everywhere, not only where it was told to.",
+        _OFFLINE,
+    ),
+    "dpo/valid_loss": Metric(
+        "nats per pair",
+        "The same loss on records whose prompts are held out.",
+        "Falls with the training loss; a rise is over-fitting: fewer epochs or a higher beta.",
+        _OFFLINE,
+    ),
+    "kto/valid_loss": Metric(
+        "",
+        "The same loss on votes whose prompts are held out.",
+        "Falls with the training loss; a rise is over-fitting.",
+        _OFFLINE,
+    ),
+    "valid_margin": Metric(
+        "nats x beta",
+        "The margin of held-out records.",
+        "Grows with the margin in training, though less.",
+        _OFFLINE,
     ),
     # ------------------------------------------------------------------------------------------------- evaluation
     "evaluate/score_mean": Metric(
@@ -407,7 +508,7 @@ METRICS: dict[str, Metric] = {
 
 def definition(stage: str, name: str) -> Metric | None:
     """What `name` means when `stage` logs it; None for a name that is not defined."""
-    return METRICS.get(f"{stage}/{name}") or METRICS.get(name)
+    return METRICS.get(f"{stage}/{name}") or METRICS.get(name) or METRICS.get(name.partition(".")[0] + ".NAME")
 
 
 def as_markdown() -> str:

@@ -1,0 +1,178 @@
+"""Trains every algorithm on a finished run, with equal numbers of sampled responses, and writes one table.
+
+    python benchmarks/algorithms.py runs/kitchen --seeds 0 1 2 --out docs/results/algorithms.md
+
+From the run directory come the SFT model, the reward model, prompts, and from the recipe's ppo and evaluate steps the
+sampling, the price of KL and the judge. Every policy learns from as many sampled responses as PPO does; DPO's are
+sampled from the SFT model, four or more a prompt, and ranked by the same reward model. The best of 16 is the SFT
+model's. What is made lies in RUN/algorithms/seed-N and is not made twice; an interrupted one goes on.
+
+Options of an algorithm can be changed: --set rloo.lr=2e-4 grpo.scale=none
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import wukong
+from wukong.data.prompts import read_prompts
+from wukong.recipe import STAGES
+
+ONLINE = ("ppo", "reinforce", "rloo", "grpo")
+GROUPS = {"rloo": 4, "grpo": 8}
+"""Responses a prompt."""
+RESPONSES_PER_PROMPT = 4
+"""At least, of those that DPO learns from: more where the prompts are too few for the number of responses."""
+BEST_OF = 16
+SHARED = (
+    "model", "reward_model", "prompts", "first_words", "holdout", "episodes", "batch_size", "minibatch_size",
+    "max_new_tokens", "temperature", "kl_coef", "missing_eos_score", "truncate_at", "truncate_after", "lr",
+    "micro_batch_tokens", "precision", "device", "tensorboard", "max_kl",
+)  # fmt: skip
+"""Options that all online algorithms take over from the recipe's PPO."""
+
+
+def recipe_steps(run: Path) -> dict[str, dict[str, Any]]:
+    """The options of each step, as `wukong run` wrote them down."""
+    return yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["steps"]
+
+
+def changes(given: list[str]) -> dict[str, dict[str, Any]]:
+    """STAGE.OPTION=VALUE -> stage -> options."""
+    found: dict[str, dict[str, Any]] = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        stage, _, option = name.partition(".")
+        found.setdefault(stage, {})[option] = yaml.safe_load(value)
+    return found
+
+
+def run_stage(stage: str, options: dict[str, Any]) -> float:
+    """Runs a stage unless it is done; returns the seconds that it took, then or now."""
+    options_class, run = STAGES[stage].load()
+    run(options_class.model_validate(options))
+    out = Path(options["out"])
+    record = out / "provenance.json" if out.is_dir() else Path(f"{out}.provenance.json")
+    return json.loads(record.read_text())["seconds"]
+
+
+def one_seed(
+    steps: dict[str, dict[str, Any]], directory: Path, seed: int, given: dict[str, dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Trains all of one seed. Returns evaluation.json and the seconds of each algorithm."""
+    ppo, judging = steps["ppo"], steps["evaluate"]
+    shared = {name: ppo[name] for name in SHARED if name in ppo}
+    seconds, policies = {}, {}
+    for name in ONLINE:
+        own = ppo if name == "ppo" else shared | {"samples_per_prompt": GROUPS.get(name, 1)}
+        policies[name] = directory / name
+        seconds[name] = run_stage(name, own | given.get(name, {}) | {"out": str(policies[name]), "seed": seed})
+    # ------------------------------------------------------------------------------------------------------- dpo
+    sampled = {name: ppo[name] for name in ("prompts", "holdout", "first_words", "max_new_tokens") if name in ppo}
+    sampled |= {"models": [ppo["model"]], "temperatures": [ppo["temperature"]], "precision": ppo["precision"]}
+    prompts = len(read_prompts(ppo["prompts"], first_words=ppo["first_words"]))
+    each = max(RESPONSES_PER_PROMPT, math.ceil(ppo["episodes"] / prompts))
+    sampled |= {"responses_per_prompt": each, "limit": ppo["episodes"] // each}
+    responses, ranked = directory / "responses.jsonl", directory / "ranked.jsonl"
+    seconds["dpo"] = run_stage("sample", sampled | {"out": str(responses), "seed": seed})
+    labels = {"responses": str(responses), "judge": ppo["reward_model"], "out": str(ranked), "seed": seed}
+    seconds["dpo"] += run_stage("label", labels)
+    learnt = {name: ppo[name] for name in ("model", "temperature", "precision", "tensorboard", "micro_batch_tokens")}
+    learnt |= {"data": [str(ranked)], "lr": ppo["lr"] / 2, "batch_size": 8, "valid_fraction": 0.05}
+    policies["dpo"] = directory / "dpo"
+    seconds["dpo"] += run_stage("dpo", learnt | given.get("dpo", {}) | {"out": str(policies["dpo"]), "seed": seed})
+    # ------------------------------------------------------------------------------------------------ evaluation
+    best = f"best-of-{BEST_OF}"
+    models = [f"sft={ppo['model']}", *(f"{name}={path}" for name, path in policies.items()), f"{best}={ppo['model']}"]
+    judged = {"models": models, "reference": "sft", "raw": [], "best_of": [f"{best}={BEST_OF}"], "text": None}
+    judged |= {"best_of_reward": ppo["reward_model"], "out": str(directory / "evaluation"), "seed": seed}
+    run_stage("evaluate", judging | judged)
+    return json.loads((directory / "evaluation" / "evaluation.json").read_text()), seconds
+
+
+def rows(evaluation: dict[str, Any], seconds: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """Algorithm -> the numbers of its row."""
+    found = {}
+    for one in evaluation["comparisons"]:
+        if one["b"] == "sft" and one["judge"] == evaluation["scorer"]:
+            model = evaluation["models"][one["a"]]
+            found[one["a"]] = {
+                "win": one["win_rate"],
+                "low": one["interval"][0],
+                "high": one["interval"][1],
+                "controlled": one["length_controlled_win_rate"],
+                "reward": model["reward_mean"],
+                "kl": model["kl"],
+                "length": model["length_mean"],
+                "distinct": model["distinct_2"],
+                "minutes": seconds[one["a"]] / 60 if one["a"] in seconds else None,
+            }
+    return found
+
+
+def cell(values: list[float | None], digits: int) -> str:
+    """The mean over seeds, with the standard deviation where there are several; "–" for what was not measured."""
+    numbers = [value for value in values if value is not None]
+    if not numbers:
+        return "–"
+    mean = f"{statistics.mean(numbers):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else mean
+
+
+def table(seeds: list[int], results: list[dict[str, dict[str, Any]]], command: str, prompts: int, judge: str) -> str:
+    cpus = platform.processor() or platform.machine()
+    lines = [
+        f"`{command}`",
+        "",
+        f"{cpus}, {platform.system()}, Python {platform.python_version()}, wukong {wukong.__version__}; "
+        f"{time.strftime('%Y-%m-%d')}. Win rate over SFT by {judge} on {prompts} unseen prompts, in %, with the 95 % "
+        "interval of each seed; the other columns are mean ± standard deviation over the seeds. Best-of-n's KL is "
+        "log n - (n-1)/n.",
+        "",
+        "| algorithm | " + " | ".join(f"seed {s}" for s in seeds)
+        + " | mean | at equal length | reward | KL (nats) | length (tokens) | distinct-2 | minutes |",
+        "| --- |" + " ---: |" * (len(seeds) + 7),
+    ]  # fmt: skip
+    for name in results[0]:
+        of = [result[name] for result in results]
+        each = [f"{100 * o['win']:.1f} [{100 * o['low']:.1f}, {100 * o['high']:.1f}]" for o in of]
+        cells = [*each, cell([100 * o["win"] for o in of], 1), cell([100 * o["controlled"] for o in of], 1)]
+        columns = (("reward", 2), ("kl", 2), ("length", 1), ("distinct", 3), ("minutes", 1))
+        cells += [cell([o[key] for o in of], digits) for key, digits in columns]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a finished run directory, such as runs/kitchen")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--set", nargs="*", default=[], metavar="STAGE.OPTION=VALUE")
+    parser.add_argument("--out", type=Path, help="write the table there too")
+    arguments = parser.parse_args()
+    steps = recipe_steps(arguments.run)
+    results, evaluation = [], {}
+    for seed in arguments.seeds:
+        directory = arguments.run / "algorithms" / f"seed-{seed}"
+        evaluation, seconds = one_seed(steps, directory, seed, changes(arguments.set))
+        results.append(rows(evaluation, seconds))
+    command = " ".join(["python", *sys.argv])
+    text = table(arguments.seeds, results, command, evaluation["n_prompts"], evaluation["scorer"])
+    print(text)
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

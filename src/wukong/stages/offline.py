@@ -1,0 +1,206 @@
+"""What the offline algorithms (DPO, KTO) share: answers as tokens, their log-ratios to the reference, a small loop.
+
+Shape legend: B answers, T time, N pairs or votes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from wukong.console import console, say
+from wukong.data.batches import by_length, pad
+from wukong.data.comparisons import load_comparisons
+from wukong.data.sources import DataOptions
+from wukong.data.split import split_by_prompt
+from wukong.data.summary import ReadSummary
+from wukong.errors import DataError, UsageError
+from wukong.model.gpt2 import GPT2
+from wukong.model.hub import load_policy, save_policy
+from wukong.provenance import begin
+from wukong.records import Message, Preference
+from wukong.stages.common import epoch_batch, response_logprobs, response_positions
+from wukong.tokenizer import Tokenizer
+from wukong.training.compute import Compute
+from wukong.training.session import Session, TrainOptions, publish
+
+
+class OfflineOptions(TrainOptions, DataOptions):
+    """What DPO and KTO share."""
+
+    model: str
+    """The SFT model: policy and frozen reference start from it. A directory or hub id."""
+    eval_data: list[str] = []
+    """Data to test on; when empty, a part of the prompts of --data is held out."""
+    valid_fraction: float = Field(0.1, ge=0, lt=1)
+    """The part of the prompts held out when there is no --eval-data."""
+    beta: float = Field(0.1, gt=0)
+    """The price of a nat of KL to the reference that is assumed; smaller goes further."""
+    temperature: float = Field(1.0, gt=0)
+    """Logits are divided by it: the temperature at which the answers were sampled and the policy will be."""
+    epochs: float = Field(1.0, gt=0)
+    """Passes over the data."""
+    batch_size: int = Field(32, ge=1)
+    """Records a step."""
+    lr: float = Field(5e-6, gt=0)
+    """Peak learning rate."""
+    lr_schedule: Literal["cosine", "linear", "constant"] = "linear"
+    """How the learning rate falls after the warm-up."""
+    warmup_steps: int = Field(10, ge=0)
+    """Steps over which the learning rate rises from 0."""
+    eval_every: int = Field(0, ge=0)
+    """Steps between evaluations; 0 evaluates at the end only."""
+
+
+@dataclass
+class Answer:
+    """An answer as tokens, the closing end token included, and its log-prob (nats) under the reference."""
+
+    prompt: list[int]
+    response: list[int]
+    reference: float = math.nan
+
+    @property
+    def ids(self) -> list[int]:
+        return self.prompt + self.response
+
+
+def answer_of(tokenizer: Tokenizer, prompt: Sequence[Message], text: str, context: int) -> Answer | None:
+    """The oldest turns of a prompt that is too long are left out; None when it does not fit even so."""
+    response = tokenizer.response_ids(text, finished=True)
+    if len(response) >= context:
+        return None
+    try:
+        return Answer(tokenizer.prompt_ids(list(prompt), max_tokens=context - len(response)), response)
+    except DataError:
+        return None
+
+
+def response_sums(model: GPT2, answers: Sequence[Answer], temperature: float, compute: Compute) -> Tensor:
+    """log pi of each whole response (nats), in one forward pass: (B,) float32."""
+    ids, _ = pad([answer.ids for answer in answers])  # (B, T)
+    lengths = [len(answer.response) for answer in answers]
+    predicts = response_positions([len(answer.prompt) for answer in answers], lengths, ids.shape[1])
+    logprobs, _ = response_logprobs(model, ids.to(compute.device), predicts.to(compute.device), temperature, compute)
+    return torch.stack([part.sum() for part in logprobs.split(lengths)])
+
+
+def logratios(model: GPT2, answers: Sequence[Answer], temperature: float, compute: Compute) -> Tensor:
+    """log pi - log pi_ref of each whole response (nats): (B,) float32."""
+    reference = torch.tensor([answer.reference for answer in answers], device=compute.device)
+    return response_sums(model, answers, temperature, compute) - reference
+
+
+@torch.inference_mode()
+def measure_reference(
+    model: GPT2, answers: Sequence[Answer], temperature: float, compute: Compute, max_tokens: int
+) -> None:
+    """Fills in the reference's log-probs: it never changes, so once is enough."""
+    model.eval().to(compute.device)
+    for rows in by_length([len(answer.ids) for answer in answers], max_tokens):
+        sums = response_sums(model, [answers[i] for i in rows], temperature, compute)
+        for i, value in zip(rows, sums.tolist(), strict=True):
+            answers[i].reference = value
+
+
+Item = TypeVar("Item")
+Metrics = dict[str, float]
+
+
+def in_parts(
+    items: Sequence[Item], answers_of: Callable[[Item], Sequence[Answer]], max_tokens: int
+) -> list[list[Item]]:
+    """The batch in parts of at most max_tokens tokens, padding included, each item whole, like lengths together."""
+    widths = [max(len(answer.ids) for answer in answers_of(item)) for item in items]
+    parts: list[list[Item]] = []
+    rows = width = 0
+    for i in sorted(range(len(items)), key=lambda i: (-widths[i], i)):
+        rows += len(answers_of(items[i]))
+        if not parts or rows * width > max_tokens:
+            parts.append([])
+            rows, width = len(answers_of(items[i])), widths[i]
+        parts[-1].append(items[i])
+    return parts
+
+
+def train_offline(
+    stage: str,
+    options: OfflineOptions,
+    data: list[str],
+    items_of: Callable[[Sequence[Preference], Tokenizer, int, ReadSummary], list[Item]],
+    answers_of: Callable[[Item], Sequence[Answer]],
+    learn: Callable[[GPT2, GPT2, Sequence[Item], Compute, Callable[[Tensor], None] | None], Metrics],
+) -> None:
+    """Reads the data, trains, saves.
+
+    Args:
+        items_of: records, tokenizer, context and account -> what is trained on.
+        answers_of: the answers of an item.
+        learn: (policy, reference, batch, compute, backward) -> metrics, `loss` and `margin` among them; `backward` is
+            called with the loss, in parts that add up to it, and is None where nothing is learnt.
+
+    Raises:
+        UsageError or DataError: unusable input. RunError: the loss is not finite.
+    """
+    work = begin(stage, options, [options.model, *data, *options.eval_data])
+    if work.done:
+        return
+    # ------------------------------------------------------------------------------------------- model and data
+    policy, tokenizer = load_policy(options.model)
+    reference, _ = load_policy(options.model)
+    reference.requires_grad_(False)
+    context = policy.config.n_positions
+    read = load_comparisons(data, options)
+    if options.eval_data:
+        sides = read.records, load_comparisons(options.eval_data, options).records
+    else:
+        sides = split_by_prompt(read.records, options.valid_fraction, options.seed)
+    train, test = (items_of(side, tokenizer, context, read.summary) for side in sides)
+    console.print(read.summary.table("records"))
+    if not train:
+        raise UsageError(f"{data[0]}: nothing is left to train on")
+    steps = math.ceil(options.epochs * len(train) / options.batch_size)
+    say(f"{stage}: {len(train):,} records, {len(test):,} held out, {steps:,} steps")
+    # ---------------------------------------------------------------------------------------------------- loop
+    with Session(options, {"policy": policy}, steps, stage) as session:
+        compute = session.compute
+        answers = [answer for item in (*train, *test) for answer in answers_of(item)]
+        measure_reference(reference, answers, options.temperature, compute, options.micro_batch_tokens)
+        for step in session.steps():
+            policy.eval()  # dropout is off everywhere after SFT
+            batch = [train[i] for i in epoch_batch(len(train), step, options.batch_size, options.seed)]
+            metrics = learn(policy, reference, batch, compute, session.backward)
+            tokens = sum(len(answer.ids) for item in batch for answer in answers_of(item))
+            session.log(tokens, **metrics, **session.optimizer_step())
+            if test and session.due(options.eval_every):
+                parts = _batches(test, options.batch_size)
+                with torch.inference_mode():
+                    held_out = [learn(policy, reference, part, compute, None) for part in parts]
+                measured = {
+                    f"valid_{name}": float(np.average([m[name] for m in held_out], weights=[len(p) for p in parts]))
+                    for name in ("loss", "margin")
+                }
+                session.log(0, **measured)
+                session.state["valid"] = measured
+            session.show(loss=metrics["loss"], margin=metrics["margin"])
+    # ---------------------------------------------------------------------------------------------------- save
+    staged = options.out / ".staged"
+    save_policy(staged, policy.cpu(), tokenizer)
+    files = publish(staged, options.out)
+    work.finish({**session.state.get("valid", {}), "records": len(train), "data": read.summary.as_dict()}, files)
+    session.discard_checkpoints()
+
+
+def _batches(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    """In the given order; a last one of a single item joins the one before, since KTO compares within a batch."""
+    starts = list(range(0, len(items), size))
+    if len(starts) > 1 and len(items) - starts[-1] == 1:
+        starts.pop()
+    return [items[a:b] for a, b in zip(starts, [*starts[1:], len(items)], strict=True)]

@@ -1,0 +1,104 @@
+"""A language model as a judge, behind a server that speaks OpenAI's protocol."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from wukong.errors import RunError, UsageError
+from wukong.feedback.annotators import load_judge
+from wukong.records import as_messages
+
+Reply = Callable[[dict], str | int]
+"""What the server makes of a request: the text it answers, or an HTTP error."""
+
+
+@pytest.fixture
+def server() -> Iterator[Callable[[Reply], tuple[str, list[dict]]]]:
+    running = []
+
+    def start(reply: Reply) -> tuple[str, list[dict]]:
+        requests: list[dict] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                requests.append(body)
+                said = reply(body)
+                status = said if isinstance(said, int) else 200
+                message = {"role": "assistant", "content": said}
+                choice = {"index": 0, "finish_reason": "stop", "message": message}
+                answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+                payload = json.dumps(answer if status == 200 else {"error": {"message": "no such model"}}).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(payload)))
+                self.end_headers()
+                self.wfile.write(payload)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        running.append(server)
+        return f"http://127.0.0.1:{server.server_port}/v1", requests
+
+    yield start
+    for server in running:
+        server.shutdown()
+        server.server_close()
+
+
+def by_length(body: dict) -> str:
+    answer = body["messages"][1]["content"].split("<answer>\n")[1].split("\n</answer>")[0]
+    return f"Grade: {min(10, 1 + len(answer))}"
+
+
+PROMPTS = [as_messages("What is 1 + 1?"), as_messages("Boil an egg")] * 10
+TEXTS = [f"{'x' * (i % 9)}" for i in range(20)]
+
+
+def test_grades_come_in_the_order_of_the_answers(server, monkeypatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    url, requests = server(by_length)
+    found = load_judge(f"openai:tiny@{url}")(PROMPTS, TEXTS)
+    assert [opinion.score for opinion in found] == [1 + i % 9 for i in range(20)]
+    assert len(requests) == 20
+    assert {body["model"] for body in requests} == {"tiny"}
+    assert all(body["temperature"] == 0 for body in requests)
+    assert any("user: Boil an egg" in body["messages"][1]["content"] for body in requests)
+
+
+def test_the_server_may_come_from_the_environment(server, monkeypatch) -> None:
+    url, _ = server(lambda body: "7.5")
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert load_judge("openai:tiny")(PROMPTS[:1], ["x"])[0].score == 7.5
+
+
+@pytest.mark.parametrize("said", ["I cannot say", "", "11", "0"])
+def test_an_answer_without_a_grade_is_asked_for_again_and_then_stops_the_run(server, said) -> None:
+    url, requests = server(lambda body: said)
+    with pytest.raises(RunError, match=r"answered '.*', a number from 1 to 10 was expected") as caught:
+        load_judge(f"openai:tiny@{url}")(PROMPTS[:1], ["x"])
+    assert "\n" not in str(caught.value)
+    assert len(requests) == 3
+
+
+def test_a_server_that_fails_stops_the_run_with_one_line(server) -> None:
+    url, _ = server(lambda body: 404)
+    with pytest.raises(RunError, match=r"openai:tiny@http.*NotFoundError") as caught:
+        load_judge(f"openai:tiny@{url}")(PROMPTS[:1], ["x"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_grader_without_model_key_or_server_is_refused(monkeypatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(UsageError, match="write openai:MODEL"):
+        load_judge("openai:")
+    with pytest.raises(UsageError, match="set OPENAI_API_KEY"):
+        load_judge("openai:tiny")
