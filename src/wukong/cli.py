@@ -37,6 +37,9 @@ from wukong.recipe import (
 TOOLS = {
     "chat": Stage("wukong.stages.chat", "talk to a model, or to several, in the terminal", positional="models"),
     "serve": Stage("wukong.serve.command", "models behind an OpenAI-compatible HTTP API", positional="models"),
+    "labelstudio": Stage(
+        "wukong.feedback.labelstudio.command", "compare answers in Label Studio: there and back", positional="action"
+    ),
 }
 RUN_SUMMARY = "all steps of a recipe; a finished one is skipped, an interrupted one goes on"
 RUN_EXAMPLE = """wukong run recipes/kitchen.yaml
@@ -223,11 +226,11 @@ def overview() -> str:
             "",
             "GPT-2 from raw text to a model that people prefer.",
             "",
-            *(f"  {name:<10}{summary}" for name, summary in tools.items()),
+            *(f"  {name:<12}{summary}" for name, summary in tools.items()),
             "",
             "The stages, in the order of the road:",
             "",
-            *(f"  {name:<10}{summary}" for name, summary in stages.items()),
+            *(f"  {name:<12}{summary}" for name, summary in stages.items()),
             "",
             "Example:",
             "    wukong run recipes/kitchen.yaml",

@@ -15,8 +15,8 @@ from serving import served, until, value
 
 from wukong.errors import UsageError
 from wukong.rollout import Decoder
-from wukong.serve.app import Access
-from wukong.serve.command import ServeOptions, checked_key, is_loopback, run
+from wukong.serve.app import Access, is_loopback
+from wukong.serve.command import ServeOptions, checked_key, run
 from wukong.serve.service import Answer, BusyError, Drawing, UnknownModelError
 
 CHAT = {"model": "policy", "messages": [{"role": "user", "content": "Boil 3 eggs"}]}
@@ -71,8 +71,10 @@ def test_other_machines_are_let_in_with_a_key_only(host, monkeypatch):
 
 
 def test_this_machines_own_addresses():
-    assert all(map(is_loopback, ("127.0.0.1", "127.8.0.1", "::1", "localhost")))
-    assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "localhost.example")))
+    own = ("127.0.0.1", "127.8.0.1:80", "::1", "[::1]", "[::1]:80", "localhost", "localhost:8000")
+    assert all(map(is_loopback, own))
+    other = ("0.0.0.0", "::", "10.0.0.1", "localhost.example", "127.0.0.1.example:80", "", "[")
+    assert not any(map(is_loopback, other))
 
 
 def test_a_port_that_is_taken_is_one_line(address, models):

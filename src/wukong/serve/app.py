@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -33,8 +35,6 @@ from wukong.serve.protocol import (
     parse,
 )
 from wukong.serve.service import Answer, Served, Service
-
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 
 
 @dataclass(frozen=True)
@@ -134,14 +134,23 @@ class _Guard:
         await (self.app if refusal is None else _error(refusal))(scope, receive, counted)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address, with or without a port, is this machine's own and nobody else's."""
+    try:
+        name = host if host.count(":") > 1 and not host.startswith("[") else urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
 def _refusal(request: Request, access: Access) -> ApiError | None:
     if request.url.path == "/health":
         return None
     if access.api_key is None:
         # Without a key a web page could reach us by giving its own name our address (DNS rebinding).
-        host = request.headers.get("host", "").rpartition(":")[0] or request.headers.get("host", "")
-        if host not in LOOPBACK:
-            return ApiError(403, f"this server has no API key and answers requests to {LOOPBACK[0]} only, not {host!r}")
+        name = request.headers.get("host", "")
+        if not is_loopback(name):
+            return ApiError(403, f"this server has no API key and answers requests to 127.0.0.1 only, not {name!r}")
         return None
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and secrets.compare_digest(key.strip().encode(), access.api_key.encode()):

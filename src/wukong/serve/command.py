@@ -12,7 +12,6 @@ token, and its answer depends on prompt, model, options and seed alone.
 from __future__ import annotations
 
 import errno
-import ipaddress
 import os
 import signal
 import socket
@@ -106,6 +105,8 @@ def checked_key(options: ServeOptions) -> str | None:
 
     Raises UsageError where other machines could ask without one.
     """
+    from wukong.serve.app import is_loopback
+
     key = options.api_key or os.environ.get(KEY_VARIABLE) or None
     if key is None and not is_loopback(options.host):
         raise UsageError(
@@ -116,19 +117,12 @@ def checked_key(options: ServeOptions) -> str | None:
     return key
 
 
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _listen(host: str, port: int) -> socket.socket:
     """Before models are loaded: that the port is taken should not be learnt after a minute."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        known = error.errno in errno.errorcode  # create_server repeats the address in its text, getaddrinfo has its own
-        reason = os.strerror(error.errno) if known else error.strerror
+        # create_server repeats the address in its text; getaddrinfo's numbers are not the system's
+        reason = os.strerror(error.errno) if error.errno in errno.errorcode and error.errno else error.strerror
         raise UsageError(f"cannot listen at {host}:{port}: {reason}; choose another --port") from None
