@@ -40,6 +40,10 @@ TOOLS = {
     "labelstudio": Stage(
         "wukong.feedback.labelstudio.command", "compare answers in Label Studio: there and back", positional="action"
     ),
+    "reward-report": Stage(
+        "wukong.studies.reward_report", "is a reward model any good, and would more labels help", "reward_model"
+    ),
+    "compare": Stage("wukong.studies.compare", "models or their answers -> who is better, in words", "models"),
 }
 RUN_SUMMARY = "all steps of a recipe; a finished one is skipped, an interrupted one goes on"
 RUN_EXAMPLE = """wukong run recipes/kitchen.yaml
@@ -226,11 +230,11 @@ def overview() -> str:
             "",
             "GPT-2 from raw text to a model that people prefer.",
             "",
-            *(f"  {name:<12}{summary}" for name, summary in tools.items()),
+            *(f"  {name:<15}{summary}" for name, summary in tools.items()),
             "",
             "The stages, in the order of the road:",
             "",
-            *(f"  {name:<12}{summary}" for name, summary in stages.items()),
+            *(f"  {name:<15}{summary}" for name, summary in stages.items()),
             "",
             "Example:",
             "    wukong run recipes/kitchen.yaml",
