@@ -10,7 +10,7 @@ from wukong import rollout
 from wukong.errors import UsageError
 from wukong.model.gpt2 import GPT2, GPT2Config, KVCache
 from wukong.objectives import token_logprobs
-from wukong.rollout import draw, generate, inference_copy, stream, truncate, uniforms
+from wukong.rollout import Continuation, Decoder, draw, generate, inference_copy, stream, truncate, uniforms
 from wukong.training.compute import Compute
 
 EOS = 11
@@ -255,6 +255,121 @@ def test_an_empty_prompt_is_refused(model):
 def test_nothing_to_do_is_done(model):
     assert sample(model, prompts=[], seeds=[]) == []
     assert sample(model, prompts=[[1]], seeds=[1], max_new_tokens=0) == [rollout.Sampled()]
+
+
+# ------------------------------------------------------------------------------- a batch whose sequences come and go
+
+MANNERS = [{}, {"temperature": 0.0}, {"temperature": 0.7, "top_k": 3}, {"top_p": 0.6}, {"temperature": 1.3, "top_k": 3}]
+
+
+def continuations(count: int = 40) -> list[Continuation]:
+    """Prompts, limits and manners of drawing in many combinations; some fill the context to its last token."""
+    return [
+        Continuation(PROMPTS[i % 17], (20, 27, 3, 1)[i % 4], seed=i, **MANNERS[i % 5]) for i in range(count)
+    ]  # fmt: skip
+
+
+def alone(model, one: Continuation) -> rollout.Sampled:
+    drawing = {"temperature": one.temperature, "top_k": one.top_k, "top_p": one.top_p}
+    return sample(model, [one.prompt], [one.seed], one.max_new_tokens, **drawing)[0]
+
+
+@pytest.mark.parametrize("compact_below", [0.0, 0.75])
+@pytest.mark.parametrize(
+    "rhythm", [(1, 1), (5, 3), (16, 4), (40, 1)], ids=lambda rhythm: f"{rhythm[0]}-every-{rhythm[1]}"
+)
+def test_a_sequence_does_not_depend_on_who_comes_and_goes_meanwhile(model, monkeypatch, rhythm, compact_below):
+    """`rhythm`: how many join, every how many steps. Every seventh is dropped on its way."""
+    monkeypatch.setattr(rollout, "COMPACT_BELOW", compact_below)
+    every = continuations()
+    waiting, dropped = list(every), [one for i, one in enumerate(every) if i % 7 == 3]
+    decoder, most = Decoder(model, EOS), 0
+    for step in range(1000):
+        if step % rhythm[1] == 0 and waiting:
+            joining, waiting = waiting[: rhythm[0]], waiting[rhythm[0] :]
+            decoder.admit(joining)
+        decoder.drop([one for one in dropped if len(one.written.ids) == 2])
+        most = max(most, len(decoder))
+        written = {id(one): len(one.written.ids) for one in every}
+        stepped = decoder.step()
+        assert all(len(one.written.ids) == written[id(one)] + 1 for one in stepped), "one token a step"
+        if not waiting and not len(decoder):
+            break
+    assert len(decoder) == 0
+    assert most > 1, "they should have been written together"
+    for one in every:
+        expected = alone(model, one)
+        if one in dropped and len(expected.ids) > 2:
+            assert one.written.ids == expected.ids[:2]
+        else:
+            assert one.written == pytest_approx(expected)
+
+
+def test_newcomers_take_vacant_rows_before_the_cache_grows(model):
+    decoder = Decoder(model, EOS)
+    long = [one for one in (Continuation([1, 2], 30, seed=i) for i in range(99)) if len(alone(model, one).ids) > 9][:4]
+    short = [Continuation([3], 1, seed=i) for i in range(2)]
+    decoder.admit([long[0], short[0], long[1], long[2], short[1]])
+    decoder.step()
+    decoder.admit([Continuation([4, 5, 6], 30, seed=9)])
+    assert decoder._rows[1].prompt == [4, 5, 6]
+    decoder.admit([long[3]])
+    assert decoder._rows[4] is long[3]
+    assert len(decoder._rows) == 5
+
+
+def test_a_sequence_may_need_more_slots_than_those_before_it(model):
+    decoder, brief, long = Decoder(model, EOS), Continuation([1], 25, seed=0), Continuation([2] * 30, 10, seed=1)
+    decoder.admit([brief])
+    decoder.step()
+    decoder.admit([long])
+    while len(decoder):
+        decoder.step()
+    assert long.written == pytest_approx(alone(model, long))
+    assert brief.written == pytest_approx(alone(model, brief))
+
+
+def test_the_longest_sequence_leaves_and_a_short_one_goes_on(model):
+    """The context is counted by those who are there: 35 tokens that left must not leave too little room for 30."""
+    decoder, long = Decoder(model, EOS), Continuation([2] * 35, 5, seed=1)
+    never_ends = next(
+        one for one in (Continuation([1], 39, seed=s) for s in range(500)) if len(alone(model, one).ids) == 39
+    )
+    decoder.admit([long, never_ends])
+    while len(decoder):
+        decoder.step()
+    assert never_ends.written == pytest_approx(alone(model, never_ends))
+
+
+@torch.no_grad()
+def test_notes_hold_the_models_own_logprobs_and_the_likeliest_tokens(model):
+    asked = [Continuation(PROMPTS[i], 8, seed=i, likeliest=k, **MANNERS[i]) for i, k in enumerate((3, 0, None, 12, 20))]
+    decoder = Decoder(model, EOS)
+    decoder.admit(asked)
+    while len(decoder):
+        decoder.step()
+    for one in asked:
+        if one.likeliest is None:
+            assert one.notes == []
+            continue
+        assert len(one.notes) == len(one.written.ids)
+        for i, (drawn, *best) in enumerate(one.notes):
+            logits = model.logits(model(torch.tensor([[*one.prompt, *one.written.ids[:i]]]))[0, -1])
+            expected = logits.double() - logits.double().logsumexp(0)
+            assert drawn[0] == one.written.ids[i]
+            assert drawn[1] == pytest.approx(float(expected[drawn[0]]), abs=1e-5)
+            ordered = expected.sort(descending=True)
+            assert len(best) == min(one.likeliest, 12)
+            assert [value for _, value in best] == pytest.approx(ordered.values[: len(best)].tolist(), abs=1e-5)
+            assert [token for token, _ in best] == ordered.indices[: len(best)].tolist()
+
+
+def test_what_does_not_fit_is_refused_and_nobody_of_its_company_admitted(model):
+    decoder = Decoder(model, EOS)
+    with pytest.raises(UsageError, match="does not fit the model's context of 40"):
+        decoder.admit([Continuation([1], 5, seed=0), Continuation([1] * 36, 5, seed=0)])
+    assert len(decoder) == 0
+    assert decoder.step() == []
 
 
 # ------------------------------------------------------------------------------------------------------- bfloat16

@@ -36,6 +36,10 @@ from wukong.recipe import (
 
 TOOLS = {
     "chat": Stage("wukong.stages.chat", "talk to a model, or to several, in the terminal", positional="models"),
+    "serve": Stage("wukong.serve.command", "models behind an OpenAI-compatible HTTP API", positional="models"),
+    "labelstudio": Stage(
+        "wukong.feedback.labelstudio.command", "compare answers in Label Studio: there and back", positional="action"
+    ),
     "reward-report": Stage(
         "wukong.studies.reward_report", "is a reward model any good, and would more labels help", "reward_model"
     ),

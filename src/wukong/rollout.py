@@ -1,5 +1,8 @@
 """Prompts + model -> responses: the sampler with its KV cache.
 
+There is one sampler, `Decoder`: a batch whose sequences come and go between its steps. `generate` gives it a list,
+`stream` one prompt, and the server (`wukong.serve`) whatever is asked of it meanwhile.
+
 Each sequence draws from random numbers of its own (its seed), by the inverse of the cumulative distribution: so a
 response depends on the prompt, the model and its seed, and not on which others share its batch.
 
@@ -10,8 +13,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -32,6 +37,41 @@ class Sampled:
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finished: bool = False
+
+
+@dataclass(eq=False)
+class Continuation:
+    """A prompt that is to be continued, how, and what was written so far.
+
+    Attributes:
+        prompt: token ids; prompt + max_new_tokens must fit the model's context.
+        max_new_tokens: the response is cut there.
+        seed: of the random numbers it draws its tokens with.
+        temperature: the logits are divided by it; 0 takes the likeliest token (greedy).
+        top_k, top_p: truncation; 0 and 1 mean none.
+        likeliest: note with each token the model's own log-probs (at temperature 1), of the token drawn and of so
+            many of the likeliest; None for neither.
+        written: the response.
+        notes: for each token of the response the drawn (id, log-prob) and behind it the likeliest, when asked for.
+    """
+
+    prompt: Sequence[int]
+    max_new_tokens: int
+    seed: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    likeliest: int | None = None
+    written: Sampled = field(default_factory=Sampled)
+    notes: list[list[tuple[int, float]]] = field(default_factory=list)
+
+    @property
+    def over(self) -> bool:
+        return self.written.finished or len(self.written.ids) >= self.max_new_tokens
+
+    @cached_property
+    def noise(self) -> np.ndarray:
+        return uniforms(self.seed, self.max_new_tokens)
 
 
 def uniforms(seed: int, n: int) -> np.ndarray:
@@ -88,7 +128,6 @@ def inference_copy(model: GPT2, compute: Compute) -> GPT2:
     return copy.deepcopy(model).to(compute.dtype).eval()
 
 
-@torch.inference_mode()
 def generate(
     model: GPT2,
     prompts: Sequence[Sequence[int]],
@@ -122,29 +161,22 @@ def generate(
         UsageError: a prompt is empty or does not fit.
     """
     for prompt in prompts:
-        _require_room(model, prompt, max_new_tokens)
-    results = [Sampled() for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        require_room(model, prompt, max_new_tokens)
+    every = [
+        Continuation(prompt, max_new_tokens, seed, temperature, top_k, top_p)
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+    order = sorted(every, key=lambda one: -len(one.prompt))
     for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        noise = np.stack([uniforms(seeds[i], max_new_tokens) for i in batch])
-        steps = _decode(model, [prompts[i] for i in batch], noise, eos_id, temperature, top_k, top_p)
-        for rows, tokens, logprobs in steps:
-            finished = 0
-            for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
-                sampled = results[batch[row]]
-                sampled.ids.append(token)
-                sampled.logprobs.append(logprob)
-                sampled.finished = token == eos_id
-                finished += sampled.finished
-            if on_finish and finished:
-                on_finish(finished)
-        if on_finish:
-            on_finish(sum(not results[i].finished for i in batch))
-    return results
+        decoder = Decoder(model, eos_id)
+        decoder.admit(order[start : start + batch_size])
+        while len(decoder):
+            over = sum(one.over for one in decoder.step())
+            if on_finish and over:
+                on_finish(over)
+    return [one.written for one in every]
 
 
-@torch.inference_mode()
 def stream(
     model: GPT2,
     prompt: Sequence[int],
@@ -161,13 +193,17 @@ def stream(
     Arguments and errors as for `generate`; the caller may stop at any token. The last one is `eos_id` when the model
     ended its response.
     """
-    _require_room(model, prompt, max_new_tokens)
-    noise = uniforms(seed, max_new_tokens)[None]  # (1, max_new_tokens)
-    for _, tokens, _ in _decode(model, [prompt], noise, eos_id, temperature, top_k, top_p):
-        yield tokens[0]
+    require_room(model, prompt, max_new_tokens)
+    one = Continuation(prompt, max_new_tokens, seed, temperature, top_k, top_p)
+    decoder = Decoder(model, eos_id)
+    decoder.admit([one])
+    while len(decoder):
+        decoder.step()
+        yield one.written.ids[-1]
 
 
-def _require_room(model: GPT2, prompt: Sequence[int], max_new_tokens: int) -> None:
+def require_room(model: GPT2, prompt: Sequence[int], max_new_tokens: int) -> None:
+    """Raises UsageError for a prompt that is empty or does not fit the context together with its response."""
     if not prompt:
         raise UsageError("an empty prompt cannot be continued")
     if len(prompt) + max_new_tokens > model.config.n_positions:
@@ -177,50 +213,155 @@ def _require_room(model: GPT2, prompt: Sequence[int], max_new_tokens: int) -> No
         )
 
 
-def _decode(
-    model: GPT2,
-    prompts: Sequence[Sequence[int]],
-    noise: np.ndarray,
-    eos_id: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-) -> Iterator[tuple[list[int], list[int], list[float]]]:
-    """Decodes one batch; yields after each step the rows still being written with their new tokens and log-probs.
+class Decoder:
+    """A batch that writes one token of each of its sequences at every step; sequences come and go between steps.
 
-    noise: (B, max_new_tokens) float32.
+    Rows of sequences that are over stay in the batch, vacant, until others take them or until they are too many.
+
+    Args:
+        model: in eval mode, in the precision it is to decode in.
+        eos_id: the token that ends a response.
     """
-    device = model.wte.weight.device
-    lengths = torch.tensor([len(p) for p in prompts], device=device)  # (B,)
-    longest = max(len(p) for p in prompts)
-    ids = torch.zeros(len(prompts), longest, dtype=torch.int64)  # (B, T) padded on the right
-    for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt)] = torch.tensor(prompt)
-    cache = KVCache.empty(model.config, len(prompts), longest + noise.shape[1], like=model.wte.weight)
-    hidden = model(ids.to(device), cache=cache)  # (B, T, C)
-    cache.advance(lengths, longest)
-    last = hidden[torch.arange(len(prompts), device=device), lengths - 1]  # (B, C)
-    rows = torch.arange(len(prompts), device=device)  # which prompt each row of the cache belongs to
-    u = torch.from_numpy(noise).to(device)  # (B, max_new_tokens)
-    alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
-    for step in range(noise.shape[1]):
-        logits = model.logits(last).float()  # (B, V)
-        if temperature == 0:
-            logprobs = logits.log_softmax(-1)
-            tokens = logits.argmax(-1)
-        else:
-            logprobs = (logits / temperature).log_softmax(-1)
-            kept = truncate(logprobs, top_k, top_p) if top_k or top_p < 1 else logprobs
-            tokens = draw(kept.exp(), u[rows, step])
-        chosen = logprobs.gather(1, tokens.unsqueeze(1)).squeeze(1)
-        yield rows[alive].tolist(), tokens[alive].tolist(), chosen[alive].tolist()
-        alive = alive & (tokens != eos_id)
-        living = int(alive.sum())
-        if living == 0 or step + 1 == noise.shape[1]:
+
+    def __init__(self, model: GPT2, eos_id: int) -> None:
+        self.model, self.eos_id = model, eos_id
+        self.device = model.wte.weight.device
+        self._clear()
+
+    def _clear(self) -> None:
+        self._rows: list[Continuation | None] = []  # whose each row of the batch is; None: vacant
+        self._cache: KVCache | None = None
+        self._last = torch.empty(0)  # (B, C) hidden states from which the next tokens are drawn
+        self._drawn: Tensor | None = None  # (B,) the tokens of the last step, which the model has not read yet
+
+    def __len__(self) -> int:
+        """How many sequences are being written."""
+        return sum(one is not None for one in self._rows)
+
+    @torch.inference_mode()
+    def admit(self, new: Sequence[Continuation]) -> None:
+        """Reads the prompts; the next step draws the first token of each.
+
+        Raises UsageError for a prompt that is empty or does not fit, and then admits none.
+        """
+        for one in new:
+            require_room(self.model, one.prompt, one.max_new_tokens)
+        if not (new := [one for one in new if not one.over]):
             return
-        if living < COMPACT_BELOW * len(alive):
-            kept_rows = alive.nonzero().squeeze(1)
-            cache, rows, tokens = cache.select(kept_rows), rows[kept_rows], tokens[kept_rows]
-            alive = alive[kept_rows]
-        last = model(tokens.unsqueeze(1), cache=cache).squeeze(1)
-        cache.advance()
+        self._read()
+        lengths = torch.tensor([len(one.prompt) for one in new], device=self.device)  # (N,)
+        longest = max(len(one.prompt) for one in new)
+        ids = torch.zeros(len(new), longest, dtype=torch.int64)  # (N, T) padded on the right
+        for row, one in enumerate(new):
+            ids[row, : len(one.prompt)] = torch.tensor(one.prompt)
+        slots = max(len(one.prompt) + one.max_new_tokens for one in new)
+        cache = KVCache.empty(self.model.config, len(new), slots, like=self.model.wte.weight)
+        hidden = self.model(ids.to(self.device), cache=cache)  # (N, T, C)
+        cache.advance(lengths, longest)
+        last = hidden[torch.arange(len(new), device=self.device), lengths - 1]  # (N, C)
+        if self._cache is None:
+            self._cache, self._last, self._rows = cache, last, list(new)
+            return
+        vacant = [row for row, one in enumerate(self._rows) if one is None][: len(new)]
+        places = [*vacant, *range(len(self._rows), len(self._rows) + len(new) - len(vacant))]
+        self._cache.place(cache, places)
+        self._rows += [None] * (len(new) - len(vacant))
+        for row, one in zip(places, new, strict=True):
+            self._rows[row] = one
+        longer = torch.nn.functional.pad(self._last, (0, 0, 0, len(self._rows) - len(self._last)))
+        self._last = longer.index_copy(0, torch.tensor(places, device=self.device), last)
+
+    @torch.inference_mode()
+    def step(self) -> list[Continuation]:
+        """Draws a token for every sequence; returns them all. Those that are `over` now have left the batch."""
+        self._compact()
+        self._read()
+        writing = [(row, one) for row, one in enumerate(self._rows) if one is not None]
+        if not writing:
+            return []
+        logits = self.model.logits(self._last).float()  # (B, V)
+        logprobs, self._drawn = self._draw(logits)
+        tokens = self._drawn.tolist()
+        chosen = logprobs.gather(1, self._drawn.unsqueeze(1)).squeeze(1).tolist()
+        self._note(writing, logits, tokens)
+        for row, one in writing:
+            one.written.ids.append(tokens[row])
+            one.written.logprobs.append(chosen[row])
+            one.written.finished = tokens[row] == self.eos_id
+        self._leave([row for row, one in writing if one.over])
+        return [one for _, one in writing]
+
+    def drop(self, gone: Iterable[Continuation]) -> None:
+        """These are not to be continued; those that are not in the batch (any more) are passed over."""
+        out = set(map(id, gone))
+        self._leave([row for row, one in enumerate(self._rows) if one is not None and id(one) in out])
+
+    def _draw(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Each row's log-probs (B, V) at its temperature, untruncated, and the token drawn from them (B,)."""
+        temperatures = [one.temperature if one else 0.0 for one in self._rows]
+        divisors = torch.tensor([t or 1.0 for t in temperatures], device=self.device)
+        logprobs = (logits / divisors.unsqueeze(1)).log_softmax(-1)  # (B, V)
+        likeliest = logits.argmax(-1)  # (B,)
+        if not any(temperatures):
+            return logprobs, likeliest
+        noise = [one.noise[len(one.written.ids)] if one else 0.0 for one in self._rows]
+        drawn = draw(self._truncated(logprobs).exp(), torch.tensor(np.array(noise, np.float32), device=self.device))
+        if all(t or one is None for t, one in zip(temperatures, self._rows, strict=True)):
+            return logprobs, drawn
+        return logprobs, torch.where(torch.tensor(temperatures, device=self.device) == 0, likeliest, drawn)
+
+    def _truncated(self, logprobs: Tensor) -> Tensor:
+        """Rows of like truncation together. (B, V) -> (B, V)."""
+        alike: dict[tuple[int, float], list[int]] = defaultdict(list)
+        for row, one in enumerate(self._rows):
+            if one and (one.top_k or one.top_p < 1):
+                alike[one.top_k, one.top_p].append(row)
+        for (top_k, top_p), rows in alike.items():
+            index = torch.tensor(rows, device=self.device)
+            logprobs = logprobs.index_copy(0, index, truncate(logprobs[index], top_k, top_p))
+        return logprobs
+
+    def _note(self, writing: Sequence[tuple[int, Continuation]], logits: Tensor, tokens: Sequence[int]) -> None:
+        asked = [(row, one, one.likeliest) for row, one in writing if one.likeliest is not None]
+        if not asked:
+            return
+        logprobs = logits[[row for row, _, _ in asked]].log_softmax(-1)  # (N, V)
+        values, ids = (
+            best.tolist() for best in logprobs.topk(min(max(count for _, _, count in asked), logits.shape[1]))
+        )
+        for i, (row, one, count) in enumerate(asked):
+            drawn = (tokens[row], float(logprobs[i, tokens[row]]))
+            one.notes.append([drawn, *zip(ids[i][:count], values[i][:count], strict=True)])
+
+    def _leave(self, rows: Sequence[int]) -> None:
+        if not rows or self._cache is None:
+            return
+        for row in rows:
+            self._rows[row] = None
+        if len(self):
+            self._cache.vacate(rows, self._longest())
+        else:
+            self._clear()
+
+    def _longest(self) -> int:
+        """How many tokens of the longest sequence the model has read."""
+        unread = self._drawn is not None
+        return max(len(one.prompt) + max(0, len(one.written.ids) - unread) for one in self._rows if one)
+
+    def _read(self) -> None:
+        """The model reads the tokens of the last step."""
+        if self._drawn is not None and self._cache is not None:
+            self._last = self.model(self._drawn.unsqueeze(1), cache=self._cache).squeeze(1)
+            self._cache.advance()
+            self._drawn = None
+
+    def _compact(self) -> None:
+        """Vacant rows leave the batch once they are many: they cost as much as the others."""
+        if self._cache is None or len(self) >= COMPACT_BELOW * len(self._rows):
+            return
+        kept = torch.tensor([row for row, one in enumerate(self._rows) if one is not None], device=self.device)
+        self._cache, self._rows = self._cache.select(kept), [one for one in self._rows if one is not None]
+        if self._drawn is None:
+            self._last = self._last[kept]
+        else:
+            self._drawn = self._drawn[kept]

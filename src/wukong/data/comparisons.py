@@ -253,7 +253,11 @@ def _annotation(row: Row, annotation: dict[str, Any], name: str) -> Found:
     person = annotation.get("completed_by")
     if isinstance(person, dict):
         person = person.get("email") or person.get("id")
-    more = {"annotator": "" if person is None else str(person), "seconds": annotation.get("lead_time")}
+    more = {
+        "annotator": "" if person is None else str(person),
+        "seconds": annotation.get("lead_time"),
+        "source": row.source + (", ground truth" if annotation.get("ground_truth") else ""),
+    }
     for i, result in known:
         yield from readers[result["type"]](row, result, f"{name}.result[{i}].value", more)
 
@@ -261,7 +265,7 @@ def _annotation(row: Row, annotation: dict[str, Any], name: str) -> Found:
 def task_prompt(row: Row) -> Messages:
     """The prompt of a task, or [] for one that only shows texts."""
     data = Row(row.file, row.line, row.fields["data"], hub=row.hub)
-    for key in ("prompt", "messages", "question", "instruction", "dialogue", "context"):
+    for key in ("messages", "prompt", "question", "instruction", "dialogue", "context"):
         if key in data.fields:
             return prompt_field(data, key)
     row.notes.append("task without a prompt")
@@ -317,7 +321,7 @@ def _ranker(row: Row, result: dict[str, Any], name: str, more: dict[str, Any]) -
     if len(texts) < 2:
         yield Dropped("fewer than two ranked answers")
         return
-    yield Ranking(prompt=task_prompt(row), responses=texts, groups=groups, source=row.source, **more)
+    yield Ranking(prompt=task_prompt(row), responses=texts, groups=groups, **more)
 
 
 def _has_ids(items: list[Any]) -> bool:

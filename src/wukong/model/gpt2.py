@@ -10,6 +10,7 @@ Padding goes on the right, where causal attention never looks; no mask is needed
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -52,10 +53,12 @@ class KVCache:
 
     `lengths[b]` is the number of valid slots of row b. A prompt padded on the right leaves rubbish in the slots
     beyond its length; decoding overwrites them one by one, and attention never reads past the length.
+
+    The tensors may hold more rows than `lengths`: room for sequences that come later (`place`).
     """
 
-    keys: list[Tensor]  # per layer (B, H, S, D)
-    values: list[Tensor]  # per layer (B, H, S, D)
+    keys: list[Tensor]  # per layer (B or more, H, S, D)
+    values: list[Tensor]  # per layer (B or more, H, S, D)
     lengths: Tensor  # (B,) int64
     longest: int = 0  # max(lengths), kept on the host so that decoding never waits for the device
     rows: Tensor = field(init=False)  # (B,) 0..B-1, for scattered writes
@@ -89,7 +92,41 @@ class KVCache:
             return k, v
         self.keys[layer][self.rows, :, self.lengths] = k[:, :, 0]
         self.values[layer][self.rows, :, self.lengths] = v[:, :, 0]
-        return self.keys[layer][:, :, : self.longest + 1], self.values[layer][:, :, : self.longest + 1]
+        B, S = len(self.rows), self.longest + 1
+        return self.keys[layer][:B, :, :S], self.values[layer][:B, :, :S]
+
+    def place(self, other: KVCache, rows: Sequence[int]) -> None:
+        """Sequences that were read into a cache of their own take the places `rows`: vacant ones, or new ones behind
+        the last without a gap. Afterwards this cache has at least as many slots as the other."""
+        count = max(*rows, len(self.rows) - 1) + 1
+        self._make_room(count, other.keys[0].shape[2])
+        places = torch.tensor(rows, device=self.lengths.device)
+        for mine, theirs in zip([*self.keys, *self.values], [*other.keys, *other.values], strict=True):
+            mine[places, :, : other.longest] = theirs[:, :, : other.longest]
+        longer = F.pad(self.lengths, (0, count - len(self.rows)))
+        self.lengths = longer.index_copy(0, places, other.lengths)
+        self.longest = max(self.longest, other.longest)
+        self.rows = torch.arange(count, device=self.lengths.device)
+
+    def _make_room(self, rows: int, slots: int) -> None:
+        """At least so many rows and slots. Rows at least double: sequences that come one by one are copied seldom."""
+        B, H, S, D = self.keys[0].shape
+        if rows <= B and slots <= S:
+            return
+        shape = (max(rows, 2 * B) if rows > B else B, H, max(slots, S), D)
+        for tensors in (self.keys, self.values):
+            for layer, old in enumerate(tensors):
+                tensors[layer] = old.new_zeros(shape)
+                tensors[layer][:B, :, :S] = old
+
+    def vacate(self, rows: Sequence[int], longest: int) -> None:
+        """The sequences of these rows are over, and `longest` is the maximum of the others' lengths.
+
+        What is computed in a vacant row is rubbish. It counts from slot 0, behind every sequence that goes on, so
+        that it cannot run out of slots before they do.
+        """
+        self.lengths = self.lengths.index_fill(0, torch.tensor(rows, device=self.lengths.device), 0)
+        self.longest = longest
 
     def advance(self, lengths: Tensor | None = None, longest: int | None = None) -> None:
         """After a prompt: its true `lengths` and their maximum. After one decoded token: no arguments."""

@@ -1,0 +1,199 @@
+"""`wukong labelstudio`: people compare answers in Label Studio, by file or through the API of a running server.
+
+In:  responses.jsonl or comparisons (export, push); Label Studio's exports (import); its server (pull).
+Out: tasks for it, or comparisons.jsonl that `wukong reward` reads.
+
+    wukong labelstudio push --data responses.jsonl --project "Kitchen 1" --url http://127.0.0.1:8080
+    wukong labelstudio pull --project "Kitchen 1" --url http://127.0.0.1:8080 --out comparisons.jsonl
+    wukong labelstudio export --data responses.jsonl --out tasks.json
+    wukong labelstudio import --data export.json --out comparisons.jsonl
+
+All four can be repeated: `push` leaves out the tasks that are there already, `pull` asks for what has changed and
+replaces what it had of it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from wukong.console import say
+from wukong.data.sources import Row
+from wukong.data.summary import Dropped
+from wukong.errors import UsageError
+from wukong.feedback.labelstudio.api import PAGE, LabelStudio
+from wukong.feedback.labelstudio.tasks import (
+    CONFIGS,
+    Kind,
+    Labels,
+    Reading,
+    judgments,
+    read_exports,
+    read_items,
+    shown_fields,
+    tasks_of,
+)
+from wukong.files import atomic_open, read_json, whole_text, write_json
+from wukong.options import Options
+
+KEY_VARIABLE = "LABEL_STUDIO_API_KEY"
+OVERLAP = datetime.timedelta(minutes=5)
+"""What a pull asks for once more: a change that was under way during the last one may carry an earlier time."""
+
+
+class LabelStudioOptions(Options):
+    """Send answers to Label Studio for comparison, and fetch the judgments."""
+
+    action: Literal["export", "import", "push", "pull"]
+    """export: tasks into a file; import: judgments from exported files; push, pull: the same with a running server."""
+    data: list[str] = []
+    """export, push: responses.jsonl or comparisons in any format; import: exports (JSON)."""
+    out: Path | None = None
+    """export: the tasks (.json); the labelling configuration goes beside it (.xml). import, pull: comparisons.jsonl."""
+    url: str = "http://127.0.0.1:8080"
+    """push, pull: the server's address."""
+    project: str | None = None
+    """push, pull: the project's title, at least three letters, or its id; push creates it where there is none."""
+    api_key: str | None = None
+    """push, pull: an access token of your account there; better in the environment variable LABEL_STUDIO_API_KEY."""
+    kind: Literal["auto", "pairwise", "ranker"] = "auto"
+    """export, push: auto takes pairwise for two answers to a prompt, a ranker for more."""
+    labels: Labels = "none"
+    """export, push: judgments that the records hold go along as predictions, or as ground truth."""
+    config: Path | None = None
+    """import: the project's labelling configuration (XML), which says which text stood left."""
+    predictions: bool = False
+    """import, pull: take what models predicted too, with the model version as the annotator."""
+
+    @model_validator(mode="after")
+    def _all_that_is_needed(self) -> LabelStudioOptions:
+        needs = {"export": ("data", "out"), "import": ("data", "out"), "push": ("data", "project"),
+                 "pull": ("project", "out")}[self.action]  # fmt: skip
+        if self.project and not self.project.isdecimal() and len(self.project) < 3:
+            raise ValueError(f"project: a title has at least three letters, not {self.project!r}")
+        missing = [f"--{name}" for name in needs if not getattr(self, name)]
+        if missing:
+            raise ValueError(f"{self.action} needs {' and '.join(missing)}")
+        return self
+
+
+def run(options: LabelStudioOptions) -> None:
+    """Raises UsageError or DataError for unusable input or a wrong address or token, RunError when the server fails."""
+    actions = {"export": export_tasks, "import": import_files, "push": push, "pull": pull}
+    actions[options.action](options)
+
+
+def export_tasks(options: LabelStudioOptions) -> None:
+    assert options.out is not None
+    kind, tasks = _tasks(options)
+    config = options.out.with_suffix(".xml")
+    write_json(options.out, tasks)
+    with atomic_open(config) as out:
+        out.write(CONFIGS[kind])
+    say(f"export: {len(tasks):,} {kind} tasks in {options.out}; their labelling configuration is {config}")
+
+
+def import_files(options: LabelStudioOptions) -> None:
+    assert options.out is not None
+    shown = shown_fields(whole_text(options.config), str(options.config)) if options.config else {}
+    records, dropped = read_exports(options.data, Reading(shown=shown, predictions=options.predictions))
+    _write(options.out, [record.model_dump_json(exclude_none=True) for record in records])
+    say(f"import: {len(records):,} judgments in {options.out}{_left_out(dropped)}")
+
+
+def push(options: LabelStudioOptions) -> None:
+    server = _server(options)
+    kind, tasks = _tasks(options)
+    name = str(options.project)
+    if (project := server.project(name)) is None:
+        project, known = server.create(name, CONFIGS[kind]), set()
+    else:
+        wanted = "Pairwise" if kind == "pairwise" else "Ranker"
+        if f"<{wanted}" not in project["label_config"]:
+            raise UsageError(
+                f"project {name!r} has no {wanted} in its labelling configuration; choose another --project"
+            )
+        known = {str(task["data"].get("wukong_id")) for task in server.tasks(project["id"])}
+    new = [task for task in tasks if task["data"]["wukong_id"] not in known]
+    for start in range(0, len(new), PAGE):
+        server.add(project["id"], new[start : start + PAGE])
+    there = f" ({len(tasks) - len(new):,} were there already)" if len(new) < len(tasks) else ""
+    say(f"push: {len(new):,} {kind} tasks{there}; label at {server.url}/projects/{project['id']}/data")
+
+
+def pull(options: LabelStudioOptions) -> None:
+    assert options.out is not None
+    server = _server(options)
+    if (project := server.project(str(options.project))) is None:
+        raise UsageError(f"{server.url}: there is no project {options.project!r}")
+    place = f"{server.url}/projects/{project['id']}"
+    state_path = Path(f"{options.out}.labelstudio.json")
+    state = _state(state_path, options, place)
+    reading = Reading(server.people(), shown_fields(project["label_config"], place), options.predictions)
+    changed = 0
+    for task in server.tasks(project["id"], _before(state["until"])):
+        found = list(judgments(Row(place, task["id"], task), reading))
+        entry = {
+            "records": [
+                one.model_dump(mode="json", exclude_none=True) for one in found if not isinstance(one, Dropped)
+            ],
+            "left_out": Counter(one.reason for one in found if isinstance(one, Dropped)),
+        }
+        changed += state["tasks"].get(str(task["id"])) != entry
+        state["tasks"][str(task["id"])] = entry
+        state["until"] = max(state["until"] or "", task["updated_at"])
+    entries = [state["tasks"][number] for number in sorted(state["tasks"], key=int)]
+    write_json(state_path, state)
+    lines = [json.dumps(record, ensure_ascii=False) for entry in entries for record in entry["records"]]
+    _write(options.out, lines)
+    dropped = sum((Counter(entry["left_out"]) for entry in entries), Counter[str]())
+    say(
+        f"pull: {len(lines):,} judgments of {len(entries):,} tasks in {options.out}, "
+        f"{changed:,} tasks new or changed since the last pull{_left_out(dropped)}"
+    )
+
+
+def _state(path: Path, options: LabelStudioOptions, place: str) -> dict[str, Any]:
+    """What earlier pulls fetched. Raises UsageError where --out holds something else."""
+    fresh = {"project": place, "predictions": options.predictions, "until": None, "tasks": {}}
+    if not path.exists():
+        if options.out is not None and options.out.exists():
+            raise UsageError(f"{options.out}: was not written by pull; choose another --out")
+        return fresh
+    state = read_json(path)
+    if state.get("project") != place or state.get("predictions") != options.predictions:
+        raise UsageError(
+            f"{options.out}: was pulled from {state.get('project')} with other options; choose another --out"
+        )
+    return state
+
+
+def _before(until: str | None) -> str | None:
+    """In the one spelling of a moment (UTC) that Label Studio's filters read."""
+    return (datetime.datetime.fromisoformat(until) - OVERLAP).strftime("%Y-%m-%dT%H:%M:%S.%fZ") if until else None
+
+
+def _tasks(options: LabelStudioOptions) -> tuple[Kind, list[dict[str, Any]]]:
+    return tasks_of(read_items(options.data), None if options.kind == "auto" else options.kind, options.labels)
+
+
+def _server(options: LabelStudioOptions) -> LabelStudio:
+    key = options.api_key or os.environ.get(KEY_VARIABLE)
+    if not key:
+        raise UsageError(f"a token is needed, in {KEY_VARIABLE} or with --api-key; your account page there has it")
+    return LabelStudio(options.url, key)
+
+
+def _write(path: Path, lines: list[str]) -> None:
+    with atomic_open(path) as out:
+        out.writelines(line + "\n" for line in lines)
+
+
+def _left_out(dropped: Counter[str]) -> str:
+    return "; left out: " + ", ".join(f"{n:,} {reason}" for reason, n in dropped.items()) if dropped else ""

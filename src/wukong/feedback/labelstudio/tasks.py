@@ -1,0 +1,260 @@
+"""Our records as Label Studio's tasks, and its annotated tasks as our records.
+
+What an annotation means is read in one place, `wukong.data.comparisons`, for exports given to `wukong reward` and here
+alike. This module only adds what an export alone does not say: who an id is, which field a tag of the labelling
+configuration shows, and what models predicted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+from xml.etree import ElementTree
+
+from wukong.data.comparisons import COMPARISONS, is_task, labelstudio, load_comparisons
+from wukong.data.sources import Row, open_rows, source_list
+from wukong.data.summary import Dropped
+from wukong.errors import DataError, UsageError
+from wukong.records import Messages, Preference, Ranking, Response, Vote, iter_records
+from wukong.seeds import permutation
+
+Kind = Literal["pairwise", "ranker"]
+Labels = Literal["none", "predictions", "ground-truth"]
+
+_PROMPT = '<Paragraphs name="prompt" value="$messages" layout="dialogue" nameKey="role" textKey="content"/>'
+_ANSWER = '<View style="flex: 1; min-width: 20em"><Text name="answer{n}" value="$answer{n}"/></View>'
+CONFIGS: dict[Kind, str] = {
+    "pairwise": f"""<View>
+  {_PROMPT}
+  <Pairwise name="comparison" toName="answer1,answer2"/>
+  <View style="display: flex; flex-wrap: wrap; gap: 1em">
+    {_ANSWER.format(n=1)}
+    {_ANSWER.format(n=2)}
+  </View>
+</View>
+""",
+    "ranker": f"""<View>
+  {_PROMPT}
+  <List name="answers" value="$items" title="Answers, the best on top"/>
+  <Ranker name="rank" toName="answers"/>
+</View>
+""",
+}
+"""The labelling configurations of the projects that `push` creates. Label Studio escapes the texts."""
+
+# ------------------------------------------------------------------------------------------------------- to the tasks
+
+
+@dataclass
+class Item:
+    """A prompt and the answers that are to be compared. `judgments`: (groups from best to worst, annotator) that the
+    records held already; indices into `answers`."""
+
+    prompt: Messages
+    answers: list[str]
+    judgments: list[tuple[list[list[int]], str]] = field(default_factory=list)
+
+    @property
+    def id(self) -> str:
+        """The same for the same prompt and answers, whatever their order: what was pushed is not pushed twice."""
+        said = [[[m.role, m.content] for m in self.prompt], sorted(self.answers)]
+        return hashlib.sha256(json.dumps(said, ensure_ascii=False).encode()).hexdigest()[:16]
+
+    def pairs(self) -> Iterator[Item]:
+        """Every two of the answers as an item of its own, with what is known of them."""
+        for first, second in combinations(range(len(self.answers)), 2):
+            judgments = []
+            for groups, annotator in self.judgments:
+                place = {i: level for level, group in enumerate(groups) for i in group}
+                ordered = [[0], [1]] if place[first] < place[second] else [[1], [0]]
+                judgments.append(([[0, 1]] if place[first] == place[second] else ordered, annotator))
+            yield Item(self.prompt, [self.answers[first], self.answers[second]], judgments)
+
+
+def read_items(sources: Sequence[str]) -> list[Item]:
+    """What is to be compared: responses.jsonl of `wukong sample`, or comparisons in any format that we read.
+
+    Several judgments of the same answers become one item. Raises UsageError where there is nothing to compare.
+    """
+    items: dict[str, Item] = {}
+    for source in sources:
+        for item in _items_of(source):
+            known = items.setdefault(item.id, item)
+            if known is not item:
+                place = {text: i for i, text in enumerate(known.answers)}
+                for groups, annotator in item.judgments:
+                    moved = [[place[item.answers[i]] for i in group] for group in groups]
+                    known.judgments.append((moved, annotator))
+    if not items:
+        raise UsageError(f"{', '.join(sources)}: no prompt has two different answers to compare")
+    return list(items.values())
+
+
+def _items_of(source: str) -> Iterator[Item]:
+    if "prompt_id" in next(open_rows(source)).fields:
+        by_prompt: dict[str, Item] = {}
+        for response in iter_records(source, Response):
+            item = by_prompt.setdefault(response.prompt_id, Item(response.messages, []))
+            if response.text.strip() and response.text not in item.answers:
+                item.answers.append(response.text)
+        yield from (item for item in by_prompt.values() if len(item.answers) > 1)
+        return
+    for record in load_comparisons(source).records:
+        if isinstance(record, Ranking):
+            if len(set(record.responses)) == len(record.responses):
+                yield Item(record.prompt, record.responses, [(record.groups, record.annotator)])
+        elif not isinstance(record, Vote):  # a vote compares nothing
+            groups = [[0, 1]] if record.tie else [[0], [1]]
+            yield Item(record.prompt, [record.chosen, record.rejected], [(groups, record.annotator)])
+
+
+def tasks_of(items: Iterable[Item], kind: Kind | None = None, labels: Labels = "none") -> tuple[Kind, list[dict]]:
+    """Label Studio's tasks.
+
+    Args:
+        kind: None takes a ranker where a prompt has more than two answers, else pairwise; pairwise makes every two of
+            more answers a task.
+        labels: whether judgments that the records hold go along, as predictions or as ground truth. Those with ties
+            do not: neither a pairwise nor a ranker result can say a tie.
+
+    Which answer stands left, or in which order they stand at first, depends on a hash alone: the first one of a
+    comparison is the chosen one, which nobody is to see.
+    """
+    items = list(items)
+    chosen: Kind = kind or ("ranker" if any(len(item.answers) > 2 for item in items) else "pairwise")
+    if chosen == "pairwise":
+        items = list({pair.id: pair for item in items for pair in item.pairs()}.values())
+    return chosen, [_task(item, chosen, labels) for item in items]
+
+
+def _task(item: Item, kind: Kind, labels: Labels) -> dict[str, Any]:
+    order = [int(i) for i in permutation(len(item.answers), "sides", item.id)]
+    data: dict[str, Any] = {"wukong_id": item.id, "messages": [m.model_dump() for m in item.prompt]}
+    if kind == "pairwise":
+        data |= {f"answer{n}": item.answers[i] for n, i in enumerate(order, start=1)}
+    else:
+        data["items"] = [{"id": f"answer{n}", "title": f"{n}", "body": item.answers[i]} for n, i in enumerate(order, 1)]
+    task: dict[str, Any] = {"data": data}
+    strict = [(groups, who) for groups, who in item.judgments if len(groups) == len(item.answers)]
+    if labels != "none" and strict:
+        results = [([_result(kind, [order.index(group[0]) for group in groups])], who) for groups, who in strict]
+        if labels == "predictions":
+            task["predictions"] = [{"model_version": who or "wukong", "result": result} for result, who in results]
+        else:
+            task["annotations"] = [{"ground_truth": True, "result": result} for result, _ in results]
+    return task
+
+
+def _result(kind: Kind, best_first: Sequence[int]) -> dict[str, Any]:
+    """A judgment in Label Studio's shape. best_first: places as shown, the best one first."""
+    if kind == "pairwise":
+        value: dict[str, Any] = {"selected": ("left", "right")[best_first[0]]}
+        return {"from_name": "comparison", "to_name": "answer1,answer2", "type": "pairwise", "value": value}
+    value = {"ranker": {"rank": [f"answer{place + 1}" for place in best_first]}}
+    return {"from_name": "rank", "to_name": "answers", "type": "ranker", "value": value}
+
+
+# ----------------------------------------------------------------------------------------------------- from the tasks
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is known beside the tasks themselves.
+
+    Attributes:
+        people: who an annotator's id is.
+        shown: for each Pairwise tag by name, the fields that its left and right texts come from.
+        predictions: whether predictions count as judgments too, their model version as the annotator.
+    """
+
+    people: Mapping[int, str] = field(default_factory=dict)
+    shown: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    predictions: bool = False
+
+
+def shown_fields(config: str, where: str) -> dict[str, tuple[str, str]]:
+    """For each Pairwise tag of a labelling configuration the two fields it compares: left is the first `toName`.
+
+    Raises DataError for a configuration without Pairwise or Ranker, or one that is no XML.
+    """
+    try:
+        tags = list(ElementTree.fromstring(config).iter())
+    except ElementTree.ParseError as error:
+        raise DataError(f"the labelling configuration is not valid XML: {error}", file=where) from None
+    if not any(tag.tag in ("Pairwise", "Ranker") for tag in tags):
+        controls = sorted({tag.tag for tag in tags if "toName" in tag.attrib}) or ["nothing"]
+        raise DataError(f"it labels {', '.join(controls)}; only Pairwise and Ranker compare answers", file=where)
+    values = {tag.get("name"): tag.get("value", "").removeprefix("$") for tag in tags}
+    shown = {}
+    for tag in tags:
+        compared = [values.get(name.strip()) for name in tag.get("toName", "").split(",")]
+        if tag.tag == "Pairwise" and len(compared) == 2 and all(compared):
+            shown[tag.get("name", "")] = (str(compared[0]), str(compared[1]))
+    return shown
+
+
+def judgments(row: Row, reading: Reading) -> Iterator[Preference | Dropped]:
+    """The records that one task holds, and why its other annotations hold none.
+
+    Raises DataError for a task of another kind of project, or none at all.
+    """
+    if not is_task(row.fields):
+        raise row.error("is no Label Studio task", hint="export the project as JSON, not JSON-MIN or CSV")
+    name = "annotations" if "annotations" in row.fields else "completions"
+    annotations = [_known(one, reading) for one in row.objects(row.fields.get(name) or [], name)]
+    if reading.predictions:
+        for one in row.objects(row.fields.get("predictions") or [], "predictions"):
+            who = {"email": one.get("model_version") or "prediction"}
+            annotations.append(_known({"result": one.get("result"), "completed_by": who}, reading))
+    plain = Row(row.file, row.line, {**row.fields, name: annotations}, notes=row.notes)
+    for found in labelstudio(plain):
+        reason = found.reason if isinstance(found, Dropped) else COMPARISONS.useless(found)
+        yield found if reason is None else Dropped(reason)
+
+
+def _known(annotation: dict[str, Any], reading: Reading) -> dict[str, Any]:
+    """An annotation that names its annotator and the fields it compares."""
+    who = annotation.get("completed_by")
+    number = who.get("id") if isinstance(who, dict) else who
+    if isinstance(number, int) and number in reading.people:
+        annotation = {**annotation, "completed_by": {"email": reading.people[number]}}
+    results = annotation.get("result")
+    if isinstance(results, list):
+        annotation = {**annotation, "result": [_placed(one, reading) for one in results]}
+    return annotation
+
+
+def _placed(result: Any, reading: Reading) -> Any:
+    if isinstance(result, dict) and result.get("from_name") in reading.shown:
+        return {**result, "to_name": ",".join(reading.shown[result["from_name"]])}
+    return result
+
+
+def read_exports(sources: Sequence[str], reading: Reading) -> tuple[list[Preference], Counter[str]]:
+    """The records of exported files, each judgment once, and how many of what were left out.
+
+    Raises DataError (file, task, field) for foreign exports.
+    """
+    records: dict[Any, Preference] = {}
+    dropped: Counter[str] = Counter()
+    for source in source_list(sources):
+        for row in open_rows(source):
+            if row.bad is not None:
+                raise row.bad
+            for found in judgments(row, reading):
+                if isinstance(found, Dropped):
+                    dropped[found.reason] += 1
+                elif (key := COMPARISONS.key(found)) in records:
+                    dropped["duplicate"] += 1
+                else:
+                    records[key] = found
+    if not records:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in dropped.items())
+        raise DataError(f"no judgment in it (left out: {reasons})", file=", ".join(map(str, map(Path, sources))))
+    return list(records.values()), dropped

@@ -1,0 +1,1 @@
+"""Models behind an OpenAI-compatible API: one queue of requests, batched through the sampler."""

@@ -1,0 +1,211 @@
+"""Label Studio by file: our records become its tasks, its exports our records, and nothing foreign slips in."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from wukong import cli
+from wukong.data import read_comparisons
+from wukong.errors import DataError, UsageError
+from wukong.feedback.labelstudio.api import LabelStudio
+from wukong.feedback.labelstudio.command import KEY_VARIABLE, LabelStudioOptions, run
+from wukong.feedback.labelstudio.tasks import CONFIGS, read_items, shown_fields, tasks_of
+from wukong.records import Comparison, Message, Ranking, Response, Vote, read_records, write_records
+
+TALK = [Message(role="system", content="Be brief."), Message(role="user", content="Hi <b>"),
+        Message(role="assistant", content="Yes?"), Message(role="user", content="Eggs?\n\nHuman: x")]  # fmt: skip
+PAIRS = [Comparison(prompt=TALK[:2], chosen=f"good {n}", rejected=f"bad {n}", annotator="ann") for n in range(12)]
+RANKING = Ranking(prompt=TALK, responses=["a", "b", "c"], groups=[[2], [0], [1]], annotator="ann")
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(records, name="records.jsonl") -> str:
+        write_records(tmp_path / name, records)
+        return str(tmp_path / name)
+
+    return write
+
+
+def exported(tasks, tmp_path, **annotation):
+    """The export of a project in which someone chose, of every task, the answer that begins with "good"."""
+    done = []
+    for number, task in enumerate(tasks, start=1):
+        side = "left" if task["data"]["answer1"].startswith("good") else "right"
+        result = {"id": "x", "from_name": "comparison", "to_name": "answer1,answer2", "type": "pairwise",
+                  "origin": "manual", "value": {"selected": side}}  # fmt: skip
+        done.append({"id": number, **task, "annotations": [{"id": number, "result": [result], **annotation}]})
+    (tmp_path / "export.json").write_text(json.dumps(done))
+    return str(tmp_path / "export.json")
+
+
+def go(action, **options):
+    run(LabelStudioOptions(action=action, **options))
+
+
+# ------------------------------------------------------------------------------------------------------------ there
+
+
+def test_comparisons_go_there_and_come_back(written, tmp_path):
+    go("export", data=[written(PAIRS)], out=tmp_path / "tasks.json")
+    tasks = json.loads((tmp_path / "tasks.json").read_text())
+    assert (tmp_path / "tasks.xml").read_text() == CONFIGS["pairwise"]
+    assert len(tasks) == 12
+    export = exported(tasks, tmp_path, completed_by={"id": 3, "email": "bob@example.org"}, lead_time=4.5)
+    go("import", data=[export], out=tmp_path / "comparisons.jsonl")
+    records = read_records(tmp_path / "comparisons.jsonl", Comparison)
+    assert [(r.prompt, r.chosen, r.rejected) for r in records] == [(r.prompt, r.chosen, r.rejected) for r in PAIRS]
+    assert {(r.annotator, r.seconds) for r in records} == {("bob@example.org", 4.5)}
+    assert read_comparisons(tmp_path / "comparisons.jsonl") == records, "as `wukong reward` reads them"
+
+
+def test_the_sides_say_nothing_about_the_judgment(written):
+    _, tasks = tasks_of(read_items([written(PAIRS)]))
+    left = ["good" in task["data"]["answer1"] for task in tasks]
+    assert {True, False} == set(left)
+    assert "ann" not in json.dumps(tasks), "nor does anything else"
+    assert tasks_of(read_items([written(PAIRS[::-1])]))[1] == tasks[::-1], "and they stay where they are"
+
+
+def test_responses_become_a_ranking_task_or_pairs(written):
+    responses = [
+        Response(id=f"{n}", prompt_id="p", messages=TALK, text=text, model="m")
+        for n, text in enumerate(["one", "two", "one", "three", " "])
+    ]
+    alone = Response(id="9", prompt_id="q", messages=TALK[:2], text="one", model="m")
+    items = read_items([written([*responses, alone])])
+    assert [item.answers for item in items] == [["one", "two", "three"]]
+    kind, (task,) = tasks_of(items)
+    assert kind == "ranker"
+    assert sorted(item["body"] for item in task["data"]["items"]) == ["one", "three", "two"]
+    assert task["data"]["messages"] == [m.model_dump() for m in TALK]
+    kind, pairs = tasks_of(items, "pairwise")
+    assert (kind, len(pairs)) == ("pairwise", 3)
+
+
+def test_what_was_judged_before_goes_along_when_asked_for(written, tmp_path):
+    records = [PAIRS[0], PAIRS[1].model_copy(update={"tie": True}), RANKING]
+    _, plain = tasks_of(read_items([written(records)]))
+    assert not any({"annotations", "predictions"} & set(task) for task in plain)
+    for labels, name in (("predictions", "predictions"), ("ground-truth", "annotations")):
+        _, tasks = tasks_of(read_items([written(records)]), labels=labels)
+        assert [name in task for task in tasks] == [True, False, True], "a tie cannot be said"
+        (tmp_path / "export.json").write_text(json.dumps(tasks))
+        go("import", data=[str(tmp_path / "export.json")], out=tmp_path / "back.jsonl", predictions=True)
+        first, second = read_records(tmp_path / "back.jsonl", Ranking)
+        assert first.responses == ["good 0", "bad 0"]
+        assert (second.responses, second.groups) == (["c", "a", "b"], [[0], [1], [2]])
+        assert first.annotator == ("ann" if name == "predictions" else "")
+        assert first.source.endswith("ground truth") == (name == "annotations")
+
+
+def test_pairs_with_labels_keep_who_was_better(written, tmp_path):
+    _, tasks = tasks_of(read_items([written([RANKING])]), "pairwise", "predictions")
+    (tmp_path / "export.json").write_text(json.dumps(tasks))
+    go("import", data=[str(tmp_path / "export.json")], out=tmp_path / "back.jsonl", predictions=True)
+    found = {(r.chosen, r.rejected) for r in read_records(tmp_path / "back.jsonl", Comparison)}
+    assert found == {("c", "a"), ("c", "b"), ("a", "b")}
+
+
+def test_several_judgments_of_the_same_answers_are_one_task(written):
+    other = PAIRS[0].model_copy(update={"chosen": "bad 0", "rejected": "good 0", "annotator": "bob"})
+    items = read_items([written([PAIRS[0], other])])
+    assert len(items) == 1
+    assert items[0].judgments == [([[0], [1]], "ann"), ([[1], [0]], "bob")]
+
+
+def test_votes_alone_are_nothing_to_compare(written):
+    with pytest.raises(UsageError, match="no prompt has two different answers to compare"):
+        read_items([written([Vote(prompt=TALK[:2], response="x", vote=1)])])
+
+
+# ------------------------------------------------------------------------------------------------------------- back
+
+
+def test_left_is_what_the_configuration_says(tmp_path):
+    config = '<View><Text name="b" value="$first"/><Text name="a" value="$second"/>{}</View>'
+    result = {"from_name": "pw", "to_name": "pw", "type": "pairwise", "value": {"selected": "left"}}
+    task = {"data": {"prompt": "Hi", "first": "one", "second": "two"}, "annotations": [{"result": [result]}]}
+    (tmp_path / "export.json").write_text(json.dumps([task]))
+    for names, chosen in (("a,b", "two"), ("b, a", "one")):
+        (tmp_path / "config.xml").write_text(config.format(f'<Pairwise name="pw" toName="{names}"/>'))
+        go("import", data=[str(tmp_path / "export.json")], out=tmp_path / "c.jsonl", config=tmp_path / "config.xml")
+        assert read_records(tmp_path / "c.jsonl", Comparison)[0].chosen == chosen
+    with pytest.raises(DataError, match="cannot tell the two answers among prompt, first, second"):
+        go("import", data=[str(tmp_path / "export.json")], out=tmp_path / "c.jsonl")
+
+
+def test_cancelled_empty_and_repeated_annotations_are_counted(written, tmp_path, capsys):
+    _, tasks = tasks_of(read_items([written(PAIRS[:2])]))
+    done = json.loads(Path(exported(tasks, tmp_path)).read_text())
+    done[0]["annotations"] += [
+        *done[0]["annotations"],
+        {"result": []},
+        {**done[0]["annotations"][0], "was_cancelled": True},
+    ]
+    done.append(tasks[0])
+    (tmp_path / "export.json").write_text(json.dumps(done))
+    go("import", data=[str(tmp_path / "export.json")], out=tmp_path / "c.jsonl")
+    assert len(read_records(tmp_path / "c.jsonl", Comparison)) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "import: 2 judgments in" in said
+    for reason in (
+        "1 duplicate",
+        "1 annotation without a result",
+        "1 cancelled annotation",
+        "1 task without an annotation",
+    ):
+        assert reason in said
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([{"instruction": "x", "output": "y"}], "export.json:1: is no Label Studio task"),
+        ([{"data": {"x": "y"}, "annotations": [{"result": [{"type": "choices", "value": {}}]}]}],
+         "field 'annotations[0].result': a Label Studio export of type choices holds no comparison"),
+        ([{"data": {"x": "y"}, "annotations": []}], "no judgment in it (left out: 1 task without an annotation)"),
+    ],
+)  # fmt: skip
+def test_foreign_exports_are_refused_in_one_line(tmp_path, capsys, content, message):
+    (tmp_path / "export.json").write_text(json.dumps(content))
+    code = cli.main(["labelstudio", "import", "--data", str(tmp_path / "export.json"), "--out", str(tmp_path / "c")])
+    line = capsys.readouterr().err.strip()
+    assert code == 2
+    assert message in line
+    assert "\n" not in line
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_configuration_of_another_kind_is_refused():
+    with pytest.raises(DataError, match=r"here: it labels Choices; only Pairwise and Ranker compare answers"):
+        shown_fields('<View><Choices name="c" toName="t"/><Text name="t" value="$t"/></View>', "here")
+    with pytest.raises(DataError, match="not valid XML"):
+        shown_fields("<View>", "here")
+    assert shown_fields(CONFIGS["pairwise"], "") == {"comparison": ("answer1", "answer2")}
+    assert shown_fields(CONFIGS["ranker"], "") == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"action": "push"}, "push needs --data and --project"),
+        ({"action": "pull", "project": "abc"}, "pull needs --out"),
+        ({"action": "import", "out": "x"}, "import needs --data"),
+    ],
+)
+def test_what_is_missing_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        LabelStudioOptions(**options)
+
+
+def test_addresses_and_tokens_that_cannot_be(written, monkeypatch):
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    options = {"data": [written(PAIRS)], "project": "abc"}
+    with pytest.raises(UsageError, match="a token is needed, in LABEL_STUDIO_API_KEY"):
+        go("push", **options)
+    with pytest.raises(UsageError, match="an address such as"):
+        go("push", **options, api_key="x", url="localhost:8080")
+    with pytest.raises(UsageError, match=r"127.0.0.1:9: no answer \(.*\); is Label Studio running there\?"):
+        LabelStudio("http://127.0.0.1:9", "x").project("abc")
