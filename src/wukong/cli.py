@@ -34,7 +34,10 @@ from wukong.recipe import (
     stage_of,
 )
 
-TOOLS = {"chat": Stage("wukong.stages.chat", "talk to a model, or to several, in the terminal", positional="models")}
+TOOLS = {
+    "chat": Stage("wukong.stages.chat", "talk to a model, or to several, in the terminal", positional="models"),
+    "studio": Stage("wukong.web.studio", "serve the web application where people label"),
+}
 RUN_SUMMARY = "all steps of a recipe; a finished one is skipped, an interrupted one goes on"
 RUN_EXAMPLE = """wukong run recipes/kitchen.yaml
 wukong run recipes/kitchen.yaml --seed 1 --run-dir runs/seed-1

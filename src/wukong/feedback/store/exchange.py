@@ -23,7 +23,7 @@ from wukong.feedback.agreement import Judgment
 from wukong.feedback.consensus import decide
 from wukong.feedback.store.labels import add_label, current
 from wukong.feedback.store.tables import Annotator, GuidelineVersion, Label, Project, Task, TaskResponse
-from wukong.feedback.store.tasks import TaskDraft, add_task, add_tasks, drafts_of
+from wukong.feedback.store.tasks import TaskDraft, add_task, add_tasks, content_hash, drafts_of
 from wukong.files import atomic_open, numbered_lines
 from wukong.records import Comparison, Message, Preference, Ranking, Response, Vote, iter_records
 
@@ -60,8 +60,8 @@ def import_file(session: Session, project: Project, path: str | Path, use: Use =
             draft.gold = value
         if use == "labels":
             task = add_task(session, project, draft)
-            client_id = f"import:{project.id}:{task.external_id}:{record.annotator}:{_judgment(record)}"
-            add_label(session, task, record.annotator or "unknown", client_id[:200], value, seconds=_seconds(record))
+            client_id = "import:" + content_hash(project.id, task.external_id, record.annotator, _judgment(record))
+            add_label(session, task, record.annotator or "unknown", client_id, value, seconds=_seconds(record))
         else:
             add_tasks(session, project, [draft])
     return _count(session, project) - before
@@ -72,10 +72,9 @@ def _count(session: Session, project: Project) -> int:
 
 
 def _holds_responses(path: str | Path) -> bool:
-    first = next((line for _, line in numbered_lines(path) if line.strip()), "")
     try:
-        record = json.loads(first)
-    except json.JSONDecodeError:
+        record = json.loads(next((line for _, line in numbered_lines(path) if line.strip()), ""))
+    except (json.JSONDecodeError, DataError):  # another kind of file, which its reader knows or refuses
         return False
     return isinstance(record, dict) and "prompt_id" in record
 

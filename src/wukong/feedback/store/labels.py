@@ -104,22 +104,25 @@ def undo(session: Session, annotator: Annotator, project_id: int, client_id: str
     Raises ConflictError when there is nothing to take back.
     """
     before = session.scalar(sa.select(Label).where(Label.client_id == client_id))
-    if before is None:
-        last = _last(session, annotator, project_id)
-        task = _locked(session, last.task_id)
-        last = _last(session, annotator, project_id)  # again: it may have been undone while we waited for the task
-        before = _add(session, task, annotator, last.shown, client_id, "withdrawn", last.value, None, "", False)
-    elif before.annotator_id != annotator.id or before.status != "withdrawn":
+    if before is not None and (before.annotator_id, before.status) != (annotator.id, "withdrawn"):
         raise ConflictError("this client id is another label's")
-    found = session.scalars(
-        sa.select(Assignment).where(Assignment.task_id == before.task_id, Assignment.annotator_id == annotator.id)
-    ).one()
-    if found.state != "leased":
-        found.state, found.leased_at = "leased", now()
-        found.draft = None if before.value is None else as_shown(found.task.project.kind, before.value, found.shown)
-    found.expires_at = now() + found.task.project.lease_seconds
+    if before is not None:
+        return _assigned(session, annotator, before.task_id)
+    task = _locked(session, _last(session, annotator, project_id).task_id)
+    last = _last(session, annotator, project_id)  # again: it may have been undone while we waited for the task
+    _add(session, task, annotator, last.shown, client_id, "withdrawn", last.value, None, "", False)
+    found = _assigned(session, annotator, task.id)
+    found.state, found.leased_at = "leased", now()
+    found.expires_at = now() + task.project.lease_seconds
+    found.draft = None if last.value is None else as_shown(task.project.kind, last.value, found.shown)
     session.flush()
     return found
+
+
+def _assigned(session: Session, annotator: Annotator, task_id: int) -> Assignment:
+    return session.scalars(
+        sa.select(Assignment).where(Assignment.task_id == task_id, Assignment.annotator_id == annotator.id)
+    ).one()
 
 
 def _last(session: Session, annotator: Annotator, project_id: int) -> Label:
@@ -194,11 +197,11 @@ def add_label(
     stored = checked(task.project.kind, dict(value), n)
     shown = list(range(n))
     label = _add(session, task, person, shown, client_id, "given", stored, seconds, comment, False, at=created_at)
-    assignment = session.scalar(
-        sa.select(Assignment).where(Assignment.task_id == task.id, Assignment.annotator_id == person.id)
+    session.execute(
+        sa.update(Assignment)
+        .where(Assignment.task_id == task.id, Assignment.annotator_id == person.id)
+        .values(state="done", draft=None)
     )
-    if assignment is not None:
-        assignment.state, assignment.draft = "done", None
     return label, True
 
 

@@ -165,12 +165,13 @@ def _text(response: Response | str) -> str:
     return response if isinstance(response, str) else response.text
 
 
-def _hash(*parts: Any) -> str:
+def content_hash(*parts: Any) -> str:
+    """A name for what has none of its own."""
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()[:32]
 
 
 def _identity(draft: TaskDraft) -> str:
-    return _hash([m.model_dump() for m in draft.prompt], [_text(one) for one in draft.responses])
+    return content_hash([m.model_dump() for m in draft.prompt], [_text(one) for one in draft.responses])
 
 
 def _row(project: Project, draft: TaskDraft) -> dict[str, Any]:
@@ -210,11 +211,11 @@ def _response_row(prompt: str, response: Response | str, source: str) -> dict[st
     """A response by its own id; a text without one, or an id that means another text elsewhere, by its content."""
     if isinstance(response, str):
         return {
-            "id": _hash(prompt, response), "prompt_id": prompt, "text": response, "model": "", "sampling": {},
+            "id": content_hash(prompt, response), "prompt_id": prompt, "text": response, "model": "", "sampling": {},
             "finish_reason": "stop", "n_tokens": 0, "source": source,
         }  # fmt: skip
     return {
-        "id": _hash(prompt, response.id, response.text),
+        "id": content_hash(prompt, response.id, response.text),
         "prompt_id": prompt,
         "text": response.text,
         "model": response.model,
