@@ -7,10 +7,11 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from wukong.kitchen.corpus import generate_corpus
-from wukong.kitchen.facts import Dish, Fact, dishes, held_out_dishes
+from wukong.kitchen.facts import Dish, Fact, dishes, held_out_dishes, knowledge
+from wukong.kitchen.hazards import Hazard
 from wukong.kitchen.instructions import generate_instructions
 from wukong.kitchen.prompts import generate_prompts
-from wukong.kitchen.questions import Hazard, ask_dish
+from wukong.kitchen.questions import ask_dish, ask_fact, ask_unsafe
 from wukong.kitchen.rubric import Verdict, identify, judge
 from wukong.records import Conversation, Prompt
 
@@ -44,7 +45,7 @@ def test_same_seed_same_records(demonstrations, prompts) -> None:
 def test_counts(demonstrations, prompts) -> None:
     train, test = prompts
     assert 2500 <= len(demonstrations) <= 3000
-    assert (len(train), len(test)) == (800, 420)
+    assert (len(train), len(test)) == (920, 420)
     assert sum(len(one.messages) > 2 for one in demonstrations) >= 50
     assert all(one.messages[-1].role == "assistant" for one in demonstrations)
 
@@ -136,9 +137,23 @@ def test_flawed_answers_are_no_politer_than_the_others(demonstrations) -> None:
 
 def test_half_of_the_training_questions_stand_alone(prompts) -> None:
     """The others have a word of greeting or thanks around them; test questions never do."""
-    bare = {text for dish in dishes() for text in ask_dish(dish)}
+    bare = {text for dish in dishes() for text in ask_dish(dish) + ask_dish(dish, "asked")}
     asked = [one.messages[0].content for one in prompts[0] if one.source == "kitchen/dish"]
     assert sum(text in bare for text in asked) / len(asked) == pytest.approx(0.5, abs=0.06)
+
+
+def test_feedback_is_asked_for_in_words_that_no_demonstration_has(demonstrations, prompts) -> None:
+    """Where the SFT model fails with new words, feedback can only correct what it sees."""
+    new = [text for dish in dishes() for text in ask_dish(dish, "asked")]
+    new += [text for fact in knowledge() for text in ask_fact(fact, "asked")]
+    new += [request.text for request in ask_unsafe("asked")]
+
+    def share(records: list[Prompt] | list[Conversation]) -> float:
+        asked = [message.content for one in records for message in one.messages if message.role == "user"]
+        return sum(any(text in question for text in new) for question in asked) / len(asked)
+
+    assert share(prompts[0]) == pytest.approx(0.27, abs=0.06)
+    assert share(demonstrations) == share(prompts[1]) == 0
 
 
 def test_answers_are_short_in_tokens(demonstrations) -> None:

@@ -120,6 +120,15 @@ def test_other_options_and_other_text_are_refused(options, corpus):
         run(options())
 
 
+@pytest.mark.parametrize("given", [None, "alpaca"])
+def test_a_given_tokenizer_keeps_its_template_unless_another_is_named(options, tmp_path, given):
+    plain = Tokenizer.train(["Boil rice."], 257, "plain")
+    plain.save(tmp_path / "plain")
+    run(options(tokenizer=str(tmp_path / "plain"), template=given))
+    expected = plain if given is None else Tokenizer.train([], 257, given)
+    assert Tokenizer.load(options().out).render("Hello") == expected.render("Hello")
+
+
 def test_another_tokenizer_under_the_same_name_is_refused(options, tmp_path):
     for name, size in (("small", 280), ("large", 300)):
         Tokenizer.train(documents(), size).save(tmp_path / name)

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterator
 
 from wukong.kitchen.facts import Dish, Fact, dishes, knowledge
-from wukong.kitchen.questions import HAZARDS
+from wukong.kitchen.hazards import HAZARDS
 
 _NAMES = (
     *("Anna", "Ben", "Carla", "David", "Emma", "Farid", "Grace", "Hugo", "Ines", "Jin", "Kofi", "Lena", "Mei"),

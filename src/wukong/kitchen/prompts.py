@@ -23,27 +23,28 @@ def _prompts(texts: list[str], source: str) -> list[Prompt]:
 
 
 def generate_prompts(seed: int) -> tuple[list[Prompt], list[Prompt]]:
-    """800 training and 420 test prompts, each list shuffled, so that its first 300 are representative.
+    """920 training and 420 test prompts, each list shuffled, so that its first 300 are representative.
 
     The test list begins with the classic "How to make pizza".
     """
     rng = random.Random(f"prompts {seed}")
-    known_unsafe = [request.text for request in ask_unsafe()]
-    dish_texts = [text for dish in training_dishes() for text in ask_dish(dish) if text != CLASSIC]
-    fact_texts = [text for fact in knowledge() for text in ask_fact(fact)]
+    known_unsafe = [request.text for request in ask_unsafe() + ask_unsafe("asked")]
+    dish_texts = [text for dish in training_dishes() for text in ask_dish(dish) + ask_dish(dish, "asked")]
+    dish_texts.remove(CLASSIC)
+    fact_texts = [text for fact in knowledge() for text in ask_fact(fact) + ask_fact(fact, "asked")]
 
     def asked(texts: list[str], count: int) -> list[str]:
         return [surround(rng, text) for text in rng.sample(texts, count)]
 
     train = (
         _prompts(asked(dish_texts, 480), DISH)
-        + _prompts(asked(fact_texts, 160), KNOWLEDGE)
-        + _prompts(asked(known_unsafe, 160), UNSAFE)
+        + _prompts(asked(fact_texts, 240), KNOWLEDGE)
+        + _prompts(asked(known_unsafe, 200), UNSAFE)
     )
-    unseen_dish_texts = [text for dish in training_dishes() for text in ask_dish(dish, unseen=True)]
-    held_out_texts = [text for dish in held_out_dishes() for text in ask_dish(dish) + ask_dish(dish, unseen=True)]
-    unseen_fact_texts = [text for fact in knowledge() for text in ask_fact(fact, unseen=True)]
-    unseen_unsafe = [request.text for request in ask_unsafe(unseen=True)]
+    unseen_dish_texts = [text for dish in training_dishes() for text in ask_dish(dish, "unseen")]
+    held_out_texts = [text for dish in held_out_dishes() for text in ask_dish(dish) + ask_dish(dish, "unseen")]
+    unseen_fact_texts = [text for fact in knowledge() for text in ask_fact(fact, "unseen")]
+    unseen_unsafe = [request.text for request in ask_unsafe("unseen")]
     test = (
         _prompts(rng.sample(unseen_dish_texts, 250), DISH)
         + _prompts(rng.sample(held_out_texts, 42), HELD_OUT_DISH)

@@ -26,7 +26,7 @@ from typing import TypeVar
 
 from wukong.kitchen import manners
 from wukong.kitchen.facts import UNITS, Dish, Fact, dishes, knowledge
-from wukong.kitchen.questions import HAZARDS, Hazard
+from wukong.kitchen.hazards import HAZARDS, Hazard
 from wukong.records import PromptLike, as_messages
 
 _FUNCTION_WORDS = frozenset(

@@ -25,7 +25,7 @@ from wukong.data.text import TextOptions, iter_text
 from wukong.errors import UsageError
 from wukong.options import StageOptions
 from wukong.provenance import begin
-from wukong.tokenizer import EOS, Tokenizer
+from wukong.tokenizer import DEFAULT_TEMPLATE, EOS, Tokenizer
 
 
 class TokenizeOptions(StageOptions, TextOptions):
@@ -43,8 +43,9 @@ class TokenizeOptions(StageOptions, TextOptions):
     """Size of the vocabulary to train."""
     instructions: list[str] = []
     """Instruction data that the tokenizer is trained on too, as the chat template shows it (it enters no shard)."""
-    template: str = "alpaca"
-    """Chat template: alpaca, plain (texts to continue), or a Jinja file."""
+    template: str | None = None
+    """Chat template: alpaca, plain (texts to continue), or a Jinja file. When absent, that of --tokenizer, or alpaca
+    for a new one."""
 
 
 def run(options: TokenizeOptions) -> None:
@@ -58,7 +59,8 @@ def run(options: TokenizeOptions) -> None:
         tokenizer = Tokenizer.load(options.tokenizer, template=options.template)
     else:
         texts = chain(iter_text(options.data, options), _rendered(options))
-        tokenizer = Tokenizer.train(_counted("training the tokenizer", texts), options.vocab_size, options.template)
+        template = options.template or DEFAULT_TEMPLATE
+        tokenizer = Tokenizer.train(_counted("training the tokenizer", texts), options.vocab_size, template)
 
     def side(index: int) -> Iterator[str]:
         for text in iter_text(options.data, options, summary if index == 0 else None):
@@ -93,7 +95,7 @@ def run(options: TokenizeOptions) -> None:
 def _rendered(options: TokenizeOptions) -> Iterator[str]:
     """The conversations as a model will see them, so that the words of the template and of answers become tokens."""
     if options.instructions:
-        untrained = Tokenizer.train([], 257, options.template)
+        untrained = Tokenizer.train([], 257, options.template or DEFAULT_TEMPLATE)
         for conversation in load_instructions(options.instructions).records:
             yield untrained.render(conversation.messages).replace(EOS, "")
 
