@@ -55,7 +55,7 @@ class PostgresServer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self.process.send_signal(2)  # SIGINT: ends the connections and stops
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=300)
         self.log.close()
         shutil.rmtree(self.home, ignore_errors=True)
 

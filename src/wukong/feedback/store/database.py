@@ -21,7 +21,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Session
 
-from wukong.errors import RunError, UsageError
+from wukong.errors import RunError, UsageError, WukongError
 
 BUSY_SECONDS = 30
 """For so long a writer waits for one of another process."""
@@ -136,7 +136,11 @@ def _engine(url: sa.URL) -> sa.Engine:
 def _disk_errors(store: Store) -> Iterator[None]:
     try:
         yield
-    except sa.exc.OperationalError as error:
+    except sa.exc.StatementError as error:
+        if isinstance(error.orig, WukongError):  # what a column refused (see `tables.StorableText`), wrapped
+            raise error.orig from None
+        if not isinstance(error, sa.exc.OperationalError):
+            raise
         reason = str(error.orig).strip().splitlines()[0]
         raise RunError(f"{store}: {reason}; nothing was half-written, try again") from error
 
