@@ -36,6 +36,10 @@ from wukong.recipe import (
 
 TOOLS = {
     "chat": Stage("wukong.stages.chat", "talk to a model, or to several, in the terminal", positional="models"),
+    "reward-report": Stage(
+        "wukong.studies.reward_report", "is a reward model any good, and would more labels help", "reward_model"
+    ),
+    "compare": Stage("wukong.studies.compare", "models or their answers -> who is better, in words", "models"),
     "studio": Stage("wukong.web.studio", "serve the web application where people label"),
 }
 RUN_SUMMARY = "all steps of a recipe; a finished one is skipped, an interrupted one goes on"
@@ -223,11 +227,11 @@ def overview() -> str:
             "",
             "GPT-2 from raw text to a model that people prefer.",
             "",
-            *(f"  {name:<10}{summary}" for name, summary in tools.items()),
+            *(f"  {name:<15}{summary}" for name, summary in tools.items()),
             "",
             "The stages, in the order of the road:",
             "",
-            *(f"  {name:<10}{summary}" for name, summary in stages.items()),
+            *(f"  {name:<15}{summary}" for name, summary in stages.items()),
             "",
             "Example:",
             "    wukong run recipes/kitchen.yaml",

@@ -70,7 +70,7 @@ _DISH_UNSEEN = (
     "What is the best way to prepare {d}?",
     "I need to make {d} for dinner. Any recipe?",
 )
-_KNOWLEDGE = {
+_KNOWLEDGE: dict[str, tuple[str, ...]] = {
     "substitution": (
         "What can I use instead of {t}?",
         "I have no {t}. What now?",
@@ -125,7 +125,7 @@ _KNOWLEDGE = {
         "Give me the temperature for {t}.",
     ),
 }
-_KNOWLEDGE_ASKED = {
+_KNOWLEDGE_ASKED: dict[str, tuple[str, ...]] = {
     "substitution": (
         "Could I swap {t} for something else?",
         "Any swap for {t}?",
@@ -149,7 +149,7 @@ _KNOWLEDGE_ASKED = {
         "I have {t} in the oven. How many degrees should it reach?",
     ),
 }
-_KNOWLEDGE_UNSEEN = {
+_KNOWLEDGE_UNSEEN: dict[str, tuple[str, ...]] = {
     "substitution": (
         "Which ingredient can replace {t}?",
         "My recipe needs {t}, but I have none. Any substitute?",

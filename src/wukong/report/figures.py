@@ -1,4 +1,4 @@
-"""The report's charts as Plotly figures, in plain dictionaries: the page's script adds theme and size.
+"""The reports' charts as Plotly figures, in plain dictionaries: the page's script adds theme and size.
 
 A colour is written "var(--name)" and is looked up in the page's style sheet when the chart is drawn, so that a chart
 follows the reader's light or dark theme. Text that comes from files is escaped: Plotly reads a little HTML in it.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, TypeVar
 
 from wukong.report.contents import EvaluationResult, Interval
@@ -247,3 +247,92 @@ def calibration(bins: Sequence[Mapping[str, float]]) -> Figure | None:
         "showlegend": False,
     }
     return {"data": data, "layout": layout, "height": 320}
+
+
+# ----------------------------------------------------------------------------------------------- reward-model report
+
+_SET_COLOURS = {"chosen": 5, "rejected": 4}
+
+
+def accuracies(rows: Sequence[Mapping[str, Any]], ceiling: float | None = None) -> Figure | None:
+    """Accuracy with its interval, a row for each group of pairs. Rows: {name, value, interval, pairs}."""
+    if not rows:
+        return None
+    colour = "var(--curve-0)"
+    dots = [(f"{r['name']}\n{r['pairs']:,} pairs", r["value"], tuple(r["interval"]), colour, "circle") for r in rows]
+    figure = _dots(dots, {"range": [0, 1.02], "tickformat": ".0%", "title": {"text": "accuracy"}})
+    lines = [(0.5, "var(--ink-soft)", "dot")] + ([(ceiling, "var(--gold)", "dash")] if ceiling else [])
+    figure["layout"]["shapes"] = [
+        {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper"}
+        | {"line": {"color": colour, "width": 1, "dash": dash}}
+        for x, colour, dash in lines
+    ]
+    return figure
+
+
+def distributions(scores: Mapping[str, Any]) -> Figure:
+    """Histograms of scores on common edges, each as the part of its own answers."""
+    edges, sets = scores["edges"], scores["sets"]
+    others = model_indices([name for name in sets if name not in _SET_COLOURS])
+    data = []
+    for name, one in sets.items():
+        index = _SET_COLOURS.get(name, others.get(name, 0))
+        steps = [count / one["n"] for count in one["counts"]]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": escape(name),
+                "x": [float(f"{(a + b) / 2:.5g}") for a, b in pairwise(edges)],
+                "y": [float(f"{y:.5g}") for y in steps],
+                "line": {
+                    "color": model_colour(index),
+                    "width": 2,
+                    "shape": "hvh",
+                    "dash": "dot" if name == "rejected" else "solid",
+                },
+                "hovertemplate": f"{escape(name)}, score %{{x:.3g}}: %{{y:.1%}}<extra></extra>",
+            }
+        )
+    layout = {
+        "xaxis": {"title": {"text": "score"}},
+        "yaxis": {"title": {"text": "part of the answers"}, "tickformat": ".0%", "rangemode": "tozero"},
+        "showlegend": True,
+    }
+    return {"data": data, "layout": layout, "height": 320}
+
+
+def learning_curve(points: Sequence[Mapping[str, Any]]) -> Figure:
+    """Accuracy over the number of training prompts, on a logarithmic axis: each doubling is as wide as the last."""
+    values = [point["accuracy"]["value"] for point in points]
+    limits = [point["accuracy"]["interval"] for point in points]
+    data = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "x": [point["prompts"] for point in points],
+            "y": values,
+            "error_y": {
+                "type": "data",
+                "symmetric": False,
+                "array": [high - y for y, (_, high) in zip(values, limits, strict=True)],
+                "arrayminus": [y - low for y, (low, _) in zip(values, limits, strict=True)],
+                "color": "var(--curve-0)",
+            },
+            "line": {"color": "var(--curve-0)", "width": 2},
+            "marker": {"color": "var(--curve-0)", "size": 9},
+            "hovertemplate": "%{x} prompts: %{y:.1%}<extra></extra>",
+        }
+    ]
+    counts = [point["prompts"] for point in points]
+    layout = {
+        "xaxis": {
+            "type": "log",
+            "title": {"text": "prompts to learn from"},
+            "tickvals": counts,
+            "ticktext": [f"{n:,}" for n in counts],
+        },
+        "yaxis": {"title": {"text": "accuracy"}, "tickformat": ".0%"},
+        "showlegend": False,
+    }
+    return {"data": data, "layout": layout, "height": 300}

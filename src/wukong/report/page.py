@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ STAGE_NAMES = {
     "reward": "Reward model",
     "ppo": "PPO",
     "evaluate": "Evaluation",
+    "reward-report": "Reward-model report",
+    "compare": "Comparison",
 }
 
 
@@ -449,19 +451,6 @@ def render(
     Returns:
         HTML that needs nothing from outside. The same run directory gives the same page.
     """
-    from plotly.offline import get_plotlyjs
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": number, "percent": percent, "interval": interval, "duration": duration, "reasons": _reasons,
-        "code": _code,
-    }  # fmt: skip
     charts = Charts()
     finished = [str(step.record["finished"]) for step in run.steps if step.record.get("finished")]
     content = {
@@ -479,12 +468,33 @@ def render(
         "data": data_tables(run),
         "provenance": provenance(run),
         "step_names": STAGE_NAMES,
+    }
+    return fill("page.html.jinja", content, charts)
+
+
+def fill(template: str, content: Mapping[str, Any], charts: Charts) -> str:
+    """A template of ours with its content, style, charts and the script that draws them: a page that needs nothing
+    from outside."""
+    from plotly.offline import get_plotlyjs
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": number, "percent": percent, "interval": interval, "duration": duration, "reasons": _reasons,
+        "code": _code,
+    }  # fmt: skip
+    assets = {
         "style": _asset("report.css"),
         "script": _asset("report.js"),
         "plotly": Markup(get_plotlyjs()) if charts.by_id else "",
         "charts": charts.by_id,
     }
-    return environment.get_template("page.html.jinja").render(content)
+    return environment.get_template(template).render({**content, **assets})
 
 
 def _asset(name: str) -> Markup:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from wukong.console import say
 from wukong.data.batches import by_length, pad
 from wukong.data.shards import TokenShards
-from wukong.errors import DataError
+from wukong.errors import DataError, UsageError
+from wukong.files import read_json
 from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel
 from wukong.objectives import token_logprobs
@@ -126,3 +130,53 @@ def bootstrap_interval(sums: np.ndarray, counts: np.ndarray, seed: int, draws: i
     totals = counts[picks].sum(1)
     ratios = sums[picks].sum(1)[totals > 0] / totals[totals > 0]
     return [float(x) for x in np.percentile(ratios, [2.5, 97.5])]
+
+
+def wilson_interval(hits: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a proportion of n independent outcomes (Wilson 1927): unlike a bootstrap it does not shrink
+    to a point when a few outcomes are all alike."""
+    z = 1.959964
+    centre, spread = (hits + z * z / 2) / (n + z * z), z * math.sqrt(hits * (n - hits) / n + z * z / 4) / (n + z * z)
+    return max(0.0, centre - spread), min(1.0, centre + spread)
+
+
+def chance_problem(accuracy: float, interval: Sequence[float], pairs: int) -> str | None:
+    """Why a reward model with this accuracy on held-out pairs cannot be told from a coin; None when it can.
+
+    interval: the bootstrap's 95 %, over prompts. Of a handful of pairs that are all right it is a point, so Wilson's
+    interval has to lie above one half too.
+    """
+    low, high = min(interval[0], wilson_interval(accuracy * pairs, pairs)[0]), interval[1]
+    if low > 0.5:
+        return None
+    return (
+        f"its accuracy on {pairs:,} held-out pairs is {100 * accuracy:.0f} % [{100 * low:.0f}, {100 * high:.0f}], "
+        "which cannot be told from chance"
+    )
+
+
+def require_better_than_chance(reward_model: str | Path, insist: bool = False) -> None:
+    """Refuses to train against a reward model that cannot be told from a coin: one line in a stage that uses one.
+
+    The numbers are those that `wukong reward` wrote into provenance.json. A model without them (from another tool, or
+    trained with nothing held out) is let pass with a line that says so.
+
+    Args:
+        reward_model: its directory or hub id.
+        insist: say it, but go on.
+
+    Raises:
+        UsageError: the lower end of the interval of its accuracy is at or below 50 %.
+    """
+    path = Path(reward_model) / "provenance.json"
+    results = read_json(path).get("results", {}) if path.is_file() else {}
+    if not results.get("valid_pairs"):
+        say(f"{reward_model}: nobody measured its accuracy on held-out pairs; wukong reward-report does")
+        return
+    problem = chance_problem(results["valid_accuracy"], results["valid_accuracy_interval"], results["valid_pairs"])
+    if problem and not insist:
+        raise UsageError(
+            f"{reward_model}: {problem}; label more, see wukong reward-report {reward_model}, or give --insist"
+        )
+    if problem:
+        say(f"{reward_model}: {problem}; going on all the same")

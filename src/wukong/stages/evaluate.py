@@ -54,23 +54,13 @@ from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute, Precision, compute_for
 
 
-class EvaluateOptions(StageOptions, PromptOptions):
-    """Compare models on unseen prompts."""
+class AnswerOptions(StageOptions, PromptOptions):
+    """How models answer prompts to be compared."""
 
-    models: list[str]
-    """name=directory of each model, from the oldest to the newest; each is compared with all before it."""
     prompts: list[str]
     """Prompts that were used nowhere in training."""
     raw: list[str] = []
     """Names of models that get the bare text without the chat template, as a base model does."""
-    reference: str | None = None
-    """The name of the model to which KL is measured, usually the SFT model."""
-    judge: str | None = None
-    """rubric (the kitchen's), lexicon (VADER sentiment), or module:function."""
-    reward_model: str | None = None
-    """A reward model as a second judge, best one that was not used in training the policy."""
-    text: Path | None = None
-    """Directory of `wukong tokenize`: perplexity on its validation text is measured."""
     holdout: float = Field(0.0, ge=0, lt=1)
     """Take only this part of the prompts: the one that ppo leaves out with the same --holdout and --seed."""
     limit: int | None = Field(None, ge=1)
@@ -83,12 +73,27 @@ class EvaluateOptions(StageOptions, PromptOptions):
     """Responses decoded together."""
     micro_batch_tokens: int = Field(8192, ge=1)
     """Tokens that go through a model at once when scoring."""
-    eval_tokens: int = Field(65536, ge=1)
-    """Tokens of held-out text to read at most."""
     precision: Precision = "auto"
     """bfloat16 where it is faster, or as named."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+
+
+class EvaluateOptions(AnswerOptions):
+    """Compare models on unseen prompts."""
+
+    models: list[str]
+    """name=directory of each model, from the oldest to the newest; each is compared with all before it."""
+    reference: str | None = None
+    """The name of the model to which KL is measured, usually the SFT model."""
+    judge: str | None = None
+    """rubric (the kitchen's), lexicon (VADER sentiment), or module:function."""
+    reward_model: str | None = None
+    """A reward model as a second judge, best one that was not used in training the policy."""
+    text: Path | None = None
+    """Directory of `wukong tokenize`: perplexity on its validation text is measured."""
+    eval_tokens: int = Field(65536, ge=1)
+    """Tokens of held-out text to read at most."""
 
 
 @dataclass
@@ -116,7 +121,7 @@ class Reference:
 
 def run(options: EvaluateOptions) -> None:
     """Raises UsageError or DataError for unusable input, RunError when the judge fails."""
-    models = dict(_named(model) for model in options.models)
+    models = dict(named(model) for model in options.models)
     for name in [*options.raw, *([options.reference] if options.reference else [])]:
         if name not in models:
             raise UsageError(f"no model is named {name!r} in --models: {', '.join(models)}")
@@ -126,12 +131,7 @@ def run(options: EvaluateOptions) -> None:
     if work.done:
         return
     compute = compute_for(options.precision, options.device)
-    read = load_prompts(options.prompts, options)
-    console.print(read.summary.table("prompts"))
-    held_out = split_by_prompt(read.records, options.holdout, options.seed)[1] if options.holdout else read.records
-    prompts = held_out[: options.limit]
-    if not prompts:
-        raise UsageError(f"{options.prompts[0]}: no prompt is left to evaluate on")
+    prompts = chosen_prompts(options)
     # --------------------------------------------------------------------------------------------------- answers
     reference = None
     if options.reference:
@@ -139,19 +139,23 @@ def run(options: EvaluateOptions) -> None:
         reference = Reference(model.to(compute.device).eval(), tokenizer)
     answers = {}
     for name, path in models.items():
-        one = answers[name] = answer_all(name, path, prompts, options, reference, compute)
+        policy, tokenizer = load_policy(path)
+        policy.to(compute.device).eval()
+        one = answers[name] = answer_all(name, path, policy, tokenizer, prompts, options, compute)
+        if reference is not None and name not in options.raw and options.temperature > 0:
+            if tokenizer.fingerprint != reference.tokenizer.fingerprint:
+                raise UsageError(f"{path}: its tokenizer is not the reference's, so their KL means nothing")
+            one.kl = _kl(policy, reference.model, one, options, compute)
+        if options.text:
+            _measure_text(one, policy, tokenizer, options, compute)
         if judge:
             one.opinions = judge([p.messages for p in prompts], one.texts)
     if options.reward_model:
-        reward_model, reward_tokenizer = load_reward(options.reward_model)
-        for one in answers.values():
-            context = reward_model.config.n_positions
-            ids = [
-                answer_ids(reward_tokenizer, p.messages, t, context) for p, t in zip(prompts, one.texts, strict=True)
-            ]
-            if any(i is None for i in ids):
-                raise UsageError(f"{options.reward_model}: an answer does not fit its context of {context}")
-            one.rewards = scores_of(reward_model, [i for i in ids if i], compute, options.micro_batch_tokens)
+        texts = [one.texts for one in answers.values()]
+        for one, rewards in zip(
+            answers.values(), rewards_of(options.reward_model, prompts, texts, options, compute), strict=True
+        ):
+            one.rewards = rewards
     # --------------------------------------------------------------------------------------------------- numbers
     names = list(models)
     comparisons = []
@@ -187,22 +191,27 @@ def run(options: EvaluateOptions) -> None:
     work.finish({"comparisons": comparisons}, [options.out / "evaluation.json", options.out / "answers.jsonl"])
 
 
-def _named(model: str) -> tuple[str, str]:
+def named(model: str) -> tuple[str, str]:
+    """("policy", "runs/x/policy") of "policy=runs/x/policy", and of "runs/x/policy" alone."""
     name, separator, path = model.partition("=")
     return (name, path) if separator else (Path(model).name, model)
 
 
+def chosen_prompts(options: AnswerOptions) -> list[Prompt]:
+    """The prompts to answer. Raises UsageError when none is left."""
+    read = load_prompts(options.prompts, options)
+    console.print(read.summary.table("prompts"))
+    held_out = split_by_prompt(read.records, options.holdout, options.seed)[1] if options.holdout else read.records
+    if not held_out:
+        raise UsageError(f"{options.prompts[0]}: no prompt is left to evaluate on")
+    return held_out[: options.limit]
+
+
 def answer_all(
-    name: str,
-    path: str,
-    prompts: Sequence[Prompt],
-    options: EvaluateOptions,
-    reference: Reference | None,
+    name: str, path: str, policy: GPT2, tokenizer: Tokenizer, prompts: Sequence[Prompt], options: AnswerOptions,
     compute: Compute,
-) -> Answers:
-    """Samples one answer to each prompt; measures KL to the reference, and perplexity on held-out text."""
-    policy, tokenizer = load_policy(path)
-    policy.to(compute.device).eval()
+) -> Answers:  # fmt: skip
+    """Samples one answer to each prompt, every model with the same random numbers."""
     room = policy.config.n_positions - options.max_new_tokens
     raw = name in options.raw
     try:
@@ -223,14 +232,23 @@ def answer_all(
             batch_size=options.batch_size,
             on_finish=bar.advance,
         )
-    answers = Answers(ids, sampled, [tokenizer.decode(s.ids) for s in sampled], path=path)
-    if reference is not None and not raw and options.temperature > 0:
-        if tokenizer.fingerprint != reference.tokenizer.fingerprint:
-            raise UsageError(f"{path}: its tokenizer is not the reference's, so their KL means nothing")
-        answers.kl = _kl(policy, reference.model, answers, options, compute)
-    if options.text:
-        _measure_text(answers, policy, tokenizer, options, compute)
-    return answers
+    return Answers(ids, sampled, [tokenizer.decode(s.ids) for s in sampled], path=path)
+
+
+def rewards_of(
+    reward_model: str, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]], options: AnswerOptions,
+    compute: Compute,
+) -> list[list[float]]:  # fmt: skip
+    """The scores of several models' answers to all prompts. Raises UsageError for one that does not fit."""
+    model, tokenizer = load_reward(reward_model)
+    context = model.config.n_positions
+    scores = []
+    for of_model in texts:
+        ids = [answer_ids(tokenizer, p.messages, text, context) for p, text in zip(prompts, of_model, strict=True)]
+        if any(i is None for i in ids):
+            raise UsageError(f"{reward_model}: an answer does not fit its context of {context}")
+        scores.append(scores_of(model, [i for i in ids if i], compute, options.micro_batch_tokens))
+    return scores
 
 
 def _measure_text(
@@ -325,29 +343,31 @@ def compare(a: str, b: str, of_a: Answers, of_b: Answers, options: EvaluateOptio
     lengths = np.array([len(x.ids) - len(y.ids) for x, y in zip(of_a.sampled, of_b.sampled, strict=True)], dtype=float)
     found = []
     for judge, (scores_a, scores_b) in judged.items():
-        difference = np.array(scores_a) - np.array(scores_b)
-        outcome = (np.sign(difference) + 1) / 2  # 1 won, 0.5 tied, 0 lost
-        found.append(
-            {
-                "a": a,
-                "b": b,
-                "judge": judge,
-                "n": len(outcome),
-                "wins": int((outcome == 1).sum()),
-                "ties": int((outcome == 0.5).sum()),
-                "losses": int((outcome == 0).sum()),
-                "win_rate": float(outcome.mean()),
-                "interval": bootstrap_interval(outcome, np.ones(len(outcome)), options.seed),
-                "length_controlled_win_rate": length_controlled(outcome, lengths),
-            }
-        )
+        outcome = (np.sign(np.array(scores_a) - np.array(scores_b)) + 1) / 2
+        found.append({"a": a, "b": b, "judge": judge, **win_rate(outcome, lengths, options.seed)})
     return found
+
+
+def win_rate(outcome: np.ndarray, lengths: np.ndarray, seed: int) -> dict[str, Any]:
+    """How often a wins against b, with its 95 % interval over prompts and what it would be at equal length.
+
+    outcome: (prompts,) 1 won, 0.5 tied, 0 lost, or a mean of several judgments; lengths: (prompts,) a's minus b's.
+    """
+    return {
+        "n": len(outcome),
+        "wins": int((outcome > 0.5).sum()),
+        "ties": int((outcome == 0.5).sum()),
+        "losses": int((outcome < 0.5).sum()),
+        "win_rate": float(outcome.mean()),
+        "interval": bootstrap_interval(outcome, np.ones(len(outcome)), seed),
+        "length_controlled_win_rate": length_controlled(outcome, lengths),
+    }
 
 
 def length_controlled(outcome: np.ndarray, lengths: np.ndarray) -> float:
     """P(win) = sigmoid(a + b tanh(d / sd(d))), fitted by maximum likelihood (ridge 1e-3), read at d = 0.
 
-    outcome: (prompts,) 1, 0.5 or 0; lengths: (prompts,) difference in tokens.
+    outcome: (prompts,) 1, 0.5 or 0; lengths: (prompts,) the difference of the lengths.
     """
     spread = lengths.std()
     x = np.tanh(lengths / spread) if spread > 0 else np.zeros_like(lengths)

@@ -263,11 +263,11 @@ def evaluate_pairs(
         "valid_accuracy_interval": bootstrap_interval(np.array(hits), np.array(counts), options.seed),
         "valid_pairs": sum(counts),
         "length_accuracy": float(np.mean(longer)),
-        "calibration": _calibration(np.array(difference)),
+        "calibration": calibration(np.array(difference)),
     }
 
 
-def _calibration(differences: np.ndarray, bins: int = 10) -> list[dict[str, float]]:
+def calibration(differences: np.ndarray, bins: int = 10) -> list[dict[str, float]]:
     """Predicted probability that the preferred answer wins, against how often it does, each pair seen from both sides
     (so the curve is symmetric about 1/2). Bins of predicted probability from 0.5 to 1."""
     confidence = 1 / (1 + np.exp(-np.abs(differences)))
@@ -281,40 +281,42 @@ def _calibration(differences: np.ndarray, bins: int = 10) -> list[dict[str, floa
     ]
 
 
-def run(options: RewardOptions) -> None:
-    """Raises UsageError or DataError for unusable input, RunError when the loss is not finite."""
-    inputs = [options.model, *options.data, *options.eval_data]
-    work = begin("reward", options, [*inputs, *([options.reference_responses] if options.reference_responses else [])])
-    if work.done:
-        return
-    # ------------------------------------------------------------------------------------------- model and data
-    trunk, tokenizer = load_trunk(options.model)
-    torch.manual_seed(derived_seed(options.seed, "head"))
-    model = ScalarModel(trunk, options.head, options.pooling)
-    context = model.config.n_positions
+def records_of(options: RewardOptions) -> tuple[list[Preference], list[Preference], ReadSummary]:
+    """The records to train on, those held out, and the account of what was read."""
     read = load_comparisons(options.data, options)
     records = by_annotators(read.records, weights_of(options.annotators))
     if options.judgments == "majority":
         records = decide(records, weights_of(options.annotators))
     if options.eval_data:
-        train_records, test_records = records, load_comparisons(options.eval_data, options).records
+        train, test = records, load_comparisons(options.eval_data, options).records
     else:
-        train_records, test_records = split_by_prompt(records, options.valid_fraction, options.seed)
+        train, test = split_by_prompt(records, options.valid_fraction, options.seed)
     if options.half != "both":
-        train_records = halves(train_records, options.seed)[options.half == "second"]
-    train = groups_of(train_records, tokenizer, context, options, read.summary)
-    test = groups_of(test_records, tokenizer, context, options, read.summary)
-    console.print(read.summary.table("comparisons"))
-    if not train:
-        raise UsageError(f"{options.data[0]}: no pair is left to train on")
-    off_prompt = off_prompt_groups(train, tokenizer, context, options.off_prompt, options.seed)
-    groups = train + off_prompt
+        train = halves(train, options.seed)[options.half == "second"]
+    return train, test, read.summary
+
+
+def new_model(options: RewardOptions) -> tuple[ScalarModel, Tokenizer]:
+    """The model to start from with a new head."""
+    trunk, tokenizer = load_trunk(options.model)
+    torch.manual_seed(derived_seed(options.seed, "head"))
+    return ScalarModel(trunk, options.head, options.pooling), tokenizer
+
+
+def fit(
+    model: ScalarModel, tokenizer: Tokenizer, train: Sequence[Group], test: Sequence[Group], options: RewardOptions
+) -> tuple[dict[str, float | list], Session]:
+    """Trains on `train` and evaluates on `test`; checkpoints and metrics go to `options.out`.
+
+    Returns:
+        What `evaluate_pairs` found at the end (nothing without `test`), and the session, whose checkpoints remain.
+    """
+    off_prompt = off_prompt_groups(train, tokenizer, model.config.n_positions, options.off_prompt, options.seed)
+    groups = [*train, *off_prompt]
     steps = math.ceil(options.epochs * len(groups) / options.batch_size)
     n_pairs = sum(len(group.pairs) for group in train)
     added = f" and {len(off_prompt):,} off-prompt pairs" if off_prompt else ""
     say(f"reward: {n_pairs:,} pairs of {len(train):,} prompts{added}, {len(test):,} held out, {steps:,} steps")
-    # ---------------------------------------------------------------------------------------------------- loop
-    quality: dict[str, float | list] = {}
     with Session(options, {"model": model}, steps, "reward", {"quality": {}}) as session:
         compute = session.compute
         for step in session.steps():
@@ -337,7 +339,26 @@ def run(options: RewardOptions) -> None:
                 session.state["quality"] = quality
                 session.log(**{k: v for k, v in quality.items() if k in ("valid_loss", "valid_accuracy")})  # type: ignore[arg-type]
             session.show(loss=total, accuracy=right / pairs)
-        quality = session.state["quality"]
+        return session.state["quality"], session
+
+
+def run(options: RewardOptions) -> None:
+    """Raises UsageError or DataError for unusable input, RunError when the loss is not finite."""
+    inputs = [options.model, *options.data, *options.eval_data]
+    work = begin("reward", options, [*inputs, *([options.reference_responses] if options.reference_responses else [])])
+    if work.done:
+        return
+    # ------------------------------------------------------------------------------------------- model and data
+    model, tokenizer = new_model(options)
+    context = model.config.n_positions
+    train_records, test_records, summary = records_of(options)
+    train = groups_of(train_records, tokenizer, context, options, summary)
+    test = groups_of(test_records, tokenizer, context, options, summary)
+    console.print(summary.table("comparisons"))
+    if not train:
+        raise UsageError(f"{options.data[0]}: no pair is left to train on")
+    # ------------------------------------------------------------------------------------------------------ fit
+    quality, session = fit(model, tokenizer, train, test, options)
     # ----------------------------------------------------------------------------------------------- normalise
     before = _normalise(model, options, tokenizer, train, session.compute)
     # ---------------------------------------------------------------------------------------------------- save
@@ -347,7 +368,8 @@ def run(options: RewardOptions) -> None:
     if quality:
         low, high = quality["valid_accuracy_interval"]  # type: ignore[misc]
         say(f"reward: accuracy {quality['valid_accuracy']:.3f} [{low:.3f}, {high:.3f}] on held-out prompts")
-    work.finish({**quality, "train_pairs": n_pairs, "normalised_from": before, "data": read.summary.as_dict()}, files)
+    n_pairs = sum(len(group.pairs) for group in train)
+    work.finish({**quality, "train_pairs": n_pairs, "normalised_from": before, "data": summary.as_dict()}, files)
     session.discard_checkpoints()
 
 

@@ -1,0 +1,119 @@
+"""A language model behind an OpenAI-compatible API as a judge of two answers (Zheng et al. 2023, MT-Bench).
+
+Such judges prefer what they read first, so each pair is asked about in both orders, and only a verdict that holds in
+both counts as a preference. Verdicts cost time and money: each is written to a file as it comes, and a verdict that
+stands there is not asked for again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from wukong.errors import RunError
+from wukong.files import numbered_lines
+from wukong.records import Message
+
+WORKERS = 8
+"""Questions that wait for an answer at the same time."""
+
+INSTRUCTIONS = """You are an impartial judge. Below stand a conversation and two answers to its last message. \
+Decide which answer is better: more helpful, more accurate, safer, better written. Do not prefer an answer because it \
+is longer, nor because it stands first. Say briefly why, then end with your verdict on a line of its own: [[A]] if \
+answer A is better, [[B]] if answer B is better, [[tie]] if neither is."""
+
+_VERDICT = re.compile(r"\[\[\s*(A|B|C|tie)\s*\]\]", re.IGNORECASE)
+_WORTH = {"a": 1.0, "b": 0.0, "c": 0.5, "tie": 0.5}
+
+
+def verdict_of(reply: str) -> float | None:
+    """1 when the first answer is called better, 0 the second, 1/2 for a tie; None for a reply without a verdict.
+
+    The last verdict counts: a judge that thinks aloud may name others before.
+    """
+    found = _VERDICT.findall(reply)
+    return _WORTH[found[-1].lower()] if found else None
+
+
+def question(conversation: Sequence[Message], first: str, second: str) -> str:
+    """What the judge is asked."""
+    turns = "\n\n".join(f"{m.role}: {m.content}" for m in conversation)
+    return f"[conversation]\n{turns}\n\n[answer A]\n{first}\n\n[answer B]\n{second}"
+
+
+class PairwiseJudge:
+    """Asks one model, and remembers what it said.
+
+    Args:
+        endpoint: the base URL, e.g. http://127.0.0.1:8000/v1 (key: OPENAI_API_KEY).
+        model: the model's name there.
+        memory: the JSONL file of replies; read first, then appended to.
+    """
+
+    def __init__(self, endpoint: str, model: str, memory: Path) -> None:
+        self.endpoint, self.model, self.memory = endpoint, model, memory
+        self._lock = threading.Lock()
+        self._replies: dict[str, str] = {}
+        if memory.exists():
+            whole = memory.read_bytes()
+            whole = whole[: whole.rfind(b"\n") + 1]  # a kill may have cut the last line: it is asked for again
+            memory.write_bytes(whole)
+            for _, line in numbered_lines(memory):
+                entry = json.loads(line)
+                self._replies[entry["key"]] = entry["reply"]
+
+    def ask(self, questions: Sequence[str], on_reply: Callable[[int], None]) -> list[str]:
+        """The replies, in order; `on_reply` is called with the number that came since the last call.
+
+        Raises:
+            RunError: the server refuses or cannot be reached; the replies that came are kept.
+        """
+        from openai import OpenAI, OpenAIError
+
+        keys = [hashlib.sha256(f"{self.model}\0{INSTRUCTIONS}\0{one}".encode()).hexdigest()[:32] for one in questions]
+        times = Counter(keys)
+        for key in set(keys) & set(self._replies):
+            on_reply(times[key])
+        new = {key: one for key, one in zip(keys, questions, strict=True) if key not in self._replies}
+        try:
+            client = OpenAI(base_url=self.endpoint)
+            self.memory.parent.mkdir(parents=True, exist_ok=True)
+            with self.memory.open("a", encoding="utf-8") as out, ThreadPoolExecutor(WORKERS) as pool:
+
+                def reply(key: str, text: str) -> None:
+                    answer = client.chat.completions.create(
+                        model=self.model,
+                        messages=[{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": text}],
+                        temperature=0,
+                    )
+                    said = answer.choices[0].message.content or ""
+                    with self._lock:
+                        self._replies[key] = said
+                        out.write(json.dumps({"key": key, "reply": said}, ensure_ascii=False) + "\n")
+                        out.flush()
+                        on_reply(times[key])
+
+                futures = [pool.submit(reply, key, text) for key, text in new.items()]
+                try:
+                    for future in futures:
+                        future.result()
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+        except OpenAIError as error:
+            raise RunError(f"{self.endpoint}: {type(error).__name__}: {str(error).splitlines()[0]}") from None
+        return [self._replies[key] for key in keys]
+
+
+def agreed(forward: float | None, backward: float | None) -> float | None:
+    """The verdict on (a, b) from what was said of (a, b) and of (b, a): a preference only where both orders hold it,
+    else a tie; None where one of the two replies has no verdict."""
+    if forward is None or backward is None:
+        return None
+    return forward if forward == 1 - backward else 0.5

@@ -1,0 +1,269 @@
+"""RLHF as a Gymnasium environment, so that any framework of reinforcement learning can drive it.
+
+    policy       the language model
+    observation  the prompt and the tokens so far, padded with -1
+    action       one token of the vocabulary
+    episode      one response
+    reward       -beta x (log pi - log pi_ref) of each token; at the last one the reward model's score too
+
+It states exactly what `wukong ppo` optimises (a test compares the two); that one is the fast way, this one the open
+one. The first term depends on the acting policy, which an environment does not know: `policy_logprobs` tells it. An
+episode ends, *terminated*, with the end token or after `max_new_tokens`: never *truncated*, for a truncated episode is
+one whose rest the learner has to guess by its value function, while a response that was cut is over, with a score for
+not having ended (docs/rl-formulation.md).
+
+Shape legend: B batch, T time, C channels, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wukong.errors import UsageError
+from wukong.model.gpt2 import GPT2, KVCache
+from wukong.model.heads import ScalarModel
+from wukong.model.hub import load_policy, load_reward
+from wukong.records import PromptLike
+from wukong.tokenizer import Tokenizer
+
+try:
+    import gymnasium
+    from gymnasium import spaces
+except ImportError:
+    raise UsageError("the environment needs gymnasium: pip install 'wukong-rlhf[rl]'") from None
+
+PADDING = -1
+
+NextLogprobs = Callable[[Sequence[int]], np.ndarray]
+"""Tokens so far -> the log-probs (nats) of the next one, (V,)."""
+
+
+def next_logprobs(model: GPT2, temperature: float = 1.0) -> NextLogprobs:
+    """What a language model of ours says of the next token, at this temperature."""
+
+    def logprobs(tokens: Sequence[int]) -> np.ndarray:
+        with torch.no_grad():
+            hidden = model(torch.tensor([tokens], device=model.wte.weight.device))[:, -1]  # (1, C)
+            return (model.logits(hidden).float() / temperature).log_softmax(-1)[0].cpu().numpy()
+
+    return logprobs
+
+
+class ResponseEnv(gymnasium.Env[np.ndarray, np.int64]):
+    """One episode is one response to a prompt drawn at random, or to `reset(options={"prompt": number})`.
+
+    Args:
+        reference: the frozen model to which KL is measured, usually the SFT model.
+        reward_model: scores prompt + response, read without the end token.
+        tokenizer: of all models.
+        prompts: what is to be answered.
+        max_new_tokens: an episode has at most so many steps.
+        kl_coef: beta, the price of a nat.
+        temperature: the logits of the reference are divided by it, as the acting policy's have to be.
+        missing_eos_score: the score of a response that never ended, in place of the reward model's; None keeps that.
+        policy_logprobs: of the acting policy; may be set later, as an attribute.
+
+    Raises:
+        UsageError: no prompts, or lengths that do not fit the context. DataError: a prompt that does not fit.
+    """
+
+    metadata = {"render_modes": ["ansi"], "render_fps": 1}  # the checker asks for the second; text has none
+
+    def __init__(
+        self,
+        reference: GPT2,
+        reward_model: ScalarModel,
+        tokenizer: Tokenizer,
+        prompts: Sequence[PromptLike],
+        *,
+        max_new_tokens: int = 128,
+        kl_coef: float = 0.05,
+        temperature: float = 1.0,
+        missing_eos_score: float | None = -1.0,
+        policy_logprobs: NextLogprobs | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        context = min(reference.config.n_positions, reward_model.config.n_positions)
+        if not 1 <= max_new_tokens < context:
+            raise UsageError(f"max_new_tokens {max_new_tokens} must be at least 1 and below the context of {context}")
+        if not prompts:
+            raise UsageError("an environment needs at least one prompt")
+        self.reference = reference.requires_grad_(False).eval()
+        self.reward_model = reward_model.requires_grad_(False).eval()
+        self.tokenizer, self.max_new_tokens, self.kl_coef, self.temperature = (
+            tokenizer, max_new_tokens, kl_coef, temperature,
+        )  # fmt: skip
+        self.missing_eos_score, self.policy_logprobs, self.render_mode = missing_eos_score, policy_logprobs, render_mode
+        self.prompts = [tokenizer.prompt_ids(prompt, max_tokens=context - max_new_tokens) for prompt in prompts]
+        self._width = max(map(len, self.prompts)) + max_new_tokens
+        vocabulary = reference.config.vocab_size
+        self.action_space = spaces.Discrete(vocabulary)
+        self.observation_space = spaces.Box(PADDING, vocabulary - 1, (self._width,), np.int64)
+        self._prompt: list[int] = []
+        self._response: list[int] = []
+        self._over = True
+
+    @classmethod
+    def load(
+        cls, model: str | Path, reward_model: str | Path, prompts: Sequence[PromptLike], **settings: Any
+    ) -> ResponseEnv:
+        """The environment of two model directories; `settings` as for the class.
+
+        Raises:
+            UsageError: a directory without a model of the kind, or models with different tokenizers.
+        """
+        reference, tokenizer = load_policy(model)
+        scorer, other = load_reward(reward_model)
+        if other.fingerprint != tokenizer.fingerprint:
+            raise UsageError(f"{reward_model}: its tokenizer or chat template is not {model}'s")
+        return cls(reference, scorer, tokenizer, prompts, **settings)
+
+    # ------------------------------------------------------------------------------------------- Gymnasium's four
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begins a response. Raises UsageError for a prompt that is not there."""
+        super().reset(seed=seed)
+        number = (options or {}).get("prompt")
+        if number is None:
+            number = int(self.np_random.integers(len(self.prompts)))
+        if number not in range(len(self.prompts)):
+            raise UsageError(f"prompt {number}: the environment has {len(self.prompts)}, counted from 0")
+        self._prompt, self._response, self._over = self.prompts[number], [], False
+        with torch.no_grad():
+            weight = self.reference.wte.weight
+            length = len(self._prompt)
+            self._cache = KVCache.empty(self.reference.config, 1, length + self.max_new_tokens, like=weight)
+            hidden = self.reference(torch.tensor([self._prompt], device=weight.device), cache=self._cache)
+            self._cache.advance(torch.tensor([length], device=weight.device), length)
+            self._expected = self._logprobs(hidden[:, -1])
+        return self._observation(), {"prompt": number}
+
+    def step(self, action: np.int64 | int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Says one token. Raises UsageError after the end of an episode, and without `policy_logprobs`."""
+        if self._over:
+            raise UsageError("the response is over: call reset() first")
+        token = int(action)
+        kl = self._log_ratio(token) if self.kl_coef else 0.0
+        self._response.append(token)
+        ended = token == self.tokenizer.eos_id
+        self._over = ended or len(self._response) == self.max_new_tokens
+        reward = -self.kl_coef * kl
+        info: dict[str, Any] = {"kl": kl}
+        if self._over:
+            score = self._score(ended)
+            reward += score
+            info |= {
+                "score": score,
+                "response": self.tokenizer.decode(self._response),
+                "finish_reason": "stop" if ended else "length",
+            }
+        else:
+            with torch.no_grad():
+                device = self.reference.wte.weight.device
+                hidden = self.reference(torch.tensor([[token]], device=device), cache=self._cache)
+                self._cache.advance()
+                self._expected = self._logprobs(hidden[:, -1])
+        return self._observation(), reward, self._over, False, info
+
+    def render(self) -> str | None:
+        """The conversation so far as text."""
+        text = self.tokenizer.decode([*self._prompt, *self._response], skip_special=False)
+        return text if self.render_mode == "ansi" else None
+
+    # ---------------------------------------------------------------------------------------------------- the parts
+
+    def _observation(self) -> np.ndarray:
+        tokens = [*self._prompt, *self._response]
+        return np.array(tokens + [PADDING] * (self._width - len(tokens)), dtype=np.int64)
+
+    def _logprobs(self, hidden: Tensor) -> np.ndarray:
+        """hidden: (1, C) -> (V,)."""
+        return (self.reference.logits(hidden).float() / self.temperature).log_softmax(-1)[0].cpu().numpy()
+
+    def _log_ratio(self, token: int) -> float:
+        """log pi - log pi_ref of the token: the k1 estimate of the KL."""
+        if self.policy_logprobs is None:
+            raise UsageError("the KL penalty needs the acting policy: set policy_logprobs, or kl_coef=0")
+        return float(self.policy_logprobs([*self._prompt, *self._response])[token] - self._expected[token])
+
+    def _score(self, ended: bool) -> float:
+        if not ended and self.missing_eos_score is not None:
+            return self.missing_eos_score
+        read = [*self._prompt, *(self._response[:-1] if ended else self._response)]
+        device = self.reward_model.score.weight.device
+        with torch.no_grad():
+            ids, lengths = torch.tensor([read], device=device), torch.tensor([len(read)], device=device)
+            return float(self.reward_model(ids, lengths))
+
+
+# ---------------------------------------------------------------------------------------------- Stable-Baselines3
+
+
+def sb3_ppo(env: ResponseEnv, model: GPT2, **settings: Any) -> Any:
+    """Stable-Baselines3's PPO whose policy is a copy of this language model; it tells `env` what the policy thinks.
+
+    The copy, its output layer and a new linear value head are trained together. `learn`, `predict` and the rest are
+    Stable-Baselines3's own.
+
+    Args:
+        env: the environment, whose `policy_logprobs` is set.
+        model: where the policy starts from, usually the reference; it stays as it is.
+        settings: of `stable_baselines3.PPO`, such as n_steps, batch_size, learning_rate, seed.
+
+    Raises:
+        UsageError: Stable-Baselines3 is not installed.
+    """
+    try:
+        from stable_baselines3 import PPO
+        from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+    except ImportError:
+        raise UsageError("this needs stable-baselines3: pip install 'wukong-rlhf[rl]'") from None
+
+    class LastHidden(BaseFeaturesExtractor):
+        """The model's hidden state before the next token: (B, T) observations -> (B, C)."""
+
+        def __init__(self, observation_space: spaces.Box, trunk: GPT2) -> None:
+            super().__init__(observation_space, trunk.config.n_embd)
+            self.trunk = trunk
+
+        def forward(self, observations: Tensor) -> Tensor:
+            tokens = observations.long()  # it hands them over as float32, which is exact up to 2^24
+            lengths = (tokens != PADDING).sum(1)  # (B,)
+            hidden = self.trunk(tokens.clamp(min=0))  # (B, T, C): padding stands on the right, where nobody looks
+            return hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]
+
+    agent: Any = PPO(
+        "MlpPolicy",
+        env,
+        policy_kwargs={
+            "features_extractor_class": LastHidden,
+            "features_extractor_kwargs": {"trunk": copy.deepcopy(model).requires_grad_(True)},
+            "net_arch": [],
+            "ortho_init": False,  # else it would initialise the language model anew
+            "optimizer_kwargs": {"eps": 1e-5},
+        },
+        device="cpu",
+        **settings,
+    )
+    with torch.no_grad():
+        agent.policy.action_net.weight.copy_(model.wte.weight / env.temperature)
+        agent.policy.action_net.bias.zero_()
+
+    def logprobs(tokens: Sequence[int]) -> np.ndarray:
+        observation = torch.full((1, env.observation_space.shape[0]), float(PADDING))  # type: ignore[index]
+        observation[0, : len(tokens)] = torch.tensor(tokens, dtype=torch.float32)
+        with torch.no_grad():
+            distribution = agent.policy.get_distribution(observation).distribution
+            return distribution.logits[0].cpu().numpy()  # torch's Categorical keeps them normalised
+
+    env.policy_logprobs = logprobs
+    return agent

@@ -1,0 +1,85 @@
+"""Answers that some model has given already, from the files of `wukong sample` and `wukong evaluate`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from wukong.errors import DataError, UsageError
+from wukong.files import numbered_lines
+from wukong.records import Messages, Response, prompt_id
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One model's answer to one prompt; `finished` says whether the model ended it."""
+
+    prompt_id: str
+    messages: Messages
+    text: str
+    source: str = ""
+    finished: bool = True
+
+
+class _Text(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    text: str
+    finish_reason: str = "stop"
+
+
+class _Answered(BaseModel):
+    """A line of answers.jsonl."""
+
+    model_config = ConfigDict(extra="ignore")
+    messages: Messages
+    answers: dict[str, _Text]
+    source: str = ""
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """("policy", "runs/x/policy") of "policy=runs/x/policy" and of "runs/x/policy" alone."""
+    name, separator, path = text.partition("=")
+    if separator and name and "/" not in name:
+        return name, path
+    return Path(text).name.removesuffix(".gz").removesuffix(".jsonl"), text
+
+
+def read_answers(path: str | Path, name: str) -> list[Answer]:
+    """The answers in a responses.jsonl, or those of the model `name` in an answers.jsonl.
+
+    Raises:
+        UsageError: a missing file, or one that holds no answer of this model.
+        DataError: a line that is neither (file, line, field).
+    """
+    answers = [
+        answer for number, line in numbered_lines(path) if line.strip() for answer in _of(path, number, line, name)
+    ]
+    if not answers:
+        raise UsageError(f"{path}: holds no answer of {name!r}")
+    return answers
+
+
+def _of(path: str | Path, number: int, line: str, name: str) -> Iterator[Answer]:
+    try:
+        value = json.loads(line)
+        if isinstance(value, dict) and "answers" in value:
+            one = _Answered.model_validate(value)
+            if name in one.answers:
+                text = one.answers[name]
+                finished = text.finish_reason == "stop"
+                yield Answer(prompt_id(one.messages), one.messages, text.text, one.source, finished)
+            return
+        response = Response.model_validate(value)
+    except json.JSONDecodeError as error:
+        raise DataError(f"not valid JSON: {error.msg}", file=path, line=number) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or None
+        hint = "responses.jsonl of wukong sample or answers.jsonl of wukong evaluate is expected"
+        raise DataError(first["msg"], file=path, line=number, field=field, hint=hint) from None
+    finished = response.finish_reason == "stop"
+    yield Answer(prompt_id(response.messages), response.messages, response.text, response.source, finished)

@@ -1,0 +1,296 @@
+"""`wukong compare`: two models or more, or answers they gave before -> who is better, said in numbers and in words.
+
+In:  models or files of answers; unseen prompts; judges: rubric, function, reward model, model behind an API, people.
+Out: out/comparison.json (win rates, ratings, agreement, the sentences) and out/answers.jsonl (every answer).
+
+    wukong compare sft=runs/mine/sft policy=runs/mine/policy --prompts test.jsonl --judge rubric --out runs/mine/compare
+
+All models answer the same prompts with the same random numbers, sampled as `wukong evaluate` samples. What each figure
+is, and what the sentences may be trusted to say: docs/compare.md.
+
+Shape legend: P prompts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from wukong.console import Bar, console, say
+from wukong.data.comparisons import load_comparisons
+from wukong.data.sources import DataOptions
+from wukong.errors import RunError, UsageError
+from wukong.feedback.annotators import load_judge
+from wukong.feedback.pairwise_judge import PairwiseJudge, agreed, question, verdict_of
+from wukong.files import atomic_open, write_json
+from wukong.model.hub import load_policy
+from wukong.provenance import begin
+from wukong.records import Comparison, Prompt, Vote, prompt_id
+from wukong.report.page import interval, percent
+from wukong.stages.evaluate import AnswerOptions, answer_all, chosen_prompts, rewards_of
+from wukong.studies.answers import Answer, read_answers, split_name
+from wukong.studies.win_rates import Outcomes, compared, in_words, ratings, with_people
+from wukong.training.compute import Compute, compute_for
+
+
+class CompareOptions(AnswerOptions):
+    """Compare models, or answers they gave before: win rates, ratings, and what may be said of them."""
+
+    models: list[str]
+    """name=directory of a model, or name=file with its answers (responses.jsonl, answers.jsonl); two or more."""
+    prompts: list[str] = []
+    """Prompts that were used nowhere in training; not needed when all models are files of answers."""
+    judge: str | None = None
+    """rubric (the kitchen's), lexicon (VADER sentiment), or module:function."""
+    reward_model: str | None = None
+    """A reward model as a judge, best one that was not used in training."""
+    endpoint: str | None = None
+    """Base URL of an OpenAI-compatible server whose model judges pairs in both orders (key: OPENAI_API_KEY)."""
+    endpoint_model: str | None = None
+    """The model's name there."""
+    human: list[str] = []
+    """Comparisons or rankings of these very answers by people, in any of the formats of docs/data.md."""
+
+
+def run(options: CompareOptions) -> None:
+    """Raises UsageError or DataError for unusable input, RunError when a judge fails."""
+    models = dict(split_name(model) for model in options.models)
+    _check(options, models)
+    judge = load_judge(options.judge) if options.judge else None
+    extra = [options.reward_model] if options.reward_model else []
+    work = begin("compare", options, [*models.values(), *options.prompts, *extra, *options.human])
+    if work.done:
+        return
+    # --------------------------------------------------------------------------------------------------- answers
+    compute = compute_for(options.precision, options.device)
+    prompts, answers = _answers(models, options, compute)
+    names, texts = list(answers), {name: [one.text for one in of] for name, of in answers.items()}
+    lengths = {name: np.array([len(text) for text in of]) for name, of in texts.items()}
+    # ---------------------------------------------------------------------------------------------------- judges
+    outcomes: dict[str, Outcomes] = {}
+    notes: dict[str, dict[str, Any]] = defaultdict(dict)
+    people = _by_people(options, prompts, texts) if options.human else None
+    if people is not None:
+        outcomes["people"] = people
+    if judge:
+        conversations = [p.messages for p in prompts]
+        scores = {name: np.array([o.score for o in judge(conversations, of)]) for name, of in texts.items()}
+        outcomes[str(options.judge)] = _by_score(scores)
+    if options.reward_model:
+        rewards = rewards_of(options.reward_model, prompts, list(texts.values()), options, compute)
+        outcomes["reward_model"] = _by_score({name: np.array(r) for name, r in zip(names, rewards, strict=True)})
+    if options.endpoint:
+        name = str(options.endpoint_model)
+        outcomes[name], notes[name] = _by_llm(options, prompts, texts)
+    # --------------------------------------------------------------------------------------------------- numbers
+    found: dict[str, dict[str, Any]] = {}
+    for name, of_judge in outcomes.items():
+        pairs = compared(of_judge, lengths, options.seed)
+        found[name] = {
+            "comparisons": [{**pair, "words": in_words(pair)} for pair in pairs],
+            "ratings": ratings(names, of_judge, options.seed),
+            **notes[name],
+        }
+        if people is not None and name != "people":
+            found[name]["agreement_with_people"] = with_people(of_judge, people, options.seed)
+    comparison = {
+        "n_prompts": len(prompts),
+        "models": {
+            name: {"path": path, "mean_characters": float(lengths[name].mean())} for name, path in models.items()
+        },
+        "judges": found,
+    }
+    # ----------------------------------------------------------------------------------------------------- save
+    files = [options.out / "comparison.json", options.out / "answers.jsonl"]
+    write_json(files[0], comparison)
+    _write_answers(files[1], prompts, answers)
+    for name, of_judge_found in found.items():
+        console.print(_table(name, names, of_judge_found))
+        for pair in of_judge_found["comparisons"]:
+            say(f"{name}: {pair['words']}")
+        if together := of_judge_found.get("agreement_with_people"):
+            low, high = together["interval"]
+            say(f"{name}: agrees with people in {percent(together['value'])} [{100 * low:.0f}, {100 * high:.0f}]")
+    if (verdicts := options.out / "verdicts.jsonl").exists():
+        files.append(verdicts)
+    work.finish({name: one["ratings"] for name, one in found.items()}, files)
+
+
+def _check(options: CompareOptions, models: dict[str, str]) -> None:
+    if len(models) < 2 or len(models) < len(options.models):
+        raise UsageError("two models or more with different names are needed: write name=directory name=directory")
+    if not (options.judge or options.reward_model or options.endpoint or options.human):
+        raise UsageError("nobody judges: give --judge, --reward-model, --endpoint or --human")
+    if bool(options.endpoint) != bool(options.endpoint_model):
+        raise UsageError("--endpoint and --endpoint-model go together")
+    if options.endpoint_model and options.endpoint_model in (options.judge, "people", "reward_model"):
+        raise UsageError(f"--endpoint-model {options.endpoint_model}: another judge has this name")
+    for name in options.raw:
+        if name not in models:
+            raise UsageError(f"no model is named {name!r} in MODELS: {', '.join(models)}")
+    if not options.prompts and (sampled := [path for path in models.values() if not Path(path).is_file()]):
+        raise UsageError(f"{sampled[0]} is to answer prompts: give --prompts")
+
+
+def _answers(
+    models: dict[str, str], options: CompareOptions, compute: Compute
+) -> tuple[list[Prompt], dict[str, list[Answer]]]:
+    """The prompts that all files of answers hold (and --prompts, where given), and each model's answer to each.
+
+    Of several answers of one model to one prompt the first counts.
+    """
+    given: dict[str, dict[str, Answer]] = {}
+    for name, path in models.items():
+        if Path(path).is_file():
+            given[name] = {}
+            for answer in read_answers(path, name):
+                given[name].setdefault(answer.prompt_id, answer)
+    if options.prompts:
+        wanted = chosen_prompts(options)
+    else:
+        first = next(iter(given.values())).values()
+        wanted = [Prompt(messages=one.messages, source=one.source, id=one.prompt_id) for one in first][: options.limit]
+    prompts = [p for p in wanted if all(prompt_id(p.messages) in of_model for of_model in given.values())]
+    if left_out := len(wanted) - len(prompts):
+        say(f"compare: {left_out:,} of {len(wanted):,} prompts left out, because not every file answers them")
+    if not prompts:
+        raise UsageError(f"{', '.join(models.values())}: no prompt is answered by all")
+    answers = {}
+    for name, path in models.items():
+        if name in given:
+            answers[name] = [given[name][prompt_id(p.messages)] for p in prompts]
+            continue
+        policy, tokenizer = load_policy(path)
+        policy.to(compute.device).eval()
+        sampled = answer_all(name, path, policy, tokenizer, prompts, options, compute)
+        answers[name] = [
+            Answer(p.id, p.messages, text, p.source, one.finished)
+            for p, text, one in zip(prompts, sampled.texts, sampled.sampled, strict=True)
+        ]
+    return prompts, answers
+
+
+# ------------------------------------------------------------------------------------------------------- the judges
+
+
+def _by_score(scores: dict[str, np.ndarray]) -> Outcomes:
+    return {(a, b): (np.sign(scores[a] - scores[b]) + 1) / 2 for a, b in combinations(scores, 2)}
+
+
+def _by_people(options: CompareOptions, prompts: Sequence[Prompt], texts: dict[str, list[str]]) -> Outcomes:
+    """The mean of people's judgments of each pair of answers; NaN where nobody judged, 1/2 for equal answers.
+
+    Raises UsageError when no judgment is about these answers.
+    """
+    read = load_comparisons(options.human, DataOptions(encoding=options.encoding, skip_bad=options.skip_bad))
+    console.print(read.summary.table("people's comparisons"))
+    judged: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for record in read.records:
+        prompt = prompt_id(record.prompt) if record.prompt else ""
+        if isinstance(record, Vote):
+            raise UsageError(f"{options.human[0]}: a single vote compares nothing; pairs or rankings are needed")
+        if isinstance(record, Comparison):
+            found = [(record.chosen, record.rejected, 0.5 if record.tie else 1.0)]
+        else:
+            place = {i: number for number, group in enumerate(record.groups) for i in group}
+            found = [
+                (record.responses[i], record.responses[k], (np.sign(place[k] - place[i]) + 1) / 2)
+                for i, k in combinations(range(len(record.responses)), 2)
+            ]
+        for better, worse, worth in found:
+            judged[prompt, better.strip(), worse.strip()].append(worth)
+            judged[prompt, worse.strip(), better.strip()].append(1 - worth)
+    outcomes = {}
+    for a, b in combinations(texts, 2):
+        of_pair = [
+            judged.get((prompt_id(p.messages), x.strip(), y.strip()))
+            for p, x, y in zip(prompts, texts[a], texts[b], strict=True)
+        ]
+        outcomes[a, b] = np.array([np.nan if own is None else float(np.mean(own)) for own in of_pair])
+    if all(np.isnan(outcome).all() for outcome in outcomes.values()):
+        raise UsageError(f"{options.human[0]}: no comparison is about two of these answers; compare the labelled files")
+    return outcomes
+
+
+def _by_llm(
+    options: CompareOptions, prompts: Sequence[Prompt], texts: dict[str, list[str]]
+) -> tuple[Outcomes, dict[str, Any]]:
+    """Each pair judged in both orders, and how far the order decided. Equal answers are ties; nobody is asked.
+
+    Raises RunError when the server fails, or most replies hold no verdict.
+    """
+    judge = PairwiseJudge(str(options.endpoint), str(options.endpoint_model), options.out / "verdicts.jsonl")
+    jobs = [(a, b, i) for a, b in combinations(texts, 2) for i in range(len(prompts)) if texts[a][i] != texts[b][i]]
+    questions = []
+    for a, b, i in jobs:
+        conversation = prompts[i].messages
+        questions += [question(conversation, texts[x][i], texts[y][i]) for x, y in ((a, b), (b, a))]
+    with Bar(f"verdicts of {options.endpoint_model}", len(questions), unit="verdict") as bar:
+        verdicts = [verdict_of(reply) for reply in judge.ask(questions, bar.advance)]
+    missing = sum(v is None for v in verdicts)
+    if verdicts and missing > len(verdicts) / 2:
+        raise RunError(f"{options.endpoint_model}: {missing} of {len(verdicts)} replies hold no verdict such as [[A]]")
+    outcomes = {pair: np.full(len(prompts), 0.5) for pair in combinations(texts, 2)}
+    consistent, decided, first = 0, 0, 0
+    for (a, b, i), forward, backward in zip(jobs, verdicts[::2], verdicts[1::2], strict=True):
+        own = agreed(forward, backward)
+        outcomes[a, b][i] = np.nan if own is None else own
+        if forward is not None and backward is not None:
+            decided += 1
+            consistent += forward == 1 - backward
+            first += forward == backward == 1
+    return outcomes, {
+        "verdicts": len(verdicts),
+        "without_verdict": missing,
+        "same_in_both_orders": consistent / decided if decided else None,
+        "first_in_both_orders": first / decided if decided else None,
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------- output
+
+
+def _write_answers(path: Path, prompts: Sequence[Prompt], answers: dict[str, list[Answer]]) -> None:
+    """As `wukong evaluate` writes them, so that they can be compared again, or with others."""
+    with atomic_open(path) as out:
+        for i, prompt in enumerate(prompts):
+            line = {
+                "prompt_id": prompt.id,
+                "source": prompt.source,
+                "messages": [m.model_dump() for m in prompt.messages],
+                "answers": {
+                    name: {"text": of[i].text, "finish_reason": "stop" if of[i].finished else "length"}
+                    for name, of in answers.items()
+                },
+            }
+            out.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _table(judge: str, names: Sequence[str], found: dict[str, Any]) -> Table:
+    """Win rates of the row's model against the column's, and ratings."""
+    rates = {}
+    for pair in found["comparisons"]:
+        low, high = pair["interval"]
+        rates[pair["a"], pair["b"]] = (pair["win_rate"], [low, high], pair["length_controlled_win_rate"])
+        mirrored = [1 - high, 1 - low]
+        rates[pair["b"], pair["a"]] = (1 - pair["win_rate"], mirrored, 1 - pair["length_controlled_win_rate"])
+    table = Table(title=f"wins by {judge.replace('_', ' ')}: rate, 95 % interval, (at equal length)")
+    table.add_column("wins of")
+    for name in names:
+        table.add_column(f"against {name}", justify="right")
+    table.add_column("rating", justify="right")
+    for a in names:
+        cells = []
+        for b in names:
+            own = rates.get((a, b))
+            cells.append(f"{percent(own[0], 0)}\n{interval(own[1], True)}\n({percent(own[2], 0)})" if own else "–")
+        low, high = found["ratings"][a]["interval"]
+        table.add_row(a, *cells, f"{found['ratings'][a]['rating']:.0f}\n{low:.0f} to {high:.0f}")
+    return table

@@ -1,0 +1,302 @@
+"""What can be said of pairs of answers of which people preferred one: accuracy by slice, agreement, simple judges.
+
+Everything here works on lists of `Pair` and on the margins (score of the chosen minus score of the rejected answer)
+that a reward model gives them; a positive margin is a right choice.
+
+Shape legend: N pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from typing import Any
+
+import numpy as np
+
+from wukong.errors import DataError
+from wukong.records import Comparison, Messages, Preference, Vote, prompt_id
+from wukong.stages.common import bootstrap_interval, wilson_interval
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one prompt, one of which was preferred. `strength` is the annotator's, or for a ranking how many
+    places apart the two stand."""
+
+    prompt: Messages
+    chosen: str
+    rejected: str
+    strength: float | None
+    ranked: bool
+    source: str
+
+    @property
+    def depth(self) -> int:
+        """How many turns the user has had."""
+        return sum(m.role == "user" for m in self.prompt)
+
+
+def pairs_of(records: Sequence[Preference]) -> list[Pair]:
+    """Every comparison that is no tie, and every pair of different places in a ranking. Raises DataError for votes."""
+    pairs = []
+    for record in records:
+        if isinstance(record, Vote):
+            raise DataError("a single vote compares nothing: a report needs pairs", hint="use pairs or rankings")
+        if isinstance(record, Comparison):
+            if not record.tie:
+                one = Pair(record.prompt, record.chosen, record.rejected, record.strength, False, record.source)
+                pairs.append(one)
+            continue
+        place = {answer: number for number, group in enumerate(record.groups) for answer in group}
+        for better, worse in record.pairs():
+            chosen, rejected = record.responses[better], record.responses[worse]
+            if chosen != rejected:
+                apart = float(place[worse] - place[better])
+                pairs.append(Pair(record.prompt, chosen, rejected, apart, True, record.source))
+    return pairs
+
+
+# --------------------------------------------------------------------------------------------------------- accuracy
+
+
+def proportion(values: np.ndarray, prompts: Sequence[str], seed: int) -> dict[str, Any]:
+    """A mean of values in [0, 1] with its 95 % interval by bootstrap over prompts, widened to Wilson's where that is
+    wider: a bootstrap of few prompts, all right, would be a point.
+
+    values: (N,); prompts: the id of each one's prompt.
+    """
+    _, member = np.unique(np.asarray(prompts), return_inverse=True)
+    counts = np.bincount(member).astype(float)
+    sums = np.bincount(member, weights=values)
+    boot = bootstrap_interval(sums, counts, seed)
+    wilson = wilson_interval(float(values.sum()), len(values))
+    return {
+        "value": float(values.mean()),
+        "interval": [min(boot[0], wilson[0]), max(boot[1], wilson[1])],
+        "pairs": len(values),
+        "prompts": len(counts),
+    }
+
+
+def right(margins: np.ndarray) -> np.ndarray:
+    """1 where the preferred answer scores higher, 1/2 for equal scores, else 0."""
+    return (np.sign(margins) + 1) / 2
+
+
+LENGTH_BINS = (
+    (-math.inf, "chosen less than 60 % of the other's length", -0.5),
+    (-0.5, "chosen shorter", -0.1),
+    (-0.1, "about as long (within 10 %)", 0.1),
+    (0.1, "chosen longer", 0.5),
+    (0.5, "chosen more than 5/3 of the other's length", math.inf),
+)
+"""By (chosen - rejected) / mean of both lengths: 0.5 means 5 to 3."""
+
+
+def slices(
+    pairs: Sequence[Pair], margins: np.ndarray, lengths: np.ndarray, prompts: Sequence[str], seed: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Accuracy within each source, margin, strength, length difference and depth; empty groups are left out.
+
+    lengths: (N, 2) tokens of the chosen and the rejected answer.
+    """
+    relative = (lengths[:, 0] - lengths[:, 1]) / np.maximum(lengths.mean(1), 1)
+    of_length = [next(name for low, name, high in LENGTH_BINS if low <= d < high) for d in relative]
+    names: dict[str, tuple[Sequence[str], Sequence[str]]] = {
+        "source": ([p.source or "(none)" for p in pairs], sorted({p.source or "(none)" for p in pairs})),
+        "margin": _fifths(np.abs(margins), "margin"),
+        "strength": _strengths(pairs),
+        "length": (of_length, [name for _, name, _ in LENGTH_BINS]),
+        "depth": (
+            [_turns(p.depth) for p in pairs],
+            [_turns(d) for d in sorted({min(p.depth, DEEP) for p in pairs})],
+        ),
+    }
+    outcome = right(margins)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for kind, (of_pair, order) in names.items():
+        found[kind] = []
+        for name in order:
+            index = [i for i, own in enumerate(of_pair) if own == name]
+            if index:
+                entry = proportion(outcome[index], [prompts[i] for i in index], seed)
+                found[kind].append({"name": name, **entry})
+    return found
+
+
+DEEP = 4
+
+
+def _turns(depth: int) -> str:
+    return f"{DEEP} turns or more" if depth >= DEEP else f"{depth} turn{'s' if depth > 1 else ''}"
+
+
+def _fifths(values: np.ndarray, what: str) -> tuple[list[str], list[str]]:
+    """Each value's fifth by rank, named by its limits; fewer groups where values are few or alike."""
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, 6)))
+    if len(edges) < 3:
+        name = f"{what} {values.min():.3g} to {values.max():.3g}"
+        return [name] * len(values), [name]
+    place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
+    order = [f"{what} {low:.3g} to {high:.3g}" for low, high in pairwise(edges)]
+    return [order[i] for i in place], order
+
+
+def _strengths(pairs: Sequence[Pair]) -> tuple[list[str], list[str]]:
+    """Strengths as they were given when they are few, else in fifths; ranked pairs by places apart."""
+    graded = [i for i, p in enumerate(pairs) if p.strength is not None and not p.ranked]
+    values = np.array([pairs[i].strength for i in graded], dtype=float)
+    if len(set(values)) > 8:
+        named, order = _fifths(values, "strength")
+    else:
+        named, order = [f"strength {v:g}" for v in values], [f"strength {v:g}" for v in sorted(set(values))]
+    of_pair = dict(zip(graded, named, strict=True))
+    apart = {i: int(p.strength or 0) for i, p in enumerate(pairs) if p.ranked}
+    of_pair |= {i: _places(n) for i, n in apart.items()}
+    return (
+        [of_pair.get(i, "not given") for i in range(len(pairs))],
+        [*order, *(_places(n) for n in sorted(set(apart.values()))), "not given"],
+    )
+
+
+def _places(n: int) -> str:
+    return f"{n} place{'s' if n > 1 else ''} apart"
+
+
+def calibration_error(bins: Sequence[dict[str, float]]) -> float | None:
+    """Expected calibration error: the mean of |predicted - observed| over bins, weighted by their pairs (Guo et al.
+    2017). None without a bin."""
+    n = sum(b["n"] for b in bins)
+    return sum(b["n"] * abs(b["predicted"] - b["observed"]) for b in bins) / n if n else None
+
+
+# -------------------------------------------------------------------------------------------------------- agreement
+
+
+def agreement(records: Sequence[Preference], seed: int) -> dict[str, Any] | None:
+    """How often two people agree on one pair, and what accuracy that leaves possible; None when no pair was judged by
+    two annotators with different names (judgments without a name cannot be told from copies).
+
+    Let p be the chance that an annotator prefers the first answer of a pair. Two agree with probability
+    p^2 + (1-p)^2 = (1 + (2p-1)^2)/2, so the measured agreement A gives E[(2p-1)^2] = 2A - 1. Nobody can predict a
+    single judgment better than E[max(p, 1-p)] = (1 + E|2p-1|)/2, and since E[x^2] <= E|x| <= sqrt(E[x^2]) for |x| <= 1
+    that lies between A and (1 + sqrt(2A - 1))/2; it is the latter when all pairs are equally hard.
+
+    Ties are left out, as they are of the accuracy, and counted.
+    """
+    judged: dict[tuple[str, str, str], dict[str, int]] = defaultdict(dict)
+    for record in records:
+        if isinstance(record, Vote) or not record.annotator:
+            continue
+        prompt = prompt_id(record.prompt)
+        if isinstance(record, Comparison):
+            found = [(record.chosen, record.rejected, 0 if record.tie else 1)]
+        else:
+            found = [(record.responses[b], record.responses[w], 1) for b, w in record.pairs()]
+        for better, worse, verdict in found:
+            first, second = sorted((better, worse))
+            judged[prompt, first, second][record.annotator] = verdict if better == first else -verdict
+    repeated = {key: list(of_pair.values()) for key, of_pair in judged.items() if len(of_pair) > 1}
+    same: list[float] = []
+    prompts: list[str] = []
+    ties = 0
+    for (prompt, _, _), verdicts in repeated.items():
+        ties += verdicts.count(0)
+        clear = [v for v in verdicts if v]
+        outcomes = [float(a == b) for a, b in combinations(clear, 2)]
+        same += outcomes
+        prompts += [prompt] * len(outcomes)
+    if not same:
+        return None
+    rate = proportion(np.array(same), prompts, seed)
+    return {
+        "pairs": len(repeated),
+        "judgments": sum(len(v) for v in repeated.values()),
+        "ties": ties,
+        "agreement": rate["value"],
+        "agreement_interval": rate["interval"],
+        "ceiling": [rate["value"], _ceiling(rate["value"])],
+        "ceiling_interval": [rate["interval"][0], _ceiling(rate["interval"][1])],
+    }
+
+
+def _ceiling(agreement: float) -> float:
+    return (1 + math.sqrt(max(0.0, 2 * agreement - 1))) / 2
+
+
+# ----------------------------------------------------------------------------------------------------- simple judges
+
+Choice = Callable[[Sequence[tuple[str, str]]], np.ndarray]
+"""(first, second) texts -> margins (N,), positive where the first is preferred."""
+
+
+def bag_of_words(better_worse: Sequence[tuple[str, str]]) -> Choice:
+    """A judge that sees only which words and pairs of words each answer holds: a logistic regression on the difference
+    of the two answers' binary counts (scikit-learn), fitted to the pairs given."""
+    from scipy.sparse import vstack
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    words = CountVectorizer(ngram_range=(1, 2), min_df=2, binary=True, token_pattern=r"(?u)\b\w+\b")
+    try:
+        words.fit([text for pair in better_worse for text in pair])
+    except ValueError:  # no word stands in two answers
+        return lambda pairs: np.zeros(len(pairs))
+
+    def difference(pairs: Sequence[tuple[str, str]]) -> Any:
+        return words.transform([a for a, _ in pairs]) - words.transform([b for _, b in pairs])
+
+    fitted = difference(better_worse)
+    model = LogisticRegression(C=1.0, max_iter=2000, fit_intercept=False)
+    n = len(better_worse)
+    model.fit(vstack([fitted, -fitted]), [1] * n + [0] * n)
+    return lambda pairs: np.asarray(difference(pairs) @ model.coef_[0])
+
+
+def simple_judges(
+    pairs: Sequence[Pair],
+    margins: np.ndarray,
+    lengths: np.ndarray,
+    prompts: Sequence[str],
+    train: tuple[Sequence[Pair], np.ndarray] | None,
+    seed: int,
+) -> dict[str, Any]:
+    """How far length, and a bag of words, go: as judges of their own, and as explanations of the model's choices.
+
+    Args:
+        lengths: (N, 2) tokens of the chosen and the rejected answer.
+        train: the pairs the reward model was trained on and its margins for them; without them no bag of words.
+
+    Returns:
+        For each judge its `accuracy` by the labels, and `explains`, how often it makes the model's choice. For length
+        also `r2`, the part of the variance of the model's margins that is linear in the difference of length (both
+        seen from either side, so without an intercept).
+    """
+    difference = (lengths[:, 0] - lengths[:, 1]).astype(float)
+    power = float((difference**2).sum() * (margins**2).sum())
+    unequal = difference != 0
+    index = [i for i, one in enumerate(unequal) if one]
+    same = right(np.sign(difference) * margins)
+    found: dict[str, Any] = {
+        "length": {
+            "accuracy": proportion(right(difference), prompts, seed),
+            "explains": proportion(same[index], [prompts[i] for i in index], seed) if index else None,
+            "r2": float((difference * margins).sum()) ** 2 / power if power else 0.0,
+        },
+        "bag_of_words": None,
+    }
+    if train is not None and train[0]:
+        texts = [(p.chosen, p.rejected) for p in pairs]
+        train_texts = [(p.chosen, p.rejected) for p in train[0]]
+        labels = bag_of_words(train_texts)(texts)
+        chosen = [(a, b) if m > 0 else (b, a) for (a, b), m in zip(train_texts, train[1], strict=True)]
+        choices = bag_of_words(chosen)(texts)
+        found["bag_of_words"] = {
+            "accuracy": proportion(right(labels), prompts, seed),
+            "explains": proportion(right(choices * np.sign(margins)), prompts, seed),
+        }
+    return found

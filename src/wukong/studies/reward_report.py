@@ -1,0 +1,352 @@
+"""`wukong reward-report`: is this reward model any good, and would more labels make it better?
+
+In:  a reward model that `wukong reward` trained, and comparisons: by default those it held out.
+Out: out/report.html, one page that needs nothing else, and out/report.json with every figure on it.
+
+    wukong reward-report runs/mine/reward --samples sft=runs/mine/responses.jsonl --out runs/mine/reward-report
+
+What is measured, and from which papers: docs/reward-report.md. The learning curve fits the same model with the same
+options on a part of the training prompts (smaller parts lie within larger ones) and tests all of them on the same
+pairs; the reward model itself is the fit on all.
+
+Shape legend: N pairs.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field, ValidationError
+from rich.table import Table
+
+from wukong.console import console, say
+from wukong.data.comparisons import load_comparisons
+from wukong.data.sources import DataOptions
+from wukong.data.split import group_of
+from wukong.data.summary import ReadSummary
+from wukong.errors import UsageError
+from wukong.files import atomic_open, read_json, write_json
+from wukong.model.heads import ScalarModel
+from wukong.model.hub import load_reward
+from wukong.options import StageOptions
+from wukong.provenance import begin
+from wukong.records import Messages, Preference, prompt_id
+from wukong.report.page import interval, percent
+from wukong.report.reward_page import render_reward
+from wukong.seeds import permutation
+from wukong.stages.common import answer_ids, bootstrap_interval, chance_problem, scores_of
+from wukong.stages.reward import RewardOptions, calibration, fit, groups_of, new_model, records_of
+from wukong.studies.answers import read_answers, split_name
+from wukong.studies.pairs import Pair, agreement, calibration_error, pairs_of, proportion, right, simple_judges, slices
+from wukong.tokenizer import Tokenizer
+from wukong.training.compute import Compute, Precision, compute_for
+
+
+class RewardReportOptions(StageOptions, DataOptions):
+    """Measure a reward model: where it is right, what it looks at, and whether more labels would help."""
+
+    reward_model: str
+    """The reward model's directory."""
+    data: list[str] = []
+    """Comparisons to test on; when empty, those that the reward model held out."""
+    samples: list[str] = []
+    """name=responses.jsonl of models whose answers it shall score too, such as sft and policy."""
+    fractions: list[float] = [0.125, 0.25, 0.5]
+    """The parts of the training prompts to fit on for the learning curve; none (no value) leaves it out."""
+    mistakes: int = Field(12, ge=0)
+    """How many of the worst mistakes to show."""
+    micro_batch_tokens: int = Field(8192, ge=1)
+    """Tokens that go through the model at once."""
+    precision: Precision = "auto"
+    """bfloat16 where it is faster, or as named."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+@dataclass
+class Scorer:
+    """A reward model that scores each distinct answer once."""
+
+    model: ScalarModel
+    tokenizer: Tokenizer
+    compute: Compute
+    max_tokens: int
+
+    def scores(self, answers: Sequence[tuple[Messages, str]]) -> np.ndarray:
+        """The scores (N,) of (prompt, answer); NaN for one that does not fit the context."""
+        context = self.model.config.n_positions
+        keys = [(prompt_id(messages), text) for messages, text in answers]
+        distinct = dict(zip(keys, answers, strict=True))
+        ids = {key: answer_ids(self.tokenizer, *answer, context) for key, answer in distinct.items()}
+        fits = {key: own for key, own in ids.items() if own is not None}
+        found = scores_of(self.model, list(fits.values()), self.compute, self.max_tokens)
+        by_key = dict(zip(fits, found, strict=True))
+        return np.array([by_key.get(key, math.nan) for key in keys])
+
+    def margins(self, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
+        """Scores of the chosen and of the rejected answers, (N,) each."""
+        both = self.scores([(p.prompt, p.chosen) for p in pairs] + [(p.prompt, p.rejected) for p in pairs])
+        return both[: len(pairs)], both[len(pairs) :]
+
+    def lengths(self, pairs: Sequence[Pair]) -> np.ndarray:
+        """(N, 2) tokens of the chosen and the rejected answers."""
+        count = [[len(self.tokenizer.encode(text)) for text in (p.chosen, p.rejected)] for p in pairs]
+        return np.array(count)
+
+
+def run(options: RewardReportOptions) -> None:
+    """Raises UsageError or DataError for unusable input, RunError when a fit fails."""
+    if any(not 0 < fraction < 1 for fraction in options.fractions):
+        raise UsageError("--fractions: each must lie between 0 and 1")
+    samples = dict(split_name(one) for one in options.samples)
+    trained = _trained_with(options.reward_model)
+    work = begin("reward-report", options, [options.reward_model, *options.data, *samples.values()])
+    if work.done:
+        return
+    # ------------------------------------------------------------------------------------------- model and data
+    model, tokenizer = load_reward(options.reward_model)
+    compute = compute_for(options.precision, options.device)
+    scorer = Scorer(model.to(compute.device).eval(), tokenizer, compute, options.micro_batch_tokens)
+    train_records, test_records, notes = _records(options, trained)
+    pairs = pairs_of(test_records)
+    if not pairs:
+        raise UsageError(f"{options.reward_model}: no comparison is left to test on; give --data")
+    chosen, rejected = scorer.margins(pairs)
+    kept = np.flatnonzero(~np.isnan(chosen - rejected))
+    if len(kept) < len(pairs):
+        notes.append(f"{len(pairs) - len(kept):,} pairs do not fit the context of {model.config.n_positions} tokens")
+    if not len(kept):
+        raise UsageError(f"no pair fits the context of {model.config.n_positions} tokens")
+    pairs, chosen, rejected = [pairs[i] for i in kept], chosen[kept], rejected[kept]
+    say(f"reward-report: {len(pairs):,} pairs to test on, {len(train_records):,} records it was trained on")
+    # -------------------------------------------------------------------------------------------------- measure
+    margins, lengths, prompts = chosen - rejected, scorer.lengths(pairs), [prompt_id(p.prompt) for p in pairs]
+    scale = float(trained[1].get("normalised_from", {}).get("std", 1.0)) if trained else 1.0
+    bins = calibration(margins * scale)  # the scale on which -log sigmoid was minimised
+    train_pairs = pairs_of(train_records)
+    train_scores = scorer.margins(train_pairs)
+    train_margins = train_scores[0] - train_scores[1]
+    fits = np.flatnonzero(~np.isnan(train_margins))
+    seen = [train_pairs[i] for i in fits], train_margins[fits]
+    accuracy = proportion(right(margins), prompts, options.seed)
+    problem = chance_problem(accuracy["value"], accuracy["interval"], len(pairs))
+    report: dict[str, Any] = {
+        "reward_model": options.reward_model,
+        "data": options.data or "held out in training",
+        "notes": notes,
+        "train_pairs": len(train_pairs),
+        "accuracy": accuracy,
+        "by": slices(pairs, margins, lengths, prompts, options.seed),
+        "calibration": {"bins": bins, "error": calibration_error(bins), "scale": scale},
+        "judges": simple_judges(pairs, margins, lengths, prompts, seen if train_records else None, options.seed),
+        "agreement": agreement([*train_records, *test_records], options.seed),
+        "scores": _distributions(scorer, {"chosen": chosen, "rejected": rejected}, samples),
+        "mistakes": _mistakes(pairs, chosen, rejected, options.mistakes),
+        "learning_curve": _learning_curve(options, trained, train_records, pairs, right(margins), prompts),
+        "preflight": {"passed": problem is None, "problem": problem},
+    }
+    # --------------------------------------------------------------------------------------------------- save
+    files = [options.out / "report.json", options.out / "report.html"]
+    write_json(files[0], report)
+    with atomic_open(files[1]) as out:
+        out.write(render_reward(report))
+    console.print(_table(report))
+    say(f"preflight: {'passed' if problem is None else problem}")
+    say(f"reward-report: open {files[1]} in a browser")
+    work.finish({name: report[name] for name in ("accuracy", "preflight")}, files)
+    shutil.rmtree(options.out / "fits", ignore_errors=True)
+
+
+def _trained_with(reward_model: str) -> tuple[RewardOptions, dict[str, Any]] | None:
+    """The options and results of the training run; None for a model of another tool."""
+    path = Path(reward_model) / "provenance.json"
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    if record.get("stage") != "reward":
+        raise UsageError(f"{reward_model}: holds the result of '{record.get('stage')}', a reward model is needed here")
+    try:
+        return RewardOptions.model_validate(record["options"]), record.get("results", {})
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = ".".join(map(str, first["loc"]))
+        raise UsageError(f"{path}: option {option}: {first['msg']}; was it written by another version?") from None
+
+
+def _records(
+    options: RewardReportOptions, trained: tuple[RewardOptions, dict[str, Any]] | None
+) -> tuple[list[Preference], list[Preference], list[str]]:
+    """What the model was trained on (nothing where that is not known), what to test on, and what a reader must know.
+
+    A prompt of the training data is no test, so it is left out of --data.
+    """
+    if trained is None and not options.data:
+        raise UsageError(
+            f"{options.reward_model}: has no provenance.json of wukong reward that names data; give --data"
+        )
+    train: list[Preference] = []
+    test: list[Preference] = []
+    notes: list[str] = []
+    if trained is not None:
+        try:
+            train, test, _ = records_of(trained[0])
+        except UsageError as error:
+            if not options.data:
+                raise UsageError(f"{error}; its provenance names this file: run where it was trained") from None
+            note = f"what it was trained on cannot be read ({error}): no bag of words, no learning curve"
+            say(f"reward-report: {note}")
+            notes.append(note)
+    if options.data:
+        read = load_comparisons(options.data, options)
+        console.print(read.summary.table("comparisons"))
+        known = {group_of(record) for record in train}
+        test = [record for record in read.records if group_of(record) not in known]
+        if left_out := len(read.records) - len(test):
+            notes.append(f"{left_out:,} comparisons left out, because the model was trained on their prompts")
+    return train, test, notes
+
+
+def _distributions(
+    scorer: Scorer, known: dict[str, np.ndarray], samples: dict[str, str], bins: int = 40
+) -> dict[str, Any]:
+    """Histograms on common edges and a few quantiles: of the pairs' two sides, and of each named file of answers."""
+    sets = dict(known)
+    for name, path in samples.items():
+        found = scorer.scores([(one.messages, one.text) for one in read_answers(path, name)])
+        if np.isnan(found).all():
+            raise UsageError(f"{path}: no answer fits the reward model's context")
+        sets[name] = found[~np.isnan(found)]
+    everything = np.concatenate(list(sets.values()))
+    low, high = everything.min(), everything.max()
+    edges = np.linspace(low, high if high > low else low + 1, bins + 1)
+    return {
+        "edges": edges.tolist(),
+        "sets": {
+            name: {
+                "n": len(values),
+                "mean": float(values.mean()),
+                "std": float(values.std()),
+                "quantiles": {str(q): float(np.quantile(values, q / 100)) for q in (5, 25, 50, 75, 95)},
+                "counts": np.histogram(values, edges)[0].tolist(),
+            }
+            for name, values in sets.items()
+        },
+    }
+
+
+def _mistakes(pairs: Sequence[Pair], chosen: np.ndarray, rejected: np.ndarray, count: int) -> list[dict[str, Any]]:
+    """The pairs it is surest of and wrong about, the worst first, each prompt once."""
+    found: list[dict[str, Any]] = []
+    prompts = set()
+    for i in np.argsort(chosen - rejected, kind="stable"):
+        if len(found) == count or chosen[i] >= rejected[i]:
+            break
+        one = pairs[i]
+        if (prompt := prompt_id(one.prompt)) not in prompts:
+            prompts.add(prompt)
+            found.append(
+                {
+                    "messages": [m.model_dump() for m in one.prompt],
+                    "source": one.source,
+                    "chosen": {"text": one.chosen, "score": float(chosen[i])},
+                    "rejected": {"text": one.rejected, "score": float(rejected[i])},
+                    "margin": float(chosen[i] - rejected[i]),
+                }
+            )
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- learning curve
+
+
+def _learning_curve(
+    options: RewardReportOptions, trained: tuple[RewardOptions, dict[str, Any]] | None,
+    train: Sequence[Preference], pairs: Sequence[Pair], outcome: np.ndarray, prompts: Sequence[str],
+) -> dict[str, Any] | None:  # fmt: skip
+    """Accuracy on the same pairs after fits on parts of the training prompts; None where that is not known.
+
+    outcome: (N,) 1, 1/2 or 0, of the reward model itself.
+    """
+    if trained is None or not train or not options.fractions:
+        return None
+    here = {"tensorboard": False, "device": options.device, "precision": options.precision}
+    settings = trained[0].model_copy(update=here)
+    model, tokenizer = new_model(settings)
+    groups = groups_of(list(train), tokenizer, model.config.n_positions, settings, ReadSummary())
+    order = permutation(len(groups), options.seed, "learning curve")
+    points = []
+    outcomes = []
+    for fraction in sorted(options.fractions):
+        part = [groups[i] for i in sorted(order[: max(1, round(fraction * len(groups)))])]
+        place = options.out / "fits" / f"{fraction:g}"
+        fresh, _ = new_model(settings)
+        say(f"reward-report: a fit on {fraction:.3g} of the prompts")
+        _, session = fit(fresh, tokenizer, part, [], settings.model_copy(update={"out": place}))
+        session.checkpoint(session.total_steps)  # the next fit, or another try, does not begin with this one again
+        scorer = Scorer(fresh.eval(), tokenizer, session.compute, options.micro_batch_tokens)
+        chosen, rejected = scorer.margins(pairs)
+        own = right(np.nan_to_num(chosen - rejected))
+        outcomes.append(own)
+        points.append({"fraction": fraction, "prompts": len(part), "accuracy": proportion(own, prompts, options.seed)})
+    outcomes.append(outcome)
+    whole = proportion(outcome, prompts, options.seed)
+    points.append({"fraction": 1.0, "prompts": len(groups), "accuracy": whole})
+    gain = _gain(outcomes[-2], outcome, prompts, options.seed)
+    return {"points": points, "gain": gain, "advice": _advice(points, gain)}
+
+
+def _gain(before: np.ndarray, after: np.ndarray, prompts: Sequence[str], seed: int) -> dict[str, Any]:
+    """The mean difference on the same pairs, with its 95 % interval (bootstrap over prompts)."""
+    _, member = np.unique(np.asarray(prompts), return_inverse=True)
+    sums, counts = np.bincount(member, weights=after - before), np.bincount(member).astype(float)
+    return {"value": float((after - before).mean()), "interval": bootstrap_interval(sums, counts, seed)}
+
+
+def _advice(points: Sequence[dict[str, Any]], gain: dict[str, Any]) -> str:
+    """Whether to label more, in words."""
+    low, high = gain["interval"]
+    begin, end = points[-2], points[-1]
+    change = f"{100 * gain['value']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+    step = f"from {begin['prompts']:,} to {end['prompts']:,} prompts accuracy changed by {change}"
+    if low > 0:
+        return f"Label more: {step}, and the curve still rises."
+    if high < 0.01:
+        return f"More of the same labels would hardly help: {step}."
+    return f"Not clear whether more labels would help: {step}; more pairs to test on would tell."
+
+
+# ------------------------------------------------------------------------------------------------------ terminal
+
+
+def _table(report: dict[str, Any]) -> Table:
+    """The few numbers to know."""
+    table = Table(title=f"reward model {report['reward_model']}")
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    table.add_column("95 % interval", justify="right")
+
+    def row(name: str, entry: dict[str, Any] | None) -> None:
+        if entry is not None:
+            table.add_row(name, percent(entry["value"]), interval(entry["interval"], as_percent=True))
+
+    row(f"accuracy on {report['accuracy']['pairs']:,} pairs", report["accuracy"])
+    row("always the longer answer", report["judges"]["length"]["accuracy"])
+    row("its choices that are the longer answer", report["judges"]["length"]["explains"])
+    if words := report["judges"]["bag_of_words"]:
+        row("a bag of words", words["accuracy"])
+        row("its choices that a bag of words makes too", words["explains"])
+    if (error := report["calibration"]["error"]) is not None:
+        table.add_row("expected calibration error", percent(error), "")
+    if people := report["agreement"]:
+        row("two people agree", {"value": people["agreement"], "interval": people["agreement_interval"]})
+        table.add_row("best accuracy that leaves possible", interval(people["ceiling"], as_percent=True), "")
+    if curve := report["learning_curve"]:
+        for point in curve["points"][:-1]:
+            row(f"fitted to {100 * point['fraction']:.3g} % of the prompts", point["accuracy"])
+    return table

@@ -1,0 +1,109 @@
+"""A language model as a judge of pairs: its verdicts, what it is asked, and that no reply is paid for twice."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from wukong.errors import RunError
+from wukong.feedback.pairwise_judge import PairwiseJudge, agreed, question, verdict_of
+from wukong.records import as_messages
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        ("A is longer.\n[[A]]", 1.0),
+        ("[[B]]", 0.0),
+        ("[[tie]]", 0.5),
+        ("[[C]]", 0.5),  # MT-Bench's name of a tie
+        ("At first [[A]], but no: [[ b ]]", 0.0),
+        ("I like A", None),
+        ("", None),
+    ],
+)
+def test_the_last_verdict_counts(reply, verdict):
+    assert verdict_of(reply) == verdict
+
+
+@pytest.mark.parametrize(
+    ("forward", "backward", "verdict"),
+    [
+        (1.0, 0.0, 1.0),  # a preferred in both orders
+        (0.0, 1.0, 0.0),
+        (1.0, 1.0, 0.5),  # whatever stands first
+        (0.0, 0.0, 0.5),
+        (0.5, 0.0, 0.5),
+        (1.0, 0.5, 0.5),
+        (0.5, 0.5, 0.5),
+        (None, 1.0, None),
+    ],
+)
+def test_only_a_preference_in_both_orders_is_one(forward, backward, verdict):
+    assert agreed(forward, backward) == verdict
+
+
+@pytest.fixture
+def server():
+    """An OpenAI-compatible server over real HTTP that prefers the answer with more exclamation marks."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append((self.path, request))
+            text = request["messages"][-1]["content"]
+            first, second = text.partition("[answer A]")[2].split("[answer B]")
+            a, b = first.count("!"), second.count("!")
+            verdict = "A" if a > b else "B" if b > a else "tie"
+            message = {"role": "assistant", "content": f"I count.\n[[{verdict}]]"}
+            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+            body = json.dumps(answer).encode()
+            self.send_response(200 if request["model"] == "m" else 404)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{http.server_port}/v1", asked
+    http.shutdown()
+    http.server_close()
+
+
+def test_replies_come_in_order_and_are_remembered(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    url, asked = server
+    conversation = as_messages("greet me")
+    questions = [question(conversation, "hi!" if i % 2 else "hi", "hello!!" if i % 3 else "hello") for i in range(6)]
+    expected = [[0.5, 0.0, 0.0, 1.0, 0.0, 0.0][i] for i in range(6)]
+    done = []
+    judge = PairwiseJudge(url, "m", tmp_path / "verdicts.jsonl")
+    assert [verdict_of(reply) for reply in judge.ask(questions, done.append)] == expected
+    assert sum(done) == 6
+    path, request = asked[0]
+    assert (path, request["temperature"]) == ("/v1/chat/completions", 0)
+    assert "greet me" in request["messages"][1]["content"]
+    # a kill cut the last line: only that question is asked again
+    lines = (tmp_path / "verdicts.jsonl").read_text().splitlines()
+    assert len(lines) == len(asked) == len(set(questions)) == 4
+    (tmp_path / "verdicts.jsonl").write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:20])
+    before = len(asked)
+    again = PairwiseJudge(url, "m", tmp_path / "verdicts.jsonl")
+    assert [verdict_of(reply) for reply in again.ask(questions, done.append)] == expected
+    assert len(asked) - before == 1
+
+
+def test_a_server_that_refuses_is_one_line(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    judge = PairwiseJudge(server[0], "other", tmp_path / "verdicts.jsonl")
+    with pytest.raises(RunError, match="NotFoundError"):
+        judge.ask([question(as_messages("q"), "a", "b")], lambda n: None)
+    with pytest.raises(RunError, match="APIConnectionError"):
+        PairwiseJudge("http://127.0.0.1:9/v1", "m", tmp_path / "v.jsonl").ask(["q"], lambda n: None)
