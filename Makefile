@@ -5,6 +5,7 @@
 #   make lint     style and types
 #   make bench    what was measured in docs/results.md, again
 #   make docs     the pages that are written from the code
+#   make screenshots  the pictures of the studio in the docs (needs Chromium)
 #
 # PYTHON names another interpreter. TORCH_ARGS goes to pip when it installs torch: on Linux the default build brings
 # gigabytes of CUDA along, and PyTorch's own index offers a CPU-only one (CONTRIBUTING.md).
@@ -15,7 +16,7 @@ ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: run test lint format bench docs clean
+.PHONY: run test lint format bench docs screenshots clean
 
 run: $(INSTALLED)
 	$(BIN)/wukong run recipes/kitchen.yaml $(ARGS)
@@ -38,6 +39,9 @@ bench: $(INSTALLED)
 docs: $(INSTALLED)
 	COLUMNS=100 $(BIN)/python -c "from wukong.cli import reference; print(reference(), end='')" > docs/cli.md
 	$(BIN)/python -m wukong.training.metric_definitions > docs/metrics.md
+
+screenshots: $(INSTALLED)
+	$(BIN)/python benchmarks/studio_screenshots.py --out docs/studio
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis

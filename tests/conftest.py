@@ -7,16 +7,17 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on the network
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from postgres_server import PostgresServer, find_postgres
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("WUKONG_SHARED", REPOSITORY.parent / "shared")) / "data"
 """The real data sets that some tests read: $WUKONG_SHARED/data, or ../shared/data beside the repository."""
 
-ALLOWED_SKIPS = ("needs a GPU", "no shared data")
+ALLOWED_SKIPS = ("needs a GPU", "no shared data", "needs PostgreSQL", "needs Chromium")
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +32,23 @@ def shared() -> Callable[[str], Path]:
         return SHARED / name
 
     return find
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A real PostgreSQL server of this session's own; the test is skipped where none is installed."""
+    if (programs := find_postgres()) is None:
+        pytest.skip("needs PostgreSQL (initdb and postgres)")
+    with PostgresServer(programs) as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        return str(tmp_path / "studio.db")
+    return request.getfixturevalue("postgres").new_database()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -33,6 +33,7 @@ from wukong.data.sources import DataOptions
 from wukong.data.split import halves, split_by_prompt
 from wukong.data.summary import ReadSummary
 from wukong.errors import DataError, UsageError
+from wukong.feedback.consensus import by_annotators, decide, weights_of
 from wukong.model.heads import HeadKind, Pooling, ScalarModel
 from wukong.model.hub import load_trunk, save_reward
 from wukong.objectives import grouped_mean, pairwise_loss
@@ -56,6 +57,10 @@ class RewardOptions(TrainOptions, DataOptions):
     """Comparisons to test on; when empty, a part of the prompts of --data is held out."""
     valid_fraction: float = Field(0.1, ge=0, lt=1)
     """The part of the prompts held out when there is no --eval-data."""
+    annotators: list[str] = []
+    """Train on these people's judgments only; NAME=2 makes one's judgments weigh twice. When empty, on everybody's."""
+    judgments: Literal["all", "majority"] = "all"
+    """Every judgment by itself, or one for the same answers: what most annotators, by their weights, said."""
     half: Literal["both", "first", "second"] = "both"
     """Train on one half of the training prompts only, so that a second reward model can judge independently."""
     head: HeadKind = "linear"
@@ -98,6 +103,7 @@ class Group:
     pairs: list[tuple[int, int]] = field(default_factory=list)  # (better, worse)
     ties: list[bool] = field(default_factory=list)
     margins: list[float] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)  # how much each pair counts, by who judged it
 
     @property
     def best(self) -> int:
@@ -117,6 +123,8 @@ def groups_of(
     Raises DataError for votes, which compare nothing.
     """
     by_prompt: dict[str, list[Comparison]] = defaultdict(list)
+    # A majority's weights were counted when it was made.
+    weights = weights_of(options.annotators) if options.judgments == "all" else {}
     groups = []
     for record in records:
         if isinstance(record, Vote):
@@ -127,7 +135,7 @@ def groups_of(
             else:
                 by_prompt[prompt_id(record.prompt)].append(record)
             continue
-        groups.append(_ranking_group(record, tokenizer, context))
+        groups.append(_ranking_group(record, tokenizer, context, weights.get(record.annotator, 1.0)))
     for comparisons in by_prompt.values():
         group = Group(comparisons[0].prompt)
         for one in comparisons:
@@ -138,6 +146,7 @@ def groups_of(
             group.pairs.append((better, worse))
             group.ties.append(one.tie)
             group.margins.append(options.margin * (one.strength if one.strength is not None else 1.0))
+            group.weights.append(weights.get(one.annotator, 1.0))
         groups.append(group)
     whole = [g for g in groups if g.pairs]
     if missing := sum(1 for g in groups if not g.pairs and not g.answers):
@@ -157,7 +166,7 @@ def _add(group: Group, record: Comparison | Ranking, text: str, tokenizer: Token
     return len(group.texts) - 1
 
 
-def _ranking_group(record: Ranking, tokenizer: Tokenizer, context: int) -> Group:
+def _ranking_group(record: Ranking, tokenizer: Tokenizer, context: int, weight: float) -> Group:
     group = Group(record.prompt)
     places = [_add(group, record, text, tokenizer, context) for text in record.responses]
     for better, worse in record.pairs():
@@ -166,6 +175,7 @@ def _ranking_group(record: Ranking, tokenizer: Tokenizer, context: int) -> Group
             group.pairs.append((pair[0], pair[1]))
             group.ties.append(False)
             group.margins.append(0.0)
+            group.weights.append(weight)
     return group if group.pairs else Group()
 
 
@@ -187,7 +197,7 @@ def off_prompt_groups(
             foreign_ids = answer_ids(tokenizer, group.prompt, foreign, context)
             if foreign_ids is not None and foreign != own:
                 answers = [group.answers[group.best], foreign_ids]
-                found.append(Group(group.prompt, answers, [own, foreign], [(0, 1)], [False], [0.0]))
+                found.append(Group(group.prompt, answers, [own, foreign], [(0, 1)], [False], [0.0], [1.0]))
     return found
 
 
@@ -206,10 +216,11 @@ def forward_pairs(model: ScalarModel, groups: Sequence[Group], compute: Compute)
 
 
 def group_losses(groups: Sequence[Group], margins: Tensor, options: RewardOptions) -> Tensor:
-    """The loss of every pair (N,)."""
+    """The loss of every pair (N,), times its weight."""
+    weights = torch.tensor([w for group in groups for w in group.weights], device=margins.device)
     ties = torch.tensor([tie for group in groups for tie in group.ties], device=margins.device)
     target = torch.tensor([m for group in groups for m in group.margins], device=margins.device)
-    return pairwise_loss(margins, ties, target if options.margin else None)
+    return pairwise_loss(margins, ties, target if options.margin else None) * weights
 
 
 def _parts(groups: Sequence[Group], max_tokens: int) -> list[list[Group]]:
@@ -273,10 +284,13 @@ def calibration(differences: np.ndarray, bins: int = 10) -> list[dict[str, float
 def records_of(options: RewardOptions) -> tuple[list[Preference], list[Preference], ReadSummary]:
     """The records to train on, those held out, and the account of what was read."""
     read = load_comparisons(options.data, options)
+    records = by_annotators(read.records, weights_of(options.annotators))
+    if options.judgments == "majority":
+        records = decide(records, weights_of(options.annotators))
     if options.eval_data:
-        train, test = read.records, load_comparisons(options.eval_data, options).records
+        train, test = records, load_comparisons(options.eval_data, options).records
     else:
-        train, test = split_by_prompt(read.records, options.valid_fraction, options.seed)
+        train, test = split_by_prompt(records, options.valid_fraction, options.seed)
     if options.half != "both":
         train = halves(train, options.seed)[options.half == "second"]
     return train, test, read.summary

@@ -1,0 +1,152 @@
+"""How far annotators agree: with each other, with the known answers, and what each one's habits are.
+
+A judgment is a number for each unit (`store.values.units`): a comparison is one unit, a ranking has one for each pair
+of its answers, a rating one for each answer.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import median
+from typing import Any, Literal
+
+import krippendorff
+import numpy as np
+
+from wukong.feedback.store.values import units
+
+Level = Literal["nominal", "ordinal"]
+
+
+@dataclass(frozen=True)
+class Judgment:
+    """One label that counts.
+
+    Attributes:
+        task: which task.
+        value: by the task's own indices (`store.values`).
+        shown: the order that the answers were shown in.
+        seconds: the time taken, when known.
+        gold: the known answer, of a gold task.
+    """
+
+    task: int
+    annotator: str
+    kind: str
+    value: dict[str, Any]
+    shown: Sequence[int] = ()
+    seconds: float | None = None
+    gold: dict[str, Any] | None = None
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        return units(self.kind, self.value)
+
+
+def _by_unit(judgments: Iterable[Judgment]) -> dict[tuple[int, str], dict[str, int]]:
+    """(task, unit) -> annotator -> number."""
+    found: dict[tuple[int, str], dict[str, int]] = defaultdict(dict)
+    for judgment in judgments:
+        for unit, number in judgment.numbers.items():
+            found[judgment.task, unit][judgment.annotator] = number
+    return found
+
+
+def raw_agreement(judgments: Iterable[Judgment]) -> float | None:
+    """The share of pairs of judgments of one unit that are equal; None where nothing was judged twice."""
+    checks = [a == b for unit in _by_unit(judgments).values() for a, b in combinations(unit.values(), 2)]
+    return sum(checks) / len(checks) if checks else None
+
+
+def alpha(judgments: Iterable[Judgment], level: Level) -> float | None:
+    """Krippendorff's alpha: 1 is full agreement, 0 what chance would give, below 0 worse than chance.
+
+    Nominal takes any difference alike; ordinal takes a tie as between the two sides, and 6 as nearer to 7 than to 1
+    (Krippendorff 2004). None where nothing was judged twice, or where all judgments are the same one.
+    """
+    by_unit = _by_unit(judgments)
+    people = sorted({name for unit in by_unit.values() for name in unit})
+    shared = [unit for unit in by_unit.values() if len(unit) > 1]
+    if not shared or len({number for unit in shared for number in unit.values()}) < 2:
+        return None
+    data = np.array([[unit.get(name, np.nan) for unit in shared] for name in people])  # (annotators, units)
+    return float(krippendorff.alpha(reliability_data=data, level_of_measurement=level))
+
+
+@dataclass(frozen=True)
+class AnnotatorRow:
+    """One annotator's figures; None where there is nothing to tell them by.
+
+    Attributes:
+        labels: how many labels of theirs count.
+        seconds: the median time of a label.
+        tie_rate: the share of units judged even (of ratings: none).
+        left_rate: of comparisons with a winner, how often it stood on the left; far from a half is a habit.
+        agreement: how often they equal another annotator's judgment of the same unit.
+        gold_accuracy, gold_labels: how often they equal the known answer, and of how many gold tasks.
+    """
+
+    annotator: str
+    labels: int
+    seconds: float | None
+    tie_rate: float | None
+    left_rate: float | None
+    agreement: float | None
+    gold_accuracy: float | None
+    gold_labels: int
+
+
+def annotator_table(judgments: Iterable[Judgment]) -> list[AnnotatorRow]:
+    """A row for each annotator, by name."""
+    judgments = list(judgments)
+    by_unit = _by_unit(judgments)
+    by_person: dict[str, list[Judgment]] = defaultdict(list)
+    for judgment in judgments:
+        by_person[judgment.annotator].append(judgment)
+    return [_row(name, by_person[name], by_unit) for name in sorted(by_person)]
+
+
+def _row(name: str, mine: Sequence[Judgment], by_unit: dict[tuple[int, str], dict[str, int]]) -> AnnotatorRow:
+    seconds = [one.seconds for one in mine if one.seconds is not None]
+    ties = [number == 0 for one in mine if one.kind in ("pairwise", "ranking") for number in one.numbers.values()]
+    won = [one for one in mine if one.kind == "pairwise" and one.value["winner"] is not None and one.shown]
+    left = [one.value["winner"] == one.shown[0] for one in won]
+    others = [
+        number == other
+        for one in mine
+        for unit, number in one.numbers.items()
+        for person, other in by_unit[one.task, unit].items()
+        if person != name
+    ]
+    tested = [one for one in mine if one.gold is not None]
+    right = [number == units(one.kind, one.gold or {})[unit] for one in tested for unit, number in one.numbers.items()]
+
+    def share(checks: Sequence[bool]) -> float | None:
+        return sum(checks) / len(checks) if checks else None
+
+    return AnnotatorRow(
+        annotator=name,
+        labels=len(mine),
+        seconds=median(seconds) if seconds else None,
+        tie_rate=share(ties),
+        left_rate=share(left),
+        agreement=share(others),
+        gold_accuracy=share(right),
+        gold_labels=len(tested),
+    )
+
+
+def summary(judgments: Iterable[Judgment]) -> dict[str, Any]:
+    """All figures of a project, for the page and the export."""
+    judgments = list(judgments)
+    return {
+        "labels": len(judgments),
+        "tasks": len({one.task for one in judgments}),
+        "raw_agreement": raw_agreement(judgments),
+        "alpha_nominal": alpha(judgments, "nominal"),
+        "alpha_ordinal": alpha(judgments, "ordinal"),
+        "annotators": [vars(row) for row in annotator_table(judgments)],
+    }

@@ -1,0 +1,37 @@
+"""Which answers to show people next: those that reward models are least sure of.
+
+Shape legend: M models, K answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def pair_uncertainty(scores: Sequence[Sequence[float]]) -> float:
+    """How much a judgment of these answers would teach, from 0 to 1, as the mean over all their pairs.
+
+    With one reward model, the entropy in bits of its prediction sigmoid(r_i - r_j): uncertainty sampling (Lewis and
+    Gale 1994). With several, what their predictions disagree about: the entropy of the mean prediction less the mean
+    entropy of each (BALD, Houlsby et al. 2011, arXiv 1112.5745). A pair that every model finds even is then left to
+    chance, which no label could change.
+
+    Args:
+        scores: (M, K) the reward of each answer by each model, at least one model and two answers.
+    """
+    r = np.asarray(scores, dtype=float)
+    if r.ndim != 2 or r.shape[0] < 1 or r.shape[1] < 2:
+        raise ValueError(f"scores must be (models, answers), at least (1, 2), not {r.shape}")
+    first, second = np.triu_indices(r.shape[1], k=1)
+    p = 1 / (1 + np.exp(-np.clip(r[:, first] - r[:, second], -50, 50)))  # (M, pairs)
+    whole = _entropy(p.mean(axis=0))
+    found = whole if len(r) == 1 else whole - _entropy(p).mean(axis=0)
+    return float(np.clip(found.mean(), 0.0, 1.0))
+
+
+def _entropy(p: np.ndarray) -> np.ndarray:
+    """Of a yes with probability p, in bits."""
+    p = np.clip(p, 1e-15, 1 - 1e-15)
+    return -(p * np.log2(p) + (1 - p) * np.log2(1 - p))

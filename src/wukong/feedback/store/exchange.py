@@ -1,0 +1,301 @@
+"""Files in and out of the store.
+
+In: responses (tasks without labels), or comparisons, rankings and votes in any format that `wukong.data` reads (our
+JSONL, TRL, HH, CSV, …), as tasks, as gold tasks, or with their judgments. Out: our JSONL, TRL, HH, and a CSV of every
+row, the superseded ones too. Reading a file a second time adds nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, selectinload
+
+from wukong.data.comparisons import load_comparisons
+from wukong.errors import DataError, UsageError
+from wukong.feedback.agreement import Judgment
+from wukong.feedback.consensus import decide
+from wukong.feedback.store.labels import add_label, current
+from wukong.feedback.store.tables import Annotator, GuidelineVersion, Label, Project, Task, TaskResponse
+from wukong.feedback.store.tasks import TaskDraft, add_task, add_tasks, content_hash, drafts_of
+from wukong.files import atomic_open, numbered_lines
+from wukong.records import Comparison, Message, Preference, Ranking, Response, Vote, iter_records
+
+Use = Literal["tasks", "gold", "labels"]
+Form = Literal["wukong", "trl", "hh", "csv"]
+Judgments = Literal["all", "majority"]
+
+SUFFIX: dict[Form, str] = {"wukong": "jsonl", "trl": "jsonl", "hh": "jsonl", "csv": "csv"}
+
+
+# ----------------------------------------------------------------------------------------------------------------- in
+
+
+def import_file(session: Session, project: Project, path: str | Path, use: Use = "tasks", per_prompt: int = 0) -> int:
+    """Adds a file to the project; returns how many tasks are new.
+
+    Args:
+        path: responses.jsonl, or comparisons in any format.
+        use: of comparisons, whether the answers alone are taken, or the judgment too: as the known answer of a gold
+            task, or as a label of whoever made it.
+        per_prompt: of responses, at most so many tasks or answers a prompt (see `drafts_of`).
+
+    Raises:
+        DataError: with file, line and field, for a record that cannot be used.
+    """
+    if _holds_responses(path):
+        if use != "tasks":
+            raise UsageError(f"{Path(path).name}: holds responses, in which nothing is judged; add them as tasks")
+        return add_tasks(session, project, drafts_of(project.kind, iter_records(path, Response), per_prompt))
+    before = _count(session, project)
+    for record in load_comparisons(path).records:
+        draft, value = _draft(project.kind, record)
+        if use == "gold":
+            draft.gold = value
+        if use == "labels":
+            task = add_task(session, project, draft)
+            client_id = "import:" + content_hash(project.id, task.external_id, record.annotator, _judgment(record))
+            add_label(session, task, record.annotator or "unknown", client_id, value, seconds=_seconds(record))
+        else:
+            add_tasks(session, project, [draft])
+    return _count(session, project) - before
+
+
+def _count(session: Session, project: Project) -> int:
+    return session.scalar(sa.select(sa.func.count()).select_from(Task).where(Task.project_id == project.id)) or 0
+
+
+def _holds_responses(path: str | Path) -> bool:
+    try:
+        record = json.loads(next((line for _, line in numbered_lines(path) if line.strip()), ""))
+    except (json.JSONDecodeError, DataError):  # another kind of file, which its reader knows or refuses
+        return False
+    return isinstance(record, dict) and "prompt_id" in record
+
+
+def _seconds(record: Preference) -> float | None:
+    return None if isinstance(record, Vote) else record.seconds
+
+
+def _judgment(record: Preference) -> str:
+    match record:
+        case Comparison():
+            return f"{'=' if record.tie else '>'}{record.strength}"
+        case Ranking():
+            return json.dumps(record.groups)
+        case Vote():
+            return str(record.vote)
+
+
+def _draft(kind: str, record: Preference) -> tuple[TaskDraft, dict[str, Any]]:
+    """A record as a task of this kind, and its judgment. The answers stand in the order of their text, so that a
+    comparison of the same two the other way round is the same task."""
+    match record:
+        case Comparison() if kind == "pairwise":
+            texts = sorted((record.chosen, record.rejected))
+            winner = None if record.tie else texts.index(record.chosen)
+            value: dict[str, Any] = {"winner": winner, "verdict": "tie" if record.tie else "better"}
+        case Ranking() if kind in ("ranking", "pairwise") and (kind == "ranking" or len(record.responses) == 2):
+            texts = sorted(record.responses)
+            groups = [sorted(texts.index(record.responses[i]) for i in group) for group in record.groups]
+            value = {"groups": groups}
+            if kind == "pairwise":
+                value = {"winner": groups[0][0]} if len(groups) == 2 else {"winner": None, "verdict": "tie"}
+        case Vote() if kind == "thumbs":
+            texts, value = [record.response], {"vote": record.vote}
+        case _:
+            raise DataError(
+                f"a {type(record).__name__.lower()} cannot become a {kind} task", hint="choose another kind"
+            )
+    return TaskDraft(record.prompt, texts, source=record.source), value
+
+
+# ---------------------------------------------------------------------------------------------------------------- out
+
+
+def labelled(session: Session, project: Project) -> Iterator[tuple[Task, list[Label]]]:
+    """Every task that somebody judged, with the labels that count, the tasks in order."""
+    last = 0
+    while True:
+        some = sa.exists().where(Label.task_id == Task.id)
+        tasks = session.scalars(
+            sa.select(Task)
+            .where(Task.project_id == project.id, Task.id > last, some)
+            .order_by(Task.id)
+            .limit(500)
+            .options(selectinload(Task.prompt), selectinload(Task.responses).selectinload(TaskResponse.response))
+        ).all()
+        if not tasks:
+            return
+        last = tasks[-1].id
+        labels: dict[int, list[Label]] = {task.id: [] for task in tasks}
+        query = sa.select(Label).where(Label.task_id.in_(labels), current()).order_by(Label.id)
+        for label in session.scalars(query.options(selectinload(Label.annotator))):
+            labels[label.task_id].append(label)
+        yield from ((task, labels[task.id]) for task in tasks if labels[task.id])
+
+
+def judgments_of(session: Session, project: Project) -> list[Judgment]:
+    """The labels that count, without the admins' decisions, as the statistics take them."""
+    return [
+        Judgment(task.id, one.annotator.name, project.kind, one.value, one.shown, one.seconds, task.gold)
+        for task, labels in labelled(session, project)
+        for one in labels
+        if not one.adjudicates and one.value is not None
+    ]
+
+
+def records(session: Session, project: Project, judgments: Judgments = "all") -> Iterator[Preference]:
+    """The labels that count as records: everybody's, or one decision a task.
+
+    A decision is the adjudication where there is one, else the majority (`wukong.feedback.consensus`). Gold tasks are
+    tests of the annotators, and left out.
+    """
+    for task, labels in labelled(session, project):
+        if task.is_gold:
+            continue
+        final = [label for label in labels if label.adjudicates]
+        if judgments == "majority" and final:
+            labels = final
+        found = [record for label in labels for record in _records(task, label)]
+        yield from decide(found) if judgments == "majority" and not final else found
+
+
+def _records(task: Task, label: Label) -> Iterator[Preference]:
+    value, texts = label.value or {}, task.texts
+    prompt = [Message.model_validate(m) for m in task.prompt.messages]
+    source = f"studio:{task.project.name}"
+    who = label.annotator.name
+    match task.project.kind:
+        case "pairwise":
+            winner = value["winner"]
+            yield Comparison(
+                prompt=prompt,
+                chosen=texts[winner or 0],
+                rejected=texts[1 - (winner or 0)],
+                strength=None if winner is None else value["strength"],
+                tie=winner is None,
+                annotator=who,
+                source=source,
+                seconds=label.seconds,
+            )
+        case "ranking" | "likert" if len(texts) > 1:
+            groups = value["groups"] if "groups" in value else _by_score(value["ratings"])
+            yield Ranking(
+                prompt=prompt, responses=texts, groups=groups, annotator=who, source=source, seconds=label.seconds
+            )
+        case "thumbs":
+            yield Vote(prompt=prompt, response=texts[0], vote=value["vote"], annotator=who, source=source)
+
+
+def _by_score(ratings: Sequence[dict[str, Any]]) -> list[list[int]]:
+    """Ratings as a ranking: equal scores are tied."""
+    scores = [rating["score"] for rating in ratings]
+    return [[i for i, s in enumerate(scores) if s == score] for score in sorted(set(scores), reverse=True)]
+
+
+def export_file(
+    session: Session, project: Project, path: str | Path, form: Form = "wukong", judgments: Judgments = "all"
+) -> int:
+    """Writes the project's labels; returns how many records. TRL and HH know pairs only: a ranking becomes all its
+    pairs, ties and thumbs are left out of HH, thumbs become TRL's unpaired votes."""
+    if form == "csv":
+        return _write_csv(session, project, path)
+    count = 0
+    with atomic_open(path) as out:
+        for record in records(session, project, judgments):
+            for line in _lines(record, form):
+                out.write(line + "\n")
+                count += 1
+    return count
+
+
+def _lines(record: Preference, form: Form) -> Iterator[str]:
+    if form == "wukong":
+        yield record.model_dump_json(exclude_none=True)
+        return
+    prompt = [m.model_dump() for m in record.prompt]
+    if isinstance(record, Vote):
+        if form == "trl":
+            completion = [{"role": "assistant", "content": record.response}]
+            yield _json({"prompt": prompt, "completion": completion, "label": record.vote > 0})
+        return
+    if isinstance(record, Comparison):
+        pairs: Iterable[tuple[str, str]] = [] if record.tie else [(record.chosen, record.rejected)]
+    else:
+        pairs = [(record.responses[b], record.responses[w]) for b, w in record.pairs()]
+    for chosen, rejected in pairs:
+        if form == "trl":
+            answers = {"chosen": chosen, "rejected": rejected}
+            said = {name: [{"role": "assistant", "content": text}] for name, text in answers.items()}
+            yield _json({"prompt": prompt, **said})
+        else:
+            asked = "".join(
+                f"\n\n{'Assistant' if m.role == 'assistant' else 'Human'}: {m.content}" for m in record.prompt
+            )
+            yield _json({"chosen": f"{asked}\n\nAssistant: {chosen}", "rejected": f"{asked}\n\nAssistant: {rejected}"})
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+CSV_COLUMNS = [
+    "label_id", "created_at", "task_id", "annotator", "status", "counts", "adjudicates", "value", "shown", "seconds",
+    "flagged", "comment", "supersedes", "guidelines_version", "prompt", "responses", "models", "client_id",
+]  # fmt: skip
+
+
+def _write_csv(session: Session, project: Project, path: str | Path) -> int:
+    """Every row of the label table, whether it counts or not: what an audit needs."""
+    count, last = 0, 0
+    versions = dict(session.execute(sa.select(GuidelineVersion.id, GuidelineVersion.version)).all())
+    names = dict(session.execute(sa.select(Annotator.id, Annotator.name)).all())
+    counting = set(session.scalars(sa.select(Label.id).where(Label.project_id == project.id, current())))
+    with atomic_open(path) as out:
+        writer = csv.writer(out)
+        writer.writerow(CSV_COLUMNS)
+        while True:
+            query = (
+                sa.select(Label).where(Label.project_id == project.id, Label.id > last).order_by(Label.id).limit(500)
+            )
+            answers = selectinload(Label.task).selectinload(Task.responses).selectinload(TaskResponse.response)
+            labels = session.scalars(query.options(answers)).all()
+            if not labels:
+                return count
+            last = labels[-1].id
+            for label in labels:
+                writer.writerow(
+                    [
+                        label.id,
+                        time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(label.created_at)),
+                        label.task_id,
+                        _cell(names[label.annotator_id]),
+                        label.status,
+                        label.id in counting,
+                        label.adjudicates,
+                        _json(label.value),
+                        _json(label.shown),
+                        "" if label.seconds is None else round(label.seconds, 2),
+                        label.flagged,
+                        _cell(label.comment),
+                        label.supersedes or "",
+                        versions.get(label.guideline_id, "") if label.guideline_id else "",
+                        _json(label.task.prompt.messages),
+                        _json(label.task.texts),
+                        _json([one.response.model for one in label.task.responses]),
+                        _cell(label.client_id),
+                    ]
+                )
+                count += 1
+
+
+def _cell(text: str) -> str:
+    """Text that a spreadsheet does not take for a formula, which could send the table elsewhere."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

@@ -1,0 +1,287 @@
+"""Judgments in: submitted, skipped, undone, adjudicated, imported. Nothing is ever changed, rows are only added.
+
+Every function takes a `client_id`, chosen by whoever submits. The same one again returns the row that is there, so a
+page that heard no answer can ask until it hears one. What is acknowledged is committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, aliased
+
+from wukong.errors import DataError, UsageError
+from wukong.feedback.store.people import imported_annotator
+from wukong.feedback.store.tables import Annotator, Assignment, Label, Task, check_text, now
+from wukong.feedback.store.tasks import guidelines
+from wukong.feedback.store.values import as_shown, as_stored, checked, disagreement
+
+LONGEST_COMMENT = 4000
+
+
+class ConflictError(UsageError):
+    """The request was fine once, but not any more: the task is judged already, or the client id is used."""
+
+
+class NotFoundError(UsageError):
+    """There is no such thing for this person."""
+
+
+def current() -> Any:
+    """The condition that a label counts: given, and superseded by none."""
+    later = aliased(Label)
+    return sa.and_(Label.status == "given", ~sa.exists().where(later.supersedes == Label.id))
+
+
+def assignment_of(session: Session, annotator: Annotator, assignment_id: int) -> Assignment:
+    """This person's assignment. Raises NotFoundError for another's, or none."""
+    found = session.get(Assignment, assignment_id)
+    if found is None or found.annotator_id != annotator.id:
+        raise NotFoundError("there is no such assignment of yours")
+    return found
+
+
+def submit(
+    session: Session,
+    annotator: Annotator,
+    assignment_id: int,
+    client_id: str,
+    value: Mapping[str, Any],
+    *,
+    seconds: float | None = None,
+    comment: str = "",
+    flagged: bool = False,
+) -> Label:
+    """A judgment of the task in hand, by the places that its answers are shown at.
+
+    Raises:
+        NotFoundError: the assignment is another's.
+        ConflictError: the task is judged already, or the client id is another label's.
+        DataError: the value does not fit the task.
+    """
+    assignment = assignment_of(session, annotator, assignment_id)
+    task = _locked(session, assignment.task_id)
+    if (before := _submitted(session, annotator, client_id, task.id, "given")) is not None:
+        return before
+    session.refresh(assignment)
+    if assignment.state != "leased":
+        raise ConflictError("this task is judged already; undo that first")
+    kind = task.project.kind
+    stored = as_stored(kind, checked(kind, dict(value), len(assignment.shown)), assignment.shown)
+    assignment.state, assignment.draft = "done", None
+    return _add(session, task, annotator, assignment.shown, client_id, "given", stored, seconds, comment, flagged)
+
+
+def skip(
+    session: Session,
+    annotator: Annotator,
+    assignment_id: int,
+    client_id: str,
+    reason: str,
+    *,
+    seconds: float | None = None,
+    flagged: bool = False,
+) -> Label:
+    """The task is left to others, for a reason. Raises as `submit`."""
+    assignment = assignment_of(session, annotator, assignment_id)
+    task = _locked(session, assignment.task_id)
+    if (before := _submitted(session, annotator, client_id, task.id, "skipped")) is not None:
+        return before
+    session.refresh(assignment)
+    if assignment.state != "leased":
+        raise ConflictError("this task is judged already; undo that first")
+    if not reason.strip():
+        raise DataError("a task is skipped for a reason", field="reason")
+    assignment.state = "skipped"
+    return _add(session, task, annotator, assignment.shown, client_id, "skipped", None, seconds, reason, flagged)
+
+
+def undo(session: Session, annotator: Annotator, project_id: int, client_id: str) -> Assignment:
+    """Takes back this person's last judgment or skip of the project; the task is in hand again, with it as a draft.
+
+    Raises ConflictError when there is nothing to take back.
+    """
+    before = session.scalar(sa.select(Label).where(Label.client_id == client_id))
+    if before is not None and (before.annotator_id, before.status) != (annotator.id, "withdrawn"):
+        raise ConflictError("this client id is another label's")
+    if before is not None:
+        return _assigned(session, annotator, before.task_id)
+    task = _locked(session, _last(session, annotator, project_id).task_id)
+    last = _last(session, annotator, project_id)  # again: it may have been undone while we waited for the task
+    _add(session, task, annotator, last.shown, client_id, "withdrawn", last.value, None, "", False)
+    found = _assigned(session, annotator, task.id)
+    found.state, found.leased_at = "leased", now()
+    found.expires_at = now() + task.project.lease_seconds
+    found.draft = None if last.value is None else as_shown(task.project.kind, last.value, found.shown)
+    session.flush()
+    return found
+
+
+def _assigned(session: Session, annotator: Annotator, task_id: int) -> Assignment:
+    return session.scalars(
+        sa.select(Assignment).where(Assignment.task_id == task_id, Assignment.annotator_id == annotator.id)
+    ).one()
+
+
+def _last(session: Session, annotator: Annotator, project_id: int) -> Label:
+    later = aliased(Label)
+    found = session.scalar(
+        sa.select(Label)
+        .join(Assignment, sa.and_(Assignment.task_id == Label.task_id, Assignment.annotator_id == Label.annotator_id))
+        .where(
+            Label.annotator_id == annotator.id,
+            Label.project_id == project_id,
+            Label.status != "withdrawn",
+            ~Label.adjudicates,
+            ~sa.exists().where(later.supersedes == Label.id),
+        )
+        .order_by(Label.id.desc())
+        .limit(1)
+    )
+    if found is None:
+        raise ConflictError("there is nothing to undo")
+    return found
+
+
+def save_draft(session: Session, annotator: Annotator, assignment_id: int, draft: Mapping[str, Any]) -> None:
+    """Keeps an unfinished judgment, as the page has it. Raises NotFoundError, ConflictError (it is judged)."""
+    assignment = assignment_of(session, annotator, assignment_id)
+    if assignment.state != "leased":
+        raise ConflictError("this task is judged already")
+    check_text(str(draft))
+    assignment.draft = dict(draft)
+    assignment.expires_at = max(assignment.expires_at, now() + assignment.task.project.lease_seconds)
+
+
+def adjudicate(
+    session: Session, admin: Annotator, task_id: int, client_id: str, value: Mapping[str, Any], comment: str = ""
+) -> Label:
+    """An admin's decision about a task, by its answers' own indices; it supersedes an earlier decision."""
+    task = _locked(session, task_id)
+    if (before := _submitted(session, admin, client_id, task.id, "given")) is not None:
+        return before
+    n = len(task.responses)
+    stored = checked(task.project.kind, dict(value), n)
+    shown = list(range(n))
+    return _add(session, task, admin, shown, client_id, "given", stored, None, comment, False, adjudicates=True)
+
+
+def add_label(
+    session: Session,
+    task: Task,
+    annotator: Annotator | str,
+    client_id: str,
+    value: Mapping[str, Any],
+    *,
+    seconds: float | None = None,
+    comment: str = "",
+    created_at: float | None = None,
+) -> tuple[Label, bool]:
+    """A judgment made elsewhere, by the task's own indices; (label, whether it is new).
+
+    Args:
+        annotator: a person, or a name; an unknown name is added, without the right to sign in.
+        client_id: names the judgment where it was made; known ones add nothing. Another judgment of the same task by
+            the same person supersedes the earlier one.
+        created_at: when it was made; now, when absent.
+    """
+    person = imported_annotator(session, annotator) if isinstance(annotator, str) else annotator
+    task = _locked(session, task.id)
+    if (before := session.scalar(sa.select(Label).where(Label.client_id == client_id))) is not None:
+        if (before.task_id, before.annotator_id) != (task.id, person.id):
+            raise ConflictError(f"the label {client_id!r} is there already, for another task or annotator")
+        return before, False
+    n = len(task.responses)
+    stored = checked(task.project.kind, dict(value), n)
+    shown = list(range(n))
+    label = _add(session, task, person, shown, client_id, "given", stored, seconds, comment, False, at=created_at)
+    session.execute(
+        sa.update(Assignment)
+        .where(Assignment.task_id == task.id, Assignment.annotator_id == person.id)
+        .values(state="done", draft=None)
+    )
+    return label, True
+
+
+# -------------------------------------------------------------------------------------------------------- the row
+
+
+def _locked(session: Session, task_id: int) -> Task:
+    """The task, whose labels nobody else changes until the transaction ends."""
+    query = sa.select(Task).where(Task.id == task_id).with_for_update().execution_options(populate_existing=True)
+    task = session.scalar(query)
+    if task is None:
+        raise NotFoundError("there is no such task")
+    return task
+
+
+def _submitted(session: Session, annotator: Annotator, client_id: str, task_id: int, status: str) -> Label | None:
+    """The label of this client id, when it is the same act. Raises ConflictError when it is another."""
+    if not 8 <= len(client_id) <= 200:
+        raise DataError("must have 8 to 200 characters", field="client_id")
+    check_text(client_id)
+    found = session.scalar(sa.select(Label).where(Label.client_id == client_id))
+    if found is not None and (found.annotator_id, found.task_id, found.status) != (annotator.id, task_id, status):
+        raise ConflictError("this client id is another label's")
+    return found
+
+
+def _add(
+    session: Session,
+    task: Task,
+    annotator: Annotator,
+    shown: Sequence[int],
+    client_id: str,
+    status: str,
+    value: dict[str, Any] | None,
+    seconds: float | None,
+    comment: str,
+    flagged: bool,
+    *,
+    adjudicates: bool = False,
+    at: float | None = None,
+) -> Label:
+    """Adds the row, behind the last one of the same person and task, and brings the task up to date with it."""
+    if len(comment) > LONGEST_COMMENT:
+        raise DataError(f"has more than {LONGEST_COMMENT} characters", field="comment")
+    later = aliased(Label)
+    before = sa.select(Label.id).where(
+        Label.task_id == task.id,
+        Label.adjudicates == adjudicates,
+        ~sa.exists().where(later.supersedes == Label.id),
+    )
+    if not adjudicates:  # a decision supersedes another admin's, too
+        before = before.where(Label.annotator_id == annotator.id)
+    guideline = guidelines(session, task.project_id)
+    label = Label(
+        client_id=client_id,
+        task_id=task.id,
+        project_id=task.project_id,
+        annotator_id=annotator.id,
+        status=status,
+        value=value,
+        shown=list(shown),
+        seconds=None if seconds is None else max(0.0, min(float(seconds), 86400.0)),
+        comment=comment,
+        flagged=flagged,
+        adjudicates=adjudicates,
+        guideline_id=None if guideline is None else guideline.id,
+        supersedes=session.scalar(before.order_by(Label.id.desc()).limit(1)),
+        created_at=now() if at is None else at,
+    )
+    session.add(label)
+    session.flush()
+    _bring_up_to_date(session, task)
+    return label
+
+
+def _bring_up_to_date(session: Session, task: Task) -> None:
+    labels = session.scalars(sa.select(Label).where(Label.task_id == task.id, current())).all()
+    given = [label.value for label in labels if not label.adjudicates and label.value is not None]
+    task.n_labels = len(given)
+    task.open = task.n_labels < task.project.overlap
+    task.disagreement = disagreement(task.project.kind, given)
+    task.adjudicated = any(label.adjudicates for label in labels)
+    session.flush()

@@ -1,0 +1,258 @@
+"""Projects, their guidelines, and the tasks in them: made of responses, or of answers that were compared elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from wukong.errors import DataError, UsageError
+from wukong.feedback.store.database import insert_new
+from wukong.feedback.store.tables import (
+    KINDS,
+    MOST_SHOWN,
+    GuidelineVersion,
+    Project,
+    PromptRow,
+    ResponseRow,
+    Task,
+    TaskResponse,
+    check_text,
+)
+from wukong.feedback.store.values import checked
+from wukong.records import Messages, Response, prompt_id
+from wukong.seeds import derived_seed, permutation
+
+SHUFFLE = 2**31 - 1
+"""A prime: s -> (a s + b) mod p is another order of all s for every a, b (see `queue`)."""
+
+FEWEST = {"pairwise": 2, "ranking": 4, "likert": 1, "thumbs": 1}
+MOST = {"pairwise": 2, "ranking": MOST_SHOWN, "likert": MOST_SHOWN, "thumbs": 1}
+
+
+@dataclass
+class TaskDraft:
+    """A task to be added.
+
+    Attributes:
+        prompt: the conversation that was answered; empty where only answers are compared.
+        responses: the answers, 2 to 9 by kind, in any order: it is not the one shown.
+        external_id: names the task within its project; by default a hash of prompt and answers.
+        gold: the known answer as a value by index into `responses`, for a task that tests annotators.
+        priority: the larger, the sooner.
+    """
+
+    prompt: Messages
+    responses: Sequence[Response | str]
+    external_id: str = ""
+    gold: Mapping[str, Any] | None = None
+    priority: float = 0.0
+    source: str = ""
+
+
+def create_project(session: Session, name: str, kind: str, **settings: Any) -> Project:
+    """A new project. Raises UsageError for a name that is taken or a kind that is not known."""
+    if kind not in KINDS:
+        raise UsageError(f"the kind of task is {kind!r}; it must be one of {', '.join(KINDS)}")
+    if not name.strip():
+        raise UsageError("a project needs a name")
+    check_text(name)
+    if session.scalar(sa.select(Project.id).where(Project.name == name.strip())) is not None:
+        raise UsageError(f"there is a project {name.strip()!r} already")
+    project = Project(name=name.strip(), kind=kind)
+    session.add(project)
+    change_project(session, project, **settings)
+    session.flush()
+    return project
+
+
+_LIMITS = {"overlap": (1, 100), "gold_rate": (0, 1), "lease_seconds": (10, 7 * 86400), "active_selection": (0, 1)}
+
+
+def change_project(session: Session, project: Project, **settings: Any) -> None:
+    """Sets overlap, gold_rate, lease_seconds, active_selection. Raises UsageError for a value out of range."""
+    for name, value in settings.items():
+        low, high = _LIMITS[name]
+        if not low <= value <= high:
+            raise UsageError(f"{name} is {value}; it must lie between {low} and {high}")
+        setattr(project, name, value)
+    session.flush()
+    if "overlap" in settings:
+        session.execute(
+            sa.update(Task).where(Task.project_id == project.id).values(open=Task.n_labels < project.overlap)
+        )
+
+
+def add_guidelines(session: Session, project: Project, text: str, author_id: int | None = None) -> GuidelineVersion:
+    """The guidelines' next version; the same text again makes none."""
+    before = guidelines(session, project.id)
+    if before is not None and before.text == text:
+        return before
+    version = GuidelineVersion(
+        project_id=project.id, version=1 if before is None else before.version + 1, text=text, author_id=author_id
+    )
+    session.add(version)
+    session.flush()
+    return version
+
+
+def guidelines(session: Session, project_id: int) -> GuidelineVersion | None:
+    """The newest version."""
+    newest = GuidelineVersion.version.desc()
+    return session.scalar(
+        sa.select(GuidelineVersion).where(GuidelineVersion.project_id == project_id).order_by(newest).limit(1)
+    )
+
+
+# ----------------------------------------------------------------------------------------------------- adding tasks
+
+
+def add_tasks(session: Session, project: Project, drafts: Iterable[TaskDraft]) -> int:
+    """Adds the tasks that are not there yet, and what they are made of; returns how many those were.
+
+    Raises DataError for a task with too few or too many answers, equal answers, or a gold answer that does not fit.
+    """
+    count = 0
+    for part in _parts(drafts, 500):
+        rows = [_row(project, draft) for draft in part]
+        insert_new(session, PromptRow, [row["prompt"] for row in rows])
+        insert_new(session, ResponseRow, [one for row in rows for one in row["responses"]])
+        count += insert_new(session, Task, [row["task"] for row in rows])
+        names = [row["task"]["external_id"] for row in rows]
+        ids = dict(
+            session.execute(
+                sa.select(Task.external_id, Task.id).where(Task.project_id == project.id, Task.external_id.in_(names))
+            ).all()
+        )
+        insert_new(
+            session,
+            TaskResponse,
+            [
+                {"task_id": ids[row["task"]["external_id"]], "position": place, "response_id": one["id"]}
+                for row in rows
+                for place, one in enumerate(row["responses"])
+            ],
+        )
+    return count
+
+
+def add_task(session: Session, project: Project, draft: TaskDraft) -> Task:
+    """The task, added when its external id is new to the project."""
+    add_tasks(session, project, [draft])
+    name = draft.external_id or _identity(draft)
+    return session.scalars(sa.select(Task).where(Task.project_id == project.id, Task.external_id == name)).one()
+
+
+def _parts(drafts: Iterable[TaskDraft], size: int) -> Iterator[list[TaskDraft]]:
+    part: list[TaskDraft] = []
+    for draft in drafts:
+        part.append(draft)
+        if len(part) == size:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def _text(response: Response | str) -> str:
+    return response if isinstance(response, str) else response.text
+
+
+def content_hash(*parts: Any) -> str:
+    """A name for what has none of its own."""
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()[:32]
+
+
+def _identity(draft: TaskDraft) -> str:
+    return content_hash([m.model_dump() for m in draft.prompt], [_text(one) for one in draft.responses])
+
+
+def _row(project: Project, draft: TaskDraft) -> dict[str, Any]:
+    texts = [_text(one) for one in draft.responses]
+    for text in [*texts, *(m.content for m in draft.prompt)]:
+        check_text(text)
+    if not FEWEST[project.kind] <= len(texts) <= MOST[project.kind]:
+        few, many = FEWEST[project.kind], MOST[project.kind]
+        wanted = str(few) if few == many else f"{few} to {many}"
+        raise DataError(f"a {project.kind} task has {wanted} answers, not {len(texts)}")
+    if len(set(texts)) < len(texts):
+        raise DataError("a task compares different answers; two of these are equal")
+    prompt = prompt_id(draft.prompt)
+    name = draft.external_id or _identity(draft)
+    gold = None if draft.gold is None else checked(project.kind, dict(draft.gold), len(texts))
+    return {
+        "prompt": {
+            "id": prompt,
+            "messages": [m.model_dump() for m in draft.prompt],
+            "text": draft.prompt[-1].content if draft.prompt else "",
+            "source": draft.source,
+        },
+        "responses": [_response_row(prompt, one, draft.source) for one in draft.responses],
+        "task": {
+            "project_id": project.id,
+            "prompt_id": prompt,
+            "external_id": name,
+            "priority": draft.priority,
+            "shuffle": derived_seed("task", project.id, name) % SHUFFLE,
+            "is_gold": gold is not None,
+            "gold": gold,
+        },
+    }
+
+
+def _response_row(prompt: str, response: Response | str, source: str) -> dict[str, Any]:
+    """A response by its own id; a text without one, or an id that means another text elsewhere, by its content."""
+    if isinstance(response, str):
+        return {
+            "id": content_hash(prompt, response), "prompt_id": prompt, "text": response, "model": "", "sampling": {},
+            "finish_reason": "stop", "n_tokens": 0, "source": source,
+        }  # fmt: skip
+    return {
+        "id": content_hash(prompt, response.id, response.text),
+        "prompt_id": prompt,
+        "text": response.text,
+        "model": response.model,
+        "sampling": response.sampling.model_dump(),
+        "finish_reason": response.finish_reason,
+        "n_tokens": response.n_tokens,
+        "source": response.source,
+    }
+
+
+def drafts_of(kind: str, responses: Iterable[Response], per_prompt: int = 0, seed: int = 0) -> Iterator[TaskDraft]:
+    """Tasks of the answers to each prompt: answers with the same text count once, empty ones not at all.
+
+    Args:
+        kind: pairwise makes pairs, ranking and likert show up to 9 answers together, thumbs one at a time.
+        per_prompt: of a prompt's pairs, or of its answers for the other kinds, so many at most, drawn by the seed;
+            0 takes all. A ranking of more than 9 takes 9.
+        seed: of that draw.
+    """
+    by_prompt: dict[str, dict[str, Response]] = defaultdict(dict)
+    for response in responses:
+        if response.text.strip():
+            by_prompt[response.prompt_id].setdefault(response.text, response)
+    for name, answers in by_prompt.items():
+        all_of_them = list(answers.values())
+        if kind == "pairwise":
+            groups: list[tuple[Response, ...]] = list(combinations(all_of_them, 2))
+            groups = _drawn(groups, per_prompt, seed, name)
+        else:
+            taken = _drawn(all_of_them, per_prompt if kind == "thumbs" else per_prompt or MOST_SHOWN, seed, name)
+            groups = [(one,) for one in taken] if kind == "thumbs" else [tuple(taken[:MOST_SHOWN])]
+        for group in groups:
+            if len(group) >= FEWEST[kind]:
+                yield TaskDraft(group[0].messages, group, source=group[0].source)
+
+
+def _drawn(items: list[Any], count: int, seed: int, name: str) -> list[Any]:
+    if not count or len(items) <= count:
+        return items
+    return [items[i] for i in sorted(permutation(len(items), seed, "task", name)[:count])]

@@ -1,0 +1,452 @@
+"""What admins see and send: projects, their tasks, quality and disagreements, people.
+
+Lists are paged and filtered by the database; no page loads more rows than it shows.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import sqlalchemy as sa
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from sqlalchemy.orm import selectinload
+from starlette.datastructures import FormData, UploadFile
+
+from wukong.console import say
+from wukong.errors import UsageError, WukongError
+from wukong.feedback.agreement import summary
+from wukong.feedback.selection import pair_uncertainty
+from wukong.feedback.store import people
+from wukong.feedback.store.database import Store
+from wukong.feedback.store.exchange import Use, import_file, judgments_of
+from wukong.feedback.store.labels import NotFoundError, current
+from wukong.feedback.store.tables import (
+    KINDS,
+    Annotator,
+    Invitation,
+    Label,
+    PromptRow,
+    Task,
+    TaskResponse,
+    now,
+)
+from wukong.feedback.store.tasks import add_guidelines, change_project, create_project, guidelines
+from wukong.feedback.store.values import FLAGS
+from wukong.files import read_json
+from wukong.records import Message, Prompt, as_messages, write_records
+from wukong.web.access import Admin, AStore, Form, settings_of
+from wukong.web.api import project_or_404
+from wukong.web.pages import page as render_page
+
+router = APIRouter(include_in_schema=False)
+PAGE = 50
+
+
+@dataclass
+class Job:
+    """Work that goes on behind a page: `state` is running, done or failed."""
+
+    what: str
+    state: str = "running"
+    message: str = ""
+
+
+# ----------------------------------------------------------------------------------------------------------- projects
+
+
+@router.get("/projects/new")
+def new_project(request: Request, person: Admin) -> HTMLResponse:
+    return render_page(request, "new_project", person=person, kinds=KINDS)
+
+
+@router.post("/projects/new")
+def make_project(person: Admin, store: AStore, form: Form) -> Response:
+    with store.write() as session:
+        project = create_project(session, _text(form, "name"), _text(form, "kind"), **_settings(form))
+        if _text(form, "guidelines").strip():
+            add_guidelines(session, project, _text(form, "guidelines"), person.id)
+        return RedirectResponse(f"/projects/{project.id}", 303)
+
+
+def _text(form: FormData, name: str) -> str:
+    value = form.get(name)
+    return value.replace("\r\n", "\n") if isinstance(value, str) else ""
+
+
+def _number(form: FormData, name: str, default: float) -> float:
+    text = _text(form, name).strip()
+    try:
+        return float(text) if text else default
+    except ValueError:
+        raise UsageError(f"{name}: {text!r} is not a number") from None
+
+
+def _settings(form: FormData) -> dict[str, Any]:
+    return {
+        "overlap": int(_number(form, "overlap", 1)),
+        "gold_rate": _number(form, "gold_percent", 0) / 100,
+        "lease_seconds": _number(form, "lease_minutes", 30) * 60,
+        "active_selection": "active_selection" in form,
+    }
+
+
+@router.get("/projects/{project_id}")
+def project_page(request: Request, project_id: int, store: AStore, person: Admin) -> HTMLResponse:
+    with store.read() as session:
+        project = project_or_404(session, project_id)
+        mine = Task.project_id == project_id
+        counts = session.execute(
+            sa.select(
+                sa.func.count(),
+                sa.func.count().filter(~Task.open),
+                sa.func.count().filter(Task.is_gold),
+                sa.func.count().filter(Task.disagreement > 0, ~Task.adjudicated),
+                sa.func.coalesce(sa.func.sum(Task.n_labels), 0),
+            ).where(mine)
+        ).one()
+        version = guidelines(session, project_id)
+    run = settings_of(request).run_dir
+    return render_page(
+        request,
+        "project",
+        person=person,
+        project=project,
+        counts=dict(zip(("tasks", "complete", "gold", "disagreements", "labels"), counts, strict=True)),
+        guidelines=version,
+        files=[file.name for file in _record_files(run)],
+        policies=[path.name for path in models(run, "GPT2LMHeadModel")],
+        reward_models=[path.name for path in models(run, "GPT2ForSequenceClassification")],
+        job=request.app.state.jobs.get(project_id),
+    )
+
+
+@router.post("/projects/{project_id}/settings")
+def settings(project_id: int, store: AStore, person: Admin, form: Form) -> Response:
+    with store.write() as session:
+        project = project_or_404(session, project_id)
+        change_project(session, project, **_settings(form))
+        add_guidelines(session, project, _text(form, "guidelines"), person.id)
+    return RedirectResponse(f"/projects/{project_id}", 303)
+
+
+# ------------------------------------------------------------------------------------------------------- adding tasks
+
+
+def _record_files(run: Path | None) -> list[Path]:
+    return sorted(run.glob("*.jsonl")) if run else []
+
+
+def models(run: Path | None, architecture: str) -> list[Path]:
+    """The run's model directories of a kind, by what their config.json says."""
+    found = []
+    for config in sorted(run.glob("*/config.json")) if run else []:
+        try:
+            if architecture in read_json(config).get("architectures", []):
+                found.append(config.parent)
+        except (WukongError, AttributeError):  # a directory that is no model of ours
+            continue
+    return found
+
+
+def _chosen(names: list[str], offered: list[Path]) -> list[Path]:
+    """The offered paths of these names: a name never becomes a path, so none can lead out of the run."""
+    by_name = {path.name: path for path in offered}
+    if missing := [name for name in names if name not in by_name]:
+        raise NotFoundError(f"the run has no {missing[0]!r}")
+    return [by_name[name] for name in names]
+
+
+@router.post("/projects/{project_id}/import")
+def add_file(request: Request, project_id: int, store: AStore, person: Admin, form: Form) -> Response:
+    """Tasks from an uploaded file, or from one of the run."""
+    use = _text(form, "use") or "tasks"
+    if use not in get_args(Use):
+        raise UsageError(f"use is {use!r}; it must be one of {', '.join(get_args(Use))}")
+    per_prompt = int(_number(form, "per_prompt", 0))
+    with _source(request, form) as path, store.write() as session:
+        project = project_or_404(session, project_id)
+        added = import_file(session, project, path, cast(Use, use), per_prompt)
+    request.app.state.jobs[project_id] = Job(path.name, "done", f"{added} new tasks")
+    return RedirectResponse(f"/projects/{project_id}", 303)
+
+
+@contextmanager
+def _source(request: Request, form: FormData) -> Iterator[Path]:
+    upload = form.get("file")
+    if not isinstance(upload, UploadFile) or not upload.filename:
+        yield _chosen([_text(form, "run_file")], _record_files(settings_of(request).run_dir))[0]
+        return
+    with tempfile.TemporaryDirectory(prefix="wukong-import-") as directory:
+        suffix = "".join(Path(upload.filename).suffixes[-2:])
+        suffix = suffix if suffix.replace(".", "").isalnum() and len(suffix) < 20 else ".jsonl"
+        path = Path(directory) / f"upload{suffix}"
+        with path.open("wb") as out:
+            shutil.copyfileobj(upload.file, out)
+        yield path
+
+
+@router.post("/projects/{project_id}/generate")
+def generate(request: Request, project_id: int, store: AStore, person: Admin, form: Form) -> Response:
+    """Tasks whose answers models of the run give now, by `wukong sample`, in a process of its own."""
+    run = settings_of(request).run_dir
+    chosen = _chosen([str(name) for name in form.getlist("models")], models(run, "GPT2LMHeadModel"))
+    prompts = [line.strip() for line in _text(form, "prompts").splitlines() if line.strip()]
+    if not chosen or not prompts:
+        raise UsageError("choose a model, and write a prompt a line")
+    options = {
+        "--responses-per-prompt": str(int(_number(form, "responses", 4))),
+        "--temperatures": str(_number(form, "temperature", 1.0)),
+        "--max-new-tokens": str(int(_number(form, "max_new_tokens", 112))),
+        "--seed": str(int(now())),
+    }
+    _start(request, project_id, "sample", lambda: _sample(store, project_id, chosen, prompts, options))
+    return RedirectResponse(f"/projects/{project_id}", 303)
+
+
+def _start(request: Request, project_id: int, what: str, work: Any) -> None:
+    """Runs `work` behind the page; what it returns, or its error, is shown there."""
+    jobs: dict[int, Job] = request.app.state.jobs
+    if project_id in jobs and jobs[project_id].state == "running":
+        raise UsageError("something is running for this project already; wait for its end")
+    job = jobs[project_id] = Job(what)
+
+    def run() -> None:
+        try:
+            job.message, job.state = work(), "done"
+        except WukongError as error:
+            job.message, job.state = str(error), "failed"
+        except BaseException as error:
+            job.message, job.state = f"{type(error).__name__}: {error}", "failed"
+            raise
+
+    threading.Thread(target=run, name=f"wukong-{what}-{project_id}", daemon=True).start()
+
+
+def _sample(store: Store, project_id: int, chosen: list[Path], prompts: list[str], options: dict[str, str]) -> str:
+    with tempfile.TemporaryDirectory(prefix="wukong-sample-") as directory:
+        asked, out = Path(directory) / "prompts.jsonl", Path(directory) / "responses.jsonl"
+        write_records(asked, [Prompt(messages=as_messages(text), source="studio") for text in prompts])
+        command = [sys.executable, "-m", "wukong", "sample", "--models", *map(str, chosen), "--prompts", str(asked)]
+        command += ["--out", str(out), *(word for pair in options.items() for word in pair)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "NO_COLOR": "1"})
+        if done.returncode:
+            raise UsageError((done.stderr.strip().splitlines() or ["wukong sample failed"])[-1])
+        with store.write() as session:
+            added = import_file(session, project_or_404(session, project_id), out)
+    return f"{added} new tasks"
+
+
+@router.post("/projects/{project_id}/uncertainty")
+def uncertainty(request: Request, project_id: int, store: AStore, person: Admin, form: Form) -> Response:
+    """Has reward models of the run say how unsure they are of each open task (see `feedback.selection`)."""
+    run = settings_of(request).run_dir
+    chosen = _chosen([str(name) for name in form.getlist("models")], models(run, "GPT2ForSequenceClassification"))
+    if not chosen:
+        raise UsageError("choose a reward model")
+    _start(request, project_id, "uncertainty", lambda: rate_uncertainty(store, project_id, chosen))
+    return RedirectResponse(f"/projects/{project_id}", 303)
+
+
+def rate_uncertainty(store: Store, project_id: int, reward_models: list[Path]) -> str:
+    """Sets the uncertainty of the project's open tasks with two answers or more."""
+    with store.read() as session:
+        answers = selectinload(Task.responses).selectinload(TaskResponse.response)
+        tasks = session.scalars(
+            sa.select(Task).where(Task.project_id == project_id, Task.open).options(selectinload(Task.prompt), answers)
+        ).all()
+        items = [([Message.model_validate(m) for m in t.prompt.messages], t.texts) for t in tasks]
+    items_of = {task.id: item for task, item in zip(tasks, items, strict=True) if len(item[1]) > 1 and item[0]}
+    scores = [_scores(path, list(items_of.values())) for path in reward_models]
+    with store.write() as session:
+        count = 0
+        for number, task_id in enumerate(items_of):
+            per_model = [one[number] for one in scores]
+            if any(found is None for found in per_model):
+                continue  # too long for a model: it stays where it is
+            value = pair_uncertainty(cast(list[list[float]], per_model))
+            session.execute(sa.update(Task).where(Task.id == task_id).values(uncertainty=value))
+            count += 1
+        project_or_404(session, project_id).active_selection = True
+    say(f"studio: {count} tasks rated by {len(reward_models)} reward models")
+    return f"{count} tasks rated"
+
+
+def _scores(path: Path, items: list[tuple[list[Message], list[str]]]) -> list[list[float] | None]:
+    """The reward of each answer; None for a task of which one is longer than the model's context."""
+    from wukong.model.hub import load_reward
+    from wukong.stages.common import answer_ids, scores_of
+    from wukong.training.compute import compute_for
+
+    model, tokenizer = load_reward(str(path))
+    compute = compute_for("auto", "auto")
+    model.to(compute.device).eval()
+    rows = [
+        [answer_ids(tokenizer, prompt, text, model.config.n_positions) for text in texts] for prompt, texts in items
+    ]
+    flat = [ids for row in rows if all(row) for ids in row if ids]
+    scores = iter(scores_of(model, flat, compute, 8192) if flat else [])
+    return [[next(scores) for _ in row] if all(row) else None for row in rows]
+
+
+# -------------------------------------------------------------------------------------------------------------- lists
+
+
+FILTERS = {
+    "all": sa.true(),
+    "open": Task.open,
+    "complete": ~Task.open,
+    "gold": Task.is_gold,
+    "disagreement": sa.and_(Task.disagreement > 0, ~Task.adjudicated),
+    "adjudicated": Task.adjudicated,
+}
+
+
+@router.get("/projects/{project_id}/tasks")
+def tasks(
+    request: Request, project_id: int, store: AStore, person: Admin, show: str = "all", q: str = "", page: int = 1
+) -> HTMLResponse:
+    if show not in FILTERS:
+        raise UsageError(f"show is {show!r}; it must be one of {', '.join(FILTERS)}")
+    with store.read() as session:
+        project = project_or_404(session, project_id)
+        query = sa.select(Task).where(Task.project_id == project_id, FILTERS[show])
+        if q:
+            found = sa.select(PromptRow.id).where(PromptRow.text.icontains(q, autoescape=True))
+            query = query.where(Task.prompt_id.in_(found))
+        count = session.scalar(sa.select(sa.func.count()).select_from(query.subquery())) or 0
+        order = Task.disagreement.desc() if show == "disagreement" else Task.id
+        page = max(1, min(page, 10**6))
+        query = query.order_by(order, Task.id).limit(PAGE).offset((page - 1) * PAGE)
+        rows = session.scalars(query.options(selectinload(Task.prompt))).all()
+    return render_page(
+        request,
+        "tasks",
+        person=person,
+        project=project,
+        rows=rows,
+        count=count,
+        page=page,
+        pages=max(1, -(-count // PAGE)),
+        show=show,
+        filters=list(FILTERS),
+        q=q,
+    )
+
+
+@router.get("/tasks/{task_id}")
+def task_page(request: Request, task_id: int, store: AStore, person: Admin) -> HTMLResponse:
+    """One task with every judgment of it, those that were taken back too, and the place to decide."""
+    with store.read() as session:
+        task = session.get(Task, task_id)
+        if task is None:
+            raise NotFoundError("there is no such task")
+        texts, messages, project = task.texts, task.prompt.messages, task.project
+        sources = [one.response.model for one in task.responses]
+        loaded = (
+            sa.select(Label).where(Label.task_id == task_id).order_by(Label.id).options(selectinload(Label.annotator))
+        )
+        rows = session.scalars(loaded).all()
+        counting = set(session.scalars(sa.select(Label.id).where(Label.task_id == task_id, current())))
+        following = session.scalar(
+            sa.select(Task.id)
+            .where(Task.project_id == project.id, FILTERS["disagreement"], Task.id != task_id)
+            .order_by(Task.disagreement.desc(), Task.id)
+            .limit(1)
+        )
+    return render_page(
+        request,
+        "task",
+        person=person,
+        task=task,
+        project=project,
+        texts=texts,
+        sources=sources,
+        messages=messages,
+        rows=rows,
+        counting=counting,
+        following=following,
+        flags=FLAGS,
+    )
+
+
+@router.get("/projects/{project_id}/quality")
+def quality(request: Request, project_id: int, store: AStore, person: Admin) -> HTMLResponse:
+    with store.read() as session:
+        project = project_or_404(session, project_id)
+        figures = summary(judgments_of(session, project))
+    return render_page(request, "quality", person=person, project=project, figures=figures)
+
+
+# ------------------------------------------------------------------------------------------------------------- people
+
+
+@router.get("/people")
+def everybody(request: Request, store: AStore, person: Admin, page: int = 1) -> HTMLResponse:
+    return _people(request, store, person, page)
+
+
+def _people(request: Request, store: Store, person: Annotator, page: int = 1, link: str = "") -> HTMLResponse:
+    with store.read() as session:
+        counts = sa.select(Label.annotator_id, sa.func.count().label("n")).where(current()).group_by(Label.annotator_id)
+        labels = counts.subquery()
+        page = max(1, min(page, 10**6))
+        rows = session.execute(
+            sa.select(Annotator, sa.func.coalesce(labels.c.n, 0))
+            .outerjoin(labels, labels.c.annotator_id == Annotator.id)
+            .order_by(Annotator.id)
+            .limit(PAGE)
+            .offset((page - 1) * PAGE)
+        ).all()
+        count = session.scalar(sa.select(sa.func.count()).select_from(Annotator)) or 0
+        waiting = session.scalars(
+            sa.select(Invitation)
+            .where(Invitation.used_at.is_(None), Invitation.expires_at > now())
+            .order_by(Invitation.created_at.desc())
+            .limit(PAGE)
+        ).all()
+    pages = max(1, -(-count // PAGE))
+    return render_page(
+        request, "people", person=person, rows=rows, waiting=waiting, link=link, page=page, pages=pages, count=count
+    )
+
+
+@router.post("/people/invite")
+def invite(request: Request, store: AStore, person: Admin, form: Form) -> HTMLResponse:
+    """A new link, shown once: the store keeps no copy that would let anyone in."""
+    with store.write() as session:
+        known = session.get(Annotator, int(_number(form, "annotator", 0)))
+        days = _number(form, "days", 7)
+        if not 0 < days <= 90:
+            raise UsageError("an invitation is good for 1 to 90 days")
+        role = _text(form, "role") or "annotator"
+        token = people.invite(session, role, note=_text(form, "note"), annotator=known, seconds=days * 86400)
+    return _people(request, store, person, link=str(request.base_url) + f"invite/{token}")
+
+
+@router.post("/people/withdraw")
+def withdraw(store: AStore, person: Admin, form: Form) -> Response:
+    with store.write() as session:
+        session.execute(sa.delete(Invitation).where(Invitation.id == _text(form, "invitation")))
+    return RedirectResponse("/people", 303)
+
+
+@router.post("/people/active")
+def active(store: AStore, person: Admin, form: Form) -> Response:
+    """Closes an account, or opens it again; an admin cannot lock themselves out."""
+    with store.write() as session:
+        other = session.get(Annotator, int(_number(form, "annotator", 0)))
+        if other is None or other.id == person.id:
+            raise NotFoundError("there is no other such person")
+        people.set_active(session, other, _text(form, "active") == "yes")
+    return RedirectResponse("/people", 303)

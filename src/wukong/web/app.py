@@ -1,0 +1,159 @@
+"""The application: its parts, its errors as pages or JSON, its templates."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from fastapi.staticfiles import StaticFiles
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+from starlette.exceptions import HTTPException
+
+import wukong
+from wukong.errors import RunError, UsageError, WukongError
+from wukong.feedback.store.database import Store
+from wukong.feedback.store.labels import ConflictError, NotFoundError
+from wukong.feedback.store.people import InvitationError
+from wukong.feedback.store.tables import Annotator
+from wukong.web import admin, api, pages
+from wukong.web.access import (
+    ForbiddenError,
+    Guard,
+    Settings,
+    SignInError,
+    csrf_token,
+    load_signing_key,
+    maybe_person,
+)
+from wukong.web.texts import LANGUAGES, preferred, script_texts, translate
+
+HERE = Path(__file__).parent
+STATUS: dict[type[Exception], int] = {
+    SignInError: 401,
+    ForbiddenError: 403,
+    InvitationError: 403,
+    NotFoundError: 404,
+    ConflictError: 409,
+    RunError: 503,
+}
+
+
+def create_app(store: Store, settings: Settings | None = None) -> FastAPI:
+    """The studio over a store.
+
+    Args:
+        store: an open store; whoever opened it closes it.
+        settings: how it is served; by default on the loopback, without a run.
+    """
+    settings = settings or Settings()
+    app = FastAPI(
+        title="Wukong studio",
+        version=wukong.__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/api/openapi.json",
+    )
+    app.state.store, app.state.settings = store, settings
+    app.state.signing_key = load_signing_key(store)
+    app.state.jobs = {}
+    app.state.templates = _templates()
+    app.include_router(api.router)
+    app.include_router(pages.router)
+    app.include_router(admin.router)
+    app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
+    app.add_middleware(Guard, settings=settings)
+    app.add_exception_handler(WukongError, _wukong_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(sa.exc.IntegrityError, _raced)
+    return app
+
+
+# -------------------------------------------------------------------------------------------------------------- pages
+
+
+def _templates() -> Environment:
+    found = Environment(
+        loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    found.filters["markdown"] = _markdown
+    found.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
+    found.filters["when"] = lambda seconds: time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    found.filters["percent"] = lambda x: "–" if x is None else f"{100 * x:.0f} %"
+    found.filters["figure"] = lambda x: "–" if x is None else f"{x:.2f}".replace("-", "−")
+    return found
+
+
+def _markdown(text: str) -> Markup:
+    """Markdown without HTML: what looks like a tag is shown as text, and only harmless links become links."""
+    return Markup(MarkdownIt("commonmark", {"html": False}).enable("table").render(text))
+
+
+def language_of(request: Request) -> str:
+    chosen = request.cookies.get("wukong_language", "")
+    return chosen if chosen in LANGUAGES else preferred(request.headers.get("accept-language", ""))
+
+
+def render(request: Request, template: str, status: int = 200, /, **values: Any) -> HTMLResponse:
+    """A page, in the language and the theme of whoever asked."""
+    language = language_of(request)
+    theme = request.cookies.get("wukong_theme", "")
+    person: Annotator | None = values.pop("person", None) or maybe_person(request)
+
+    def t(text: str, **more: Any) -> str:
+        return translate(language, text, **more)
+
+    page = request.app.state.templates.get_template(f"{template}.html.jinja").render(
+        t=t,
+        language=language,
+        languages=LANGUAGES,
+        theme=theme if theme in ("light", "dark") else "",
+        person=person,
+        csrf=csrf_token(request),
+        path=request.url.path,
+        script_texts=script_texts(language),
+        version=wukong.__version__,
+        **values,
+    )
+    return HTMLResponse(page, status)
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+def _answer(request: Request, status: int, message: str) -> Response:
+    if request.url.path.startswith("/api/"):
+        return JSONResponse({"error": message}, status)
+    if status == 401:
+        return RedirectResponse("/login", 303)
+    return render(request, "message", status, message=message)
+
+
+async def _wukong_error(request: Request, error: Exception) -> Response:
+    return _answer(request, STATUS.get(type(error), 400 if isinstance(error, UsageError) else 500), str(error))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = "there is no such page" if error.status_code == 404 else str(error.detail)
+    return _answer(request, error.status_code, message)
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    return _answer(request, 422, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}")
+
+
+async def _raced(request: Request, error: Exception) -> Response:
+    """Two requests wanted the same name or client id at the same moment; the other one has it."""
+    return _answer(request, 409, "somebody else did this at the same moment; reload the page")

@@ -1,0 +1,139 @@
+"""What everybody sees: the door, the list of projects, the label page."""
+
+from __future__ import annotations
+
+import hmac
+from typing import Any
+
+import sqlalchemy as sa
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+
+from wukong.errors import UsageError
+from wukong.feedback.store import people
+from wukong.feedback.store.queue import progress
+from wukong.feedback.store.tables import Annotator, Project
+from wukong.feedback.store.tasks import guidelines
+from wukong.feedback.store.values import FLAGS, SKIP_REASONS
+from wukong.web.access import COOKIE, AStore, ForbiddenError, Form, Person, settings_of
+from wukong.web.api import project_or_404
+from wukong.web.texts import LANGUAGES
+
+router = APIRouter(include_in_schema=False)
+YEAR = 365 * 86400
+
+
+def page(request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+    from wukong.web.app import render  # the application is made of this module
+
+    return render(request, template, status, **values)
+
+
+@router.get("/")
+def home(request: Request, store: AStore, person: Person) -> HTMLResponse:
+    with store.read() as session:
+        found = session.scalars(sa.select(Project).order_by(Project.id.desc())).all()
+        rows = [{"project": project, **progress(session, project, person)} for project in found]
+    return page(request, "home", person=person, rows=rows)
+
+
+@router.get("/label/{project_id}")
+def label(request: Request, project_id: int, store: AStore, person: Person) -> HTMLResponse:
+    with store.read() as session:
+        project = project_or_404(session, project_id)
+        version = guidelines(session, project_id)
+    return page(request, "label", person=person, project=project, guidelines=version, flags=FLAGS, reasons=SKIP_REASONS)
+
+
+# ----------------------------------------------------------------------------------------------------------- the door
+
+
+@router.get("/invite/{token}")
+def invitation(request: Request, token: str, store: AStore) -> HTMLResponse:
+    """Only shows the door: programs that preview links must not use an invitation up."""
+    with store.write() as session:
+        row = people.invitation(session, token)
+        known = session.get(Annotator, row.annotator_id) if row.annotator_id else None
+    return _door(request, "invite", role=row.role, known=known, error="")
+
+
+@router.post("/invite/{token}")
+def accept(request: Request, token: str, store: AStore, form: Form) -> Response:
+    with store.write() as session:
+        row = people.invitation(session, token)
+        known = session.get(Annotator, row.annotator_id) if row.annotator_id else None
+        role = row.role
+    try:
+        if role == "admin":
+            _check_secret(request, form.get("secret"), needed=False)
+        with store.write() as session:
+            person = people.accept(session, token, str(form.get("name") or ""))
+            cookie = people.sign_in(session, person)
+    except people.InvitationError:
+        raise
+    except UsageError as error:
+        return _door(request, "invite", 400, role=role, known=known, error=str(error))
+    return _let_in(request, cookie)
+
+
+@router.get("/login")
+def login(request: Request) -> HTMLResponse:
+    return _door(request, "login", error="")
+
+
+@router.post("/login")
+def login_with_secret(request: Request, store: AStore, form: Form) -> Response:
+    """Admins come in by their name and the server's secret, where it has one."""
+    try:
+        _check_secret(request, form.get("secret"), needed=True)
+        with store.write() as session:
+            name = " ".join(str(form.get("name") or "").split())
+            person = session.scalar(sa.select(Annotator).where(Annotator.name == name, Annotator.role == "admin"))
+            if person is None or not person.active:
+                raise ForbiddenError("there is no admin of this name")
+            cookie = people.sign_in(session, person)
+    except ForbiddenError as error:
+        return _door(request, "login", 403, error=str(error))
+    return _let_in(request, cookie)
+
+
+def _door(request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+    return page(request, template, status, asks_secret=settings_of(request).admin_secret is not None, **values)
+
+
+def _check_secret(request: Request, given: Any, *, needed: bool) -> None:
+    secret = settings_of(request).admin_secret
+    if secret is None and not needed:
+        return
+    if secret is None or not hmac.compare_digest(str(given or "").encode(), secret.encode()):
+        raise ForbiddenError("this is not the admin secret")
+
+
+def _let_in(request: Request, cookie: str) -> Response:
+    answer = RedirectResponse("/", 303)
+    secure = settings_of(request).secure
+    seconds = int(people.SESSION_SECONDS)
+    answer.set_cookie(COOKIE, cookie, max_age=seconds, httponly=True, samesite="lax", secure=secure)
+    return answer
+
+
+@router.post("/logout")
+def logout(request: Request, store: AStore, form: Form) -> Response:
+    with store.write() as session:
+        people.sign_out(session, request.cookies.get(COOKIE, ""))
+    answer = RedirectResponse("/login", 303)
+    answer.delete_cookie(COOKIE)
+    return answer
+
+
+@router.post("/preferences")
+def preferences(request: Request, form: Form) -> Response:
+    """Language and theme, kept in the browser."""
+    back = str(form.get("back") or "/")
+    local = back.startswith("/") and not back.startswith(("//", "/\\"))
+    answer = RedirectResponse(back if local else "/", 303)
+    if form.get("language") in LANGUAGES:
+        answer.set_cookie("wukong_language", str(form["language"]), max_age=YEAR, samesite="lax")
+    if form.get("theme") in ("light", "dark", "auto"):
+        answer.set_cookie("wukong_theme", str(form["theme"]), max_age=YEAR, samesite="lax")
+    return answer

@@ -1,0 +1,49 @@
+// Requests with the CSRF token, and texts in the page's language.
+
+const texts = JSON.parse(document.body.dataset.texts);
+
+export function t(text, values = {}) {
+  return (texts[text] ?? text).replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "");
+}
+
+export class Refused extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+// The answer's JSON. Throws Refused when the server said no, TypeError when it was not reached.
+export async function send(method, path, body) {
+  const answer = await fetch(path, {
+    method,
+    headers: { "content-type": "application/json", "x-csrf-token": document.querySelector("meta[name=csrf]").content },
+    body: JSON.stringify(body),
+  });
+  if (!answer.ok) {
+    const said = await answer.json().catch(() => ({}));
+    throw new Refused(answer.status, said.error ?? answer.statusText);
+  }
+  return answer.status === 204 ? null : answer.json();
+}
+
+export function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else if (value === true) made.setAttribute(name, "");
+    else if (value !== false && value !== null) made.setAttribute(name, value);
+  }
+  made.append(...children);
+  return made;
+}
+
+// Random, also where the page is not in a secure context and crypto.randomUUID is missing.
+export function randomId() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+export function typing(event) {
+  const at = event.target;
+  return at.matches("input:not([type=checkbox]):not([type=radio]), textarea, select") || event.ctrlKey || event.metaKey || event.altKey;
+}

@@ -1,0 +1,118 @@
+"""`wukong studio`: the web application where people label.
+
+In:  a label store (made when absent), and for admins a run's models and responses.
+Out: judgments in the store; its pages export them for `wukong reward`.
+
+    wukong studio --run runs/kitchen
+
+Prints an address with an admin's invitation, and opens it. It listens on the loopback only, unless --host says
+otherwise; then the environment variable WUKONG_ADMIN_SECRET must hold a secret, without which nobody becomes an admin.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import webbrowser
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pydantic import Field
+
+from wukong.console import say
+from wukong.errors import RunError, UsageError
+from wukong.options import Options
+
+SECRET = "WUKONG_ADMIN_SECRET"
+
+
+class StudioOptions(Options):
+    """Serve the studio: people label answers in their browsers."""
+
+    run: Path | None = None
+    """The run whose models and responses can be labelled."""
+    db: str = ""
+    """The label store: an SQLite file or postgresql://user@host/name; studio.db in the run's directory, or here."""
+    host: str = "127.0.0.1"
+    """The address to listen on. Beyond the loopback, WUKONG_ADMIN_SECRET must be set in the environment."""
+    port: int = Field(7860, ge=0, le=65535)
+    """The port; 0 takes a free one."""
+    public_url: str | None = None
+    """The address people use, where a proxy stands before the studio, as in https://label.example.org."""
+    open_browser: bool = True
+    """Open the address in a browser."""
+
+
+def run(options: StudioOptions) -> None:
+    """Serves until Ctrl-C. Raises UsageError for a store, run or address that cannot be used."""
+    try:
+        import uvicorn
+
+        from wukong.feedback.store.database import Store
+        from wukong.feedback.store.people import invite
+        from wukong.web.access import LOCAL_NAMES, Settings
+        from wukong.web.app import create_app
+    except ImportError as error:
+        raise UsageError(f"the studio needs {error.name}: pip install 'wukong-rlhf[studio]'") from None
+    if options.run is not None and not options.run.is_dir():
+        raise UsageError(f"{options.run}: no such directory")
+    secret = os.environ.get(SECRET) or None
+    local = is_loopback(options.host)
+    if not local and len(secret or "") < 16:
+        raise UsageError(
+            f"--host {options.host} lets other machines in: set {SECRET} to a secret of at least 16 characters first"
+        )
+    hosts: tuple[str, ...] | None = LOCAL_NAMES if local else None
+    public = urlsplit(options.public_url or "")
+    if options.public_url:
+        if public.scheme not in ("http", "https") or not public.hostname or public.path.strip("/"):
+            raise UsageError("--public-url must be an address without a path, as in https://label.example.org")
+        hosts = (*LOCAL_NAMES, public.hostname)
+    listener = _listen(options.host, options.port)
+    store = Store(options.db or (options.run or Path()) / "studio.db")
+    settings = Settings(run_dir=options.run, hosts=hosts, admin_secret=secret, secure=public.scheme == "https")
+    app = create_app(store, settings)
+    with store.write() as session:
+        token = invite(session, "admin", note="printed at start", seconds=86400)
+    shown = f"[{options.host}]" if ":" in options.host else options.host
+    own = f"http://{'127.0.0.1' if shown in ('0.0.0.0', '[::]') else shown}:{listener.getsockname()[1]}"
+    address = f"{(options.public_url or own).rstrip('/')}/invite/{token}"
+    say(f"studio: labels are kept in {store}")
+    if not local:
+        say(f"studio: WARNING: {options.host} lets other machines in, and plain HTTP lets others listen; put a proxy")
+        say("studio: with HTTPS before it (docs/studio.md). Admins need the secret besides their link.")
+    say("studio: open this link to sign in as an admin; it works once, for a day. Ctrl-C stops the server.")
+    print(address, flush=True)
+    if options.open_browser:
+        webbrowser.open(address)
+    config = uvicorn.Config(
+        app, log_level="warning", proxy_headers=bool(options.public_url), forwarded_allow_ips="127.0.0.1,::1",
+        server_header=False, timeout_graceful_shutdown=5,
+    )  # fmt: skip
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        store.close()
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    try:
+        if os.name == "posix":  # so that a restart need not wait for the connections of the last one
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(128)
+    except (OSError, UnicodeError) as error:
+        listener.close()
+        reason = error.strerror if isinstance(error, OSError) else "not an address"
+        raise RunError(f"--host {host} --port {port}: cannot listen there ({reason}); choose another port") from None
+    return listener

@@ -1,0 +1,46 @@
+"""The studio's two languages. English text stands where it is used, `t("Skip")`; `zh.json` has the Chinese for each."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+LANGUAGES = {"en": "English", "zh": "简体中文"}
+_USE = re.compile(r"""\bt\(\s*(?:"((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)')""")
+
+
+@cache
+def chinese() -> dict[str, str]:
+    return json.loads((HERE / "zh.json").read_text(encoding="utf-8"))
+
+
+def translate(language: str, text: str, **values: Any) -> str:
+    """The text in a language, with `{name}` filled in. What has no translation, such as a file's name in an error,
+    stays English."""
+    found = chinese().get(text, text) if language == "zh" else text
+    return found.format(**values) if values else found
+
+
+def used_in(path: Path) -> set[str]:
+    """The texts that a template or script asks for."""
+    return {(a or b).replace('\\"', '"') for a, b in _USE.findall(path.read_text(encoding="utf-8"))}
+
+
+@cache
+def script_texts(language: str) -> str:
+    """JSON of every text that the scripts use, for the page to hand them."""
+    texts = sorted(set().union(*(used_in(path) for path in (HERE / "static").glob("*.js"))))
+    return json.dumps({text: translate(language, text) for text in texts}, ensure_ascii=False)
+
+
+def preferred(accept: str) -> str:
+    """The language of an Accept-Language header: Chinese where it is named before English."""
+    for part in accept.lower().split(","):
+        name = part.split(";")[0].strip()[:2]
+        if name in LANGUAGES:
+            return name
+    return "en"

@@ -1,0 +1,301 @@
+"""What the pages and the API do, without a browser."""
+
+import csv
+import io
+import json
+import re
+import time
+
+import pytest
+import sqlalchemy as sa
+from studio_forms import csrf_of
+
+from wukong.data.comparisons import read_comparisons
+from wukong.feedback.store.tables import Assignment, Label, Task
+from wukong.feedback.store.values import FLAGS, SKIP_REASONS
+from wukong.model.gpt2 import GPT2, GPT2Config
+from wukong.model.heads import ScalarModel
+from wukong.model.hub import save_policy, save_reward
+from wukong.records import Comparison, Message, Ranking, Response, Vote, prompt_id, write_records
+from wukong.tokenizer import Tokenizer
+from wukong.web.texts import HERE, chinese, translate, used_in
+
+
+def hand(client, project, count=1):
+    return client.post(f"/api/projects/{project}/next?count={count}", json={}).json()
+
+
+def judge(client, project, value, **more):
+    (task, *_) = hand(client, project)["tasks"]
+    body = {"assignment": task["assignment"], "client_id": f"client-{task['assignment']}-x", "value": value, **more}
+    answer = client.post("/api/labels", json=body)
+    assert answer.status_code == 200, answer.text
+    return task, answer.json()
+
+
+VALUES = {
+    "pairwise": {"winner": 0, "strength": 3},
+    "ranking": {"groups": [[2], [0, 1], [3]]},
+    "likert": {"ratings": [{"score": n, "flags": [FLAGS[2]]} for n in (7, 1, 4, 4)]},
+    "thumbs": {"vote": -1},
+}
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_each_kind_is_labelled_exported_and_read_back(store, sign_in, make_project, kind, tmp_path):
+    root, project = sign_in("Root", "admin"), make_project(kind, overlap=2)
+    task, saved = judge(root, project, VALUES[kind], seconds=2.5, comment="=HYPERLINK(1)")
+    assert saved["progress"] == {"done": 1, "left": 2}
+    place = {text: int(text[-1]) for text in task["responses"]}
+    exported = root.get(f"/api/projects/{project}/export").text
+    (tmp_path / "labels.jsonl").write_text(exported)
+    (record,) = read_comparisons(tmp_path / "labels.jsonl")
+    shown = task["responses"]
+    match record:
+        case Comparison():
+            assert (record.chosen, record.rejected, record.strength, record.seconds) == (shown[0], shown[1], 3, 2.5)
+        case Ranking():
+            groups = [[2], [0, 1], [3]] if kind == "ranking" else [[0], [2, 3], [1]]
+            found = [sorted(record.responses[i] for i in group) for group in record.groups]
+            assert found == [sorted(shown[i] for i in group) for group in groups]
+        case Vote():
+            assert (record.response, record.vote) == (shown[0], -1)
+    assert (record.annotator, len(place)) == ("Root", len(shown))
+    (row,) = csv.DictReader(io.StringIO(root.get(f"/api/projects/{project}/export?form=csv").text))
+    assert row["comment"] == "'=HYPERLINK(1)"  # no formula
+    assert [json.loads(row["responses"])[i] for i in json.loads(row["shown"])] == shown
+
+
+@pytest.mark.parametrize(("form", "kind", "count"), [("trl", "pairwise", 1), ("hh", "pairwise", 1),
+                                                     ("trl", "ranking", 5), ("hh", "ranking", 5),
+                                                     ("trl", "thumbs", 1)])  # fmt: skip
+def test_other_tools_formats_are_read_back_as_the_same_judgment(sign_in, make_project, tmp_path, form, kind, count):
+    root, project = sign_in("Root", "admin"), make_project(kind)
+    task, _ = judge(root, project, VALUES[kind])
+    (tmp_path / "labels.jsonl").write_text(root.get(f"/api/projects/{project}/export?form={form}").text)
+    records = read_comparisons(tmp_path / "labels.jsonl")
+    assert len(records) == count  # a ranking of four in which two are tied has five pairs
+    assert all(record.prompt[-1].content == task["prompt"][-1]["content"] for record in records)
+    if kind == "ranking":
+        assert all(record.chosen == task["responses"][2] for record in records[:3])
+
+
+def test_majority_and_adjudication_decide_the_export(sign_in, make_project):
+    root, project = sign_in("Root", "admin"), make_project(overlap=3)
+    people = [sign_in(name) for name in ("Ann", "Bob", "Eve")]
+    for person, winner in zip(people, (0, 0, 1), strict=True):
+        for task in hand(person, project, 3)["tasks"]:
+            side = task["responses"].index(sorted(task["responses"])[winner])
+            body = {
+                "assignment": task["assignment"],
+                "client_id": f"client-{task['assignment']}",
+                "value": {"winner": side},
+            }
+            assert person.post("/api/labels", json=body).status_code == 200
+    body = {"client_id": "decision-1", "value": {"winner": 1}}
+    assert root.post("/api/tasks/1/adjudication", json=body).status_code == 200
+    address = f"/api/projects/{project}/export?judgments="
+    every, decided = (
+        [json.loads(line) for line in root.get(address + kind).text.splitlines()] for kind in ("all", "majority")
+    )
+    assert len(every) == 10
+    assert [(one["chosen"], one["annotator"]) for one in decided] == [
+        ("answer 0.1", "Root"), ("answer 1.0", "majority of 3"), ("answer 2.0", "majority of 3")
+    ]  # fmt: skip
+    inbox = root.get(f"/projects/{project}/tasks?show=disagreement").text
+    assert inbox.count('<td><a href="/tasks/') == 2
+    figures = root.get(f"/api/projects/{project}/quality").json()
+    assert figures["labels"] == 9
+    assert figures["raw_agreement"] == pytest.approx(1 / 3)
+    assert [row["annotator"] for row in figures["annotators"]] == ["Ann", "Bob", "Eve"]
+
+
+def test_undo_skip_and_draft_over_http(store, sign_in, make_project):
+    ann, project = sign_in(), make_project("ranking")
+    (task,) = hand(ann, project)["tasks"]
+    assert ann.put(f"/api/assignments/{task['assignment']}/draft", json={"draft": {"groups": [[1]]}}).status_code == 204
+    assert hand(ann, project)["tasks"][0]["draft"] == {"groups": [[1]]}
+    judge(ann, project, VALUES["ranking"])
+    undone = ann.post(f"/api/projects/{project}/undo", json={"client_id": "undo-undo"}).json()
+    assert undone["tasks"][0]["assignment"] == task["assignment"]
+    assert undone["tasks"][0]["draft"] == VALUES["ranking"]
+    body = {"assignment": task["assignment"], "client_id": "skip-skip", "reason": "other"}
+    assert ann.post("/api/skips", json=body).json()["progress"] == {"done": 0, "left": 2}
+    assert ann.post("/api/skips", json=body).status_code == 200  # the same again
+    with store.read() as session:
+        assert session.scalars(sa.select(Label.status).order_by(Label.id)).all() == ["given", "withdrawn", "skipped"]
+
+
+def test_a_value_that_does_not_fit_is_one_line(store, sign_in, make_project):
+    ann, project = sign_in(), make_project()
+    (task,) = hand(ann, project)["tasks"]
+    body = {"assignment": task["assignment"], "client_id": "client-bad", "value": {"winner": 5}}
+    answer = ann.post("/api/labels", json=body)
+    assert (answer.status_code, list(answer.json())) == (400, ["error"])
+    assert "winner" in answer.json()["error"]
+    with store.read() as session:
+        assert session.scalars(sa.select(Assignment.state)).all() == ["leased"]
+
+
+# ------------------------------------------------------------------------------------------------------ adding tasks
+
+
+def upload(client, project, name, content, **form):
+    data = {"csrf": client.headers["x-csrf-token"], **form}
+    return client.post(f"/projects/{project}/import", data=data, files={"file": (name, content)})
+
+
+def test_files_become_tasks_gold_and_labels(store, sign_in, make_project):
+    root, project = sign_in("Root", "admin"), make_project(tasks=0)
+    rows = b"prompt,chosen,rejected\nHow?,good,bad\nWhy?,yes,no\n"
+    for use, n_tasks, n_gold, n_labels in (
+        ("tasks", 2, 0, 0),
+        ("tasks", 2, 0, 0),
+        ("labels", 2, 0, 2),
+        ("labels", 2, 0, 2),
+    ):
+        assert upload(root, project, "pairs.csv", rows, use=use).status_code == 303
+        with store.read() as session:
+            tasks = session.scalars(sa.select(Task)).all()
+            assert (len(tasks), sum(task.is_gold for task in tasks)) == (n_tasks, n_gold)
+            assert session.scalar(sa.select(sa.func.count()).select_from(Label)) == n_labels
+    assert upload(root, project, "gold.csv", b"prompt,chosen,rejected\nWho?,a,b\n", use="gold").status_code == 303
+    with store.read() as session:
+        (gold,) = session.scalars(sa.select(Task).where(Task.is_gold))
+        assert gold.texts[gold.gold["winner"]] == "a"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"prompt": "p", "chosen": "a"}\n', "upload.jsonl"),
+        (b'{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt"\n', "upload.jsonl:2"),
+        (b"\xff\xfe", "upload.jsonl"),
+        (b"", "empty"),
+        (b'{"prompt": [{"role": "user", "content": "p"}], "response": "r", "vote": 1}\n', "a vote cannot become"),
+    ],
+)
+def test_a_bad_file_says_where_and_adds_nothing(store, sign_in, make_project, content, words):
+    root, project = sign_in("Root", "admin"), make_project(tasks=0)
+    answer = upload(root, project, "x.jsonl", content)
+    assert (answer.status_code, words in answer.text) == (400, True), answer.text
+    assert "Traceback" not in answer.text
+    with store.read() as session:
+        assert session.scalars(sa.select(Task)).all() == []
+
+
+@pytest.fixture
+def run_with_models(tmp_path):
+    """A run directory with a policy, two reward models and responses."""
+    tokenizer = Tokenizer.train([], 257, "plain")
+    config = GPT2Config(257, 64, 16, 1, 2)
+    save_policy(tmp_path / "sft", GPT2(config), tokenizer)
+    for name in ("reward", "reward_judge"):
+        save_reward(tmp_path / name, ScalarModel(GPT2(config)), tokenizer)
+    prompt = [Message(role="user", content="Eggs?")]
+    records = [
+        Response(id=f"r{i}", prompt_id=prompt_id(prompt), messages=prompt, text=f"{i} minutes", model="sft")
+        for i in range(4)
+    ]
+    write_records(tmp_path / "responses.jsonl", records)
+    return tmp_path
+
+
+def finished(client, project, seconds=300):
+    deadline = time.monotonic() + seconds
+    while (job := client.app.state.jobs[project]).state == "running":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return job
+
+
+def test_models_of_the_run_answer_and_reward_models_rate(run_with_models, store, sign_in, make_project):
+    root, project = sign_in("Root", "admin"), make_project(tasks=0)
+    csrf = {"csrf": root.headers["x-csrf-token"]}
+    page = root.get(f"/projects/{project}").text
+    assert ">responses.jsonl<" in page.replace("</option>", "<")
+    assert 'value="sft"' in page
+    assert root.post(f"/projects/{project}/import", data={**csrf, "run_file": "responses.jsonl"}).status_code == 303
+    form = {**csrf, "models": "sft", "prompts": "Eggs?\nRice?", "responses": "2", "max_new_tokens": "4"}
+    assert root.post(f"/projects/{project}/generate", data=form).status_code == 303
+    job = finished(root, project)
+    assert job.state == "done", job.message
+    form = {**csrf, "models": ["reward", "reward_judge"]}
+    assert root.post(f"/projects/{project}/uncertainty", data=form).status_code == 303
+    job = finished(root, project)
+    assert job.state == "done", job.message
+    with store.read() as session:
+        tasks = session.scalars(sa.select(Task)).all()
+        assert len(tasks) == 8  # six pairs of the file's four answers, and one of each prompt's two
+        assert all(0 <= task.uncertainty <= 1 for task in tasks)
+        assert any(task.uncertainty > 0 for task in tasks)
+
+
+# ------------------------------------------------------------------------------------------------- lists and languages
+
+
+def test_ten_thousand_tasks_stay_fast(store, sign_in, make_project):
+    root, project = sign_in("Root", "admin"), make_project(tasks=10_000, overlap=2)
+    pages = [f"/projects/{project}/tasks", f"/projects/{project}/tasks?page=200",
+             f"/projects/{project}/tasks?q=Question+99", f"/projects/{project}/tasks?show=disagreement",
+             f"/projects/{project}/tasks?show=open&page=100", f"/projects/{project}", "/", "/people"]  # fmt: skip
+    for path in pages:
+        root.get(path)
+        times = []
+        for _ in range(3):
+            begin = time.process_time()
+            answer = root.get(path)
+            times.append(time.process_time() - begin)  # of this process: the test's machine may be busy
+            assert answer.status_code == 200
+        assert min(times) < 0.2, f"{path}: {times}"
+    assert root.get(pages[1]).text.count('<td><a href="/tasks/') == 50
+    begin = time.process_time()
+    assert len(hand(root, project, 2)["tasks"]) == 2
+    assert time.process_time() - begin < 0.2
+
+
+def test_every_text_is_there_in_both_languages():
+    files = [*(HERE / "templates").glob("*.jinja"), *(HERE / "static").glob("*.js")]
+    used = set().union(*(used_in(path) for path in files)) | set(FLAGS) | set(SKIP_REASONS)
+    assert len(used) > 200
+    assert used - set(chinese()) == set(), "without Chinese"
+    assert all(any("\u4e00" <= c <= "\u9fff" for c in text) for text in chinese().values())
+    for english, found in chinese().items():
+        assert sorted(part.split("}")[0] for part in english.split("{")[1:]) == sorted(
+            part.split("}")[0] for part in found.split("{")[1:]
+        ), english
+
+
+def test_no_template_shows_a_word_that_is_not_translated():
+    for path in (HERE / "templates").glob("*.jinja"):
+        text = re.sub(r"\{%.*?%\}|\{\{.*?\}\}|<[^>]*>", " ", path.read_text(encoding="utf-8"), flags=re.S)
+        words = set(re.findall(r"[A-Za-z]{2,}", text)) - {"Wukong", "JSONL", "TRL", "HH", "JSON", "Esc"}
+        assert not words, f"{path.name}: {words}"
+
+
+def test_language_and_theme_are_chosen_and_kept(browser):
+    client = browser()
+    assert "登录" in client.get("/login", headers={"accept-language": "zh-CN,zh;q=0.9,en;q=0.5"}).text
+    assert "Sign in" in client.get("/login", headers={"accept-language": "fr,en"}).text
+    form = {"csrf": csrf_of(client), "language": "zh", "theme": "dark", "back": "/login"}
+    assert client.post("/preferences", data=form).headers["location"] == "/login"
+    page = client.get("/login", headers={"accept-language": "en"}).text
+    assert 'lang="zh-Hans" data-theme="dark"' in page
+    assert translate("zh", "{n} tasks", n=3) == "3 个任务"
+
+
+def test_the_api_describes_itself(browser):
+    found = browser().get("/api/openapi.json").json()
+    assert "/api/labels" in found["paths"]
+    assert all(path.startswith("/api/") for path in found["paths"])
+    assert found["components"]["schemas"]["Judged"]["properties"]["client_id"]
+
+
+def test_guidelines_are_shown_versioned_and_harmless(sign_in, make_project):
+    root, project = sign_in("Root", "admin"), make_project()
+    for text in ("Be **kind**.", "Be *kind* <b>x</b>."):
+        form = {"csrf": root.headers["x-csrf-token"], "guidelines": text}
+        assert root.post(f"/projects/{project}/settings", data=form).status_code == 303
+    page = root.get(f"/label/{project}").text
+    assert "<em>kind</em> &lt;b&gt;x" in page
+    assert "version 2" in page
