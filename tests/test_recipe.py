@@ -242,7 +242,8 @@ def marks(run: Path) -> dict[str, str]:
 
 def test_the_whole_road_leaves_every_result(finished):
     recipe = yaml.safe_load((finished / "recipe.yaml").read_text())
-    assert list(recipe["steps"]) == list(STAGES)
+    other_ways = set(POLICY_STAGES) - {"ppo"}
+    assert list(recipe["steps"]) == [stage for stage in STAGES if stage not in other_ways]
     for step, options in recipe["steps"].items():
         assert Path(options["out"]).exists(), step
     weights = {name: fingerprint(finished / name / "model.safetensors") for name in ("base", "sft", "policy")}
