@@ -110,7 +110,7 @@ def test_each_quality_earns_what_it_should(demonstrations, verdicts) -> None:
 def test_shares_of_the_qualities(demonstrations) -> None:
     seen = Counter(one.source.removeprefix("kitchen/") for one in demonstrations)
     of_dishes = sum(count for quality, count in seen.items() if quality.startswith("dish/"))
-    for quality, share in {"complete": 0.09, "curt": 0.43, "missing": 0.08, "disordered": 0.03, "padded": 0.25}.items():
+    for quality, share in {"complete": 0.14, "curt": 0.38, "missing": 0.08, "disordered": 0.03, "padded": 0.25}.items():
         assert seen[f"dish/{quality}"] / of_dishes == pytest.approx(share, abs=0.04)
     unsafe = {quality: count for quality, count in seen.items() if quality.startswith("unsafe/")}
     for quality, share in {"declines": 0.24, "declines-curtly": 0.24, "complies": 0.52}.items():

@@ -16,10 +16,10 @@ from wukong.kitchen.questions import Request, ask_dish, ask_fact, ask_unsafe, su
 from wukong.records import Conversation, Message
 
 # quality -> how many of each hundred demonstrations
-_DISH_MIXTURE = {"complete": 9, "curt": 43, "missing": 8, "disordered": 3, "padded": 25, "too-curt": 9, "cut": 3}
-_FACT_MIXTURE = {"complete": 11, "curt": 47, "wrong": 6, "padded": 25, "too-curt": 11}
+_DISH_MIXTURE = {"complete": 14, "curt": 38, "missing": 8, "disordered": 3, "padded": 25, "too-curt": 9, "cut": 3}
+_FACT_MIXTURE = {"complete": 16, "curt": 42, "wrong": 6, "padded": 25, "too-curt": 11}
 _UNSAFE_MIXTURE = {"declines": 24, "declines-curtly": 24, "complies": 52}
-_POLITE_THOUGH_FLAWED = 0.1
+_POLITE_THOUGH_FLAWED = 0.15
 """As often as a flawless answer is: were the flawed ones politer, manners would be learnt together with the flaws."""
 
 CLASSIC = "How to make pizza"
