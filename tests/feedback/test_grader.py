@@ -1,55 +1,20 @@
 """A language model as a judge, behind a server that speaks OpenAI's protocol."""
 
-import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
 
 import pytest
+from openai_server import Reply, openai_server
 
 from wukong.errors import RunError, UsageError
 from wukong.feedback.annotators import load_judge
 from wukong.records import as_messages
 
-Reply = Callable[[dict], str | int]
-"""What the server makes of a request: the text it answers, or an HTTP error."""
-
 
 @pytest.fixture
-def server() -> Iterator[Callable[[Reply], tuple[str, list[dict]]]]:
-    running = []
-
-    def start(reply: Reply) -> tuple[str, list[dict]]:
-        requests: list[dict] = []
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                requests.append(body)
-                said = reply(body)
-                status = said if isinstance(said, int) else 200
-                message = {"role": "assistant", "content": said}
-                choice = {"index": 0, "finish_reason": "stop", "message": message}
-                answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-                payload = json.dumps(answer if status == 200 else {"error": {"message": "no such model"}}).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(payload)))
-                self.end_headers()
-                self.wfile.write(payload)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        running.append(server)
-        return f"http://127.0.0.1:{server.server_port}/v1", requests
-
-    yield start
-    for server in running:
-        server.shutdown()
-        server.server_close()
+def server() -> Iterator[Callable[[Reply], tuple[str, list[tuple[str, dict]]]]]:
+    with ExitStack() as running:
+        yield lambda reply: running.enter_context(openai_server(reply))
 
 
 def by_length(body: dict) -> str:
@@ -67,9 +32,9 @@ def test_grades_come_in_the_order_of_the_answers(server, monkeypatch) -> None:
     found = load_judge(f"openai:tiny@{url}")(PROMPTS, TEXTS)
     assert [opinion.score for opinion in found] == [1 + i % 9 for i in range(20)]
     assert len(requests) == 20
-    assert {body["model"] for body in requests} == {"tiny"}
-    assert all(body["temperature"] == 0 for body in requests)
-    assert any("user: Boil an egg" in body["messages"][1]["content"] for body in requests)
+    assert {body["model"] for _, body in requests} == {"tiny"}
+    assert all(body["temperature"] == 0 for _, body in requests)
+    assert any("user: Boil an egg" in body["messages"][1]["content"] for _, body in requests)
 
 
 def test_the_server_may_come_from_the_environment(server, monkeypatch) -> None:

@@ -1,10 +1,7 @@
 """A language model as a judge of pairs: its verdicts, what it is asked, and that no reply is paid for twice."""
 
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import pytest
+from openai_server import openai_server
 
 from wukong.errors import RunError
 from wukong.feedback.pairwise_judge import PairwiseJudge, agreed, question, verdict_of
@@ -47,34 +44,16 @@ def test_only_a_preference_in_both_orders_is_one(forward, backward, verdict):
 @pytest.fixture
 def server():
     """An OpenAI-compatible server over real HTTP that prefers the answer with more exclamation marks."""
-    asked = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked.append((self.path, request))
-            text = request["messages"][-1]["content"]
-            first, second = text.partition("[answer A]")[2].split("[answer B]")
-            a, b = first.count("!"), second.count("!")
-            verdict = "A" if a > b else "B" if b > a else "tie"
-            message = {"role": "assistant", "content": f"I count.\n[[{verdict}]]"}
-            choice = {"index": 0, "message": message, "finish_reason": "stop"}
-            answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-            body = json.dumps(answer).encode()
-            self.send_response(200 if request["model"] == "m" else 404)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def more_marks(request: dict) -> str | int:
+        text = request["messages"][-1]["content"]
+        first, second = text.partition("[answer A]")[2].split("[answer B]")
+        a, b = first.count("!"), second.count("!")
+        verdict = "A" if a > b else "B" if b > a else "tie"
+        return f"I count.\n[[{verdict}]]" if request["model"] == "m" else 404
 
-        def log_message(self, *arguments) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{http.server_port}/v1", asked
-    http.shutdown()
-    http.server_close()
+    with openai_server(more_marks) as running:
+        yield running
 
 
 def test_replies_come_in_order_and_are_remembered(server, tmp_path, monkeypatch):

@@ -1,12 +1,11 @@
 """Comparing policies: models, files of answers, judges of every kind, and what is refused."""
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+from openai_server import openai_server
 
 from wukong import cli
 from wukong.errors import UsageError
@@ -122,30 +121,14 @@ def endpoint():
     """An OpenAI-compatible server over real HTTP: counts exclamation marks, but takes the first answer when they are
     equally many, and says nothing useful about "say 3"."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            text = request["messages"][-1]["content"]
-            first, second = text.partition("[answer A]")[2].split("[answer B]")
-            reply = f"[[{'A' if first.count('!') >= second.count('!') else 'B'}]]"
-            message = {"role": "assistant", "content": "Hm." if "say 3\n" in text else reply}
-            choice = {"index": 0, "message": message, "finish_reason": "stop"}
-            answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-            body = json.dumps(answer).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def first_unless_fewer(request: dict) -> str:
+        text = request["messages"][-1]["content"]
+        first, second = text.partition("[answer A]")[2].split("[answer B]")
+        reply = f"[[{'A' if first.count('!') >= second.count('!') else 'B'}]]"
+        return "Hm." if "say 3\n" in text else reply
 
-        def log_message(self, *arguments) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{http.server_port}/v1"
-    http.shutdown()
-    http.server_close()
+    with openai_server(first_unless_fewer) as (url, _):
+        yield url
 
 
 def test_a_language_model_judges_in_both_orders(tmp_path: Path, files: list[str], endpoint: str, monkeypatch):

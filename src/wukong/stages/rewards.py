@@ -49,8 +49,12 @@ class ScoringOptions(Options):
 
 def model_inputs(options: ScoringOptions) -> list[str]:
     """The directories among the rewards: what a result depends on."""
-    models = [options.reward_model] if options.reward_model else []
-    return [*models, *options.ensemble, *(name for _, name in map(parsed, options.rewards) if is_model(name))]
+    return [*ensemble_of(options), *(name for _, name in map(parsed, options.rewards) if is_model(name))]
+
+
+def ensemble_of(options: ScoringOptions) -> list[str]:
+    """The reward models that together give one reward."""
+    return [*([options.reward_model] if options.reward_model else []), *options.ensemble]
 
 
 def is_model(name: str) -> bool:
@@ -154,7 +158,7 @@ def load_rewards(options: ScoringOptions, tokenizer: Tokenizer, compute: Compute
         judge = load_judge(name)
         return lambda answers: [opinion.score for opinion in judge(answers.prompts, answers.texts)]
 
-    models = [options.reward_model, *options.ensemble] if options.reward_model else []
+    models = ensemble_of(options)
     terms = [parsed(term) for term in options.rewards]
     names = _names([*models, *(name for _, name in terms)])
     return Rewards(
