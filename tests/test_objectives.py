@@ -96,9 +96,7 @@ def plain_logprobs(hidden, weight, targets, temperature):
 @pytest.mark.parametrize("with_entropy", [False, True])
 @pytest.mark.parametrize("kept", [1 << 20, 0], ids=["kept", "computed again"])
 @pytest.mark.parametrize("chunk", [1 << 24, 50, 1], ids=["at once", "chunks", "one row a chunk"])
-def test_the_written_out_gradient_is_that_of_the_plain_log_softmax(
-    monkeypatch, temperature, with_entropy, kept, chunk
-):
+def test_the_written_out_gradient_is_that_of_the_plain_log_softmax(monkeypatch, temperature, with_entropy, kept, chunk):
     monkeypatch.setattr(objectives, "CHUNK_LOGITS", chunk)
     monkeypatch.setattr(objectives, "KEPT_LOGITS_BYTES", kept)
     targets, weights_of_rows = torch.arange(23) % 11, randn(2, 23, seed=2)
@@ -143,7 +141,11 @@ def test_no_logits_are_kept_for_backward_when_memory_is_short(monkeypatch):
 
 def test_logits_are_kept_in_bfloat16_and_the_gradient_of_the_weights_is_summed_in_float32(monkeypatch):
     monkeypatch.setattr(objectives, "CHUNK_LOGITS", 11)  # one row a chunk: 64 terms
-    hidden, weight, targets = randn(64, 16).requires_grad_(), randn(11, 16, seed=1).requires_grad_(), torch.arange(64) % 11
+    hidden, weight, targets = (
+        randn(64, 16).requires_grad_(),
+        randn(11, 16, seed=1).requires_grad_(),
+        torch.arange(64) % 11,
+    )
     dtypes = []
     with (
         torch.autocast("cpu", torch.bfloat16),

@@ -13,10 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-KEPT_LOGITS_BYTES = 1 << 29
-"""Logits that may be kept for backward; where they would be more they are computed a second time there."""
-CHUNK_LOGITS = 1 << 24
-"""Logits (elements) that exist in float32 at once."""
+from wukong.training.memory import CHUNK_LOGITS, KEPT_LOGITS_BYTES
 
 
 def _check(name: str, tensor: Tensor, rank: int, dtype: torch.dtype | None = None) -> None:
@@ -68,8 +65,8 @@ class _TokenLogprobs(torch.autograd.Function):
                 entropies[rows] = normaliser - p.mul_(z).sum(-1)
             if keep:
                 kept.append(logits)
-        ctx.save_for_backward(hidden, weight, targets, normalisers, entropies, *kept)
-        ctx.temperature, ctx.with_entropy = temperature, with_entropy
+        ctx.save_for_backward(hidden, narrow, targets, normalisers, entropies, *kept)
+        ctx.temperature, ctx.with_entropy, ctx.weight_dtype = temperature, with_entropy, weight.dtype
         ctx.set_materialize_grads(False)
         if not with_entropy:
             ctx.mark_non_differentiable(entropies)
@@ -78,12 +75,12 @@ class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, normalisers, entropies, *kept = ctx.saved_tensors
-        narrow, zeros = weight.to(hidden.dtype), torch.zeros_like(normalisers)
+        zeros = torch.zeros_like(normalisers)
         of_logprobs, of_entropies = (zeros if gradient is None else gradient for gradient in gradients)  # (N,) each
         to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        to_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        to_weight = None
         for number, rows in enumerate(_chunks(len(targets), len(weight))):
-            logits = kept[number] if kept else F.linear(hidden[rows], narrow)  # (n, V)
+            logits = kept[number] if kept else F.linear(hidden[rows], weight)  # (n, V)
             logp = _scaled(logits, ctx.temperature) - normalisers[rows].unsqueeze(-1)
             grad = logp.exp()  # becomes dL/dz (n, V)
             if ctx.with_entropy:
@@ -94,9 +91,10 @@ class _TokenLogprobs(torch.autograd.Function):
             grad.scatter_add_(-1, targets[rows].unsqueeze(-1), of_logprobs[rows].unsqueeze(-1))
             grad = grad.div_(ctx.temperature).to(hidden.dtype)
             if to_hidden is not None:
-                to_hidden[rows] = grad @ narrow
-            if to_weight is not None:
-                to_weight += grad.T @ hidden[rows]
+                to_hidden[rows] = grad @ weight
+            if ctx.needs_input_grad[1]:
+                part = grad.T @ hidden[rows]  # (V, C)
+                to_weight = part.to(ctx.weight_dtype) if to_weight is None else to_weight.add_(part)
         return to_hidden, to_weight, None, None, None, None, None
 
 
