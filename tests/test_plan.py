@@ -78,7 +78,7 @@ def test_the_command_prints_a_table(monkeypatch, capsys, tmp_path: Path) -> None
 
 
 def test_a_recipe_that_trains_nothing_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "no.yaml"
-    path.write_text('name: no\nsteps:\n  kitchen: {out: "{run}/data"}\n')
+    path = tmp_path / "data.yaml"
+    path.write_text('name: data\nsteps:\n  kitchen: {out: "{run}/data"}\n')
     with pytest.raises(UsageError, match="trains a model"):
         plan.run(PlanOptions(recipe=path))

@@ -97,7 +97,7 @@ def cost_of(options: TrainOptions, config: GPT2Config, dtype: torch.dtype, plan:
     assert isinstance(options, SFTOptions | RewardOptions | OfflineOptions)
     texts = _answers(options)
     count = plan.records * (1 if isinstance(options, SFTOptions) else 2) if texts is None else len(texts)
-    length = plan.record_tokens if texts is None else sum(texts) / BYTES_A_TOKEN / max(1, count)
+    length: float = plan.record_tokens if texts is None else sum(texts) / BYTES_A_TOKEN / max(1, count)
     tokens = options.epochs * count * length
     passes = 3 * forward_flops(config, tokens, length, 0 if isinstance(options, RewardOptions) else tokens)
     if not isinstance(options, OfflineOptions):
@@ -196,30 +196,35 @@ def _stored(source: str) -> GPT2Config | None:
 # -------------------------------------------------------------------------------------------------------- the command
 
 
+def _speed(compute: Compute, rows: int, width: int) -> float:
+    """The best of a few, since a machine that is busy otherwise may be slow for a moment."""
+    return max(matrix_speed(compute, rows, width) for _ in range(5))
+
+
 def run(options: PlanOptions) -> None:
     """Raises UsageError or DataError for a recipe that `wukong run` would refuse too, or that trains nothing."""
     run_dir, steps = resolve(load_recipe(options.recipe), options.run_dir)
     sizes = model_sizes(steps)
-    training = [step for step in steps if isinstance(step.options, TrainOptions)]
+    training = [(step.name, step.options) for step in steps if isinstance(step.options, TrainOptions)]
     if not training:
         raise UsageError(f"{options.recipe}: no step of this recipe trains a model")
     table = Table(title=f"{options.recipe} in {run_dir}")
     for column in ("step", "trained", "frozen", "memory", "TFLOP", "time"):
         table.add_column(column, justify="left" if column == "step" else "right")
     total, speeds = 0.0, dict[tuple[Compute, int], tuple[float, ...]]()
-    for step in training:
-        if step.name not in sizes:
-            table.add_row(step.name, "its model is not here yet")
+    for name, stage in training:
+        if name not in sizes:
+            table.add_row(name, "its model is not here yet")
             continue
-        config, compute = sizes[step.name], compute_for(step.options.precision, step.options.device)
+        config, compute = sizes[name], compute_for(stage.precision, stage.device)
         if (key := (compute, config.n_embd)) not in speeds:
-            speeds[key] = tuple(matrix_speed(compute, n, config.n_embd) for n in (TRAINING_ROWS, DECODING_ROWS))
-        cost = cost_of(step.options, config, compute.dtype, options)
+            speeds[key] = tuple(_speed(compute, n, config.n_embd) for n in (TRAINING_ROWS, DECODING_ROWS))
+        cost = cost_of(stage, config, compute.dtype, options)
         seconds = sum(f / (EFFICIENCY * s) for f, s in zip((cost.products, cost.decoding), speeds[key], strict=True))
         total += seconds
         about = "~" if cost.assumed else ""
         table.add_row(
-            step.name, f"{cost.trained:,}", f"{cost.frozen:,}", gigabytes(cost.bytes),
+            name, f"{cost.trained:,}", f"{cost.frozen:,}", gigabytes(cost.bytes),
             f"{about}{(cost.products + cost.decoding) / 1e12:,.3g}", f"{about}{duration(seconds)}",
         )  # fmt: skip
     console = Console(soft_wrap=True)

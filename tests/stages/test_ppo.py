@@ -297,14 +297,14 @@ def test_a_policy_with_a_shared_value_model_resumes_bit_for_bit(world: Path, mon
 
 def test_little_of_an_update_is_padding(tmp_path: Path, tokenizer: Tokenizer) -> None:
     """Prompts and responses of very different lengths."""
-    config = options(tmp_path, batch_size=96, max_new_tokens=16)
-    prompts = [tokenizer.encode("a" * (1 + i % 40)) for i in range(96)]
+    config = options(tmp_path, batch_size=192, max_new_tokens=16)
+    prompts = [tokenizer.encode("a" * (1 + i % 40)) for i in range(192)]
     policy, value = gpt2(0), ScalarModel(gpt2(1))
     state = {"kl_coef": 0.1, "first_distinct_2": None}
     with Session(config, {"policy": policy, "value": value}, 1, "t", state) as session:
         for _ in session.steps():
             metrics = iterate(
-                session, policy, gpt2(0), value, lambda e: torch.ones(96), prompts, tokenizer, config
+                session, policy, gpt2(0), value, lambda e: torch.ones(192), prompts, tokenizer, config
             )  # fmt: skip
     assert 0 < metrics["padding"] < 0.05
 
