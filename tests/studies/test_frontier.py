@@ -148,8 +148,7 @@ def test_the_words_follow_the_interval():
     run = {"iteration": 4, "last_iteration": 8}
     verdict = {"last_less_picked": -0.5, "interval": [-0.9, 0.1], "proxy": 0.3}
     assert (
-        in_words(verdict, [run])
-        == "iteration 4 is picked, but the last policy is not clearly worse: gold −0.5 [−0.9, 0.1]"
+        in_words(verdict, [run]) == "picked: iteration 4; the last policy is not clearly worse: gold −0.5 [−0.9, 0.1]"
     )
     clear = in_words(verdict | {"interval": [-0.9, -0.1]}, [run, run | {"iteration": 2}])
     said = "over-optimised: the last policy is worse than iteration 4 and iteration 2: gold −0.5 [−0.9, −0.1]"
@@ -160,7 +159,7 @@ def test_the_words_follow_the_interval():
 def test_what_cannot_be_compared_is_refused(given, tmp_path, models):
     with pytest.raises(UsageError, match="greedy answers have no KL"):
         frontier.run(given(temperature=0))
-    with pytest.raises(UsageError, match="no finished policy is there"):
+    with pytest.raises(UsageError, match="no policy is there"):
         frontier.run(given(runs=[f"mine={tmp_path}"]))
     with pytest.raises(UsageError, match="write name=directory"):
         frontier.run(given(runs=[]))

@@ -1,7 +1,6 @@
 """`wukong frontier`: did RL gain, or did it hack its reward? Gold and proxy over the distance from the reference.
 
-In:  policies of online algorithms, best with those kept on the way (--save-every); the SFT model; the reward model
-     that they learnt from (proxy), and what counts in the end (gold); unseen prompts.
+In:  policies, those kept on the way (--save-every) too; the SFT model; what they learnt from, the proxy; gold; prompts.
 Out: out/frontier.html, one page that needs nothing else, and out/frontier.json with every figure on it.
 
     wukong frontier ppo=runs/mine/ppo-0 ppo=runs/mine/ppo-1 rloo=runs/mine/rloo --reference runs/mine/sft
@@ -35,7 +34,7 @@ from wukong.objectives import best_of_n_kl
 from wukong.provenance import begin
 from wukong.records import Prompt
 from wukong.report.frontier_page import render_frontier
-from wukong.report.page import interval, number
+from wukong.report.page import number
 from wukong.seeds import derived_seed
 from wukong.stages.common import bootstrap_interval
 from wukong.stages.evaluate import AnswerOptions, Reference, answer_all, chosen_prompts, kl_of
@@ -176,13 +175,15 @@ def run(options: FrontierOptions) -> None:
 
 
 def policies_of(directory: Path) -> list[Policy]:
-    """The policies that a run kept on the way, and its last one."""
-    if not (directory / "config.json").is_file():
-        raise UsageError(f"{directory}: no finished policy is there")
+    """The policies that a run kept on the way, and its last one, unless it stopped before its end."""
     kept = [Policy(int(path.name.rpartition("-")[2]), path) for path in sorted(directory.glob("policies/iteration-*"))]
-    metrics = read_metrics(directory)
-    last = int(metrics[-1]["step"]) if metrics else (kept[-1].iteration if kept else 0) + 1
-    return [*kept, Policy(last, directory)]
+    if (directory / "config.json").is_file():
+        metrics = read_metrics(directory)
+        last = int(metrics[-1]["step"]) if metrics else (kept[-1].iteration if kept else 0) + 1
+        kept.append(Policy(last, directory))
+    if not kept:
+        raise UsageError(f"{directory}: no policy is there")
+    return kept
 
 
 def form_of(fit: dict[str, Any] | None, runs: list[dict[str, Any]], kind: Form) -> list[list[float]]:
@@ -275,7 +276,7 @@ def in_words(verdict: dict[str, Any], picked: list[dict[str, Any]]) -> str:
         moved = "rose" if verdict["proxy"] > 0 else "fell"
         proxy = f"while the proxy {moved} by {number(abs(verdict['proxy']))}"
         return f"over-optimised: the last policy is worse than {where}: {by}, {proxy}"
-    return f"{where} is picked, but the last policy is not clearly worse: {by}"
+    return f"picked: {where}; the last policy is not clearly worse: {by}"
 
 
 def best_of_curve(ruler: Ruler, start: Measured, options: FrontierOptions) -> dict[str, Any]:
@@ -333,7 +334,6 @@ def _table(curves: list[dict[str, Any]]) -> Table:
         form = of_name["fit"]
         cells = ["–"] * 3
         if form:
-            cells = [f"{number(form[key])} [{interval(form[key + '_interval'])}]" for key in ("alpha", "beta")]
-            cells.append(number(form["peak_kl"]))
+            cells = [number(form[key]) for key in ("alpha", "beta", "peak_kl")]
         table.add_row(of_name["name"], str(len(last)), *means, *cells)
     return table
