@@ -23,7 +23,7 @@ from wukong.feedback.store.database import Store
 from wukong.feedback.store.labels import ConflictError, NotFoundError
 from wukong.feedback.store.people import InvitationError
 from wukong.feedback.store.tables import Annotator
-from wukong.web import admin, api, pages
+from wukong.web import admin, api, arena, chat, pages, writing
 from wukong.web.access import (
     ForbiddenError,
     Guard,
@@ -33,6 +33,7 @@ from wukong.web.access import (
     load_signing_key,
     maybe_person,
 )
+from wukong.web.models import Models
 from wukong.web.texts import LANGUAGES, preferred, script_texts, translate
 
 HERE = Path(__file__).parent
@@ -64,10 +65,16 @@ def create_app(store: Store, settings: Settings | None = None) -> FastAPI:
     app.state.store, app.state.settings = store, settings
     app.state.signing_key = load_signing_key(store)
     app.state.jobs = {}
+    app.state.models = Models(settings.run_dir, settings.models)
+    app.state.writings = writing.Writings()
+    app.state.ratings = None
     app.state.templates = _templates()
     app.include_router(api.router)
     app.include_router(pages.router)
     app.include_router(admin.router)
+    app.include_router(writing.router)
+    app.include_router(chat.router)
+    app.include_router(arena.router)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     app.add_middleware(Guard, settings=settings)
     app.add_exception_handler(WukongError, _wukong_error)
@@ -139,7 +146,8 @@ def _answer(request: Request, status: int, message: str) -> Response:
 
 
 async def _wukong_error(request: Request, error: Exception) -> Response:
-    return _answer(request, STATUS.get(type(error), 400 if isinstance(error, UsageError) else 500), str(error))
+    found = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), None)
+    return _answer(request, found or (400 if isinstance(error, UsageError) else 500), str(error))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
