@@ -1,6 +1,8 @@
 """The chat and the arena over HTTP, without a browser: what is streamed, kept, exported, and refused."""
 
 import json
+import threading
+import time
 
 import pytest
 import sqlalchemy as sa
@@ -15,6 +17,7 @@ from wukong.feedback.store.database import Store
 from wukong.feedback.store.people import add_annotator
 from wukong.feedback.store.tables import Assignment, ChatTurn, Label, ResponseRow, Task, VoteRow
 from wukong.records import Comparison, Message, Response, Vote, prompt_id
+from wukong.rollout import Decoder
 from wukong.web.access import Settings
 from wukong.web.app import create_app
 from wukong.web.arena import rated
@@ -184,6 +187,28 @@ def test_a_model_that_was_trained_anew_is_loaded_anew(sign_in, run_dir, app, tmp
     _, after, _ = say(ann, "Eggs?", seed=1)
     assert app.state.models.service.models["sft"] is not served
     assert before != after
+
+
+def test_an_answer_is_stopped_by_whoever_asked_and_what_was_said_stays(sign_in, app, monkeypatch):
+    ann, eve = sign_in("Ann"), sign_in("Eve")
+    step = Decoder.step
+    monkeypatch.setattr(Decoder, "step", lambda self: (time.sleep(0.05), step(self))[1])
+    answers = []
+    body = {"client_id": "to-be-stopped", "max_new_tokens": 60}
+    thread = threading.Thread(target=lambda: answers.append(say(ann, "Eggs?", **body)))
+    thread.start()
+    deadline = time.monotonic() + 60
+    while not any(one.texts[0] for one in app.state.writings._now.values()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert eve.post("/api/answers/to-be-stopped/stop").status_code == 404
+    assert ann.post("/api/answers/to-be-stopped/stop").status_code == 204
+    thread.join(60)
+    ((_, text, last),) = answers
+    assert last["finish_reason"] == "stopped"
+    (_, kept) = ann.get(f"/api/chats/{TALK}").json()["turns"]
+    assert (kept["content"], kept["finish_reason"]) == (text, "length")
+    assert ann.post("/api/answers/to-be-stopped/stop").status_code == 404  # it is over
 
 
 # --------------------------------------------------------------------------------------------------------------- arena

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from starlette.exceptions import HTTPException
 
 import wukong
-from wukong.errors import RunError, UsageError, WukongError
+from wukong.errors import DataError, RunError, UsageError, WukongError
 from wukong.feedback.store.database import Store
 from wukong.feedback.store.labels import ConflictError, NotFoundError
 from wukong.feedback.store.people import InvitationError
@@ -34,7 +34,7 @@ from wukong.web.access import (
     maybe_person,
 )
 from wukong.web.models import Models
-from wukong.web.texts import LANGUAGES, preferred, script_texts, translate
+from wukong.web.texts import LANGUAGES, preferred, script_texts, translate, translate_made
 
 HERE = Path(__file__).parent
 STATUS: dict[type[Exception], int] = {
@@ -121,6 +121,7 @@ def render(request: Request, template: str, status: int = 200, /, **values: Any)
 
     page = request.app.state.templates.get_template(f"{template}.html.jinja").render(
         t=t,
+        made=lambda text: translate_made(language, text),
         language=language,
         languages=LANGUAGES,
         theme=theme if theme in ("light", "dark") else "",
@@ -138,6 +139,7 @@ def render(request: Request, template: str, status: int = 200, /, **values: Any)
 
 
 def _answer(request: Request, status: int, message: str) -> Response:
+    message = translate_made(language_of(request), message)
     if request.url.path.startswith("/api/"):
         return JSONResponse({"error": message}, status)
     if status == 401:
@@ -147,7 +149,16 @@ def _answer(request: Request, status: int, message: str) -> Response:
 
 async def _wukong_error(request: Request, error: Exception) -> Response:
     found = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), None)
-    return _answer(request, found or (400 if isinstance(error, UsageError) else 500), str(error))
+    return _answer(request, found or (400 if isinstance(error, UsageError) else 500), _line(request, error))
+
+
+def _line(request: Request, error: Exception) -> str:
+    """What an error says; of a bad record each part by itself, so that each can be Chinese."""
+    if not isinstance(error, DataError):
+        return str(error)
+    language = language_of(request)
+    problem, hint = (translate_made(language, text) if text else text for text in (error.problem, error.hint))
+    return str(DataError(problem or "", file=error.file, line=error.line, field=error.field, hint=hint))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -1,6 +1,6 @@
-"""`wukong studio`: the web application where people label.
+"""`wukong studio`: the web application where people label, chat with models, and let them fight.
 
-In:  a label store (made when absent), and for admins a run's models and responses.
+In:  a label store (made when absent), a run's models and, for admins, its responses.
 Out: judgments in the store; its pages export them for `wukong reward`.
 
     wukong studio --run runs/kitchen
