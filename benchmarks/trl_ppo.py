@@ -189,6 +189,7 @@ def measured(
 
     models = [f"sft={ppo['model']}", *(f"{point['iteration']}={point['path']}" for point in points)]
     own = {"models": models, "reference": "sft", "raw": [], "text": None, "reward_model": ppo["reward_model"]}
+    own |= {"temperature": ppo["temperature"]}  # the KL is that of the distributions that were trained
     options_class, run = STAGES["evaluate"].load()
     run(options_class.model_validate(judging | own | {"out": str(out), "limit": limit, "seed": 0}))
     found = json.loads((out / "evaluation.json").read_text())
