@@ -28,7 +28,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-REQUIREMENTS = Path(__file__).with_name("requirements-trl.txt")
+from ppo_step import environment_of_trl
+
 TRAINERS, SETTINGS = ("wukong", "trl"), ("ours", "trl")
 TARGET = 0.75
 """The win rate to which the time is told."""
@@ -107,15 +108,6 @@ def train_with_trl(job: dict[str, Any]) -> None:
     )  # fmt: skip
     trainer.train()
     (out / "points.json").write_text(json.dumps(points))
-
-
-def environment_of_trl(directory: Path) -> str:
-    """The Python of TRL's virtual environment, which is made where it is absent."""
-    python = directory / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", directory], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", "-r", REQUIREMENTS], check=True)
-    return str(python)
 
 
 # --------------------------------------------------------------------------------------------------------- training
