@@ -66,7 +66,7 @@ from wukong.stages.episodes import (
     roll_out,
     tokenised_prompts,
 )
-from wukong.stages.rewards import Answers, Rewards, ScoringOptions, ensemble_of, load_rewards, model_inputs
+from wukong.stages.rewards import Answers, Rewards, ScoringOptions, load_rewards, model_inputs
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 from wukong.training.session import Session, publish
@@ -373,7 +373,7 @@ def train(options: OnlineOptions) -> None:
     work = begin(algorithm.name, options, [*inputs, *([options.ptx_data] if options.ptx_data else [])])
     if work.done:
         return
-    for reward_model in ensemble_of(options):
+    for reward_model in model_inputs(options):
         require_better_than_chance(reward_model, options.insist)
     # ------------------------------------------------------------------------------------------ models and data
     policy, tokenizer = load_policy(options.model)
