@@ -29,6 +29,7 @@ from wukong.console import say
 from wukong.data.batches import by_length
 from wukong.data.shards import TokenShards
 from wukong.errors import RunError, UsageError
+from wukong.files import atomic_directory
 from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel, ValueHead
 from wukong.model.hub import load_policy, load_reward, load_trunk, save_policy
@@ -166,6 +167,8 @@ class OnlineOptions(RolloutOptions, ScoringOptions):
     """AdamW's decay rates of the two moments."""
     log_every: int = Field(1, ge=1)
     """Iterations between two lines of metrics.jsonl."""
+    save_every: int = Field(0, ge=0)
+    """Iterations between two policies that are kept on the way, in OUT/policies; 0 keeps none."""
 
     @abstractmethod
     def algorithm(self) -> Algorithm:
@@ -401,6 +404,9 @@ def train(options: OnlineOptions) -> None:
             ids = [prompt.ids for prompt in batch]
             metrics = iterate(session, policy, reference, value_model, score, ids, tokenizer, options, ptx)
             session.show(score=metrics["score"], kl=metrics["kl"])
+            if options.save_every and (step + 1) % options.save_every == 0 and step + 1 < iterations:
+                with atomic_directory(options.out / "policies" / f"iteration-{step + 1:06d}") as staged:
+                    save_policy(staged, policy, tokenizer)
     # ---------------------------------------------------------------------------------------------------- save
     staged = options.out / ".staged"
     save_policy(staged, policy.cpu(), tokenizer)
