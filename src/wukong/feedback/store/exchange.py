@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, selectinload
 
 from wukong.data.comparisons import load_comparisons
+from wukong.data.trl import as_trl, pairs_of
 from wukong.errors import DataError, UsageError
 from wukong.feedback.agreement import Judgment
 from wukong.feedback.consensus import decide
@@ -231,26 +232,12 @@ def _lines(record: Preference, form: Form) -> Iterator[str]:
     if form == "wukong":
         yield record.model_dump_json(exclude_none=True)
         return
-    prompt = [m.model_dump() for m in record.prompt]
-    if isinstance(record, Vote):
-        if form == "trl":
-            completion = [{"role": "assistant", "content": record.response}]
-            yield _json({"prompt": prompt, "completion": completion, "label": record.vote > 0})
+    if form == "trl":
+        yield from map(_json, as_trl([record]))
         return
-    if isinstance(record, Comparison):
-        pairs: Iterable[tuple[str, str]] = [] if record.tie else [(record.chosen, record.rejected)]
-    else:
-        pairs = [(record.responses[b], record.responses[w]) for b, w in record.pairs()]
-    for chosen, rejected in pairs:
-        if form == "trl":
-            answers = {"chosen": chosen, "rejected": rejected}
-            said = {name: [{"role": "assistant", "content": text}] for name, text in answers.items()}
-            yield _json({"prompt": prompt, **said})
-        else:
-            asked = "".join(
-                f"\n\n{'Assistant' if m.role == 'assistant' else 'Human'}: {m.content}" for m in record.prompt
-            )
-            yield _json({"chosen": f"{asked}\n\nAssistant: {chosen}", "rejected": f"{asked}\n\nAssistant: {rejected}"})
+    asked = "".join(f"\n\n{'Assistant' if m.role == 'assistant' else 'Human'}: {m.content}" for m in record.prompt)
+    for chosen, rejected in pairs_of(record):
+        yield _json({"chosen": f"{asked}\n\nAssistant: {chosen}", "rejected": f"{asked}\n\nAssistant: {rejected}"})
 
 
 def _json(value: Any) -> str:
