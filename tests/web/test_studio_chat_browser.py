@@ -41,7 +41,8 @@ def test_an_answer_is_disliked_drawn_again_and_the_better_one_trains(chromium, t
         message.fill(f"Eggs? {XSS}")
         message.press("Enter")
         answers = page.locator(".turn.assistant .said")
-        expect(page.locator(".turn.assistant[data-turn]")).to_have_count(1)  # named only once it is kept
+        kept = page.locator(".turn.assistant[data-turn]")  # an answer has a number once it is in the store
+        expect(kept).to_have_count(1, timeout=3 * PATIENCE)  # the server imports torch and loads the model first
         first = answers.first.inner_text()
         assert first
         expect(page.locator(".turn.user .said")).to_contain_text(XSS)  # as text
