@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,8 @@ class GPT2(nn.Module):
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.checkpoint_blocks = False
+        """Whether backward computes each block again instead of keeping what it needs (Chen et al. 2016)."""
         self.initialise()
 
     def initialise(self) -> None:
@@ -258,7 +261,10 @@ class GPT2(nn.Module):
         x = self.wte(input_ids) + self.wpe(positions)  # (B, T, C)
         x = F.dropout(x, self.config.dropout, self.training)
         for layer, block in enumerate(self.h):
-            x = block(x, mask, cache, layer)
+            if self.checkpoint_blocks and torch.is_grad_enabled():
+                x = checkpoint(block, x, mask, cache, layer, use_reentrant=False)
+            else:
+                x = block(x, mask, cache, layer)
         return self.ln_f(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
