@@ -22,8 +22,19 @@ from wukong.data.trl import as_trl, pairs_of
 from wukong.errors import DataError, UsageError
 from wukong.feedback.agreement import Judgment
 from wukong.feedback.consensus import decide
+from wukong.feedback.store.chats import votes
 from wukong.feedback.store.labels import add_label, current
-from wukong.feedback.store.tables import Annotator, GuidelineVersion, Label, Project, Task, TaskResponse
+from wukong.feedback.store.tables import (
+    Annotator,
+    GuidelineVersion,
+    Label,
+    Project,
+    PromptRow,
+    ResponseRow,
+    Task,
+    TaskResponse,
+    VoteRow,
+)
 from wukong.feedback.store.tasks import TaskDraft, add_task, add_tasks, content_hash, drafts_of
 from wukong.files import atomic_open, numbered_lines
 from wukong.records import Comparison, Message, Preference, Ranking, Response, Vote, iter_records
@@ -281,6 +292,36 @@ def _write_csv(session: Session, project: Project, path: str | Path) -> int:
                     ]
                 )
                 count += 1
+
+
+VOTE_COLUMNS = ["vote_id", "created_at", "annotator", "vote", "reason", "prompt", "response", "model", "client_id"]
+
+
+def export_votes(session: Session, path: str | Path, form: Literal["wukong", "trl", "csv"]) -> int:
+    """Writes the chat's thumbs; returns how many. CSV has every row, also those that a later one replaced."""
+    count = 0
+    with atomic_open(path) as out:
+        if form != "csv":
+            for vote in votes(session):
+                for line in _lines(vote, form):
+                    out.write(line + "\n")
+                    count += 1
+            return count
+        writer = csv.writer(out)
+        writer.writerow(VOTE_COLUMNS)
+        query = (
+            sa.select(VoteRow, ResponseRow, PromptRow.messages, Annotator.name)
+            .join(ResponseRow, ResponseRow.id == VoteRow.response_id)
+            .join(PromptRow, PromptRow.id == ResponseRow.prompt_id)
+            .join(Annotator, Annotator.id == VoteRow.annotator_id)
+            .order_by(VoteRow.id)
+        )
+        for vote, response, messages, name in session.execute(query):
+            when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(vote.created_at))
+            row = [vote.id, when, _cell(name), vote.vote, _cell(vote.reason), _json(messages), _cell(response.text)]
+            writer.writerow([*row, _cell(response.model), _cell(vote.client_id)])
+            count += 1
+    return count
 
 
 def _cell(text: str) -> str:
