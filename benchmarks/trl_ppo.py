@@ -28,7 +28,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ppo_step import environment_of_trl
+from ppo_step import python_of_trl
 
 TRAINERS, SETTINGS = ("wukong", "trl"), ("ours", "trl")
 TARGET = 0.75
@@ -277,7 +277,7 @@ def main() -> None:
                 out = root / f"{trainer}-{settings}-{iterations}-{seed}"
                 given = (ppo, out, settings, seed, iterations, arguments.every)
                 ours = trainer == "wukong"
-                points = wukongs(*given) if ours else trls(*given, environment_of_trl(arguments.trl))
+                points = wukongs(*given) if ours else trls(*given, python_of_trl(arguments.trl))
                 rows = measured(judging, ppo, points, Path(f"{out}-evaluation"), arguments.limit)
                 to_target = seconds_to(rows, TARGET)
                 curves.append({"trainer": trainer, "settings": settings, "seed": seed, "points": rows,
