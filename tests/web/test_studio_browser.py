@@ -231,7 +231,7 @@ def train(files: list[Path], directory: Path) -> None:
 def see_the_report(admin: Page, studio: RunningStudio) -> None:
     """From the list of runs to the reward model's report, drawn by its own script outside of the studio's reach."""
     admin.goto(f"{studio.address}/runs")
-    admin.get_by_role("link", name="people").click()
+    admin.get_by_role("link", name="people", exact=True).click()
     expect(admin.locator("[data-name=reward] .state")).to_have_text("done", timeout=PATIENCE)
     with admin.expect_popup() as waiting:
         admin.get_by_role("link", name="Reward-model report").click()

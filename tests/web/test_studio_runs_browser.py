@@ -11,6 +11,7 @@ import wukong
 from wukong.web.processes import is_running, process_of, stop
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "test.yaml"
+STEP = "+(document.querySelector('#last-step')?.innerText ?? '').replace(/\\D/g, '')"
 POINTS = "document.querySelector('.chart')?.data?.[0].x.length ?? 0"
 
 
@@ -25,18 +26,15 @@ def run(tmp_path):
 
 
 def step_shown(page: Page) -> int:
-    return int("".join(filter(str.isdigit, page.locator("#last-step").inner_text())) or 0)
+    return page.evaluate(f"() => {STEP}")
 
 
 def wait_for_growth(page: Page) -> None:
     """The curve, and the number beside it, grow without the page being loaded again."""
     page.wait_for_function(f"() => {POINTS} > 1")
     page.evaluate("window.same = true")
-    points, step = page.evaluate(
-        f"() => [{POINTS}, +document.querySelector('#last-step').innerText.replace(/\\D/g, '')]"
-    )
-    page.wait_for_function(f"before => {POINTS} > before + 2", arg=points)
-    assert step_shown(page) > step
+    before = page.evaluate(f"() => [{POINTS}, {STEP}]")
+    page.wait_for_function(f"before => {POINTS} > before[0] + 2 && {STEP} > before[1]", arg=before)
     assert page.evaluate("window.same") is True
     assert page.evaluate("window.failed") == []
 
@@ -71,9 +69,7 @@ def test_a_stage_is_started_watched_stopped_and_resumed(chromium, tmp_path, run)
 
         page.get_by_role("button", name="Start").press("Enter")
         expect(page.locator("#log")).to_contain_text("going on after step", timeout=PATIENCE)
-        page.wait_for_function(
-            "n => +document.querySelector('#last-step').innerText.replace(/\\D/g, '') > n", arg=stopped_at
-        )
+        page.wait_for_function(f"before => {STEP} > before", arg=stopped_at)
 
     # --- the studio ends, the run goes on; a new studio knows it, and stops it
     assert is_running(run)

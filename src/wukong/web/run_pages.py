@@ -64,7 +64,6 @@ def all_runs(request: Request, person: Admin, page: int = 1) -> HTMLResponse:
         "runs",
         person=person,
         rows=rows,
-        place=settings_of(request).runs_dir,
         page=page,
         pages=max(1, -(-len(found) // PAGE)),
     )
@@ -274,8 +273,9 @@ def events(request: Request, run: str, store: AStore, person: Admin, step: str =
             except WukongError as error:  # a damaged file: the reader is told, and asks again later
                 yield _event("problem", str(error), watch.place)
                 return
-            for kind, value in found:
-                yield _event(kind, value, watch.place)
+            for left, (kind, value) in zip(range(len(found))[::-1], found, strict=True):
+                # Only the last one says how far the reader is: whoever is cut off before it gets all of them again.
+                yield _event(kind, value, None if left else watch.place)
             silent = 0 if found else silent + LOOK_SECONDS
             if silent >= BEAT_SECONDS:
                 yield ": still here\n\n"
@@ -289,8 +289,9 @@ def events(request: Request, run: str, store: AStore, person: Admin, step: str =
     return StreamingResponse(stream(), media_type="text/event-stream", headers=headers)
 
 
-def _event(kind: str, value: Any, place: str) -> str:
-    return f"event: {kind}\nid: {place}\ndata: {json.dumps(value, ensure_ascii=False)}\n\n"
+def _event(kind: str, value: Any, place: str | None) -> str:
+    named = f"id: {place}\n" if place is not None else ""
+    return f"event: {kind}\n{named}data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
 def _still_admin(request: Request) -> bool:

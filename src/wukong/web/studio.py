@@ -31,7 +31,7 @@ class StudioOptions(Options):
     """Serve the studio: people label answers in their browsers."""
 
     run: Path | None = None
-    """The run whose models and responses can be labelled."""
+    """The run whose models and responses can be labelled; admins also see the runs beside it, else those in runs/."""
     db: str = ""
     """The label store: an SQLite file or postgresql://user@host/name; studio.db in the run's directory, or here."""
     host: str = "127.0.0.1"

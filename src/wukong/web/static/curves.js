@@ -43,11 +43,11 @@ function draw(one) {
       { ...both, y: smoothed(y), mode: "lines", line: { color, width: 2 }, hoverinfo: "skip" },
     ];
   });
-  const axis = { automargin: true, gridcolor: css("--rule"), linecolor: css("--rule"), zerolinecolor: css("--rule"), tickfont: { color: css("--soft") }, fixedrange: touch };
+  const axis = { gridcolor: css("--rule"), linecolor: css("--rule"), zerolinecolor: css("--rule"), tickfont: { color: css("--soft") }, fixedrange: touch };
   const title = (text) => ({ text, font: { size: 12, color: css("--soft") }, standoff: 8 });
   const layout = {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: css("--sans"), size: 12, color: css("--ink") },
-    margin: { l: 8, r: 12, t: 8, b: 8 }, showlegend: false, autosize: true, hovermode: "x", dragmode: touch ? false : "zoom",
+    margin: { l: 64, r: 12, t: 8, b: 44 }, showlegend: false, autosize: true, hovermode: "x", dragmode: touch ? false : "zoom",
     hoverlabel: { bgcolor: css("--card"), bordercolor: css("--rule"), font: { color: css("--ink") } },
     xaxis: { ...axis, rangemode: "tozero", title: title(t("step")) }, yaxis: { ...axis, title: title(one.metrics[0].unit) },
   };
