@@ -1,5 +1,6 @@
 """A run in a real Chromium: started from its page, watched live, stopped, resumed, and found again after a restart."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from wukong.web.processes import is_running, process_of, stop
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "test.yaml"
 STEP = "+(document.querySelector('#last-step')?.innerText ?? '').replace(/\\D/g, '')"
-POINTS = "document.querySelector('.chart')?.data?.[0].x.length ?? 0"
+POINTS = "(document.querySelector('.chart')?.data?.[0].x.length ?? 0)"
 
 
 @pytest.fixture
@@ -23,6 +24,7 @@ def run(tmp_path):
     yield directory
     while is_running(directory) and (process := process_of(directory)) and process.alive:
         stop(directory)
+        time.sleep(1)
 
 
 def step_shown(page: Page) -> int:
