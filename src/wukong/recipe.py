@@ -420,7 +420,7 @@ def _run_steps(
         with _named(step.name):
             step.run(step.options)
         if (seconds := time.monotonic() - begin) >= FINISHED_SECONDS:
-            say(f"[{number}/{count}] {step.name} took {_duration(seconds)}")
+            say(f"[{number}/{count}] {step.name} took {duration(seconds)}")
             _free_memory()
     _write_resolved(directory, recipe, seed, steps)  # now that no step has refused its options
     _say_what_next(steps[:count])
@@ -453,7 +453,7 @@ def _named(step: str) -> Iterator[None]:
         raise
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, seconds = divmod(round(seconds), 60)

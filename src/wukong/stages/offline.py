@@ -26,7 +26,7 @@ from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, save_policy
 from wukong.provenance import begin
 from wukong.records import Message, Preference
-from wukong.stages.common import epoch_batch, response_logprobs, response_positions
+from wukong.stages.common import epoch_batch, frozen, response_logprobs, response_positions
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 from wukong.training.session import Session, TrainOptions, publish
@@ -155,7 +155,6 @@ def train_offline(
     # ------------------------------------------------------------------------------------------- model and data
     policy, tokenizer = load_policy(options.model)
     reference, _ = load_policy(options.model)
-    reference.requires_grad_(False)
     context = policy.config.n_positions
     read = load_comparisons(data, options)
     if options.eval_data:
@@ -171,6 +170,7 @@ def train_offline(
     # ---------------------------------------------------------------------------------------------------- loop
     with Session(options, {"policy": policy}, steps, stage) as session:
         compute = session.compute
+        frozen(reference, compute)
         answers = [answer for item in (*train, *test) for answer in answers_of(item)]
         measure_reference(reference, answers, options.temperature, compute, options.micro_batch_tokens)
         for step in session.steps():

@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor
 
 from wukong.console import console, say
-from wukong.data.batches import pad
+from wukong.data.batches import by_length, pad
 from wukong.data.comparisons import load_comparisons
 from wukong.data.sources import DataOptions
 from wukong.data.split import halves, split_by_prompt
@@ -203,9 +203,14 @@ def off_prompt_groups(
 
 def forward_pairs(model: ScalarModel, groups: Sequence[Group], compute: Compute) -> tuple[Tensor, Tensor]:
     """r_better - r_worse of every pair of the groups (N,) float32, and the group each pair belongs to (N,) int64."""
-    ids, lengths = pad([answer for group in groups for answer in group.answers])
-    with compute.autocast():
-        scores = model(ids.to(compute.device), lengths.to(compute.device))  # (B,)
+    answers = [answer for group in groups for answer in group.answers]
+    order, parts = [], []
+    for rows in by_length([len(answer) for answer in answers], sum(map(len, answers))):
+        ids, lengths = pad([answers[i] for i in rows])
+        with compute.autocast():
+            parts.append(model(ids.to(compute.device), lengths.to(compute.device)))  # (b,)
+        order += rows
+    scores = torch.cat(parts)[np.argsort(order)]  # (B,) in the order of the answers
     better, worse, member, start = [], [], [], 0
     for number, group in enumerate(groups):
         better += [start + b for b, _ in group.pairs]
