@@ -34,7 +34,7 @@ from pydantic import Field, ValidationError
 
 from wukong.console import say
 from wukong.errors import DataError, UsageError, WukongError
-from wukong.files import atomic_open, read_json, whole_text
+from wukong.files import atomic_open, exclusive, read_json, whole_text
 from wukong.options import POLICY_STAGES, Options, StageOptions
 
 # ------------------------------------------------------------------------------------------------------- the stages
@@ -386,6 +386,25 @@ def run(
         if name is not None and name not in names:
             hint = nearest(name, names) or f"; its steps are {', '.join(names)}"
             raise UsageError(f"--{option} {name}: the recipe {loaded.recipe.name} has no such step{hint}")
+    with _alone(directory):
+        _run_steps(loaded.recipe, directory, steps, seed, until, redo)
+    return directory
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Two processes on one run would write the same files. Of a distributed run the first process answers for all."""
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with exclusive(directory, f"{directory}: another process is at work on this run; wait for its end"):
+        yield
+
+
+def _run_steps(
+    recipe: Recipe, directory: Path, steps: list[Step], seed: int | None, until: str | None, redo: str | None
+) -> None:
+    names = [step.name for step in steps]
     if redo:
         again = steps[names.index(redo) :]
         for step in again:
@@ -393,7 +412,7 @@ def run(
         for step in reversed(again):
             remove_result(step.stage, step.options.out)
     if redo or not (directory / "recipe.yaml").exists():
-        _write_resolved(directory, loaded.recipe, seed, steps)
+        _write_resolved(directory, recipe, seed, steps)
     count = names.index(until) + 1 if until else len(steps)
     for number, step in enumerate(steps[:count], start=1):
         say(f"[{number}/{count}] {step.name} -> {step.options.out}")
@@ -403,9 +422,8 @@ def run(
         if (seconds := time.monotonic() - begin) >= FINISHED_SECONDS:
             say(f"[{number}/{count}] {step.name} took {duration(seconds)}")
             _free_memory()
-    _write_resolved(directory, loaded.recipe, seed, steps)  # now that no step has refused its options
+    _write_resolved(directory, recipe, seed, steps)  # now that no step has refused its options
     _say_what_next(steps[:count])
-    return directory
 
 
 FINISHED_SECONDS = 0.1
