@@ -32,6 +32,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
+from wukong import processes
 from wukong.console import say
 from wukong.errors import DataError, UsageError, WukongError
 from wukong.files import atomic_open, read_json, whole_text
@@ -52,7 +53,12 @@ class Stage:
     def load(self) -> tuple[type[Options], Callable[[Any], None]]:
         """(the options class, the function that runs it)."""
         run = importlib.import_module(self.module).run
-        return typing.get_type_hints(run)["options"], run
+        options = typing.get_type_hints(run)["options"]
+        if processes.size() > 1:
+            from wukong.training.session import TrainOptions
+
+            run = processes.together(run, trains=issubclass(options, TrainOptions))
+        return options, run
 
     @property
     def example(self) -> str:
@@ -386,14 +392,7 @@ def run(
         if name is not None and name not in names:
             hint = nearest(name, names) or f"; its steps are {', '.join(names)}"
             raise UsageError(f"--{option} {name}: the recipe {loaded.recipe.name} has no such step{hint}")
-    if redo:
-        again = steps[names.index(redo) :]
-        for step in again:
-            check_removable(step.stage, step.options.out)
-        for step in reversed(again):
-            remove_result(step.stage, step.options.out)
-    if redo or not (directory / "recipe.yaml").exists():
-        _write_resolved(directory, loaded.recipe, seed, steps)
+    processes.by_first(lambda: _prepare(directory, loaded.recipe, seed, steps, redo))
     count = names.index(until) + 1 if until else len(steps)
     for number, step in enumerate(steps[:count], start=1):
         say(f"[{number}/{count}] {step.name} -> {step.options.out}")
@@ -403,9 +402,22 @@ def run(
         if (seconds := time.monotonic() - begin) >= FINISHED_SECONDS:
             say(f"[{number}/{count}] {step.name} took {_duration(seconds)}")
             _free_memory()
-    _write_resolved(directory, loaded.recipe, seed, steps)  # now that no step has refused its options
+    # Now that no step has refused its options:
+    processes.by_first(lambda: _write_resolved(directory, loaded.recipe, seed, steps))
     _say_what_next(steps[:count])
     return directory
+
+
+def _prepare(directory: Path, recipe: Recipe, seed: int | None, steps: list[Step], redo: str | None) -> None:
+    """Deletes what is to be made again, and leaves the resolved recipe in the run directory."""
+    if redo:
+        again = steps[[step.name for step in steps].index(redo) :]
+        for step in again:
+            check_removable(step.stage, step.options.out)
+        for step in reversed(again):
+            remove_result(step.stage, step.options.out)
+    if redo or not (directory / "recipe.yaml").exists():
+        _write_resolved(directory, recipe, seed, steps)
 
 
 FINISHED_SECONDS = 0.1

@@ -25,6 +25,7 @@ from torch import Tensor
 from wukong.errors import UsageError
 from wukong.model.gpt2 import GPT2, KVCache
 from wukong.training.compute import Compute
+from wukong.training.parallel import is_sharded, whole
 
 COMPACT_BELOW = 0.75
 """Finished rows leave the batch once fewer than this part of it is still being written."""
@@ -122,7 +123,10 @@ def _last_positive_up_to(weights: Tensor, index: Tensor) -> Tensor:
 
 
 def inference_copy(model: GPT2, compute: Compute) -> GPT2:
-    """The model with weights in the compute precision, for decoding; the model itself when that is float32."""
+    """The model with weights in the compute precision, for decoding; the model itself when that is float32. Of a model
+    that is sharded every process gets a whole copy."""
+    if is_sharded(model):
+        return whole(model, compute.device, compute.dtype).eval()
     if compute.dtype == torch.float32:
         return model
     return copy.deepcopy(model).to(compute.dtype).eval()

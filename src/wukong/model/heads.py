@@ -44,9 +44,12 @@ class ScalarModel(nn.Module):
         hidden = self.hidden(self.trunk(input_ids, segments=segments))
         return self.score(hidden).squeeze(-1).float()
 
-    def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        """The reward of each row: (B, T) int64 padded on the right, (B,) real lengths -> (B,) float32."""
+    def forward(self, input_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The reward of each row: (B, T) int64 padded on the right, (B,) real lengths -> (B,) float32. Without lengths
+        one number a token, as `token_scores`, for those who train: sharded modules are called, by no other name."""
         scores = self.token_scores(input_ids)
+        if lengths is None:
+            return scores
         if self.pooling == "last":
             return scores.gather(1, (lengths - 1).unsqueeze(1)).squeeze(1)
         real = torch.arange(scores.shape[1], device=scores.device) < lengths.unsqueeze(1)  # (B, T)
