@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+
 BUSY_TOKENS = 512
 """A pass over so many tokens keeps a CPU busy, so that two such passes cost less than one with padding in it."""
 

@@ -88,8 +88,8 @@ def validation_loss(
         total += language_model_loss(model, ids.to(compute.device), compute).item()
         count += len(ids) * context
     model.train(was_training)
-    total, count = processes.sums(total, count)
-    return total / count
+    loss, tokens = processes.sums(total, count)
+    return loss / tokens
 
 
 def distinct_n(responses: Sequence[Sequence[int]], n: int) -> float:

@@ -45,7 +45,7 @@ from wukong.seeds import derived_seed, permutation
 from wukong.stages.common import answer_ids, bootstrap_interval, epoch_batch, scores_of
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
-from wukong.training.parallel import in_step, whole
+from wukong.training.parallel import in_step, is_sharded, whole
 from wukong.training.session import Session, TrainOptions, publish
 
 
@@ -208,7 +208,8 @@ def forward_pairs(model: ScalarModel, groups: Sequence[Group], compute: Compute)
     """r_better - r_worse of every pair of the groups (N,) float32, and the group each pair belongs to (N,) int64."""
     answers = [answer for group in groups for answer in group.answers]
     order, parts = [], []
-    for rows in by_length([len(answer) for answer in answers], sum(map(len, answers))):
+    passes = by_length([len(answer) for answer in answers], sum(map(len, answers)))
+    for rows in [range(len(answers))] if is_sharded(model) else passes:  # one a part, as `in_step` counts them
         ids, lengths = pad([answers[i] for i in rows])
         with compute.autocast():
             parts.append(model(ids.to(compute.device), lengths.to(compute.device)))  # (b,)
@@ -341,7 +342,7 @@ def fit(
         for step in session.steps():
             model.train()
             batch = [groups[i] for i in epoch_batch(len(groups), step, options.batch_size, options.seed)]
-            total, spread, right, pairs = 0.0, 0.0, 0, 0
+            total, spread, right, pairs = 0.0, 0.0, 0.0, 0.0
             for part in in_step(_parts(share(batch), options.micro_batch_tokens), model):
                 margins, member = forward_pairs(model, part, compute)
                 loss = grouped_mean(group_losses(part, margins, options), member) * len(part) / len(batch)

@@ -97,7 +97,10 @@ def whole(module: Module, device: torch.device | str | None = None, dtype: torch
 
 def in_step(parts: Iterable[Part], *modules: nn.Module) -> Iterator[Part]:
     """The parts, and with sharded modules as many passes as the process with the most parts makes: none can compute a
-    layer without the others' shares of it. A pass without a part reads one token and teaches nothing."""
+    layer without the others' shares of it. A pass without a part reads one token and teaches nothing.
+
+    A part is one pass, with its backward pass where gradients are wanted, through each of the modules in this order.
+    """
     if not any(map(is_sharded, modules)):
         yield from parts
         return
@@ -147,4 +150,4 @@ def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]
 def clip(module: nn.Module, max_norm: float) -> float:
     """Scales the gradients down to this norm where they are longer. Returns what it was."""
     norm = nn.utils.clip_grad_norm_(module.parameters(), max_norm or math.inf)
-    return float(norm.full_tensor() if is_sharded(module) else norm)  # type: ignore[operator]
+    return float(cast(Any, norm).full_tensor() if is_sharded(module) else norm)

@@ -198,8 +198,8 @@ class Session:
         if self._evaluated or done % self.options.log_every == 0 or done == self.total_steps:
             self.write_metrics()
         # What one process was told, or the slowest clock says, all do after the same step.
-        is_due = now - self._saved_at >= self.options.checkpoint_seconds
-        signal_number, is_due = map(int, processes.largest(self._signal or 0, is_due))
+        late = now - self._saved_at >= self.options.checkpoint_seconds
+        signal_number, is_due = map(int, processes.largest(self._signal or 0, late))
         if signal_number:
             self.checkpoint(done)
             say(f"stopped after step {done:,}; the same command goes on from here")
