@@ -1,6 +1,7 @@
 """Pictures of the studio's pages for docs/studio.md: light, dark, phone width, Chinese.
 
-Starts a studio on a temporary store, has three made-up annotators label made-up answers, and drives Chromium.
+Starts a studio on a temporary store, has three made-up annotators label, chat and judge made-up answers, and drives
+Chromium. In the arena two tiny models with random weights answer, whose words mean nothing.
 
     python benchmarks/studio_screenshots.py --out docs/studio
 """
@@ -18,13 +19,18 @@ from pathlib import Path
 import sqlalchemy as sa
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, sync_playwright
+from sqlalchemy.orm import Session
 
+from wukong.feedback.store import chats
 from wukong.feedback.store.database import Store
-from wukong.feedback.store.labels import add_label
+from wukong.feedback.store.labels import add_label, submit
 from wukong.feedback.store.people import add_annotator, sign_in
-from wukong.feedback.store.tables import Task
-from wukong.feedback.store.tasks import TaskDraft, add_guidelines, add_tasks, create_project
-from wukong.records import Message
+from wukong.feedback.store.tables import Annotator, Task
+from wukong.feedback.store.tasks import TaskDraft, add_guidelines, add_response, add_tasks, create_project
+from wukong.model.gpt2 import GPT2, GPT2Config
+from wukong.model.hub import save_policy
+from wukong.records import Message, Response, Sampling, prompt_id
+from wukong.tokenizer import Tokenizer
 
 DISHES = ("pizza", "fried rice", "an omelette", "pancakes", "lentil soup", "dumplings")
 ANSWERS = (
@@ -37,6 +43,45 @@ ANSWERS = (
 GUIDELINES = (
     "Prefer the answer that\n\n1. is **true and complete**,\n2. is polite,\n3. and is no longer than it need be."
 )
+
+
+TALK = "c" * 32
+STRENGTH = {"base": 0.05, "sft": 0.35, "policy": 0.6}
+"""How often each model of the pictures wins, by weight."""
+
+
+def response(name: str, question: str, text: str, model: str) -> Response:
+    messages = [Message(role="user", content=question)]
+    sampling = Sampling(temperature=0.7, seed=7)
+    return Response(
+        id=name, prompt_id=prompt_id(messages), messages=messages, text=text, model=model, sampling=sampling
+    )
+
+
+def talk(session: Session, person: Annotator, draw: random.Random) -> None:
+    """A conversation with an answer that was drawn again and voted on, and sixty battles."""
+    for n, (question, bad, good) in enumerate([("How to make pizza", 1, 0), ("And fried rice?", 3, 2)]):
+        conversation = TALK if n == 0 else "d" * 32
+        asked = chats.ask(session, person, conversation, None, question)
+        old = chats.answer(session, person, asked, response(f"old {n}", question, ANSWERS[bad], "sft"))
+        new = chats.answer(session, person, asked, response(f"new {n}", question, ANSWERS[good], "policy"))
+        chats.vote(session, person, old.id, f"vote-old-{n}", -1, "Impolite, and no quantities")
+        chats.vote(session, person, new.id, f"vote-new-{n}", 1)
+    project = chats.own_project(session, "Arena")
+    for n in range(60):
+        names = sorted(draw.sample(sorted(STRENGTH), 2))
+        answers = [response(f"battle {n} {name}", f"Question {n}", f"answer of {name}", name) for name in names]
+        ids = [add_response(session, one) for one in answers]
+        pair = chats.add_pair(session, project, person, f"battle-{n:04}", ids, [0, 1])
+        winner = int(draw.random() < STRENGTH[names[1]] / (STRENGTH[names[0]] + STRENGTH[names[1]]))
+        submit(session, person, pair.id, f"battle-{n:04}", {"winner": winner}, seconds=draw.uniform(4, 20))
+
+
+def save_models(run: Path) -> None:
+    """Two models to be chosen in the chat, which know nothing."""
+    tokenizer = Tokenizer.train([" ".join(ANSWERS)] * 8, 400, template="plain")
+    for name in ("policy", "sft"):
+        save_policy(run / name, GPT2(GPT2Config(tokenizer.vocab_size, 128, 16, 1, 2)), tokenizer)
 
 
 def fill(store: Store) -> tuple[dict[str, int], str]:
@@ -58,10 +103,11 @@ def fill(store: Store) -> tuple[dict[str, int], str]:
                 value = {"winner": int(draw.random() < 0.25), "strength": draw.randint(1, 3)}
                 seconds = draw.uniform(4, 20)
                 add_label(session, task, person, f"picture:{task.id}:{person.id}", value, seconds=seconds)
+        talk(session, admin, draw)
         return projects, sign_in(session, admin)
 
 
-def pictures(browser: Browser, address: str, cookie: str, projects: dict[str, int], out: Path) -> None:
+def pictures(browser: Browser, address: str, cookie: str, projects: dict[str, int], out: Path, only: list[str]) -> None:
     pairs = projects["pairwise"]
     pages = {
         "projects": "/",
@@ -72,6 +118,8 @@ def pictures(browser: Browser, address: str, cookie: str, projects: dict[str, in
         "task": "/tasks/1",
         "quality": f"/projects/{pairs}/quality",
         "people": "/people",
+        "chat": f"/chat/{TALK}",
+        "arena": "/arena",
     }
     looks = {
         "light": (1100, "light", "en"),
@@ -84,15 +132,25 @@ def pictures(browser: Browser, address: str, cookie: str, projects: dict[str, in
         own = {"wukong_session": cookie, "wukong_theme": theme, "wukong_language": language}
         context.add_cookies([{"name": name, "value": value, "url": address} for name, value in own.items()])
         for name, path in pages.items():
-            picture(context, address + path, out / f"{name}-{look}.png", waits=name.startswith("label"))
+            if only and name not in only:
+                continue
+            picture(context, address + path, out / f"{name}-{look}.png", WAITS.get(name.split("-")[0], "main"))
         context.close()
 
 
-def picture(context: BrowserContext, url: str, path: Path, waits: bool) -> None:
+WAITS = {"label": ".answer", "chat": ".turn.assistant", "arena": "#ratings td"}
+"""What a page's script shows last."""
+
+
+def picture(context: BrowserContext, url: str, path: Path, waits: str) -> None:
     page = context.new_page()
+    page.set_default_timeout(300_000)  # the machine may be busy with other things
     page.goto(url)
-    if waits:
-        page.wait_for_selector(".answer")
+    page.wait_for_selector(waits)
+    if path.name.startswith("arena"):  # a battle that waits to be judged
+        page.locator("#message").fill("How to make pizza")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".pair + .choices")
     page.screenshot(path=path, animations="disabled")
     page.close()
     Image.open(path).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)  # a third the size
@@ -101,7 +159,9 @@ def picture(context: BrowserContext, url: str, path: Path, waits: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/studio"))
-    out = parser.parse_args().out
+    parser.add_argument("--only", nargs="*", default=[], help="these pages, such as chat; all, when absent")
+    given = parser.parse_args()
+    out = given.out
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         sys.exit("Chromium is needed")
@@ -111,14 +171,16 @@ def main() -> None:
         store = Store(db)
         projects, cookie = fill(store)
         store.close()
-        command = [sys.executable, "-m", "wukong", "studio", "--db", db, "--port", "0", "--no-open-browser"]
+        save_models(Path(directory))
+        command = [sys.executable, "-m", "wukong", "studio", "--db", db, "--run", directory, "--port", "0"]
+        command.append("--no-open-browser")
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             assert server.stdout
             address = server.stdout.readline().split("/invite/")[0]
             with sync_playwright() as playwright:
                 browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-                pictures(browser, address, cookie, projects, out)
+                pictures(browser, address, cookie, projects, out, given.only)
                 browser.close()
         finally:
             server.terminate()

@@ -386,3 +386,17 @@ def test_torch_is_really_out_of_memory_in_those_words(wukong_says, monkeypatch, 
     monkeypatch.setitem(sys.modules, "wukong.kitchen.stage", SimpleNamespace(run=run, __doc__=""))
     code, _, err = wukong_says("kitchen", "--out", tmp_path)
     assert (code, err.startswith("wukong: error: out of memory (")) == (1, True), err
+
+
+@pytest.mark.parametrize("given", [None, "0"])
+def test_tensors_lie_in_huge_pages_unless_the_person_says_otherwise(given):
+    """In a process of its own: torch reads the variable when it is imported, so the command line sets it before."""
+    environment = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"}
+    environment |= {} if given is None else {"THP_MEM_ALLOC_ENABLE": given}
+    code = (
+        "import os, sys\nfrom wukong.cli import main\nassert 'torch' not in sys.modules\nmain(['--version'])\n"
+        "assert 'torch' not in sys.modules\nprint(os.environ.get('THP_MEM_ALLOC_ENABLE'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    expected = given or ("1" if sys.platform == "linux" else "None")
+    assert done.stdout.split()[-1] == expected

@@ -73,9 +73,9 @@ def test_token_logprobs_by_hand():
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("memory", [1 << 24, 200, 1], ids=["at once", "chunks", "one row a chunk"])
-def test_token_logprobs_equal_a_plain_loop_however_they_are_chunked(monkeypatch, temperature, memory):
-    monkeypatch.setattr(objectives, "LOGITS_IN_MEMORY", memory)
+@pytest.mark.parametrize("chunk", [1 << 24, 50, 1], ids=["at once", "chunks", "one row a chunk"])
+def test_token_logprobs_equal_a_plain_loop_however_they_are_chunked(monkeypatch, temperature, chunk):
+    monkeypatch.setattr(objectives, "CHUNK_LOGITS", chunk)
     hidden, weight, targets = randn(23, 5), randn(11, 5, seed=1), torch.arange(23) % 11
     expected, entropies = reference.token_logprobs(hidden.numpy(), weight.numpy(), targets.numpy(), temperature)
     logprobs, entropy = token_logprobs(hidden, weight, targets, temperature=temperature, with_entropy=True)
@@ -86,42 +86,77 @@ def test_token_logprobs_equal_a_plain_loop_however_they_are_chunked(monkeypatch,
     assert zeros.eq(0).all()
 
 
+def plain_logprobs(hidden, weight, targets, temperature):
+    """(log-probs, entropies), as one would write them down."""
+    every = torch.log_softmax(hidden @ weight.T / temperature, dim=-1)
+    return every[torch.arange(len(targets)), targets], -(every.exp() * every).sum(-1)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("with_entropy", [False, True])
-@pytest.mark.parametrize("memory", [1 << 24, 200, 1], ids=["at once", "recomputed", "one row a chunk"])
-def test_recomputed_chunks_give_the_gradient_of_the_plain_log_softmax(monkeypatch, memory, with_entropy):
-    monkeypatch.setattr(objectives, "LOGITS_IN_MEMORY", memory)
+@pytest.mark.parametrize("kept", [1 << 20, 0], ids=["kept", "computed again"])
+@pytest.mark.parametrize("chunk", [1 << 24, 50, 1], ids=["at once", "chunks", "one row a chunk"])
+def test_the_written_out_gradient_is_that_of_the_plain_log_softmax(monkeypatch, temperature, with_entropy, kept, chunk):
+    monkeypatch.setattr(objectives, "CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(objectives, "KEPT_LOGITS_BYTES", kept)
     targets, weights_of_rows = torch.arange(23) % 11, randn(2, 23, seed=2)
     gradients = []
-    for chunked in (True, False):
+    for ours in (True, False):
         hidden, weight = randn(23, 5).requires_grad_(), randn(11, 5, seed=1).requires_grad_()
-        if chunked:
-            logprobs, entropy = token_logprobs(hidden, weight, targets, temperature=0.7, with_entropy=with_entropy)
+        if ours:
+            found = token_logprobs(hidden, weight, targets, temperature=temperature, with_entropy=with_entropy)
         else:
-            every = torch.log_softmax(hidden @ weight.T / 0.7, dim=-1)
-            logprobs, entropy = every[torch.arange(23), targets], -(every.exp() * every).sum(-1) * with_entropy
+            found = plain_logprobs(hidden, weight, targets, temperature)
         # Rows weigh differently, so that a mixed-up order of chunks shows.
-        (logprobs * weights_of_rows[0] + entropy * weights_of_rows[1]).sum().backward()
+        loss = (found[0] * weights_of_rows[0]).sum() + with_entropy * (found[1] * weights_of_rows[1]).sum()
+        loss.backward()
         gradients.append((hidden.grad, weight.grad))
     for found, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(found, expected, **FP32)
 
 
-def test_few_logits_are_kept_and_many_are_recomputed(monkeypatch):
-    calls = []
-    plain = objectives._chunk_logprobs
-    monkeypatch.setattr(objectives, "_chunk_logprobs", lambda *args: (calls.append(len(args[0])), plain(*args))[1])
-    hidden, weight, targets = randn(20, 5).requires_grad_(), randn(10, 5, seed=1), torch.zeros(20, dtype=torch.int64)
-    monkeypatch.setattr(objectives, "LOGITS_IN_MEMORY", 200)  # 20 x 10 logits just fit: chunks of 5 rows, kept
-    token_logprobs(hidden, weight, targets)[0].sum().backward()
-    assert calls == [5, 5, 5, 5]
-    calls.clear()
-    monkeypatch.setattr(objectives, "LOGITS_IN_MEMORY", 199)
-    token_logprobs(hidden, weight, targets)[0].sum().backward()
-    assert len(calls) == 2 * 5  # 4 rows a chunk, each done once more in backward
-    calls.clear()
-    with torch.no_grad():
-        token_logprobs(hidden, weight, targets)
-    assert len(calls) == 5
+def test_the_gradient_of_the_entropy_alone_and_of_a_frozen_output_layer():
+    hidden, weight, targets = randn(6, 5).requires_grad_(), randn(11, 5, seed=1), torch.arange(6)
+    found = gradient(token_logprobs(hidden, weight, targets, with_entropy=True)[1], hidden)
+    torch.testing.assert_close(found, gradient(plain_logprobs(hidden, weight, targets, 1.0)[1], hidden), **FP32)
+    assert found.abs().max() > 0.1
+
+
+def saved_elements(compute) -> int:
+    """The most elements of one tensor that `compute` keeps for backward."""
+    sizes = [0]
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.numel()), t)[1], lambda t: t):
+        compute()
+    return max(sizes)
+
+
+def test_no_logits_are_kept_for_backward_when_memory_is_short(monkeypatch):
+    hidden, weight, targets = randn(40, 5).requires_grad_(), randn(30, 5, seed=1), torch.zeros(40, dtype=torch.int64)
+    monkeypatch.setattr(objectives, "CHUNK_LOGITS", 20 * 30)
+    monkeypatch.setattr(objectives, "KEPT_LOGITS_BYTES", 40 * 30 * 4)  # they just fit
+    assert saved_elements(lambda: token_logprobs(hidden, weight, targets)) == 20 * 30
+    monkeypatch.setattr(objectives, "KEPT_LOGITS_BYTES", 40 * 30 * 4 - 1)
+    assert saved_elements(lambda: token_logprobs(hidden, weight, targets)) == 40 * 5  # the hidden states
+
+
+def test_logits_are_kept_in_bfloat16_and_the_gradient_of_the_weights_is_summed_in_float32(monkeypatch):
+    monkeypatch.setattr(objectives, "CHUNK_LOGITS", 11)  # one row a chunk: 64 terms
+    hidden, weight, targets = (
+        randn(64, 16).requires_grad_(),
+        randn(11, 16, seed=1).requires_grad_(),
+        torch.arange(64) % 11,
+    )
+    dtypes = []
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: (dtypes.append((t.shape, t.dtype)), t)[1], lambda t: t),
+    ):
+        token_logprobs(hidden, weight, targets)[0].sum().backward()
+    assert ((1, 11), torch.bfloat16) in dtypes
+    assert ((1, 11), torch.float32) not in dtypes
+    exact = gradient(plain_logprobs(hidden, weight, targets, 1.0)[0], weight)
+    assert weight.grad.dtype == torch.float32
+    assert (weight.grad - exact).norm() < 1e-2 * exact.norm()
 
 
 def test_logprobs_are_float32_from_a_bfloat16_product():

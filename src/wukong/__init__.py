@@ -10,7 +10,7 @@ from wukong.errors import DataError, WukongError
 
 if TYPE_CHECKING:
     from wukong.api import Policy, Reward, load_policy, load_reward
-    from wukong.data import read_comparisons, read_instructions, read_prompts, read_text
+    from wukong.data import as_trl, read_comparisons, read_instructions, read_prompts, read_text
     from wukong.recipe import run
 
 __version__ = "0.1.0"
@@ -19,6 +19,7 @@ __all__ = [
     "Policy",
     "Reward",
     "WukongError",
+    "as_trl",
     "load_policy",
     "load_reward",
     "read_comparisons",
@@ -30,7 +31,7 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(("Policy", "Reward", "load_policy", "load_reward"), "wukong.api"),
-    **dict.fromkeys(("read_comparisons", "read_instructions", "read_prompts", "read_text"), "wukong.data"),
+    **dict.fromkeys(("as_trl", "read_comparisons", "read_instructions", "read_prompts", "read_text"), "wukong.data"),
     "run": "wukong.recipe",
 }
 

@@ -45,6 +45,8 @@ TOOLS = {
         "wukong.studies.reward_report", "is a reward model any good, and would more labels help", "reward_model"
     ),
     "compare": Stage("wukong.studies.compare", "models or their answers -> who is better, in words", "models"),
+    "plan": Stage("wukong.plan", "what a recipe costs: parameters, memory, arithmetic, time", "recipe"),
+    "frontier": Stage("wukong.studies.frontier", "gold and proxy reward over KL: did RL gain, or hack", "runs"),
     "studio": Stage("wukong.web.studio", "serve the web application where people label"),
 }
 RUN_SUMMARY = "all steps of a recipe; a finished one is skipped, an interrupted one goes on"
@@ -294,8 +296,16 @@ def _machine_trouble(error: BaseException) -> str | None:
     return None
 
 
+def _ask_for_huge_pages() -> None:
+    """Tensors in huge pages (Linux; docs/benchmarks.md): torch reads this when it is imported, so it is set before.
+    Whoever has set the variable is not overruled."""
+    if sys.platform == "linux":
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0 done, 1 the run failed, 2 the input is wrong, 130 Ctrl-C."""
+    _ask_for_huge_pages()
     try:
         _dispatch(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()

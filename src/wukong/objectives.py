@@ -7,15 +7,13 @@ Shape legend: B batch (episodes), R response time, N positions (any flattened se
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-LOGITS_IN_MEMORY = 1 << 24
-"""Logits (elements) that may be kept for backward at once; beyond it they are recomputed in chunks."""
+from wukong.training.memory import CHUNK_LOGITS, KEPT_LOGITS_BYTES
 
 
 def _check(name: str, tensor: Tensor, rank: int, dtype: torch.dtype | None = None) -> None:
@@ -40,17 +38,73 @@ def _check_shape(reference: Tensor, **tensors: Tensor) -> None:
 # ---------------------------------------------------------------------------------------- log-probabilities
 
 
-def _chunk_logprobs(
-    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, with_entropy: bool
-) -> tuple[Tensor, Tensor]:
-    logits = F.linear(hidden, weight).float()  # (N, V)
-    if temperature != 1:
-        logits = logits / temperature
-    if with_entropy:
-        logprobs = logits.log_softmax(-1)
-        return logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1), -(logprobs.exp() * logprobs).sum(-1)
-    chosen = -F.cross_entropy(logits, targets, reduction="none")
-    return chosen, torch.zeros_like(chosen)
+class _TokenLogprobs(torch.autograd.Function):
+    """`token_logprobs`, with the gradient written out, so that backward needs nothing of the size of the logits but a
+    chunk, or the logits themselves where they are kept. With z = logits / temperature, p = softmax(z), H its entropy:
+
+        log p_y = z_y - log sum exp z      d log p_y / dz_j = [j = y] - p_j
+        H = log sum exp z - sum p z        d H / dz_j       = -p_j (log p_j + H)
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, with_entropy: bool,
+        dtype: torch.dtype, keep: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        hidden, narrow = hidden.to(dtype), weight.to(dtype)
+        normalisers, logprobs, entropies = hidden.new_zeros(3, len(targets), dtype=torch.float32)  # (N,) each
+        kept = []
+        for rows in _chunks(len(targets), len(weight)):
+            logits = F.linear(hidden[rows], narrow)  # (n, V)
+            z = _scaled(logits, temperature)
+            normaliser = z.logsumexp(-1)
+            normalisers[rows] = normaliser
+            logprobs[rows] = z.gather(-1, targets[rows].unsqueeze(-1)).squeeze(-1) - normaliser
+            if with_entropy:
+                p = (z - normaliser.unsqueeze(-1)).exp_()
+                entropies[rows] = normaliser - p.mul_(z).sum(-1)
+            if keep:
+                kept.append(logits)
+        ctx.save_for_backward(hidden, narrow, targets, normalisers, entropies, *kept)
+        ctx.temperature, ctx.with_entropy, ctx.weight_dtype = temperature, with_entropy, weight.dtype
+        ctx.set_materialize_grads(False)
+        if not with_entropy:
+            ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, normalisers, entropies, *kept = ctx.saved_tensors
+        zeros = torch.zeros_like(normalisers)
+        of_logprobs, of_entropies = (zeros if gradient is None else gradient for gradient in gradients)  # (N,) each
+        to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        to_weight = None
+        for number, rows in enumerate(_chunks(len(targets), len(weight))):
+            logits = kept[number] if kept else F.linear(hidden[rows], weight)  # (n, V)
+            logp = _scaled(logits, ctx.temperature) - normalisers[rows].unsqueeze(-1)
+            grad = logp.exp()  # becomes dL/dz (n, V)
+            if ctx.with_entropy:
+                weights = logp.add_(entropies[rows].unsqueeze(-1)).mul_(of_entropies[rows].unsqueeze(-1))
+                grad.mul_(weights.add_(of_logprobs[rows].unsqueeze(-1)).neg_())
+            else:
+                grad.mul_(-of_logprobs[rows].unsqueeze(-1))
+            grad.scatter_add_(-1, targets[rows].unsqueeze(-1), of_logprobs[rows].unsqueeze(-1))
+            grad = grad.div_(ctx.temperature).to(hidden.dtype)
+            if to_hidden is not None:
+                to_hidden[rows] = grad @ weight
+            if ctx.needs_input_grad[1]:
+                part = grad.T @ hidden[rows]  # (V, C)
+                to_weight = part.to(ctx.weight_dtype) if to_weight is None else to_weight.add_(part)
+        return to_hidden, to_weight, None, None, None, None, None
+
+
+def _chunks(n: int, vocabulary: int) -> list[slice]:
+    rows = max(1, CHUNK_LOGITS // vocabulary)
+    return [slice(start, start + rows) for start in range(0, n, rows)]
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    return logits.float() if temperature == 1 else logits.float() / temperature
 
 
 def token_logprobs(
@@ -58,8 +112,8 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target token, and the entropy of its distribution, in float32.
 
-    Only the N positions given are multiplied with the output layer, in chunks; where a gradient is needed and the
-    logits would not fit `LOGITS_IN_MEMORY`, a chunk's logits are recomputed in backward instead of stored.
+    Only the N positions given are multiplied with the output layer, in chunks, in autocast's precision where that is
+    on. The logits are kept for backward where they fit `KEPT_LOGITS_BYTES`, and otherwise computed again.
 
     Args:
         hidden: (N, C) hidden states at the positions *before* the targets.
@@ -73,16 +127,12 @@ def token_logprobs(
     """
     _check("hidden", hidden, 2)
     _check("targets", targets, 1, torch.int64)
-    rows = max(1, LOGITS_IN_MEMORY // 4 // len(weight))
-    if len(targets) <= rows:
-        return _chunk_logprobs(hidden, weight, targets, temperature, with_entropy)
-    recompute = torch.is_grad_enabled() and len(targets) * len(weight) > LOGITS_IN_MEMORY
-    parts = []
-    for start in range(0, len(targets), rows):
-        chunk = (hidden[start : start + rows], weight, targets[start : start + rows], temperature, with_entropy)
-        parts.append(checkpoint(_chunk_logprobs, *chunk, use_reentrant=False) if recompute else _chunk_logprobs(*chunk))
-    logprobs, entropies = zip(*parts, strict=True)
-    return torch.cat(logprobs), torch.cat(entropies)
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    learns = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    keep = learns and len(targets) * len(weight) * dtype.itemsize <= KEPT_LOGITS_BYTES
+    with torch.autocast(device, enabled=False):
+        return _TokenLogprobs.apply(hidden, weight, targets, temperature, with_entropy, dtype, keep)
 
 
 # ------------------------------------------------------------------------------------------- masked statistics

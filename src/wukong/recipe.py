@@ -400,7 +400,7 @@ def run(
         with _named(step.name):
             step.run(step.options)
         if (seconds := time.monotonic() - begin) >= FINISHED_SECONDS:
-            say(f"[{number}/{count}] {step.name} took {_duration(seconds)}")
+            say(f"[{number}/{count}] {step.name} took {duration(seconds)}")
             _free_memory()
     # Now that no step has refused its options:
     processes.by_first(lambda: _write_resolved(directory, loaded.recipe, seed, steps))
@@ -447,7 +447,7 @@ def _named(step: str) -> Iterator[None]:
         raise
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, seconds = divmod(round(seconds), 60)

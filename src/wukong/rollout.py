@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,13 +22,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wukong.data.batches import by_length, pad
 from wukong.errors import UsageError
 from wukong.model.gpt2 import GPT2, KVCache
+from wukong.model.packed import PackedGPT2, can_pack
 from wukong.training.compute import Compute
 from wukong.training.parallel import is_sharded, whole
 
 COMPACT_BELOW = 0.75
 """Finished rows leave the batch once fewer than this part of it is still being written."""
+
+REFILL_AT = 1 / 16
+"""Waiting prompts enter once this part of the batch is free: reading several costs less than one at a time."""
+
+PREFILL_TOKENS = 4096
+"""Prompts are read in portions of about so many tokens, those of like lengths together."""
 
 
 @dataclass
@@ -100,9 +108,11 @@ def draw(probabilities: Tensor, u: Tensor, block: int = 64) -> Tensor:
 
     probabilities: (B, V), not necessarily normalised; u: (B,) in [0, 1). Returns (B,) int64.
     """
-    B, V = probabilities.shape
-    padded = torch.nn.functional.pad(probabilities, (0, -V % block)).view(B, -1, block)  # (B, V/block, block)
-    blocks = padded.sum(-1)  # (B, V/block)
+    V = probabilities.shape[1]
+    whole = V - V % block
+    blocks = probabilities[:, :whole].unflatten(1, (-1, block)).sum(-1)  # (B, V // block)
+    if whole < V:
+        blocks = torch.cat([blocks, probabilities[:, whole:].sum(-1, keepdim=True)], dim=1)
     sums = blocks.cumsum(-1)
     wanted = u.unsqueeze(1) * sums[:, -1:]  # (B, 1)
     chosen = torch.searchsorted(sums, wanted, right=True).clamp(max=sums.shape[1] - 1)  # (B, 1)
@@ -110,7 +120,8 @@ def draw(probabilities: Tensor, u: Tensor, block: int = 64) -> Tensor:
     # then that last one is taken.
     chosen = _last_positive_up_to(blocks, chosen)
     before = torch.where(chosen > 0, sums.gather(1, (chosen - 1).clamp(min=0)), 0)
-    inside = padded[torch.arange(B, device=u.device), chosen.squeeze(1)]  # (B, block)
+    tokens = chosen * block + torch.arange(block, device=u.device)  # (B, block)
+    inside = torch.where(tokens < V, probabilities.gather(1, tokens.clamp(max=V - 1)), 0)
     rest = (wanted - before).clamp(min=0)
     place = torch.searchsorted(inside.cumsum(-1), rest, right=True).clamp(max=block - 1)  # (B, 1)
     return (chosen * block + _last_positive_up_to(inside, place)).squeeze(1)
@@ -123,13 +134,19 @@ def _last_positive_up_to(weights: Tensor, index: Tensor) -> Tensor:
 
 
 def inference_copy(model: GPT2, compute: Compute) -> GPT2:
-    """The model with weights in the compute precision, for decoding; the model itself when that is float32. Of a model
-    that is sharded every process gets a whole copy."""
-    if is_sharded(model):
-        return whole(model, compute.device, compute.dtype).eval()
+    """The model as it decodes fastest in the compute precision; the model itself when that is float32.
+
+    A copy does not follow the training of its original: make another after an update. Of a sharded model every process
+    gets a whole copy.
+    """
+    packs, sharded = can_pack(model.wte.weight.device, compute.dtype), is_sharded(model)
+    if sharded:
+        model = whole(model, compute.device, None if packs else compute.dtype).eval()
     if compute.dtype == torch.float32:
         return model
-    return copy.deepcopy(model).to(compute.dtype).eval()
+    if packs:
+        return PackedGPT2(model)
+    return model if sharded else copy.deepcopy(model).to(compute.dtype).eval()
 
 
 def generate(
@@ -155,7 +172,8 @@ def generate(
         seeds: one per prompt.
         temperature: the logits are divided by it; 0 takes the likeliest token (greedy).
         top_k, top_p: truncation; 0 and 1 mean none.
-        batch_size: sequences decoded together. Longest prompts go first, neighbours have like lengths.
+        batch_size: sequences decoded together. As some end, others take their places, those with the longest prompts
+            first; equal prompts are read once when they enter together.
         on_finish: called with the number of responses finished since the last call.
 
     Returns:
@@ -170,14 +188,15 @@ def generate(
         Continuation(prompt, max_new_tokens, seed, temperature, top_k, top_p)
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
-    order = sorted(every, key=lambda one: -len(one.prompt))
-    for start in range(0, len(order), batch_size):
-        decoder = Decoder(model, eos_id)
-        decoder.admit(order[start : start + batch_size])
-        while len(decoder):
-            over = sum(one.over for one in decoder.step())
-            if on_finish and over:
-                on_finish(over)
+    waiting = deque(sorted(every, key=lambda one: (-len(one.prompt), one.prompt)))
+    decoder = Decoder(model, eos_id)
+    while waiting or len(decoder):
+        free = batch_size - len(decoder)
+        if free >= max(1, REFILL_AT * batch_size):
+            decoder.admit([waiting.popleft() for _ in range(min(free, len(waiting)))])
+        over = sum(one.over for one in decoder.step())
+        if on_finish and over:
+            on_finish(over)
     return [one.written for one in every]
 
 
@@ -235,7 +254,8 @@ class Decoder:
     def _clear(self) -> None:
         self._rows: list[Continuation | None] = []  # whose each row of the batch is; None: vacant
         self._cache: KVCache | None = None
-        self._last = torch.empty(0)  # (B, C) hidden states from which the next tokens are drawn
+        # (B, C) hidden states from which the next tokens are drawn
+        self._last = self.model.wte.weight.new_zeros(0, self.model.config.n_embd)
         self._drawn: Tensor | None = None  # (B,) the tokens of the last step, which the model has not read yet
 
     def __len__(self) -> int:
@@ -253,27 +273,35 @@ class Decoder:
         if not (new := [one for one in new if not one.over]):
             return
         self._read()
-        lengths = torch.tensor([len(one.prompt) for one in new], device=self.device)  # (N,)
-        longest = max(len(one.prompt) for one in new)
-        ids = torch.zeros(len(new), longest, dtype=torch.int64)  # (N, T) padded on the right
-        for row, one in enumerate(new):
-            ids[row, : len(one.prompt)] = torch.tensor(one.prompt)
-        slots = max(len(one.prompt) + one.max_new_tokens for one in new)
-        cache = KVCache.empty(self.model.config, len(new), slots, like=self.model.wte.weight)
-        hidden = self.model(ids.to(self.device), cache=cache)  # (N, T, C)
-        cache.advance(lengths, longest)
-        last = hidden[torch.arange(len(new), device=self.device), lengths - 1]  # (N, C)
+        together: dict[tuple[int, ...], list[Continuation]] = defaultdict(list)
+        for one in new:
+            together[tuple(one.prompt)].append(one)
         if self._cache is None:
-            self._cache, self._last, self._rows = cache, last, list(new)
-            return
+            slots = max(len(one.prompt) + one.max_new_tokens for one in new)
+            self._cache = KVCache.empty(self.model.config, len(new), slots, like=self.model.wte.weight)
+        prompts = list(together)
+        for some in by_length([len(prompt) for prompt in prompts], PREFILL_TOKENS):
+            self._admit([prompts[i] for i in some], [together[prompts[i]] for i in some])
+
+    def _admit(self, prompts: Sequence[tuple[int, ...]], companies: Sequence[Sequence[Continuation]]) -> None:
+        """Reads each prompt once, for all continuations of its company."""
+        assert self._cache is not None
+        ids, lengths = (tensor.to(self.device) for tensor in pad(prompts))  # (N, P), (N,)
+        cache = KVCache.empty(self.model.config, *ids.shape, like=self.model.wte.weight)
+        hidden = self.model(ids, cache=cache)  # (N, P, C)
+        cache.advance(lengths, ids.shape[1])
+        last = hidden[torch.arange(len(ids), device=self.device), lengths - 1]  # (N, C)
+        sources = torch.tensor([i for i, company in enumerate(companies) for _ in company], device=self.device)  # (M,)
+        new = [one for company in companies for one in company]
         vacant = [row for row, one in enumerate(self._rows) if one is None][: len(new)]
         places = [*vacant, *range(len(self._rows), len(self._rows) + len(new) - len(vacant))]
-        self._cache.place(cache, places)
+        self._cache.place(cache, sources, places, slots=max(len(one.prompt) + one.max_new_tokens for one in new))
         self._rows += [None] * (len(new) - len(vacant))
         for row, one in zip(places, new, strict=True):
             self._rows[row] = one
-        longer = torch.nn.functional.pad(self._last, (0, 0, 0, len(self._rows) - len(self._last)))
-        self._last = longer.index_copy(0, torch.tensor(places, device=self.device), last)
+        longer = last.new_zeros(len(self._rows), last.shape[1])
+        longer[: len(self._last)] = self._last
+        self._last = longer.index_copy_(0, torch.tensor(places, device=self.device), last[sources])
 
     @torch.inference_mode()
     def step(self) -> list[Continuation]:
@@ -284,13 +312,12 @@ class Decoder:
         if not writing:
             return []
         logits = self.model.logits(self._last).float()  # (B, V)
-        logprobs, self._drawn = self._draw(logits)
-        tokens = self._drawn.tolist()
-        chosen = logprobs.gather(1, self._drawn.unsqueeze(1)).squeeze(1).tolist()
+        self._drawn, chosen = self._draw(logits)
+        tokens, logprobs = self._drawn.tolist(), chosen.tolist()
         self._note(writing, logits, tokens)
         for row, one in writing:
             one.written.ids.append(tokens[row])
-            one.written.logprobs.append(chosen[row])
+            one.written.logprobs.append(logprobs[row])
             one.written.finished = tokens[row] == self.eos_id
         self._leave([row for row, one in writing if one.over])
         return [one for _, one in writing]
@@ -301,29 +328,36 @@ class Decoder:
         self._leave([row for row, one in enumerate(self._rows) if one is not None and id(one) in out])
 
     def _draw(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Each row's log-probs (B, V) at its temperature, untruncated, and the token drawn from them (B,)."""
-        temperatures = [one.temperature if one else 0.0 for one in self._rows]
-        divisors = torch.tensor([t or 1.0 for t in temperatures], device=self.device)
-        logprobs = (logits / divisors.unsqueeze(1)).log_softmax(-1)  # (B, V)
-        likeliest = logits.argmax(-1)  # (B,)
-        if not any(temperatures):
-            return logprobs, likeliest
-        noise = [one.noise[len(one.written.ids)] if one else 0.0 for one in self._rows]
-        drawn = draw(self._truncated(logprobs).exp(), torch.tensor(np.array(noise, np.float32), device=self.device))
-        if all(t or one is None for t, one in zip(temperatures, self._rows, strict=True)):
-            return logprobs, drawn
-        return logprobs, torch.where(torch.tensor(temperatures, device=self.device) == 0, likeliest, drawn)
+        """(B, V) -> the token drawn for each row (B,), and its log-prob (B,) at its temperature, untruncated.
 
-    def _truncated(self, logprobs: Tensor) -> Tensor:
-        """Rows of like truncation together. (B, V) -> (B, V)."""
+        Each pass over (B, V) costs: what is not asked for is not computed, and nothing is normalised.
+        """
+        temperatures = [one.temperature if one else 1.0 for one in self._rows]
+        if any(t != 1 for t in temperatures):
+            logits = logits / torch.tensor([[t or 1.0] for t in temperatures], device=self.device)
+        largest = logits.amax(-1, keepdim=True)  # (B, 1)
+        weights = (logits - largest).exp_()  # (B, V)
+        totals = weights.sum(-1)  # (B,)
+        truncated = self._truncated(logits)
+        if truncated is not logits:
+            weights = (truncated - largest).exp_()
+        noise = [one.noise[len(one.written.ids)] if one else 0.0 for one in self._rows]
+        drawn = draw(weights, torch.tensor(np.array(noise, np.float32), device=self.device))  # (B,)
+        if not all(temperatures):
+            greedy = torch.tensor([t == 0 for t in temperatures], device=self.device)
+            drawn = torch.where(greedy, logits.argmax(-1), drawn)
+        return drawn, logits.gather(1, drawn.unsqueeze(1)).squeeze(1) - largest.squeeze(1) - totals.log()
+
+    def _truncated(self, logits: Tensor) -> Tensor:
+        """Rows of like truncation together. (B, V) -> (B, V); the same tensor when nothing is truncated."""
         alike: dict[tuple[int, float], list[int]] = defaultdict(list)
         for row, one in enumerate(self._rows):
             if one and (one.top_k or one.top_p < 1):
                 alike[one.top_k, one.top_p].append(row)
         for (top_k, top_p), rows in alike.items():
             index = torch.tensor(rows, device=self.device)
-            logprobs = logprobs.index_copy(0, index, truncate(logprobs[index], top_k, top_p))
-        return logprobs
+            logits = logits.index_copy(0, index, truncate(logits[index], top_k, top_p))
+        return logits
 
     def _note(self, writing: Sequence[tuple[int, Continuation]], logits: Tensor, tokens: Sequence[int]) -> None:
         asked = [(row, one, one.likeliest) for row, one in writing if one.likeliest is not None]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wukong.data.batches import BUSY_TOKENS, Example, by_length, pack, pad
+from wukong.data.batches import BUSY_TOKENS, LIKE, Example, by_length, pack, pad
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.objectives import token_logprobs
 
@@ -36,7 +36,7 @@ def test_micro_batches_hold_every_index_once_within_the_budget(lengths, max_toke
         assert min(lengths[i] for i in batch) >= max(lengths[i] for i in following), "like lengths share a batch"
         longest = max(lengths[i] for i in batch)
         full = (len(batch) + 1) * longest > max_tokens
-        clearly_shorter = len(batch) * longest >= BUSY_TOKENS and lengths[following[0]] < 0.9 * longest
+        clearly_shorter = len(batch) * longest >= BUSY_TOKENS and lengths[following[0]] < LIKE * longest
         assert full or clearly_shorter, "no batch is smaller than it must be"
 
 

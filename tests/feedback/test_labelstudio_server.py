@@ -1,7 +1,7 @@
 """The round trip through a real Label Studio, installed from PyPI and started here on loopback.
 
-It lives in a virtual environment of its own (about 1 GB, two minutes to make), outside of the repository:
-$WUKONG_LABEL_STUDIO names an existing `label-studio`, else one is made in ~/.cache/wukong-tests.
+It lives in a virtual environment of its own (about 1 GB, two minutes to make; `environments.environment`), or
+$WUKONG_LABEL_STUDIO names an existing `label-studio`.
 """
 
 import datetime
@@ -9,13 +9,12 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
+from environments import environment
 
 from wukong.data import read_comparisons
 from wukong.data.sources import open_rows
@@ -26,7 +25,6 @@ from wukong.feedback.labelstudio.command import LabelStudioOptions, run
 from wukong.records import Comparison, Message, Ranking, read_records, write_records
 
 VERSION = "1.23.2"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "wukong-tests"
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
 PERSON = "ann@example.org"
 SHARED = Path(os.environ.get("WUKONG_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data"
@@ -38,17 +36,7 @@ def installed() -> str:
     """The `label-studio` command, installed at the first call."""
     if named := os.environ.get("WUKONG_LABEL_STUDIO"):
         return named
-    home = CACHE / f"label-studio-{VERSION}"
-    program = home / ("Scripts" if os.name == "nt" else "bin") / "label-studio"
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{home}.lock"):
-        if not program.exists():  # pip makes it last
-            subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
-            pip = [str(program.with_name("python")), "-m", "pip", "install", "--quiet", f"label-studio=={VERSION}"]
-            done = subprocess.run([*(["nice"] if os.name == "posix" else []), *pip], check=False, capture_output=True)
-            if done.returncode:
-                pytest.skip(f"no Label Studio: it cannot be installed ({done.stderr.decode()[-300:]})")
-    return str(program)
+    return str(environment("label-studio", [f"label-studio=={VERSION}"]) / "label-studio")
 
 
 @pytest.fixture(scope="module")

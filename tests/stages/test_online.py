@@ -15,6 +15,7 @@ from wukong.errors import RunError, UsageError
 from wukong.files import fingerprint
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.heads import ScalarModel
+from wukong.model.hub import load_policy
 from wukong.objectives import sequence_rewards
 from wukong.records import Prompt, as_messages, write_records
 from wukong.stages import bestofn, grpo, online, ppo, reinforce, rloo, tokenize
@@ -251,6 +252,21 @@ def test_a_stopped_run_equals_an_uninterrupted_one(whole, name, monkeypatch, tin
     run(twice)
     assert fingerprint(twice.out / "model.safetensors") == weights
     assert numbers(twice.out) == numbers(once.out)
+
+
+def test_policies_kept_on_the_way_are_those_of_a_stopped_run_too(whole, monkeypatch) -> None:
+    once, run = whole("rloo", "once", save_every=1)
+    run(once)
+    kept = sorted(path.name for path in (once.out / "policies").iterdir())
+    assert kept == ["iteration-000001", "iteration-000002"], "the third, the last, is the result itself"
+    weights = [fingerprint(path / "model.safetensors") for path in (once.out, *(once.out / "policies").iterdir())]
+    assert len(set(weights)) == 3
+    twice, _ = whole("rloo", "twice", save_every=1)
+    stop_after(2, run, twice, monkeypatch)
+    run(twice)
+    for name in kept:
+        assert fingerprint(twice.out / "policies" / name) == fingerprint(once.out / "policies" / name)
+        assert load_policy(once.out / "policies" / name)[1].fingerprint == load_policy(once.out)[1].fingerprint
 
 
 def test_responses_to_one_prompt_stand_side_by_side(whole, monkeypatch) -> None:

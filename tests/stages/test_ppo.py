@@ -2,21 +2,24 @@
 
 import inspect
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from wukong.errors import RunError, UsageError
 from wukong.files import fingerprint
 from wukong.model.gpt2 import GPT2, GPT2Config
-from wukong.model.heads import ScalarModel
+from wukong.model.heads import ScalarModel, ValueHead
 from wukong.model.hub import load_policy, load_reward, save_policy, save_reward
 from wukong.records import Prompt, as_messages, write_records
 from wukong.stages import episodes as rollouts
 from wukong.stages import online, ppo, tokenize
+from wukong.stages.common import frozen, response_logprobs
 from wukong.stages.episodes import Episodes, final_scores, judge, reward_scores, roll_out
-from wukong.stages.online import iterate
+from wukong.stages.online import Credit, iterate
 from wukong.stages.ppo import PPOOptions
 from wukong.stages.tokenize import TokenizeOptions
 from wukong.tokenizer import Tokenizer
@@ -112,6 +115,63 @@ def test_judged_logprobs_equal_a_plain_loop_over_unpadded_sequences(rolled) -> N
         for t, token in enumerate(ids[start:]):
             assert math.isclose(judged.logprobs[row, t], logprobs[start + t - 1, token], abs_tol=1e-5)
             assert math.isclose(judged.values[row, t], values[start + t - 1], abs_tol=1e-5)
+
+
+def test_a_shared_value_model_reads_the_policys_own_states(rolled) -> None:
+    policy, episodes, config = rolled
+    head = ValueHead(32)
+    nn.init.normal_(head.score.weight)
+    judged = judge(policy, gpt2(1), head, lambda e: torch.zeros(4), episodes, config, CPU)
+    for row, (ids, start) in enumerate(zip(episodes.sequences, episodes.prompt_lengths, strict=True)):
+        with torch.no_grad():
+            values = policy(torch.tensor([ids]))[0] @ head.score.weight[0]
+        for t in range(len(ids) - start):
+            assert math.isclose(judged.values[row, t], values[start + t - 1], abs_tol=1e-4)
+
+
+def test_a_shared_trunk_learns_from_both_losses(tmp_path: Path, rolled) -> None:
+    """The gradient of an update is that of policy loss + c x value loss, written down over unpadded sequences."""
+    policy, episodes, config = rolled
+    head = ValueHead(32)
+    nn.init.normal_(head.score.weight, std=0.1)
+    config = config.model_copy(update={"out": tmp_path, "value_model": "shared", "value_coef": 0.5, "ppo_epochs": 1})
+    judged = judge(policy, gpt2(1), head, lambda e: torch.zeros(4), episodes, config, CPU)
+    advantages, returns = (torch.randn(episodes.mask.shape) * episodes.mask for _ in range(2))
+    loss, n_tokens = torch.zeros(()), int(episodes.mask.sum())
+    for row, (ids, start) in enumerate(zip(episodes.sequences, episodes.prompt_lengths, strict=True)):
+        states = policy(torch.tensor([ids]))[0, start - 1 : -1]
+        n = len(states)
+        logprobs = (policy.logits(states) / 0.7).log_softmax(-1)[torch.arange(n), torch.tensor(ids[start:])]
+        # At the first update the ratio is 1 and no value is clipped: the policy's loss has the gradient of -A log pi.
+        loss = loss - (advantages[row, :n] * logprobs).sum()
+        loss = loss + 0.5 * 0.5 * (head.read(states) - returns[row, :n]).square().sum()
+    modules = nn.ModuleDict({"policy": policy, "value": head})
+    expected = torch.autograd.grad(loss / n_tokens, list(modules.parameters()))
+    found = {}
+
+    def look(self) -> dict[str, float]:
+        found["gradients"] = [p.grad.clone() for p in modules.parameters()]
+        return {}
+
+    state = {"kl_coef": 0.1, "first_distinct_2": None}
+    with Session(config, dict(modules), 1, "t", state) as session, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Session, "optimizer_step", look)
+        online.update(session, config.algorithm(), episodes, judged, Credit(advantages, returns), config, None)
+    for gradient, right in zip(found["gradients"], expected, strict=True):
+        torch.testing.assert_close(gradient, right, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_model_says_the_same_bit_for_bit(dtype: torch.dtype) -> None:
+    compute, ids = Compute(torch.device("cpu"), dtype), torch.randint(257, (3, 20))
+    predicts = torch.ones(3, 19, dtype=torch.bool)
+    with torch.no_grad():
+        found = [
+            response_logprobs(model, ids, predicts, 0.7, compute, with_entropy=True)
+            for model in (gpt2(0, 3.0), frozen(gpt2(0, 3.0), compute))
+        ]
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
 
 
 def test_the_reward_model_reads_query_and_response_without_the_end_token(tokenizer: Tokenizer) -> None:
@@ -220,6 +280,35 @@ def test_a_run_changes_the_policy_and_leaves_reference_and_reward_model_alone(wo
     assert metrics[1]["kl_coef"] == pytest.approx(0.2 * (1 - 0.2 * 16 / 10_000), abs=1e-6)
 
 
+def test_a_policy_with_a_shared_value_model_resumes_bit_for_bit(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ppo.run(whole(world, "once", value_model="shared"))
+    monkeypatch.setattr(online, "iterate", dies_at(3, online.iterate))
+    with pytest.raises(KeyboardInterrupt):
+        ppo.run(whole(world, "twice", value_model="shared", checkpoint_seconds=0))
+    monkeypatch.undo()
+    ppo.run(whole(world, "twice", value_model="shared", checkpoint_seconds=0))
+    once, twice = (world / out / "model.safetensors" for out in ("once", "twice"))
+    assert fingerprint(once) == fingerprint(twice)
+    metrics = read_metrics(world / "once")
+    assert metrics[0]["value_mean"] == 0  # a new head
+    assert metrics[2]["value_mean"] != 0  # has learnt
+    assert load_policy(world / "once")[0].n_parameters() == gpt2(0).n_parameters()
+
+
+def test_little_of_an_update_is_padding(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Prompts and responses of very different lengths."""
+    config = options(tmp_path, batch_size=192, max_new_tokens=16)
+    prompts = [tokenizer.encode("a" * (1 + i % 40)) for i in range(192)]
+    policy, value = gpt2(0), ScalarModel(gpt2(1))
+    state = {"kl_coef": 0.1, "first_distinct_2": None}
+    with Session(config, {"policy": policy, "value": value}, 1, "t", state) as session:
+        for _ in session.steps():
+            metrics = iterate(
+                session, policy, gpt2(0), value, lambda e: torch.ones(192), prompts, tokenizer, config
+            )  # fmt: skip
+    assert 0 < metrics["padding"] < 0.05
+
+
 def test_frozen_models_get_no_gradient(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     original = online.judge
@@ -308,20 +397,26 @@ def test_ptx_loss_is_added_and_logged(world: Path, tokenizer: Tokenizer) -> None
     assert not any("ptx_loss" in m for m in read_metrics(world / "without"))
 
 
-def test_resumed_run_equals_uninterrupted_run(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ppo.run(whole(world, "once"))
-    original, calls = online.iterate, 0
+def dies_at(call: int, function: Callable) -> Callable:
+    """The function, which at its nth call is interrupted instead."""
+    calls = 0
 
-    def dies_once(*arguments, **keywords):
+    def dies(*arguments, **keywords):
         nonlocal calls
         calls += 1
-        if calls == 3:
+        if calls == call:
             raise KeyboardInterrupt
-        return original(*arguments, **keywords)
+        return function(*arguments, **keywords)
 
-    monkeypatch.setattr(online, "iterate", dies_once)
+    return dies
+
+
+def test_resumed_run_equals_uninterrupted_run(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ppo.run(whole(world, "once"))
+    monkeypatch.setattr(online, "iterate", dies_at(3, online.iterate))
     with pytest.raises(KeyboardInterrupt):
         ppo.run(whole(world, "twice", checkpoint_seconds=0))
+    monkeypatch.undo()
     ppo.run(whole(world, "twice", checkpoint_seconds=0))
     assert fingerprint(world / "once" / "model.safetensors") == fingerprint(world / "twice" / "model.safetensors")
     deterministic = [{k: v for k, v in m.items() if "second" not in k} for m in read_metrics(world / "once")]

@@ -1,15 +1,19 @@
 """Several processes make what one makes: every stage that trains, whole models and sharded ones; they stop together,
 survive the death of one, and go on in another number. With gloo on CPUs, with NCCL where there are GPUs enough."""
 
+import contextlib
 import json
+import os
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from jobs import Jobs
+from jobs import SECONDS, Jobs
 from safetensors.torch import load_file
 
 sys.path.append(str(Path(__file__).parents[1] / "stages"))
@@ -235,3 +239,35 @@ def test_fsdp_needs_several_processes(world: Path, jobs: Jobs, tmp_path: Path) -
     log = tmp_path / "log"
     assert jobs.run(1, command(world, "pretrain", tmp_path / "base", parallel="fsdp"), log) == [2]
     assert "start them with torchrun" in log.read_text()
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_torchrun_itself_ends_when_a_worker_is_killed(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "base"
+    arguments = command(world, "pretrain", out, checkpoint_seconds=0, tokens=448 * 4000, device="cpu")
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "wukong"]
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    torchrun = subprocess.Popen([*start, *arguments], env=environment, stderr=subprocess.PIPE, text=True)
+    workers: list[int] = []
+    try:
+        deadline = time.monotonic() + SECONDS
+        while not list_checkpoints(out / "checkpoints"):
+            assert torchrun.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        workers = children(torchrun.pid)
+        assert len(workers) == 2
+        os.kill(workers[0], signal.SIGKILL)
+        said = torchrun.communicate(timeout=SECONDS)[1]
+        assert torchrun.returncode == 1
+        assert said.count("wukong: error") == 1
+        assert "another process of this job has ended" in said
+        assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    finally:
+        for pid in [*([torchrun.pid] if torchrun.poll() is None else []), *workers]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        torchrun.wait()

@@ -1,10 +1,13 @@
 """What the pages and the API do, without a browser."""
 
+import ast
 import csv
 import io
 import json
 import re
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -18,7 +21,7 @@ from wukong.model.heads import ScalarModel
 from wukong.model.hub import save_policy, save_reward
 from wukong.records import Comparison, Message, Ranking, Response, Vote, prompt_id, write_records
 from wukong.tokenizer import Tokenizer
-from wukong.web.texts import HERE, chinese, translate, used_in
+from wukong.web.texts import HERE, chinese, translate, translate_made, used_in
 
 
 def hand(client, project, count=1):
@@ -264,6 +267,48 @@ def test_every_text_is_there_in_both_languages():
         assert sorted(part.split("}")[0] for part in english.split("{")[1:]) == sorted(
             part.split("}")[0] for part in found.split("{")[1:]
         ), english
+
+
+ERRORS = ("UsageError", "DataError", "NotFoundError", "ConflictError", "ForbiddenError", "InvitationError",
+          "SignInError", "RunError")  # fmt: skip
+
+
+def errors_in(path: Path) -> Iterator[str]:
+    """What a module can complain of, with 7 for whatever is filled in."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS and node.args:
+            said = node.args[0]
+            if isinstance(said, ast.Constant):
+                yield str(said.value)
+            elif isinstance(said, ast.JoinedStr):
+                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "7" for part in said.values)
+
+
+def test_every_error_of_the_studio_is_there_in_chinese():
+    """Not those of its start, which are read in a terminal."""
+    store = HERE.parent / "feedback" / "store"
+    files = [
+        path for path in (*HERE.glob("*.py"), *store.glob("*.py")) if path.name not in ("studio.py", "database.py")
+    ]
+    found = {text for path in files for text in errors_in(path)}
+    assert len(found) > 50
+    english = {text for text in found if not re.search("[\u4e00-\u9fff]", translate_made("zh", text))}
+    assert english == set()
+
+
+def test_an_error_with_names_in_it_is_chinese_on_the_page_and_in_the_api(sign_in, make_project):
+    root = sign_in("Root", "admin")
+    root.headers["accept-language"] = "zh"
+    form = {"csrf": root.headers["x-csrf-token"], "name": "<b>蛋</b>", "kind": "pairwise"}
+    assert root.post("/projects/new", data=form).status_code == 303
+    assert "已有名为 &#39;&lt;b&gt;蛋&lt;/b&gt;&#39; 的项目" in root.post("/projects/new", data=form).text
+    project = make_project("ranking")
+    (task,) = hand(root, project)["tasks"]
+    body = {"assignment": task["assignment"], "client_id": "client-bad", "value": {"groups": [[1]]}}
+    assert "4 个回答每个必须恰好出现一次" in root.post("/api/labels", json=body).json()["error"]
+    root.headers["accept-language"] = "en"
+    assert "each of the 4 answers once" in root.post("/api/labels", json=body).json()["error"]
+    assert translate_made("zh", "something that nobody says") == "something that nobody says"
 
 
 def test_no_template_shows_a_word_that_is_not_translated():

@@ -7,6 +7,7 @@ from wukong.data.sources import DataOptions
 from wukong.data.split import halves, split_by_prompt
 from wukong.data.summary import Read, ReadSummary
 from wukong.data.text import TextOptions, iter_text, load_text, read_text
+from wukong.data.trl import as_trl
 
 __all__ = [
     "DataOptions",
@@ -14,6 +15,7 @@ __all__ = [
     "Read",
     "ReadSummary",
     "TextOptions",
+    "as_trl",
     "halves",
     "iter_text",
     "load_comparisons",

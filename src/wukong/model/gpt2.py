@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -95,16 +96,20 @@ class KVCache:
         B, S = len(self.rows), self.longest + 1
         return self.keys[layer][:B, :, :S], self.values[layer][:B, :, :S]
 
-    def place(self, other: KVCache, rows: Sequence[int]) -> None:
-        """Sequences that were read into a cache of their own take the places `rows`: vacant ones, or new ones behind
-        the last without a gap. Afterwards this cache has at least as many slots as the other."""
+    def place(self, other: KVCache, sources: Tensor, rows: Sequence[int], slots: int) -> None:
+        """Sequences that were read into a cache of their own are copied to the places `rows`: vacant ones, or new ones
+        behind the last without a gap.
+
+        sources: (len(rows),) int64, which sequence of `other` each place gets; one may go to several.
+        slots: how many each of them is going to need.
+        """
         count = max(*rows, len(self.rows) - 1) + 1
-        self._make_room(count, other.keys[0].shape[2])
+        self._make_room(count, slots)
         places = torch.tensor(rows, device=self.lengths.device)
         for mine, theirs in zip([*self.keys, *self.values], [*other.keys, *other.values], strict=True):
-            mine[places, :, : other.longest] = theirs[:, :, : other.longest]
+            mine[places, :, : other.longest] = theirs[sources, :, : other.longest]
         longer = F.pad(self.lengths, (0, count - len(self.rows)))
-        self.lengths = longer.index_copy(0, places, other.lengths)
+        self.lengths = longer.index_copy(0, places, other.lengths[sources])
         self.longest = max(self.longest, other.longest)
         self.rows = torch.arange(count, device=self.lengths.device)
 
@@ -138,6 +143,20 @@ class KVCache:
             self.lengths, self.longest = lengths, longest
 
 
+def attend(
+    qkv: Tensor, n_head: int, mask: Tensor | None, cache: KVCache | None, layer: int, dropout: float = 0.0
+) -> Tensor:
+    """Multi-head attention between its two projections: (B, T, 3C) -> (B, T, C). Without a mask it is causal."""
+    B, T, C3 = qkv.shape
+    q, k, v = qkv.view(B, T, 3, n_head, C3 // (3 * n_head)).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
+    if cache is not None:
+        k, v = cache.write(layer, k, v)
+    y = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None and T > 1
+    )  # (B, H, T, D)
+    return y.transpose(1, 2).reshape(B, T, C3 // 3)
+
+
 class Attention(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -146,20 +165,9 @@ class Attention(nn.Module):
         self.n_head, self.dropout = config.n_head, config.dropout
 
     def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
-        B, T, C = x.shape
-        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
-        if cache is not None:
-            k, v = cache.write(layer, k, v)
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None and T > 1,
-        )
-        y = F.dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C)), self.dropout, self.training)
-        return y
+        dropout = self.dropout if self.training else 0.0
+        y = attend(self.c_attn(x), self.n_head, mask, cache, layer, dropout)
+        return F.dropout(self.c_proj(y), self.dropout, self.training)
 
 
 class MLP(nn.Module):
@@ -197,6 +205,8 @@ class GPT2(nn.Module):
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.checkpoint_blocks = False
+        """Whether backward computes each block again instead of keeping what it needs (Chen et al. 2016)."""
         self.initialise()
 
     def initialise(self) -> None:
@@ -244,13 +254,17 @@ class GPT2(nn.Module):
                 raise ValueError("a filled cache is extended one token at a time")
             positions = cache.lengths[:, None] + steps  # (B, 1)
             slots = torch.arange(cache.longest + 1, device=input_ids.device)  # (S,)
-            mask = (slots <= positions).view(-1, 1, 1, len(slots))  # (B, 1, 1, S)
+            # Added to the scores: attention would make that of a bool mask, in every layer anew.
+            mask = torch.where(slots <= positions, 0.0, -math.inf).to(self.wpe.weight.dtype)[:, None, None]  # (B,1,1,S)
         else:
             positions = steps
         x = self.wte(input_ids) + self.wpe(positions)  # (B, T, C)
         x = F.dropout(x, self.config.dropout, self.training)
         for layer, block in enumerate(self.h):
-            x = block(x, mask, cache, layer)
+            if self.checkpoint_blocks and torch.is_grad_enabled():
+                x = checkpoint(block, x, mask, cache, layer, use_reentrant=False)
+            else:
+                x = block(x, mask, cache, layer)
         return self.ln_f(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
-"""A GPT-2 trunk with one number a token: the reward model and the value model.
+"""One number a token: the reward model and the value model, with a GPT-2 trunk of their own or on the policy's.
 
 The reward of a response is read at its last real token (`pooling="last"`) or as the mean over its real tokens.
 The reward model reads prompt + response *without* the closing end-of-text token: Hugging Face's
 `GPT2ForSequenceClassification` takes the padding token, which for GPT-2 is the end-of-text token, for absent,
 so this is the one convention under which an exported model gives the same scores there.
 
-Shape legend: B batch, T time, C channels.
+Shape legend: B batch, T time, C channels, N any positions.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ class ScalarModel(nn.Module):
 
     def token_scores(self, input_ids: Tensor, segments: Tensor | None = None) -> Tensor:
         """One number a token: (B, T) -> (B, T) float32."""
-        hidden = self.hidden(self.trunk(input_ids, segments=segments))
-        return self.score(hidden).squeeze(-1).float()
+        return self.read(self.trunk(input_ids, segments=segments))
 
-    def forward(self, input_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """The reward of each row: (B, T) int64 padded on the right, (B,) real lengths -> (B,) float32. Without lengths
-        one number a token, as `token_scores`, for those who train: sharded modules are called, by no other name."""
+    def read(self, states: Tensor) -> Tensor:
+        """The number of each of the trunk's hidden states: (..., C) -> (...) float32."""
+        return self.score(self.hidden(states)).squeeze(-1).float()
+
+    def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        """The reward of each row: (B, T) int64 padded on the right, (B,) real lengths -> (B,) float32."""
         scores = self.token_scores(input_ids)
-        if lengths is None:
-            return scores
         if self.pooling == "last":
             return scores.gather(1, (lengths - 1).unsqueeze(1)).squeeze(1)
         real = torch.arange(scores.shape[1], device=scores.device) < lengths.unsqueeze(1)  # (B, T)
@@ -60,3 +60,18 @@ class ScalarModel(nn.Module):
         """Makes the model return gain x reward + bias from now on: both go into the head's own weights."""
         self.score.weight.mul_(gain)
         self.score.bias.mul_(gain).add_(bias)
+
+
+class ValueHead(nn.Module):
+    """A value model that shares the policy's trunk: one linear layer on the policy's hidden states, as in Ziegler et
+    al. 2019. It starts at 0, so that at first the returns are the advantages."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.score = nn.Linear(width, 1)
+        nn.init.zeros_(self.score.weight)
+        nn.init.zeros_(self.score.bias)
+
+    def read(self, states: Tensor) -> Tensor:
+        """(N, C) -> (N,) float32."""
+        return self.score(states).squeeze(-1).float()

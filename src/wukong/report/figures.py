@@ -336,3 +336,60 @@ def learning_curve(points: Sequence[Mapping[str, Any]]) -> Figure:
         "showlegend": False,
     }
     return {"data": data, "layout": layout, "height": 300}
+
+
+# --------------------------------------------------------------------------------------------------------- frontier
+
+
+def frontier(curves: Sequence[Mapping[str, Any]], of: str, y_title: str) -> Figure:
+    """What was gained over sqrt(KL): a line for each run, in its algorithm's colour; for gold also the fitted form.
+
+    Args:
+        curves: those of frontier.json.
+        of: gold or proxy.
+    """
+    data: list[dict[str, Any]] = []
+    for index, curve in enumerate(curves):
+        hover = f"{escape(curve['name'])}, %{{customdata}}<br>√KL %{{x:.3g}}: %{{y:.3g}}<extra></extra>"
+        colour, symbol = model_colour(index % len(SYMBOLS)), SYMBOLS[index % len(SYMBOLS)]
+        for number, run in enumerate(curve["runs"]):
+            points = run["points"]
+            d = [math.sqrt(max(0.0, point["kl"])) for point in points]
+            labels = [f"n = {p['n']}" if "n" in p else f"iteration {p['iteration']}" for p in points]
+            low, high = zip(*(point[f"{of}_gain_interval"] for point in points), strict=True)
+            gains = [point[f"{of}_gain"] for point in points]
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines+markers" if of == "proxy" or not curve["fit"] else "markers",
+                    "name": escape(curve["name"]),
+                    "legendgroup": escape(curve["name"]),
+                    "showlegend": number == 0,
+                    "x": [float(f"{x:.5g}") for x in d],
+                    "y": [float(f"{y:.5g}") for y in gains],
+                    "customdata": labels,
+                    "error_y": {
+                        "type": "data",
+                        "symmetric": False,
+                        "array": [h - y for h, y in zip(high, gains, strict=True)],
+                        "arrayminus": [y - x for x, y in zip(low, gains, strict=True)],
+                        "color": colour,
+                        "thickness": 1,
+                        "width": 2,
+                    },
+                    "line": {"color": colour, "width": 1},
+                    "marker": {"color": colour, "symbol": symbol, "size": 7},
+                    "hovertemplate": hover,
+                }
+            )
+        if of == "gold" and curve["form"]:
+            xs, ys = zip(*curve["form"], strict=True)
+            line = {"color": colour, "width": 2.5}
+            more = {"legendgroup": escape(curve["name"]), "showlegend": False, "hoverinfo": "skip", "line": line}
+            data.append({"type": "scatter", "mode": "lines", "x": list(xs), "y": list(ys), **more})
+    layout = {
+        "xaxis": {"title": {"text": "√KL to the reference (√nats)"}, "rangemode": "tozero"},
+        "yaxis": {"title": {"text": escape(y_title)}},
+        "showlegend": True,
+    }
+    return {"data": data, "layout": layout, "height": 420}

@@ -58,6 +58,7 @@ STAGE_NAMES = {
     "evaluate": "Evaluation",
     "reward-report": "Reward-model report",
     "compare": "Comparison",
+    "frontier": "Frontier",
 }
 
 

@@ -17,12 +17,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wukong.errors import WukongError
+from wukong.serve.events import EventStream, event
 from wukong.serve.protocol import (
     ApiError,
     ChatRequest,
@@ -191,7 +192,7 @@ async def _body(request: Request, limit: int) -> Any:
 
 async def _respond(request: Request, asked: ModelRequest, answer: Answer, shape: Shape, logprobs: bool) -> Response:
     if asked.stream:
-        return _EventStream(answer, _events(asked, answer, shape, logprobs))
+        return EventStream(_events(asked, answer, shape, logprobs), answer.cancel)
     whole, gone = asyncio.ensure_future(answer.whole()), asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({whole, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -212,36 +213,17 @@ async def _disconnected(request: Request) -> None:
 async def _events(asked: ModelRequest, answer: Answer, shape: Shape, logprobs: bool) -> AsyncIterator[str]:
     """Server-sent events: one a piece, and "[DONE]"."""
     for opening in shape.opening():
-        yield _event(opening)
+        yield event(opening)
     tokens = dict[int, int]()
     try:
         async for pieces in answer.bunches():
             tokens.update((piece.index, piece.n_tokens) for piece in pieces)
             worth = (piece for piece in pieces if piece.text or piece.finish_reason or logprobs)
-            if events := "".join(_event(shape.piece(piece, logprobs)) for piece in worth):
+            if events := "".join(event(shape.piece(piece, logprobs)) for piece in worth):
                 yield events
     except WukongError as error:  # the status was sent long ago: the error is an event, which clients know
-        yield _event(as_api_error(error).body())
+        yield event(as_api_error(error).body())
         return
     if asked.stream_options.include_usage:
-        yield _event(shape.closing(sum(tokens.values())))
+        yield event(shape.closing(sum(tokens.values())))
     yield "data: [DONE]\n\n"
-
-
-def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
-
-
-class _EventStream(StreamingResponse):
-    """A stream whose answer is given up when the client leaves, wherever it was at that moment."""
-
-    def __init__(self, answer: Answer, events: AsyncIterator[str]) -> None:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies must not wait for the end
-        super().__init__(events, media_type="text/event-stream", headers=headers)
-        self._answer = answer
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._answer.cancel()

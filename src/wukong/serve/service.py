@@ -289,16 +289,21 @@ class Service:
             raise UnknownModelError(f"the model {name!r} does not exist; there are {', '.join(self.models)}")
         return served
 
-    async def chat(self, model: str, messages: PromptLike, drawing: Drawing | None = None) -> Answer:
+    async def chat(
+        self, model: str, messages: PromptLike, drawing: Drawing | None = None, max_prompt: int | None = None
+    ) -> Answer:
         """Answers a conversation: the same as `Policy.generate([messages] * n, seed=…)` gives.
 
+        Args:
+            max_prompt: of a conversation of more tokens the oldest turns are left out, as `Policy.generate` does;
+                when absent, one that does not fit is refused.
+
         Raises:
-            UnknownModelError, TooLongError (a conversation is never shortened silently), BusyError; DataError for
-            messages that cannot be used.
+            UnknownModelError, TooLongError, BusyError; DataError for messages that cannot be used.
         """
         drawing, served = drawing or Drawing(), self.model(model)
         conversation = as_messages(messages)
-        ids = await asyncio.to_thread(served.tokenizer.prompt_ids, conversation)
+        ids = await asyncio.to_thread(served.tokenizer.prompt_ids, conversation, max_prompt)
         return self._submit(served, [(prompt_id(conversation), ids)], drawing)
 
     async def complete(

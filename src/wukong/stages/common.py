@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wukong import processes
 from wukong.console import say
@@ -56,6 +57,11 @@ def response_positions(prompt_lengths: Sequence[int], response_lengths: Sequence
     return (steps >= first) & (steps < first + torch.tensor(response_lengths).unsqueeze(1))
 
 
+def response_states(trunk: GPT2, ids: Tensor, predicts: Tensor) -> Tensor:
+    """The hidden states before each response token, row by row: (N, C). Arguments as for `response_logprobs`."""
+    return trunk(ids)[:, :-1][predicts]
+
+
 def response_logprobs(
     model: GPT2, ids: Tensor, predicts: Tensor, temperature: float, compute: Compute, with_entropy: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -65,10 +71,23 @@ def response_logprobs(
     ids: (B, T) int64; predicts: (B, T - 1) bool, of `response_positions`.
     """
     with compute.autocast():
-        hidden = model(ids)[:, :-1][predicts]  # (N, C)
+        states = response_states(model, ids, predicts)  # (N, C)
         return token_logprobs(
-            hidden, model.wte.weight, ids[:, 1:][predicts], temperature=temperature, with_entropy=with_entropy
+            states, model.wte.weight, ids[:, 1:][predicts], temperature=temperature, with_entropy=with_entropy
         )
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def frozen(model: Module, compute: Compute) -> Module:
+    """The model for reading only: without gradients, and its matrices in the compute precision. Autocast would cast
+    them there at each pass, so the numbers are the same and the memory is half (the embedding stays float32)."""
+    model.requires_grad_(False).eval().to(compute.device)
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            layer.to(compute.dtype)
+    return model
 
 
 @torch.no_grad()

@@ -18,12 +18,13 @@ from wukong.data.prompts import PromptOptions, load_prompts
 from wukong.data.split import split_by_prompt
 from wukong.errors import DataError, UsageError
 from wukong.model.gpt2 import GPT2
-from wukong.model.heads import ScalarModel
+from wukong.model.heads import ScalarModel, ValueHead
+from wukong.objectives import token_logprobs
 from wukong.processes import add_up, gathered, share
 from wukong.records import Message
 from wukong.rollout import generate, inference_copy
 from wukong.seeds import derived_seed
-from wukong.stages.common import response_logprobs, response_positions, scores_of
+from wukong.stages.common import response_logprobs, response_positions, response_states, scores_of
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 from wukong.training.parallel import in_step
@@ -159,10 +160,27 @@ def micro_batch(episodes: Episodes, rows: Sequence[int], compute: Compute) -> tu
     return ids.to(compute.device), predicts.to(compute.device), torch.tensor(rows, device=compute.device)
 
 
-def response_values(model: ScalarModel, ids: Tensor, predicts: Tensor, compute: Compute) -> Tensor:
-    """V of the state before each response token: (N,) float32."""
+ValueModel = ScalarModel | ValueHead
+"""V of the state before a response token: a network of its own, or a head on the policy's trunk."""
+
+
+def read_responses(
+    policy: GPT2, value_model: ValueModel | None, ids: Tensor, predicts: Tensor, temperature: float, compute: Compute,
+    with_entropy: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """Log-probs, entropies (zeros unless asked for) and, of a value model that shares the policy's trunk, the values:
+    (N,) float32 each, out of one pass."""
     with compute.autocast():
-        return model(ids)[:, :-1][predicts]
+        states = response_states(policy, ids, predicts)  # (N, C)
+        targets = ids[:, 1:][predicts]
+        found = token_logprobs(states, policy.wte.weight, targets, temperature=temperature, with_entropy=with_entropy)
+        return *found, value_model.read(states) if isinstance(value_model, ValueHead) else None
+
+
+def response_values(model: ScalarModel, ids: Tensor, predicts: Tensor, compute: Compute) -> Tensor:
+    """The values of a value model with a trunk of its own: (N,) float32."""
+    with compute.autocast():
+        return model.read(response_states(model.trunk, ids, predicts))
 
 
 ScoreFunction = Callable[[Episodes], Tensor]
@@ -176,12 +194,12 @@ def reward_scores(model: ScalarModel, episodes: Episodes, compute: Compute, max_
 
 @torch.no_grad()
 def judge(
-    policy: GPT2, reference: GPT2, value_model: ScalarModel | None, score: ScoreFunction, episodes: Episodes,
+    policy: GPT2, reference: GPT2, value_model: ValueModel | None, score: ScoreFunction, episodes: Episodes,
     options: RolloutOptions, compute: Compute,
 ) -> Judged:  # fmt: skip
     """Log-probs of policy and reference, values, entropies, scores; of several processes each judges its share."""
     policy.eval()
-    modules = [policy] if value_model is None else [policy, value_model.eval()]
+    modules = [policy, *([] if value_model is None else [value_model.eval()])]
     logprobs, reference_logprobs, values, entropies = (
         torch.zeros(episodes.mask.shape, device=compute.device) for _ in range(4)
     )
@@ -193,11 +211,15 @@ def judge(
     for rows in in_step(parts, *modules):
         ids, predicts, index = micro_batch(episodes, rows, compute)
         mask = episodes.mask[index]  # (b, R): its True positions stand in the same order as those of `predicts`
-        found = response_logprobs(policy, ids, predicts, options.temperature, compute, with_entropy=True)
+        *found, foreseen = read_responses(
+            policy, value_model, ids, predicts, options.temperature, compute, with_entropy=True
+        )
         expected, _ = response_logprobs(reference, ids, predicts, options.temperature, compute)
         targets = [(logprobs, found[0]), (entropies, found[1]), (reference_logprobs, expected)]
-        if value_model is not None:
-            targets.append((values, response_values(value_model, ids, predicts, compute)))
+        if isinstance(value_model, ScalarModel):
+            foreseen = response_values(value_model, ids, predicts, compute)
+        if foreseen is not None:
+            targets.append((values, foreseen))
         for target, value in targets:
             part = torch.zeros(mask.shape, device=compute.device)
             part[mask] = value

@@ -161,7 +161,7 @@ def run(options: EvaluateOptions) -> None:
         if reference is not None and one.best_of == 1 and name not in options.raw and options.temperature > 0:
             if tokenizer.fingerprint != reference.tokenizer.fingerprint:
                 raise UsageError(f"{path}: its tokenizer is not the reference's, so their KL means nothing")
-            one.kl = _kl(policy, reference.model, one, options, compute)
+            one.kl = kl_of(policy, reference.model, one, options, compute)
         if options.text:
             _measure_text(one, policy, tokenizer, options, compute)
         if judge:
@@ -307,7 +307,7 @@ def _measure_text(
 
 
 @torch.inference_mode()
-def _kl(policy: GPT2, reference: GPT2, answers: Answers, options: EvaluateOptions, compute: Compute) -> np.ndarray:
+def kl_of(policy: GPT2, reference: GPT2, answers: Answers, options: AnswerOptions, compute: Compute) -> np.ndarray:
     """sum_t log pi - log pi_ref of each answer (nats); both recomputed by the same path. (prompts,)"""
     sequences = [p + s.ids for p, s in zip(answers.prompt_ids, answers.sampled, strict=True)]
     kl = np.zeros(len(sequences))

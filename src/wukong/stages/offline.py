@@ -27,7 +27,7 @@ from wukong.model.hub import load_policy, save_policy
 from wukong.processes import gathered, is_first, share
 from wukong.provenance import begin
 from wukong.records import Message, Preference
-from wukong.stages.common import epoch_batch, response_logprobs, response_positions
+from wukong.stages.common import epoch_batch, frozen, response_logprobs, response_positions
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 from wukong.training.parallel import whole
@@ -164,7 +164,6 @@ def train_offline(
     # ------------------------------------------------------------------------------------------- model and data
     policy, tokenizer = load_policy(options.model)
     reference, _ = load_policy(options.model)
-    reference.requires_grad_(False)
     context = policy.config.n_positions
     read = load_comparisons(data, options)
     if options.eval_data:
@@ -180,6 +179,7 @@ def train_offline(
     # ---------------------------------------------------------------------------------------------------- loop
     with Session(options, {"policy": policy}, steps, stage) as session:
         compute = session.compute
+        frozen(reference, compute)
         answers = [answer for item in (*train, *test) for answer in answers_of(item)]
         measure_reference(reference, answers, options.temperature, compute, options.micro_batch_tokens)
         for step in session.steps():

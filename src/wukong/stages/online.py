@@ -30,8 +30,9 @@ from wukong.console import say
 from wukong.data.batches import by_length
 from wukong.data.shards import TokenShards
 from wukong.errors import RunError, UsageError
+from wukong.files import atomic_directory
 from wukong.model.gpt2 import GPT2
-from wukong.model.heads import ScalarModel
+from wukong.model.heads import ScalarModel, ValueHead
 from wukong.model.hub import load_policy, load_reward, load_trunk, save_policy
 from wukong.objectives import (
     Average,
@@ -47,9 +48,9 @@ from wukong.seeds import derived_seed, permutation
 from wukong.stages.common import (
     distinct_n,
     epoch_batch,
+    frozen,
     language_model_loss,
     require_better_than_chance,
-    response_logprobs,
 )
 from wukong.stages.episodes import (
     Episodes,
@@ -57,9 +58,11 @@ from wukong.stages.episodes import (
     RolloutOptions,
     ScoreFunction,
     TokenisedPrompt,
+    ValueModel,
     final_scores,
     judge,
     micro_batch,
+    read_responses,
     response_values,
     roll_out,
     tokenised_prompts,
@@ -71,6 +74,9 @@ from wukong.training.parallel import in_step, whole
 from wukong.training.session import Session, publish
 
 # ------------------------------------------------------------------------------------------- what an algorithm says
+
+
+ValueModelKind = Literal["separate", "shared"]
 
 
 @dataclass
@@ -106,6 +112,8 @@ class Algorithm(ABC):
     """Where the loss clips the probability ratio, if it does."""
     value_coef: float | None = None
     """Weight of the value model's loss; None: no value model."""
+    value_model: ValueModelKind = "separate"
+    """Whether that has a trunk of its own."""
 
     @abstractmethod
     def credit(self, batch: Batch) -> Credit:
@@ -161,6 +169,8 @@ class OnlineOptions(RolloutOptions, ScoringOptions):
     """AdamW's decay rates of the two moments."""
     log_every: int = Field(1, ge=1)
     """Iterations between two lines of metrics.jsonl."""
+    save_every: int = Field(0, ge=0)
+    """Iterations between two policies that are kept on the way, in OUT/policies; 0 keeps none."""
 
     @abstractmethod
     def algorithm(self) -> Algorithm:
@@ -184,7 +194,7 @@ FIRST_RATIO_TOLERANCE, BFLOAT16_RATIO_TOLERANCE = 1e-3, 1e-2
 
 
 def iterate(
-    session: Session, policy: GPT2, reference: GPT2, value_model: ScalarModel | None, score: ScoreFunction,
+    session: Session, policy: GPT2, reference: GPT2, value_model: ValueModel | None, score: ScoreFunction,
     prompts: Sequence[list[int]], tokenizer: Tokenizer, options: OnlineOptions,
     ptx_loss: Callable[[int], Tensor] | None = None,
 ) -> dict[str, float]:  # fmt: skip
@@ -263,7 +273,7 @@ def update(
 ) -> dict[str, float]:  # fmt: skip
     """The passes over a batch, reshuffled each time. Returns the means over all updates."""
     policy: GPT2 = session.modules["policy"]  # type: ignore[assignment]
-    value_model: ScalarModel | None = session.modules.get("value")  # type: ignore[assignment]
+    value_model: ValueModel | None = session.modules.get("value")  # type: ignore[assignment]
     compute = session.compute
     rows = np.arange(len(episodes.sequences)) if credit.rows is None else credit.rows.cpu().numpy()
     size = options.minibatch_size or len(rows)
@@ -271,7 +281,7 @@ def update(
     sums: defaultdict[str, float] = defaultdict(float)  # of what this process's share of each batch adds up to
     norms: defaultdict[str, float] = defaultdict(float)
     ratios = [1.0, 1.0]
-    first_error, updates = 0.0, 0
+    first_error, updates, computed, real = 0.0, 0, 0, 0
     for epoch in range(algorithm.epochs):
         order = rows[permutation(len(rows), options.seed, "minibatches", session.step, epoch)]
         for chosen in np.split(order, range(size, len(order), size)):
@@ -285,19 +295,25 @@ def update(
                 mask = episodes.mask[index]
                 weight = weights[part].to(compute.device).unsqueeze(1).expand(mask.shape)[mask]  # (N,)
                 old, wanted = judged.logprobs[index][mask], credit.advantages[index][mask]  # (N,) each
-                logprobs, entropies = response_logprobs(
-                    policy, ids, predicts, options.temperature, compute, with_entropy=options.entropy_coef > 0
+                logprobs, entropies, values = read_responses(
+                    policy, value_model, ids, predicts, options.temperature, compute, options.entropy_coef > 0
                 )
                 expected = judged.reference_logprobs[index][mask]
                 losses = weight * algorithm.token_losses(logprobs, old, wanted, expected, kl_coef)
-                session.backward((losses.sum() - options.entropy_coef * (weight * entropies).sum()) / divisor)
-                if value_model is not None and credit.returns is not None and algorithm.value_coef is not None:
-                    values = response_values(value_model, ids, predicts, compute)
+                loss = (losses.sum() - options.entropy_coef * (weight * entropies).sum()) / divisor
+                if isinstance(value_model, ScalarModel):  # its activations need not stand beside the policy's
+                    session.backward(loss)
+                    loss, values = torch.zeros(()), response_values(value_model, ids, predicts, compute)
+                if values is not None:
+                    assert credit.returns is not None
+                    assert algorithm.value_coef is not None
                     value_losses = algorithm.value_losses(
                         values, judged.values[index][mask], credit.returns[index][mask]
                     )
-                    session.backward(algorithm.value_coef * value_losses.sum() / n_tokens)
+                    loss = loss + algorithm.value_coef * value_losses.sum() / n_tokens
                     sums["value_loss"] += float(value_losses.detach().sum()) / n_tokens
+                session.backward(loss)
+                computed, real = computed + ids.numel(), real + sum(len(episodes.sequences[i]) for i in index.tolist())
                 with torch.no_grad():
                     moved = logprobs - old
                     ratio = moved.exp()
@@ -325,7 +341,9 @@ def update(
             totals[name] += value
     means = {name: value / updates for name, value in (totals | norms).items()}
     low, high = processes.largest(-ratios[0], ratios[1])
-    return means | {"ratio_min": -low, "ratio_max": high, "first_ratio_error": first_error}
+    means |= {"ratio_min": -low, "ratio_max": high, "first_ratio_error": first_error}
+    all_real, all_computed = processes.sums(real, computed)
+    return means | {"padding": 1 - all_real / all_computed}
 
 
 def _check_first_ratio(error: float, compute: Compute) -> None:
@@ -372,11 +390,10 @@ def train(options: OnlineOptions) -> None:
     # ------------------------------------------------------------------------------------------ models and data
     policy, tokenizer = load_policy(options.model)
     reference, _ = load_policy(options.model)
-    reference.requires_grad_(False).eval()
     if options.truncate_at is not None and len(tokenizer.encode(options.truncate_at)) != 1:
         raise UsageError(f"--truncate-at {options.truncate_at!r} is not one token of this tokenizer")
     modules: dict[str, torch.nn.Module] = {"policy": policy}
-    value_model = first_value_model(options) if algorithm.value_coef is not None else None
+    value_model = first_value_model(options, policy) if algorithm.value_coef is not None else None
     if value_model is not None:
         modules["value"] = value_model
     prompts = tokenised_prompts(options, tokenizer, policy.config.n_positions)
@@ -385,7 +402,7 @@ def train(options: OnlineOptions) -> None:
     state = {"kl_coef": options.kl_coef, "first_distinct_2": None}
     # ---------------------------------------------------------------------------------------------------- loop
     with Session(options, modules, iterations, algorithm.name, state) as session:
-        reference.to(session.compute.device)
+        frozen(reference, session.compute)
         rewards = load_rewards(options, tokenizer, session.compute, options.micro_batch_tokens)
         ptx = _ptx_loss(options, policy, tokenizer, session) if options.ptx_data and options.ptx_coef else None
         for step in session.steps():
@@ -395,6 +412,11 @@ def train(options: OnlineOptions) -> None:
             ids = [prompt.ids for prompt in batch]
             metrics = iterate(session, policy, reference, value_model, score, ids, tokenizer, options, ptx)
             session.show(score=metrics["score"], kl=metrics["kl"])
+            if options.save_every and (step + 1) % options.save_every == 0 and step + 1 < iterations:
+                plain = whole(policy, "cpu")
+                if processes.is_first():
+                    with atomic_directory(options.out / "policies" / f"iteration-{step + 1:06d}") as staged:
+                        save_policy(staged, plain, tokenizer)
     policy = whole(policy, "cpu")
     if not processes.is_first():
         return
@@ -418,12 +440,17 @@ def check(options: OnlineOptions) -> None:
         raise UsageError(f"{given} does not divide --batch-size {options.batch_size}")
     if options.batch_size % (options.minibatch_size or options.batch_size):
         raise UsageError(f"--minibatch-size {options.minibatch_size} does not divide --batch-size {options.batch_size}")
+    if options.parallel == "fsdp" and options.algorithm().value_model == "shared":
+        raise UsageError("--value-model shared cannot be sharded: choose --value-model separate or --parallel ddp")
     if options.ptx_coef and not options.ptx_data:
         raise UsageError("--ptx-coef needs --ptx-data")
 
 
-def first_value_model(options: OnlineOptions) -> ScalarModel:
-    """A copy of the reward model (Stiennon et al. 2020); without one, the SFT model with a new head."""
+def first_value_model(options: OnlineOptions, policy: GPT2) -> ValueModel:
+    """A head on the policy's trunk, or a copy of the reward model (Stiennon et al. 2020); where there is none, the SFT
+    model with a new head."""
+    if options.algorithm().value_model == "shared":
+        return ValueHead(policy.config.n_embd)
     if options.reward_model:
         return load_reward(options.reward_model)[0]
     trunk, _ = load_trunk(options.model)

@@ -9,7 +9,8 @@ Proximal policy optimisation (Schulman et al. 2017) as in Ziegler et al. 2019 an
 `wukong.stages.online`: reward of a token = -beta x (log pi - log pi_ref), plus the score at the last token; GAE turns
 it into advantages; a few epochs of clipped updates of policy and value model follow.
 Which numbers follow which paper, and where: docs/ppo-details.md. Departures: the value model is a network of its own,
-initialised from the reward model (Stiennon et al. 2020), and gradients are clipped at norm 1.
+initialised from the reward model (Stiennon et al. 2020), unless `--value-model shared` asks for the original head on
+the policy's trunk, and gradients are clipped at norm 1.
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ from pydantic import Field
 from torch import Tensor
 
 from wukong.objectives import Average, gae, ppo_policy_loss, ppo_value_loss, token_rewards, whiten
-from wukong.stages.online import Algorithm, Batch, Credit, OnlineOptions, advantage_metrics, train, value_metrics
+from wukong.stages.online import (
+    Algorithm,
+    Batch,
+    Credit,
+    OnlineOptions,
+    ValueModelKind,
+    advantage_metrics,
+    train,
+    value_metrics,
+)
 
 
 class PPOOptions(OnlineOptions):
@@ -36,6 +46,9 @@ class PPOOptions(OnlineOptions):
     """How far a value may move."""
     value_coef: float = Field(0.1, ge=0)
     """Weight of the value loss."""
+    value_model: ValueModelKind = "separate"
+    """A network of its own, begun as a copy of the reward model, or a head on the policy's trunk: half the memory and
+    work, but a loss that pulls at the policy too."""
     whiten_rewards: bool = False
     """Scale the per-token rewards to variance 1 (the mean is kept)."""
 
@@ -50,6 +63,7 @@ class PPO(Algorithm):
     def __init__(self, options: PPOOptions) -> None:
         self.options, self.epochs = options, options.ppo_epochs
         self.clip_range, self.value_coef = options.clip_range, options.value_coef
+        self.value_model = options.value_model
 
     def credit(self, batch: Batch) -> Credit:
         mask = batch.mask

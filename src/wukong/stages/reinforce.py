@@ -17,7 +17,16 @@ import torch
 from pydantic import Field
 
 from wukong.objectives import gae, sequence_rewards, token_rewards
-from wukong.stages.online import Algorithm, Batch, Credit, OnlineOptions, advantage_metrics, train, value_metrics
+from wukong.stages.online import (
+    Algorithm,
+    Batch,
+    Credit,
+    OnlineOptions,
+    ValueModelKind,
+    advantage_metrics,
+    train,
+    value_metrics,
+)
 
 
 class ReinforceOptions(OnlineOptions):
@@ -29,6 +38,8 @@ class ReinforceOptions(OnlineOptions):
     """How much of the running mean stays at each iteration."""
     value_coef: float = Field(0.1, ge=0)
     """Weight of the value model's loss, with the learned baseline."""
+    value_model: ValueModelKind = "separate"
+    """What forecasts, with the learned baseline: a network of its own, or a head on the policy's trunk."""
 
     def algorithm(self) -> Reinforce:
         return Reinforce(self)
@@ -40,6 +51,7 @@ class Reinforce(Algorithm):
     def __init__(self, options: ReinforceOptions) -> None:
         self.options = options
         self.value_coef = options.value_coef if options.baseline == "learned" else None
+        self.value_model = options.value_model
 
     def credit(self, batch: Batch) -> Credit:
         mask = batch.mask

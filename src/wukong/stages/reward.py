@@ -209,7 +209,7 @@ def forward_pairs(model: ScalarModel, groups: Sequence[Group], compute: Compute)
     answers = [answer for group in groups for answer in group.answers]
     order, parts = [], []
     passes = by_length([len(answer) for answer in answers], sum(map(len, answers)))
-    for rows in [range(len(answers))] if is_sharded(model) else passes:  # one a part, as `in_step` counts them
+    for rows in [list(range(len(answers)))] if is_sharded(model) else passes:  # one a part, as `in_step` counts them
         ids, lengths = pad([answers[i] for i in rows])
         with compute.autocast():
             parts.append(model(ids.to(compute.device), lengths.to(compute.device)))  # (b,)

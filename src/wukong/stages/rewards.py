@@ -25,7 +25,7 @@ from wukong.model.hub import load_reward
 from wukong.options import Options
 from wukong.processes import gathered, share
 from wukong.records import Message
-from wukong.stages.common import answer_ids, scores_of
+from wukong.stages.common import answer_ids, frozen, scores_of
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 
@@ -156,7 +156,7 @@ def load_rewards(options: ScoringOptions, tokenizer: Tokenizer, compute: Compute
         network, its_tokenizer = load_reward(directory)
         if its_tokenizer.fingerprint != tokenizer.fingerprint:
             raise UsageError(f"{directory}: its tokenizer or chat template is not the policy's")
-        network.requires_grad_(False).eval()
+        frozen(network, compute)
         return lambda answers: scores_of(network, answers.sequences, compute, max_tokens)
 
     def scorer(name: str) -> Scorer:

@@ -40,14 +40,22 @@ def _reuse_memory() -> None:
         libc.mallopt(mmap_max, 0)
 
 
-def _seconds(dtype: torch.dtype) -> float:
-    x, w = torch.ones(2048, 256, dtype=dtype), torch.ones(1024, 256, dtype=dtype)
+def matrix_speed(compute: Compute, rows: int, width: int) -> float:
+    """Floating-point operations a second of the product (rows, width) x (width, 4 width), the best of a few."""
+    x, w = (torch.ones(n, width, dtype=compute.dtype, device=compute.device) for n in (rows, 4 * width))
     times = []
     for _ in range(4):
         begin = time.perf_counter()
         x @ w.T
+        if compute.device.type == "cuda":
+            torch.cuda.synchronize(compute.device)
         times.append(time.perf_counter() - begin)
-    return min(times)
+    return 8 * rows * width**2 / min(times)
+
+
+def _seconds(dtype: torch.dtype) -> float:
+    """What a billion operations take on the processor."""
+    return 1e9 / matrix_speed(Compute(torch.device("cpu"), dtype), 2048, 256)
 
 
 @cache

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from wukong import processes
 from wukong.errors import UsageError
+from wukong.model.gpt2 import GPT2
+from wukong.model.heads import ScalarModel
 
 Parallel = Literal["ddp", "fsdp"]
 Module = TypeVar("Module", bound=nn.Module)
@@ -51,10 +53,18 @@ def place(module: nn.Module, parallel: Parallel, device: torch.device) -> None:
 
     _skeletons[module] = copy.deepcopy(module).to("meta")
     mesh = torch.distributed.init_device_mesh(device.type, (processes.size(),))
-    for layers in [m for m in module.modules() if isinstance(m, nn.ModuleList)]:
-        for layer in layers:
-            fully_shard(layer, mesh=mesh)
-    fully_shard(module, mesh=mesh)
+    for root in _roots(module):
+        for layers in [m for m in root.modules() if isinstance(m, nn.ModuleList)]:
+            for layer in layers:
+                fully_shard(layer, mesh=mesh)
+        fully_shard(root, mesh=mesh)
+
+
+def _roots(module: nn.Module) -> list[nn.Module]:
+    """What is called: a transformer, or the trunk and the head of a model that has both."""
+    if isinstance(module, GPT2):
+        return [module]
+    return [child for child in module.children() if any(True for _ in child.parameters())]
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -65,7 +75,8 @@ def named_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """The parameters as the optimiser knows them: this process's parts, also where a pass without gradient has just
     gathered a layer."""
     if is_sharded(module):
-        cast(Any, module).reshard()
+        for root in _roots(module):
+            cast(Any, root).reshard()
     return module.named_parameters()
 
 
@@ -111,7 +122,8 @@ def in_step(parts: Iterable[Part], *modules: nn.Module) -> Iterator[Part]:
         for module in modules:
             if is_sharded(module):
                 device = next(module.parameters()).device
-                out = module(torch.zeros(1, 1, dtype=torch.int64, device=device))
+                nothing = torch.zeros(1, 1, dtype=torch.int64, device=device)
+                out = module(nothing) if isinstance(module, GPT2) else cast(ScalarModel, module).token_scores(nothing)
                 if torch.is_grad_enabled():
                     (out.sum() * 0).backward()
 

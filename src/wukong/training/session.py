@@ -34,11 +34,13 @@ from wukong import processes
 from wukong.console import Bar, say
 from wukong.errors import RunError, UsageError
 from wukong.files import atomic_directory, disk_errors, sync_directory, sync_file
+from wukong.model.gpt2 import GPT2
 from wukong.options import StageOptions
 from wukong.seeds import derived_seed
 from wukong.training import parallel
 from wukong.training.checkpoint import list_checkpoints, load_latest, prune_checkpoints, save_checkpoint
 from wukong.training.compute import Compute, Precision, compute_for
+from wukong.training.memory import fitting_tokens, free_bytes, gigabytes
 from wukong.training.metrics import JsonLines, MetricsLog
 from wukong.training.parallel import Parallel
 
@@ -63,7 +65,11 @@ class TrainOptions(StageOptions):
     max_grad_norm: float = Field(1.0, ge=0)
     """Gradients are scaled down to this norm, per model; 0 switches clipping off."""
     micro_batch_tokens: int = Field(8192, ge=1)
-    """Tokens (padding included) that go through the model at once; larger batches are accumulated."""
+    """Tokens (padding included) that go through the model at once, at most; larger batches are accumulated. Fewer
+    where these would not fit the memory."""
+    gradient_checkpointing: bool = False
+    """Keep a fraction of the activations and compute the others again in the backward pass: for long contexts or
+    little memory, at the price of a third more time."""
     precision: Precision = "auto"
     """bfloat16 matrix products where they are faster, or as named; weights stay float32."""
     device: str = "auto"
@@ -144,6 +150,7 @@ class Session:
         if "dtype" in self.state:  # what "auto" chose when the run began holds to its end
             self.compute = Compute(self.compute.device, getattr(torch, self.state["dtype"]))
         self.state["dtype"] = str(self.compute.dtype).removeprefix("torch.")
+        self._fit_memory(title)
         if self.start:
             say(f"{title}: going on after step {self.start:,} of {total_steps:,}")
         self.step = self.start
@@ -155,6 +162,28 @@ class Session:
         self._latest: dict[str, float] = {}
         self._evaluated = False
         self._tokens, self._clock, self._saved_at = 0, time.monotonic(), time.monotonic()
+
+    def _fit_memory(self, title: str) -> None:
+        """Says what the training will take, and lowers `options.micro_batch_tokens` to what fits. A resumed run keeps
+        what it began with: sums in another order differ in their last bits."""
+        checkpointing = self.options.gradient_checkpointing
+        for module in self.modules.values():
+            for trunk in module.modules():
+                if isinstance(trunk, GPT2):
+                    trunk.checkpoint_blocks = checkpointing
+        limit, free = self.options.micro_batch_tokens, free_bytes(self.compute.device)
+        tokens, fixed, step = fitting_tokens(
+            self.modules.values(), self.compute.dtype, checkpointing, limit, math.inf if free is None else free
+        )
+        tokens = round(-processes.largest(-tokens)[0])  # what fits the fullest of several machines
+        free_text = "an unknown amount" if free is None else gigabytes(free)
+        say(
+            f"{title}: gradients and moments {gigabytes(fixed)}, a micro-batch of {tokens:,} tokens {gigabytes(step)}; "
+            f"{free_text} is free"
+        )
+        self.options.micro_batch_tokens = self.state.setdefault("micro_batch_tokens", tokens)
+        if self.options.micro_batch_tokens < limit:
+            say(f"{title}: micro-batches of {self.options.micro_batch_tokens:,} tokens, {limit:,} would not fit")
 
     # -------------------------------------------------------------------------------------------- the loop
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -51,13 +51,15 @@ class Settings:
     """How the studio is served.
 
     Attributes:
-        run_dir: the run whose models and responses admins may use; None for none.
+        run_dir: the run whose models people may talk to and whose responses admins may use; None for none.
+        models: more models to talk to, name -> directory or hub id.
         hosts: the host names it answers to; None for any, which only a server beyond the loopback should have.
         admin_secret: what becoming an admin takes besides the invitation.
         secure: send cookies over HTTPS only.
     """
 
     run_dir: Path | None = None
+    models: Mapping[str, str] = field(default_factory=dict)
     hosts: tuple[str, ...] | None = LOCAL_NAMES
     admin_secret: str | None = None
     secure: bool = False
@@ -210,6 +212,8 @@ class Guard:
         cookie = headers.get("cookie", "")
         if cookie:
             key = hashlib.sha256(cookie.encode()).hexdigest()
+            if scope["path"].endswith(("/answers", "/battles")) and scope["method"] not in SAFE:
+                return self.limiter.allows(f"answers {key}", 0.5, 20)  # each keeps a model busy for seconds
             return self.limiter.allows(key, 30, 120) and self.limiter.allows(f"all {address}", 400, 1200)
         return self.limiter.allows(f"nobody {address}", 20, 100)
 

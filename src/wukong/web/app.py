@@ -18,12 +18,12 @@ from markupsafe import Markup
 from starlette.exceptions import HTTPException
 
 import wukong
-from wukong.errors import RunError, UsageError, WukongError
+from wukong.errors import DataError, RunError, UsageError, WukongError
 from wukong.feedback.store.database import Store
 from wukong.feedback.store.labels import ConflictError, NotFoundError
 from wukong.feedback.store.people import InvitationError
 from wukong.feedback.store.tables import Annotator
-from wukong.web import admin, api, pages
+from wukong.web import admin, api, arena, chat, pages, writing
 from wukong.web.access import (
     ForbiddenError,
     Guard,
@@ -33,7 +33,8 @@ from wukong.web.access import (
     load_signing_key,
     maybe_person,
 )
-from wukong.web.texts import LANGUAGES, preferred, script_texts, translate
+from wukong.web.models import Models
+from wukong.web.texts import LANGUAGES, preferred, script_texts, translate, translate_made
 
 HERE = Path(__file__).parent
 STATUS: dict[type[Exception], int] = {
@@ -64,10 +65,16 @@ def create_app(store: Store, settings: Settings | None = None) -> FastAPI:
     app.state.store, app.state.settings = store, settings
     app.state.signing_key = load_signing_key(store)
     app.state.jobs = {}
+    app.state.models = Models(settings.run_dir, settings.models)
+    app.state.writings = writing.Writings()
+    app.state.ratings = None
     app.state.templates = _templates()
     app.include_router(api.router)
     app.include_router(pages.router)
     app.include_router(admin.router)
+    app.include_router(writing.router)
+    app.include_router(chat.router)
+    app.include_router(arena.router)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     app.add_middleware(Guard, settings=settings)
     app.add_exception_handler(WukongError, _wukong_error)
@@ -114,6 +121,7 @@ def render(request: Request, template: str, status: int = 200, /, **values: Any)
 
     page = request.app.state.templates.get_template(f"{template}.html.jinja").render(
         t=t,
+        made=lambda text: translate_made(language, text),
         language=language,
         languages=LANGUAGES,
         theme=theme if theme in ("light", "dark") else "",
@@ -131,6 +139,7 @@ def render(request: Request, template: str, status: int = 200, /, **values: Any)
 
 
 def _answer(request: Request, status: int, message: str) -> Response:
+    message = translate_made(language_of(request), message)
     if request.url.path.startswith("/api/"):
         return JSONResponse({"error": message}, status)
     if status == 401:
@@ -139,7 +148,17 @@ def _answer(request: Request, status: int, message: str) -> Response:
 
 
 async def _wukong_error(request: Request, error: Exception) -> Response:
-    return _answer(request, STATUS.get(type(error), 400 if isinstance(error, UsageError) else 500), str(error))
+    found = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), None)
+    return _answer(request, found or (400 if isinstance(error, UsageError) else 500), _line(request, error))
+
+
+def _line(request: Request, error: Exception) -> str:
+    """What an error says; of a bad record each part by itself, so that each can be Chinese."""
+    if not isinstance(error, DataError):
+        return str(error)
+    language = language_of(request)
+    problem, hint = (translate_made(language, text) if text else text for text in (error.problem, error.hint))
+    return str(DataError(problem or "", file=error.file, line=error.line, field=error.field, hint=hint))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -32,7 +32,8 @@ def page(request: Request, template: str, status: int = 200, **values: Any) -> H
 @router.get("/")
 def home(request: Request, store: AStore, person: Person) -> HTMLResponse:
     with store.read() as session:
-        found = session.scalars(sa.select(Project).order_by(Project.id.desc())).all()
+        offered = sa.true() if person.role == "admin" else Project.overlap > 0
+        found = session.scalars(sa.select(Project).where(offered).order_by(Project.id.desc())).all()
         rows = [{"project": project, **progress(session, project, person)} for project in found]
     return page(request, "home", person=person, rows=rows)
 

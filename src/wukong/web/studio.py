@@ -1,6 +1,6 @@
-"""`wukong studio`: the web application where people label.
+"""`wukong studio`: the web application where people label, chat with models, and let them fight.
 
-In:  a label store (made when absent), and for admins a run's models and responses.
+In:  a label store (made when absent), a run's models and, for admins, its responses.
 Out: judgments in the store; its pages export them for `wukong reward`.
 
     wukong studio --run runs/kitchen
@@ -31,7 +31,9 @@ class StudioOptions(Options):
     """Serve the studio: people label answers in their browsers."""
 
     run: Path | None = None
-    """The run whose models and responses can be labelled."""
+    """The run whose models can be talked to, and whose responses can be labelled."""
+    models: list[str] = []
+    """More models for chat and arena: directories or hub ids; NAME=PATH gives one a name, else it is its last part."""
     db: str = ""
     """The label store: an SQLite file or postgresql://user@host/name; studio.db in the run's directory, or here."""
     host: str = "127.0.0.1"
@@ -71,7 +73,13 @@ def run(options: StudioOptions) -> None:
         hosts = (*LOCAL_NAMES, public.hostname)
     listener = _listen(options.host, options.port)
     store = Store(options.db or (options.run or Path()) / "studio.db")
-    settings = Settings(run_dir=options.run, hosts=hosts, admin_secret=secret, secure=public.scheme == "https")
+    settings = Settings(
+        run_dir=options.run,
+        models=_more_models(options),
+        hosts=hosts,
+        admin_secret=secret,
+        secure=public.scheme == "https",
+    )
     app = create_app(store, settings)
     with store.write() as session:
         token = invite(session, "admin", note="printed at start", seconds=86400)
@@ -93,7 +101,21 @@ def run(options: StudioOptions) -> None:
     try:
         uvicorn.Server(config).run(sockets=[listener])
     finally:
+        app.state.models.close()
         store.close()
+
+
+def _more_models(options: StudioOptions) -> dict[str, str]:
+    """--models by name. Raises UsageError for a name that a model of the run has."""
+    if not options.models:
+        return {}
+    from wukong.stages.chat import named_sources
+    from wukong.web.admin import models
+
+    named = named_sources(options.models)
+    if taken := [path.name for path in models(options.run, "GPT2LMHeadModel") if path.name in named]:
+        raise UsageError(f"--models: the run has a model {taken[0]!r} already; write NAME=PATH")
+    return named
 
 
 def is_loopback(host: str) -> bool:

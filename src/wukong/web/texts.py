@@ -19,10 +19,32 @@ def chinese() -> dict[str, str]:
 
 
 def translate(language: str, text: str, **values: Any) -> str:
-    """The text in a language, with `{name}` filled in. What has no translation, such as a file's name in an error,
-    stays English."""
+    """The text in a language, with `{name}` filled in. What has no translation stays English."""
     found = chinese().get(text, text) if language == "zh" else text
     return found.format(**values) if values else found
+
+
+def translate_made(language: str, text: str) -> str:
+    """An error, or another line that came from below the pages with names and numbers in it: the text with `{places}`
+    of which it was made is found by what stands between them. A line that no text makes, such as a data reader's about
+    a bad record, stays English."""
+    if language != "zh" or text in chinese():
+        return translate(language, text)
+    for pattern, found in _patterns():
+        if match := pattern.fullmatch(text):
+            return found.format(**{name: translate_made(language, part) for name, part in match.groupdict().items()})
+    return text
+
+
+@cache
+def _patterns() -> list[tuple[re.Pattern[str], str]]:
+    """A pattern for each Chinese text with places, those with most words first."""
+    texts = [text for text in chinese() if "{" in text]
+    texts.sort(key=lambda text: -len(re.sub(r"\{\w+\}", "", text)))
+    return [
+        (re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+?)", re.escape(text)), re.DOTALL), chinese()[text])
+        for text in texts
+    ]
 
 
 def used_in(path: Path) -> set[str]:

@@ -209,7 +209,7 @@ def test_tasks_that_cannot_be(store, kind, texts, words):
             add_tasks(session, project, [TaskDraft(PROMPT, texts)])
 
 
-@pytest.mark.parametrize("settings", [{"overlap": 0}, {"gold_rate": 1.5}, {"lease_seconds": 0}])
+@pytest.mark.parametrize("settings", [{"overlap": -1}, {"gold_rate": 1.5}, {"lease_seconds": 0}])
 def test_settings_out_of_range(store, settings):
     with pytest.raises(UsageError, match=next(iter(settings))), store.write() as session:
         create_project(session, "p", "pairwise", **settings)

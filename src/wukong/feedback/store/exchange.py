@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +18,23 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, selectinload
 
 from wukong.data.comparisons import load_comparisons
+from wukong.data.trl import as_trl, pairs_of
 from wukong.errors import DataError, UsageError
 from wukong.feedback.agreement import Judgment
 from wukong.feedback.consensus import decide
+from wukong.feedback.store.chats import votes
 from wukong.feedback.store.labels import add_label, current
-from wukong.feedback.store.tables import Annotator, GuidelineVersion, Label, Project, Task, TaskResponse
+from wukong.feedback.store.tables import (
+    Annotator,
+    GuidelineVersion,
+    Label,
+    Project,
+    PromptRow,
+    ResponseRow,
+    Task,
+    TaskResponse,
+    VoteRow,
+)
 from wukong.feedback.store.tasks import TaskDraft, add_task, add_tasks, content_hash, drafts_of
 from wukong.files import atomic_open, numbered_lines
 from wukong.records import Comparison, Message, Preference, Ranking, Response, Vote, iter_records
@@ -220,26 +232,12 @@ def _lines(record: Preference, form: Form) -> Iterator[str]:
     if form == "wukong":
         yield record.model_dump_json(exclude_none=True)
         return
-    prompt = [m.model_dump() for m in record.prompt]
-    if isinstance(record, Vote):
-        if form == "trl":
-            completion = [{"role": "assistant", "content": record.response}]
-            yield _json({"prompt": prompt, "completion": completion, "label": record.vote > 0})
+    if form == "trl":
+        yield from map(_json, as_trl([record]))
         return
-    if isinstance(record, Comparison):
-        pairs: Iterable[tuple[str, str]] = [] if record.tie else [(record.chosen, record.rejected)]
-    else:
-        pairs = [(record.responses[b], record.responses[w]) for b, w in record.pairs()]
-    for chosen, rejected in pairs:
-        if form == "trl":
-            answers = {"chosen": chosen, "rejected": rejected}
-            said = {name: [{"role": "assistant", "content": text}] for name, text in answers.items()}
-            yield _json({"prompt": prompt, **said})
-        else:
-            asked = "".join(
-                f"\n\n{'Assistant' if m.role == 'assistant' else 'Human'}: {m.content}" for m in record.prompt
-            )
-            yield _json({"chosen": f"{asked}\n\nAssistant: {chosen}", "rejected": f"{asked}\n\nAssistant: {rejected}"})
+    asked = "".join(f"\n\n{'Assistant' if m.role == 'assistant' else 'Human'}: {m.content}" for m in record.prompt)
+    for chosen, rejected in pairs_of(record):
+        yield _json({"chosen": f"{asked}\n\nAssistant: {chosen}", "rejected": f"{asked}\n\nAssistant: {rejected}"})
 
 
 def _json(value: Any) -> str:
@@ -294,6 +292,36 @@ def _write_csv(session: Session, project: Project, path: str | Path) -> int:
                     ]
                 )
                 count += 1
+
+
+VOTE_COLUMNS = ["vote_id", "created_at", "annotator", "vote", "reason", "prompt", "response", "model", "client_id"]
+
+
+def export_votes(session: Session, path: str | Path, form: Literal["wukong", "trl", "csv"]) -> int:
+    """Writes the chat's thumbs; returns how many. CSV has every row, also those that a later one replaced."""
+    count = 0
+    with atomic_open(path) as out:
+        if form != "csv":
+            for vote in votes(session):
+                for line in _lines(vote, form):
+                    out.write(line + "\n")
+                    count += 1
+            return count
+        writer = csv.writer(out)
+        writer.writerow(VOTE_COLUMNS)
+        query = (
+            sa.select(VoteRow, ResponseRow, PromptRow.messages, Annotator.name)
+            .join(ResponseRow, ResponseRow.id == VoteRow.response_id)
+            .join(PromptRow, PromptRow.id == ResponseRow.prompt_id)
+            .join(Annotator, Annotator.id == VoteRow.annotator_id)
+            .order_by(VoteRow.id)
+        )
+        for vote, response, messages, name in session.execute(query):
+            when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(vote.created_at))
+            row = [vote.id, when, _cell(name), vote.vote, _cell(vote.reason), _json(messages), _cell(response.text)]
+            writer.writerow([*row, _cell(response.model), _cell(vote.client_id)])
+            count += 1
+    return count
 
 
 def _cell(text: str) -> str:

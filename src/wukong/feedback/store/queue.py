@@ -8,6 +8,7 @@ goes to somebody else; a label that arrives later all the same is kept.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -34,7 +35,7 @@ def next_assignments(session: Session, project: Project, annotator: Annotator, c
         task = _next_task(session, project, annotator, time)
         if task is None:
             break
-        held.append(_lease(session, project, annotator, task, time))
+        held.append(lease(session, project, annotator, task, time))
     session.flush()
     return held
 
@@ -96,16 +97,30 @@ def _has_place(session: Session, project: Project, task: Task, annotator: Annota
     return taken is not None and taken < project.overlap
 
 
-def _lease(session: Session, project: Project, annotator: Annotator, task: Task, time: float) -> Assignment:
-    """The task in this person's hands; an earlier lease of theirs that ended begins anew, with its draft."""
+def lease(
+    session: Session,
+    project: Project,
+    annotator: Annotator,
+    task: Task,
+    time: float,
+    shown: Sequence[int] | None = None,
+) -> Assignment:
+    """The task in this person's hands; an earlier lease of theirs that ended begins anew, with its draft.
+
+    shown: the order in which the person sees the answers, a random one when absent.
+    """
     assignment = session.scalar(
         sa.select(Assignment).where(Assignment.task_id == task.id, Assignment.annotator_id == annotator.id)
     )
     if assignment is None:
         n = len(task.responses)
-        shown = [int(i) for i in permutation(n, "shown", project.id, task.external_id, annotator.id)]
+        order = permutation(n, "shown", project.id, task.external_id, annotator.id) if shown is None else shown
         assignment = Assignment(
-            task_id=task.id, project_id=project.id, annotator_id=annotator.id, shown=shown, draft=None
+            task_id=task.id,
+            project_id=project.id,
+            annotator_id=annotator.id,
+            shown=[int(i) for i in order],
+            draft=None,
         )
         session.add(assignment)
     assignment.state, assignment.leased_at, assignment.expires_at = "leased", time, time + project.lease_seconds

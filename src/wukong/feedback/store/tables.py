@@ -84,7 +84,7 @@ class Project(Base):
     name: Mapped[str] = mapped_column(unique=True)
     kind: Mapped[str]
     overlap: Mapped[int] = mapped_column(Integer, default=1)
-    """How many people judge each task."""
+    """How many people judge each task; 0 for answers that are judged only where they were given (see `chats`)."""
     gold_rate: Mapped[float] = mapped_column(default=0.0)
     """Which part of the tasks handed out are ones whose answer is known."""
     lease_seconds: Mapped[float] = mapped_column(default=1800.0)
@@ -241,7 +241,8 @@ class Label(Base):
 
 
 class VoteRow(Base):
-    """A thumb for an answer outside of a task, such as in the chat: append-only too."""
+    """A thumb for an answer outside of a task, such as in the chat: append-only too. A person's last one of an answer
+    counts; `vote` 0 takes it back."""
 
     __tablename__ = "votes"
 

@@ -73,7 +73,7 @@ def create_project(session: Session, name: str, kind: str, **settings: Any) -> P
     return project
 
 
-_LIMITS = {"overlap": (1, 100), "gold_rate": (0, 1), "lease_seconds": (10, 7 * 86400), "active_selection": (0, 1)}
+_LIMITS = {"overlap": (0, 100), "gold_rate": (0, 1), "lease_seconds": (10, 7 * 86400), "active_selection": (0, 1)}
 
 
 def change_project(session: Session, project: Project, **settings: Any) -> None:
@@ -203,6 +203,7 @@ def _row(project: Project, draft: TaskDraft) -> dict[str, Any]:
             "shuffle": derived_seed("task", project.id, name) % SHUFFLE,
             "is_gold": gold is not None,
             "gold": gold,
+            "open": project.overlap > 0,
         },
     }
 
@@ -224,6 +225,22 @@ def _response_row(prompt: str, response: Response | str, source: str) -> dict[st
         "n_tokens": response.n_tokens,
         "source": response.source,
     }
+
+
+def add_response(session: Session, response: Response) -> str:
+    """The id in the store of a response, which is added with its prompt when it is new."""
+    for text in (response.text, *(message.content for message in response.messages)):
+        check_text(text)
+    prompt = {
+        "id": response.prompt_id,
+        "messages": [message.model_dump() for message in response.messages],
+        "text": response.messages[-1].content,
+        "source": response.source,
+    }
+    row = _response_row(response.prompt_id, response, response.source)
+    insert_new(session, PromptRow, [prompt])
+    insert_new(session, ResponseRow, [row])
+    return str(row["id"])
 
 
 def drafts_of(kind: str, responses: Iterable[Response], per_prompt: int = 0, seed: int = 0) -> Iterator[TaskDraft]:

@@ -13,18 +13,41 @@ export class Refused extends Error {
   }
 }
 
-// The answer's JSON. Throws Refused when the server said no, TypeError when it was not reached.
-export async function send(method, path, body) {
+async function request(method, path, body) {
   const answer = await fetch(path, {
     method,
     headers: { "content-type": "application/json", "x-csrf-token": document.querySelector("meta[name=csrf]").content },
-    body: JSON.stringify(body),
+    body: body && JSON.stringify(body),
   });
   if (!answer.ok) {
     const said = await answer.json().catch(() => ({}));
     throw new Refused(answer.status, said.error ?? answer.statusText);
   }
+  return answer;
+}
+
+// The answer's JSON. Throws Refused when the server said no, TypeError when it was not reached.
+export async function send(method, path, body) {
+  const answer = await request(method, path, body);
   return answer.status === 204 ? null : answer.json();
+}
+
+// The server-sent events of an answer, as they come. Throws as `send`.
+export async function* events(path, body) {
+  const reader = (await request("POST", path, body)).body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const parts = (rest + value).split("\n\n");
+    rest = parts.pop();
+    for (const part of parts) yield JSON.parse(part.slice("data: ".length));
+  }
+}
+
+export function troubled(error) {
+  if (error instanceof Refused && error.status === 401) location.assign("/login");
+  return error instanceof Refused ? error.message : t("The server does not answer. Try again.");
 }
 
 export function element(tag, attributes = {}, ...children) {

@@ -1,0 +1,270 @@
+"""Where the time of a PPO step goes, and how long TRL's takes for the same work.
+
+    python benchmarks/ppo_step.py --model micro                    # ours: rollout, scoring, update
+    python benchmarks/ppo_step.py --trl ~/trl-venv --precisions float32 bfloat16 --value-models separate shared
+
+The same random weights, prompts of 32 tokens, responses of 48, episodes and epochs on both sides, one update an epoch;
+entropy, masks and metrics included. TRL 0.29.1 runs in an environment of its own, which is made where it is absent.
+Each contender is a process that waits for its turn: they take turns step by step, so that a change of the machine's
+speed meets all. The first step of each, a warm-up, does not count. All have the same settings for memory and threads.
+On a machine that is busy otherwise, --threads 1 and the column of processor seconds say more than the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+REQUIREMENTS = Path(__file__).with_name("requirements-trl.txt")
+PROMPT, RESPONSE, EPOCHS, TURNS = 32, 48, 4, 100
+PHASES = ("rollout", "scoring", "update")
+SIZES = {"gpt2": (50257, 16), "micro": (4096, 64)}
+"""Preset -> vocabulary, episodes."""
+
+
+# ------------------------------------------------------------------------------------------------------------ workers
+
+
+def turns() -> Iterator[dict[str, float]]:
+    """One turn for each line on standard input; what it took goes to standard output, with the notes made in it."""
+    for _ in sys.stdin:
+        begin, processor, notes = time.perf_counter(), time.process_time(), {}
+        yield notes
+        took = {"seconds": time.perf_counter() - begin, "processor": time.process_time() - processor}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # kB to GiB
+        print(json.dumps({**took, "peak": peak, **notes}), flush=True)
+
+
+def write_models(directory: Path, size: str) -> None:
+    """sft/ and reward/ in Hugging Face's format, with random weights."""
+    import torch
+
+    from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
+    from wukong.model.heads import ScalarModel
+    from wukong.model.hub import save_policy, save_reward
+    from wukong.tokenizer import Tokenizer
+
+    config = GPT2Config(vocab_size=SIZES[size][0], **PRESETS[size])
+    tokenizer = Tokenizer.train([], 257, "plain")  # the other tokens mean nothing
+    torch.manual_seed(0)
+    for name in ("sft", "reward"):
+        (directory / name).mkdir()
+    save_policy(directory / "sft", GPT2(config), tokenizer)
+    save_reward(directory / "reward", ScalarModel(GPT2(config)), tokenizer)
+
+
+def prompts_of(size: str, episodes: int) -> list[list[int]]:
+    draw = random.Random(0)
+    return [[draw.randrange(257, SIZES[size][0]) for _ in range(PROMPT)] for _ in range(episodes)]
+
+
+def ours(directory: Path, out: str, size: str, episodes: int, precision: str, value_model: str) -> None:
+    from wukong.model.hub import load_policy, load_reward
+    from wukong.stages.common import frozen
+    from wukong.stages.episodes import reward_scores
+    from wukong.stages.online import first_value_model, iterate
+    from wukong.stages.ppo import PPOOptions
+    from wukong.training.session import Session
+
+    options = PPOOptions(
+        out=Path(out), model=str(directory / "sft"), reward_model=str(directory / "reward"), prompts=["-"],
+        batch_size=episodes, episodes=episodes * TURNS, ppo_epochs=EPOCHS, max_new_tokens=RESPONSE, tensorboard=False,
+        missing_eos_score=None, precision=precision, value_model=value_model,
+    )  # fmt: skip
+    policy, tokenizer = load_policy(options.model)
+    value = first_value_model(options, policy)
+    state = {"kl_coef": options.kl_coef, "first_distinct_2": None}
+    with Session(options, {"policy": policy, "value": value}, TURNS, "ppo", state) as session:
+        reference = frozen(load_policy(options.model)[0], session.compute)
+        reward_model = frozen(load_reward(options.reward_model)[0], session.compute)
+
+        def score(rolled):
+            return reward_scores(reward_model, rolled, session.compute, options.micro_batch_tokens)
+
+        prompts = prompts_of(size, episodes)
+        for _, notes in zip(session.steps(), turns(), strict=False):
+            metrics = iterate(session, policy, reference, value, score, prompts, tokenizer, options)
+            notes |= {phase: metrics[f"{phase}_seconds"] for phase in PHASES}
+
+
+def trl(directory: Path, out: str, size: str, episodes: int, precision: str, _: str) -> None:
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    mine = turns()
+
+    class TakeTurns(TrainerCallback):
+        def on_step_end(self, *_, **__):
+            if next(mine, None) is None:
+                os._exit(0)  # nobody asks for another step
+
+    def language_model():
+        return AutoModelForCausalLM.from_pretrained(directory / "sft")
+
+    def scalar_model():
+        return AutoModelForSequenceClassification.from_pretrained(directory / "reward", num_labels=1)
+
+    config = PPOConfig(
+        output_dir=out, per_device_train_batch_size=episodes, gradient_accumulation_steps=1, num_ppo_epochs=EPOCHS,
+        num_mini_batches=1, local_rollout_forward_batch_size=episodes, response_length=RESPONSE, temperature=1.0,
+        total_episodes=episodes * TURNS, num_sample_generations=0, report_to=[], save_strategy="no", use_cpu=True,
+        bf16=precision == "bfloat16", learning_rate=1e-5,
+    )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(directory / "sft", padding_side="left")
+    tokenizer.pad_token = tokenizer.eos_token
+    trainer = PPOTrainer(
+        args=config, processing_class=tokenizer, model=language_model(), ref_model=language_model(),
+        reward_model=scalar_model(), value_model=scalar_model(), callbacks=[TakeTurns()],
+        train_dataset=Dataset.from_dict({"input_ids": prompts_of(size, episodes)}),
+        eval_dataset=Dataset.from_dict({"input_ids": prompts_of(size, episodes)}),
+    )  # fmt: skip
+    next(mine)
+    trainer.train()
+
+
+# --------------------------------------------------------------------------------------------------------- comparison
+
+
+class Contender:
+    """A worker process, started and waiting for its turns."""
+
+    def __init__(self, kind: str, python: str, directory: Path, arguments: list[str], threads: int) -> None:
+        self.name, self.results = " ".join([kind, *arguments[2:]]), []
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "THP_MEM_ALLOC_ENABLE": "1", "HF_HUB_OFFLINE": "1"}
+        self.log = (directory / f"{self.name}.log").open("w+")
+        out = tempfile.mkdtemp(dir=directory)
+        self.process = subprocess.Popen(
+            [python, __file__, "--worker", kind, str(directory), out, *arguments],
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
+        )  # fmt: skip
+
+    def step(self) -> dict[str, float]:
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith('{"seconds"'):
+                return json.loads(line)
+        self.log.seek(0)
+        raise SystemExit(f"{self.name} died:\n{self.log.read()[-3000:]}")
+
+    def median(self, name: str) -> float:
+        return statistics.median(result[name] for result in self.results)
+
+    def finish(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def python_of_trl(directory: Path) -> str:
+    """The interpreter of TRL's environment, which is made where it is absent."""
+    python = directory / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", directory], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", "-r", REQUIREMENTS], check=True)
+    return str(python)
+
+
+def arithmetic(size: str, episodes: int, value_model: str) -> float:
+    """The floating-point operations that a step cannot do without (`wukong.plan` counts the same)."""
+    import torch
+
+    from wukong.model.gpt2 import PRESETS, GPT2Config
+    from wukong.plan import PlanOptions, cost_of
+    from wukong.stages.ppo import PPOOptions
+
+    config = GPT2Config(**{**PRESETS[size], "vocab_size": SIZES[size][0]})
+    options = PPOOptions(
+        out=Path("-"), model="-", reward_model="-", prompts=["-"], episodes=episodes, ppo_epochs=EPOCHS,
+        max_new_tokens=RESPONSE, value_model=value_model,
+    )  # fmt: skip
+    cost = cost_of(options, config, torch.float32, PlanOptions(recipe=Path("-"), prompt_tokens=PROMPT))
+    return cost.products + cost.decoding
+
+
+def peak_speeds(precisions: list[str], width: int, threads: int) -> dict[str, float]:
+    """Precision -> operations a second of a large matrix product here and now."""
+    import torch
+
+    from wukong.training.compute import compute_for, matrix_speed
+
+    torch.set_num_threads(threads)
+    return {p: matrix_speed(compute_for(p, "cpu"), 2048, width) for p in precisions}
+
+
+def table(contenders: list[Contender], size: str, episodes: int, speeds: dict[str, float]) -> str:
+    """Markdown: medians, spread, memory, the part of the matrix peak, and the ratio to the fastest of TRL's."""
+    others = [c.median("seconds") for c in contenders if c.name.startswith("trl")]
+    columns = ["", "seconds", "least", "most", "processor", *PHASES, "peak GB", "of matrix peak", "TRL takes"]
+    lines = ["| " + " | ".join(columns) + " |", "| --- " + "| ---: " * (len(columns) - 1) + "|"]
+    for one in contenders:
+        kind, precision, value_model = one.name.split()
+        seconds = [result["seconds"] for result in one.results]
+        cells = [one.name, f"{one.median('seconds'):.2f}", f"{min(seconds):.2f}", f"{max(seconds):.2f}"]
+        cells.append(f"{one.median('processor'):.2f}")
+        cells += [f"{one.median(p):.2f}" if kind == "wukong" else "" for p in PHASES]
+        reached = arithmetic(size, episodes, value_model) / one.median("seconds")
+        cells += [f"{one.results[-1]['peak']:.2f}", f"{reached / speeds[precision]:.0%}"]
+        cells.append(f"{min(others) / one.median('seconds'):.2f} x" if others and kind == "wukong" else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=SIZES, default="gpt2")
+    parser.add_argument("--episodes", type=int, help="in place of the model's own number")
+    parser.add_argument("--trl", type=Path, help="a virtual environment with TRL; made there when absent")
+    parser.add_argument("--precisions", nargs="+", default=["auto"], choices=["auto", "float32", "bfloat16"])
+    parser.add_argument("--value-models", nargs="+", default=["separate"], choices=["separate", "shared"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--worker", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        kind, directory, out, size, episodes, precision, value_model = arguments.worker
+        return {"wukong": ours, "trl": trl}[kind](Path(directory), out, size, int(episodes), precision, value_model)
+    size, episodes = arguments.model, arguments.episodes or SIZES[arguments.model][1]
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        write_models(directory, size)
+        kinds = [("wukong", sys.executable, value_model) for value_model in arguments.value_models]
+        if arguments.trl:
+            kinds.append(("trl", python_of_trl(arguments.trl), "separate"))
+        contenders = [
+            Contender(kind, python, directory, [size, str(episodes), precision, value_model], arguments.threads)
+            for precision in arguments.precisions
+            for kind, python, value_model in kinds
+        ]
+        for number in range(arguments.rounds + 1):
+            for contender in contenders:
+                found = contender.step()
+                print(contender.name, {name: round(value, 2) for name, value in found.items()}, file=sys.stderr)
+                if number:
+                    contender.results.append(found)
+        for contender in contenders:
+            contender.finish()
+        from wukong.model.gpt2 import PRESETS
+
+        speeds = peak_speeds(arguments.precisions, PRESETS[size]["n_embd"], arguments.threads)
+        print(
+            f"{size}, {episodes} episodes of {PROMPT} + {RESPONSE} tokens, {EPOCHS} epochs, {arguments.threads} threads"
+        )
+        print("; ".join(f"{name}: {speed / 1e9:,.0f} GFLOP/s" for name, speed in speeds.items()))
+        print(table(contenders, size, episodes, speeds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""GPT-2 in bfloat16 on a CPU, its matrices in the order in which oneDNN's kernels read them.
+
+One token at a time a product of a few rows with a large matrix is little more than reading the matrix. PyTorch's
+ordinary linear layer brings it into the kernel's order at every call; here that is done once, when the copy is made,
+and GELU and the residual addition are done by the product's kernel while the result is in its registers. It is what
+`torch.compile` does when it freezes a model (torch/_inductor/fx_passes/mkldnn_fusion.py), without compiling.
+
+Shape legend: B batch, T time, C channels, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from wukong.model.gpt2 import GPT2, Block, KVCache, attend
+
+
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this machine has such kernels: bfloat16 on a CPU that has instructions for it."""
+    return (
+        device.type == "cpu"
+        and dtype == torch.bfloat16
+        and torch.backends.mkldnn.is_available()
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def _bfloat16(module: Module) -> Module:
+    return copy.deepcopy(module).bfloat16()
+
+
+class PackedLinear:
+    """x -> x W^T + b, (..., C) -> (..., N), in bfloat16; in the end plus `residual` (..., N), or through GELU."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().bfloat16())
+        self.bias = None if bias is None else bias.detach().bfloat16()
+
+    def __call__(self, x: Tensor, *, residual: Tensor | None = None, gelu: bool = False) -> Tensor:
+        if residual is not None:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
+        name, algorithm = ("gelu", "tanh") if gelu else ("none", "")
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], algorithm)
+
+
+class PackedBlock(nn.Module):
+    """`Block` for inference."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.n_head = block.attn.n_head
+        self.ln_1, self.ln_2 = _bfloat16(block.ln_1), _bfloat16(block.ln_2)
+        self.qkv, self.attn_proj, self.c_fc, self.mlp_proj = (
+            PackedLinear(linear.weight, linear.bias)
+            for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+        y = attend(self.qkv(self.ln_1(x)), self.n_head, mask, cache, layer)
+        x = self.attn_proj(y, residual=x)
+        return self.mlp_proj(self.c_fc(self.ln_2(x), gelu=True), residual=x)
+
+
+class PackedGPT2(GPT2):
+    """A copy of a model for inference only, by `rollout.inference_copy`. It does not follow the original's training."""
+
+    def __init__(self, model: GPT2) -> None:
+        nn.Module.__init__(self)
+        self.config = model.config
+        self.wte, self.wpe, self.ln_f = _bfloat16(model.wte), _bfloat16(model.wpe), _bfloat16(model.ln_f)
+        self.h = nn.ModuleList(PackedBlock(block) for block in model.h)  # type: ignore[arg-type]
+        self.output = PackedLinear(model.wte.weight)
+        self.eval()
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.output(hidden)

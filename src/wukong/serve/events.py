@@ -1,0 +1,30 @@
+"""Server-sent events, for the OpenAI-compatible API and the studio alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+
+def event(value: dict[str, Any]) -> str:
+    """One event."""
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+class EventStream(StreamingResponse):
+    """A stream of events; `at_end` is called when they end, or when the client leaves, wherever it was then."""
+
+    def __init__(self, events: AsyncIterator[str], at_end: Callable[[], None]) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies must not wait for the end
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._at_end = at_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._at_end()

@@ -1,0 +1,149 @@
+"""The arena: two models answer side by side, a person says which is better, and only then learns which they were.
+
+A battle is an ordinary judgment (`POST /api/labels`) of a task that the last event of its stream names. The sides are
+drawn at random and stored with it. Ratings are Bradley-Terry's, as in `wukong compare`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, StreamingResponse
+from pydantic import Field
+
+from wukong.errors import UsageError, WukongError
+from wukong.feedback.store import chats
+from wukong.feedback.store.tables import Assignment
+from wukong.records import as_messages
+from wukong.serve.events import EventStream, event
+from wukong.web.access import AStore, Person
+from wukong.web.api import CHANGE, Body
+from wukong.web.pages import page as render_page
+from wukong.web.writing import Sampled, TheModels, TheWritings
+
+router = APIRouter()
+FEWEST = 10
+"""Below so many battles a model's interval would look narrower than it is."""
+
+
+class Challenge(Body):
+    client_id: str = Field(min_length=8, max_length=64)
+    """A random id: names the battle, and stops it."""
+    prompt: str = Field(min_length=1, max_length=chats.LONGEST_MESSAGE)
+
+
+@router.get("/arena", include_in_schema=False)
+def arena_page(request: Request, store: AStore, person: Person, models: TheModels) -> HTMLResponse:
+    with store.write() as session:
+        project = chats.own_project(session, "Arena")
+    return render_page(request, "arena", person=person, models=list(models.sources()), project=project)
+
+
+@router.post("/api/arena/battles", tags=["arena"], dependencies=CHANGE, response_class=StreamingResponse)
+async def battle(
+    body: Challenge, store: AStore, person: Person, models: TheModels, writings: TheWritings
+) -> EventStream:
+    """Two models, drawn at random, answer a prompt; both answers are streamed as server-sent events.
+
+    Pieces carry the `place` (0 left, 1 right) and the `text`; nothing tells whose they are. The last event names the
+    `assignment` to be judged, or says that the answers are the `same`, which nobody can judge.
+    """
+    offered = list(models.sources())
+    if len(offered) < 2:
+        raise UsageError("a battle takes two models: start the studio with a run that has them, or with --models")
+    if not body.prompt.strip():
+        raise UsageError("a message has 1 to 20000 characters")
+    names = random.SystemRandom().sample(offered, 2)  # left, right
+    messages = as_messages(body.prompt)
+    served = [await models.load(name) for name in names]
+    drawings = [Sampled().drawing(one.context) for one in served]
+    answers = []
+    for one, drawing in zip(served, drawings, strict=True):
+        room = one.context - (drawing.max_new_tokens or 0)
+        answers.append(await models.service.chat(one.name, messages, drawing, max_prompt=room))
+    writing = writings.begin(body.client_id, person, answers)
+
+    def save() -> Assignment:
+        order = sorted((0, 1), key=lambda place: names[place])  # index in the task -> place: a pair has one order
+        with store.write() as session:
+            responses = [
+                chats.add_response(
+                    session, writing.response(body.client_id, place, messages, drawings[place], "studio:arena")
+                )
+                for place in order
+            ]
+            project = chats.own_project(session, "Arena")
+            return chats.add_pair(
+                session, project, person, body.client_id, responses, [order.index(place) for place in (0, 1)]
+            )
+
+    async def events() -> AsyncIterator[str]:
+        try:
+            async for place, text in writing.pieces():
+                if text:
+                    yield event({"place": place, "text": text})
+            if writing.stopped:
+                yield event({"stopped": True})
+            elif writing.texts[0].strip() == writing.texts[1].strip():
+                yield event({"same": True})
+            else:
+                pair = await asyncio.to_thread(save)
+                yield event({"assignment": pair.id})
+        except WukongError as error:
+            yield event({"error": str(error)})
+
+    return EventStream(events(), lambda: writings.end(body.client_id))
+
+
+@router.get("/api/arena/battles/{assignment_id}", tags=["arena"])
+def names(assignment_id: int, store: AStore, person: Person) -> list[str]:
+    """Which models a battle of this person was between, from left to right; only once it is judged."""
+    with store.read() as session:
+        return chats.revealed(session, person, assignment_id)
+
+
+@router.get("/api/arena/ratings", tags=["arena"])
+def ratings(request: Request, store: AStore, person: Person) -> list[dict[str, Any]]:
+    """Bradley-Terry ratings of the models that have fought, the best first (see `wukong.studies.win_rates`)."""
+    with store.write() as session:
+        found = chats.battles(session, chats.own_project(session, "Arena"))
+    known: tuple[int, list[dict[str, Any]]] | None = request.app.state.ratings
+    if known is None or known[0] != len(found):
+        known = request.app.state.ratings = (len(found), rated(found))
+    return known[1]
+
+
+def rated(battles: Sequence[chats.Battle]) -> list[dict[str, Any]]:
+    """A row for each model: rating on Elo's scale, its 95 % interval (None below ten battles), battles, win rate."""
+    from wukong.studies import win_rates
+
+    fought = Counter(name for battle in battles for name in battle.models)
+    names = sorted(fought)
+    if not names:
+        return []
+    outcomes: dict[tuple[str, str], np.ndarray] = {}  # (a, b) -> (N,) over all battles: NaN where another pair fought
+    for i, battle in enumerate(battles):
+        of_pair = outcomes.setdefault(battle.models, np.full(len(battles), np.nan))
+        of_pair[i] = {0: 1.0, 1: 0.0, None: 0.5}[battle.winner]
+    wins: dict[str, float] = defaultdict(float)
+    for battle in battles:
+        for i, name in enumerate(battle.models):
+            wins[name] += 0.5 if battle.winner is None else float(battle.winner == i)
+    found = win_rates.ratings(names, outcomes, seed=0)
+    rows = [
+        {
+            "model": name,
+            "rating": found[name]["rating"],
+            "interval": found[name]["interval"] if fought[name] >= FEWEST else None,
+            "battles": fought[name],
+            "win_rate": wins[name] / fought[name],
+        }
+        for name in names
+    ]
+    return sorted(rows, key=lambda row: -row["rating"])

@@ -1,0 +1,173 @@
+"""The chat: a person talks to a model of the run, says what they think of its answers, and has them drawn again.
+
+An answer that was drawn again stands beside the one before it, and "which is better" is an ordinary judgment
+(`POST /api/labels`) of a task that the answer's last event names. Everybody reads their own conversations; admins all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from pathlib import Path as FilePath
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path, Request
+from fastapi.responses import FileResponse, HTMLResponse, StreamingResponse
+from pydantic import BaseModel, Field
+from starlette.background import BackgroundTask
+
+from wukong.errors import WukongError
+from wukong.feedback.store import chats
+from wukong.feedback.store.database import Store
+from wukong.feedback.store.exchange import export_votes
+from wukong.feedback.store.labels import LONGEST_COMMENT, ConflictError
+from wukong.feedback.store.tables import Annotator
+from wukong.serve.events import EventStream, event
+from wukong.web.access import Admin, AStore, Person
+from wukong.web.api import CHANGE, Act
+from wukong.web.pages import page as render_page
+from wukong.web.writing import Sampled, TheModels, TheWritings
+
+router = APIRouter()
+Conversation = Annotated[str, Path(pattern="^[0-9a-z]{16,64}$")]
+
+
+class Asked(Sampled):
+    client_id: str = Field(min_length=8, max_length=64)
+    """A random id, by which the answer can be stopped while it is written."""
+    model: str
+    content: str | None = Field(None, max_length=chats.LONGEST_MESSAGE)
+    """A message to be said first; when absent, `parent` is the message to be answered (again)."""
+    parent: int | None = None
+    """The answer that the message follows, or the message to be answered."""
+    against: int | None = None
+    """The earlier answer to the same message that the new one is to be compared with."""
+
+
+class Voted(Act):
+    vote: Literal[1, -1, 0]
+    """0 takes it back."""
+    reason: str = Field("", max_length=LONGEST_COMMENT)
+
+
+class Said(BaseModel):
+    turns: list[chats.Turn]
+    mine: bool
+
+
+@router.get("/chat", include_in_schema=False)
+@router.get("/chat/{conversation}", include_in_schema=False)
+def chat_page(request: Request, store: AStore, person: Person, models: TheModels) -> HTMLResponse:
+    project = None
+    if person.role == "admin":
+        with store.write() as session:
+            project = chats.own_project(session, "Chat")
+    return render_page(request, "chat", person=person, models=list(models.sources()), project=project)
+
+
+@router.get("/api/chats", tags=["chat"])
+def conversations(
+    store: AStore, person: Person, everybody: bool = False, page: Annotated[int, Field(ge=1, le=10**6)] = 1
+) -> list[dict[str, Any]]:
+    """A page of fifty of this person's conversations, the one begun last first; for admins everybody's, on demand."""
+    with store.read() as session:
+        whose = None if everybody and person.role == "admin" else person
+        return [asdict(heading) for heading in chats.conversations(session, whose, page)]
+
+
+@router.get("/api/chats/{conversation}", tags=["chat"])
+def conversation(conversation: Conversation, store: AStore, person: Person) -> Said:
+    """All turns of a conversation, also those that were edited or drawn again: a tree by `parent`."""
+    with store.read() as session:
+        return Said(
+            turns=chats.turns(session, person, conversation), mine=chats.is_of(session, person, conversation)
+        )  # fmt: skip
+
+
+@router.post("/api/chats/{conversation}/answers", tags=["chat"], dependencies=CHANGE, response_class=StreamingResponse)
+async def answer(
+    conversation: Conversation, body: Asked, store: AStore, person: Person, models: TheModels, writings: TheWritings
+) -> EventStream:
+    """Says something, and streams the model's answer as server-sent events.
+
+    The first one names the turn that is answered, then come pieces of `text`, the last one names the answer's turn,
+    and where the answer was drawn again and can be compared, the `assignment` of the pair. An `error` ends the stream.
+    """
+    served = await models.load(body.model)
+    drawing = body.drawing(served.context)
+    asked, messages = await asyncio.to_thread(_asked, store, person, conversation, body)
+    room = served.context - (drawing.max_new_tokens or 0)
+    written = await models.service.chat(body.model, messages, drawing, max_prompt=room)
+    writing = writings.begin(body.client_id, person, [written])
+    whole = len(served.tokenizer.prompt_ids(messages))
+    place = secrets.randbelow(2)  # where the new answer stands, when there are two
+    saved = False
+
+    def save() -> dict[str, Any]:
+        response = writing.response(body.client_id, 0, messages, drawing, "studio:chat")
+        with store.write() as session:
+            turn = chats.answer(session, person, asked, response)
+            pair = None
+            if body.against is not None and not writing.stopped:
+                pair = chats.drawn_again(session, person, turn, body.against, place, body.client_id)
+            return {
+                "turn": turn.id,
+                "finish_reason": "stopped" if writing.stopped else response.finish_reason,
+                "seed": written.seed,
+                "assignment": pair.id if pair else None,
+            }
+
+    async def events() -> AsyncIterator[str]:
+        nonlocal saved
+        yield event({"asked": asked.id, "shortened": whole > written.prompt_tokens[0], "place": place})
+        try:
+            async for _, text in writing.pieces():
+                if text:
+                    yield event({"text": text})
+            saved = True
+            yield event(await asyncio.to_thread(save))
+        except WukongError as error:
+            yield event({"error": str(error)})
+
+    def at_end() -> None:
+        writings.end(body.client_id)
+        if writing.texts[0] and not saved:  # the page was left: what was said stays
+            writing.stopped = True
+            asyncio.get_running_loop().run_in_executor(None, save)
+
+    return EventStream(events(), at_end)
+
+
+def _asked(store: Store, person: Annotator, conversation: str, body: Asked) -> tuple[chats.ChatTurn, chats.Messages]:
+    """The message to be answered, and the conversation up to it."""
+    with store.write() as session:
+        if body.content is not None:
+            turn = chats.ask(session, person, conversation, body.parent, body.content)
+        elif body.parent is not None:
+            turn = chats.question(session, person, conversation, body.parent)
+        else:
+            raise ConflictError("there is nothing to answer")
+        return turn, chats.history(session, turn)
+
+
+@router.post("/api/turns/{turn_id}/vote", tags=["chat"], dependencies=CHANGE)
+def vote(turn_id: int, body: Voted, store: AStore, person: Person) -> dict[str, int]:
+    """A thumb for an answer of this person's conversations; the last one counts."""
+    with store.write() as session:
+        row = chats.vote(session, person, turn_id, body.client_id, body.vote, body.reason)
+        return {"vote": row.vote}
+
+
+@router.get("/api/votes/export", tags=["chat"], response_class=FileResponse)
+def export(store: AStore, person: Admin, form: Literal["wukong", "trl", "csv"] = "wukong") -> FileResponse:
+    """Everybody's thumbs of the chat as a file: the last one of each person and answer, which `wukong kto` reads, or
+    as CSV every row."""
+    directory = tempfile.TemporaryDirectory(prefix="wukong-export-")
+    name = f"chat-votes-{form}.{'csv' if form == 'csv' else 'jsonl'}"
+    path = FilePath(directory.name) / name
+    with store.read() as session:
+        export_votes(session, path, form)
+    return FileResponse(path, filename=name, background=BackgroundTask(directory.cleanup))

@@ -1,0 +1,170 @@
+"""Answers while they are written for somebody: one of the chat, or two side by side in the arena."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import Field
+
+from wukong.errors import WukongError
+from wukong.feedback.store.labels import ConflictError, NotFoundError
+from wukong.feedback.store.tables import Annotator
+from wukong.records import Messages, Response, Sampling, prompt_id
+from wukong.web.access import Person, csrf_header
+from wukong.web.api import Body
+from wukong.web.models import Models
+
+if TYPE_CHECKING:
+    from wukong.serve.service import Answer, Drawing
+
+router = APIRouter(prefix="/api", tags=["chat"])
+MOST_AT_ONCE = 3
+"""So many streams may be open for one person: three tabs."""
+
+
+class Sampled(Body):
+    """How an answer is drawn; as in `wukong chat`."""
+
+    temperature: float = Field(default=0.7, ge=0, le=10)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0, le=1_000_000)
+    max_new_tokens: int = Field(default=128, ge=1, le=4096)
+    """The answer is cut there, or at half the model's context if that is shorter."""
+    seed: int | None = Field(default=None, ge=0, lt=2**31)
+    """A random one when absent."""
+
+    def drawing(self, context: int) -> Drawing:
+        from wukong.serve.service import Drawing
+
+        length = min(self.max_new_tokens, context // 2)
+        return Drawing(length, self.temperature, self.top_k, self.top_p, self.seed)
+
+
+class Writing:
+    """Answers that are being written, as one stream.
+
+    Attributes:
+        person: for whom.
+        texts: what was said so far, by place.
+        stopped: whether the person stopped them.
+    """
+
+    def __init__(self, person: Annotator, answers: Sequence[Answer]) -> None:
+        self.person, self.answers = person, answers
+        self.texts = ["" for _ in answers]
+        self.stopped = False
+        self._finished: list[str | None] = [None for _ in answers]
+        self._tokens = [0 for _ in answers]
+        self._stop = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    async def pieces(self) -> AsyncIterator[tuple[int, str]]:
+        """(place, text) as it comes, until all are finished or the person stops them.
+
+        Raises WukongError when one of them fails.
+        """
+        news: asyncio.Queue[tuple[int, str] | WukongError | None] = asyncio.Queue()
+
+        async def read(place: int, answer: Answer) -> None:
+            try:
+                async for piece in answer:
+                    text = piece.text.replace("\x00", "\ufffd")  # a small model says anything, a database refuses NUL
+                    self.texts[place] += text
+                    self._finished[place], self._tokens[place] = piece.finish_reason, piece.n_tokens
+                    news.put_nowait((place, text))
+            except WukongError as error:
+                news.put_nowait(error)
+
+        async def wait() -> None:
+            await self._stop.wait()
+            news.put_nowait(None)
+
+        self._tasks = [asyncio.create_task(read(*one)) for one in enumerate(self.answers)]
+        self._tasks.append(asyncio.create_task(wait()))
+        try:
+            while not all(self._finished) or not news.empty():
+                match await news.get():
+                    case None:
+                        self.stopped = not all(self._finished)
+                        return
+                    case WukongError() as error:
+                        raise error
+                    case (place, text):
+                        yield place, text
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Nobody reads them any more."""
+        for answer in self.answers:
+            answer.cancel()
+        for task in self._tasks:
+            task.cancel()
+
+    def response(self, name: str, place: int, messages: Messages, drawing: Drawing, source: str) -> Response:
+        """What was said at a place, as a record."""
+        one = self.answers[place]
+        sampling = Sampling(temperature=drawing.temperature, top_p=drawing.top_p, top_k=drawing.top_k, seed=one.seed)
+        return Response(
+            id=f"{name}:{place}",
+            prompt_id=prompt_id(messages),
+            messages=messages,
+            text=self.texts[place],
+            model=one.served.name,
+            sampling=sampling,
+            finish_reason="stop" if self._finished[place] == "stop" else "length",
+            n_tokens=self._tokens[place],
+            source=source,
+        )
+
+
+class Writings:
+    """All that is being written now, by the name that the page gave it."""
+
+    def __init__(self) -> None:
+        self._now: dict[str, Writing] = {}
+
+    def begin(self, name: str, person: Annotator, answers: Sequence[Answer]) -> Writing:
+        """Raises ConflictError for a name in use, or when too much is being written for this person."""
+        busy = sum(one.person.id == person.id for one in self._now.values())
+        if name in self._now or busy >= MOST_AT_ONCE:
+            for one in answers:
+                one.cancel()
+            raise ConflictError("wait until your other answers are finished")
+        self._now[name] = Writing(person, answers)
+        return self._now[name]
+
+    def end(self, name: str) -> None:
+        if (writing := self._now.pop(name, None)) is not None:
+            writing.cancel()
+
+    def of(self, name: str, person: Annotator) -> Writing:
+        """Raises NotFoundError for another's, or none."""
+        writing = self._now.get(name)
+        if writing is None or writing.person.id != person.id:
+            raise NotFoundError("no such answer of yours is being written")
+        return writing
+
+
+def _models(request: Request) -> Models:
+    return request.app.state.models
+
+
+def _writings(request: Request) -> Writings:
+    return request.app.state.writings
+
+
+TheModels = Annotated[Models, Depends(_models)]
+TheWritings = Annotated[Writings, Depends(_writings)]
+
+
+@router.post("/answers/{client_id}/stop", dependencies=[Depends(csrf_header)], status_code=204)
+async def stop(client_id: str, person: Person, writings: TheWritings) -> None:
+    """Ends an answer that is being written; what was said stays."""
+    writings.of(client_id, person).stop()

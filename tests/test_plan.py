@@ -1,0 +1,84 @@
+"""`wukong plan`: sizes followed through a recipe, and sums that a person can check."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from wukong import plan
+from wukong.cli import main
+from wukong.errors import UsageError
+from wukong.model.gpt2 import PRESETS, GPT2Config
+from wukong.plan import Cost, PlanOptions, cost_of, model_sizes
+from wukong.recipe import load_recipe, resolve
+from wukong.records import Comparison, Ranking, as_messages, write_records
+from wukong.stages.ppo import PPOOptions
+from wukong.stages.pretrain import PretrainOptions
+from wukong.stages.reward import RewardOptions
+from wukong.training.memory import TRAINED_BYTES, forward_flops, frozen_bytes, n_parameters, step_bytes
+
+KITCHEN = Path(__file__).resolve().parents[1] / "recipes" / "kitchen.yaml"
+CONFIG = GPT2Config(vocab_size=300, **PRESETS["test"])
+ASSUMED = PlanOptions(recipe=KITCHEN, records=10, record_tokens=20, prompt_tokens=8)
+N = n_parameters(CONFIG)
+
+
+def test_the_sizes_of_the_kitchen_follow_from_its_preset_and_its_vocabulary(tmp_path: Path) -> None:
+    _, steps = resolve(load_recipe(KITCHEN), tmp_path / "nothing")
+    expected = GPT2Config(**{**PRESETS["nano"], "vocab_size": 3072})
+    assert model_sizes(steps) == dict.fromkeys(("pretrain", "sft", "reward", "ppo"), expected)
+
+
+def test_pretraining_is_three_forward_passes_over_its_tokens() -> None:
+    options = PretrainOptions(out=Path("o"), data=Path("d"), model="test", tokens=1000, batch_tokens=256, context=64)
+    cost = cost_of(options, CONFIG, torch.float32, ASSUMED)
+    held = TRAINED_BYTES * N + step_bytes(CONFIG, torch.float32, options.micro_batch_tokens, False)
+    assert cost == Cost(N, 0, held, 3 * forward_flops(CONFIG, 1024, 64, 1024))  # whole batches
+
+
+@pytest.mark.parametrize("kind", ["separate", "shared"])
+def test_ppo_writes_scores_and_learns(kind: str) -> None:
+    options = PPOOptions(
+        out=Path("o"), model="sft", reward_model="reward", prompts=["p"], episodes=128, ppo_epochs=2,
+        max_new_tokens=16, value_model=kind,
+    )  # fmt: skip
+    cost = cost_of(options, CONFIG, torch.float32, ASSUMED)
+    own = kind == "separate"
+    speak, read = (forward_flops(CONFIG, 128 * 24, 24, outputs) for outputs in (128 * 16, 0))
+    assert cost.decoding == speak
+    # policy and reference, the value model, the reward model; then two epochs of forward and (twice) backward
+    assert cost.products == pytest.approx(2 * speak + own * read + read + 2 * 3 * (speak + own * read))
+    assert (cost.trained, cost.frozen) == ((1 + own) * N, 2 * N)
+    models = (1 + own) * TRAINED_BYTES * N + 2 * frozen_bytes(CONFIG, torch.float32)
+    assert cost.bytes == models + step_bytes(CONFIG, torch.float32, options.micro_batch_tokens, False)
+
+
+def test_data_that_are_there_are_counted_and_others_assumed(tmp_path: Path) -> None:
+    prompt, answers = as_messages("x" * 12), ["y" * 8, "z" * 28, "w" * 20]
+    rank = Ranking(prompt=prompt, responses=answers, groups=[[0], [1], [2]])
+    path = tmp_path / "there.jsonl"
+    write_records(path, [rank, Comparison(prompt=prompt, chosen="u" * 4, rejected="v" * 8)])
+    for data, answers, tokens in ((path, 5, 12 * 5 + 8 + 28 + 20 + 4 + 8), (tmp_path / "not", 20, 4 * 20 * 20)):
+        options = RewardOptions(out=tmp_path / "o", model="sft", data=[str(data)], epochs=2)
+        cost = cost_of(options, CONFIG, torch.float32, ASSUMED)
+        length = tokens / 4 / answers
+        assert cost.products == pytest.approx(3 * forward_flops(CONFIG, 2 * tokens / 4, length, 0))
+        assert cost.assumed is (data != path)
+
+
+def test_the_command_prints_a_table(monkeypatch, capsys, tmp_path: Path) -> None:
+    monkeypatch.setattr(plan, "matrix_speed", lambda compute, rows, width: 1e9 * rows)
+    monkeypatch.setattr(plan, "free_bytes", lambda device: 5 * 10**9)
+    assert main(["plan", str(KITCHEN), "--run-dir", str(tmp_path / "none")]) == 0
+    out = capsys.readouterr().out
+    kitchen = GPT2Config(**{**PRESETS["nano"], "vocab_size": 3072})
+    for words in ("pretrain", "sft", "reward", "ppo", f"{n_parameters(kitchen):,}", "5.00 GB of memory are free"):
+        assert words in out
+    assert "evaluate " not in out
+
+
+def test_a_recipe_that_trains_nothing_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "data.yaml"
+    path.write_text('name: data\nsteps:\n  kitchen: {out: "{run}/data"}\n')
+    with pytest.raises(UsageError, match="trains a model"):
+        plan.run(PlanOptions(recipe=path))
