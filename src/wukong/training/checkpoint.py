@@ -55,7 +55,7 @@ def save_checkpoint(
             save_file(tensors, staging / ONE_FILE)
         if processes.is_first():
             hashes = {file.name: fingerprint(file) for file in sorted(staging.glob("*.safetensors"))}
-            state = {"step": step, "state": state, "sha256": hashes}
+            state = {"step": step, "state": state, "sha256": hashes if sharded else hashes[ONE_FILE]}
             (staging / "state.json").write_text(json.dumps(state, indent=2))
     return target
 
