@@ -119,6 +119,7 @@ def main() -> None:
     shared = set(FrontierOptions.model_fields) - {"out", "seed", "raw", "limit"}
     options = {name: value for name, value in judging.items() if name in shared}
     options |= {"runs": runs, "reference": ppo["model"], "proxy": proxy, "gold": judging["judge"], "pick_by": other}
+    options |= {"temperature": ppo["temperature"]}  # the KL is that of the distributions that were trained
     options |= {"best_of": arguments.best_of, "limit": arguments.limit, "out": root / "frontier"}
     frontier.run(FrontierOptions.model_validate(options))
     report = json.loads((root / "frontier" / "frontier.json").read_text())

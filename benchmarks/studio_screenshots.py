@@ -1,7 +1,7 @@
 """Pictures of the studio's pages for docs/studio.md: light, dark, phone width, Chinese.
 
-Starts a studio on a temporary store, has three made-up annotators label, chat and judge made-up answers, and drives
-Chromium. In the arena two tiny models with random weights answer, whose words mean nothing.
+Starts a studio on a temporary store, has three made-up annotators label, chat and judge made-up answers, runs the test
+recipe (models too small to learn much, in a minute or two), and drives Chromium. In the arena those models answer.
 
     python benchmarks/studio_screenshots.py --out docs/studio
 """
@@ -9,6 +9,7 @@ Chromium. In the arena two tiny models with random weights answer, whose words m
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
 import subprocess
@@ -21,17 +22,17 @@ from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, sync_playwright
 from sqlalchemy.orm import Session
 
+import wukong
 from wukong.feedback.store import chats
 from wukong.feedback.store.database import Store
 from wukong.feedback.store.labels import add_label, submit
 from wukong.feedback.store.people import add_annotator, sign_in
 from wukong.feedback.store.tables import Annotator, Task
 from wukong.feedback.store.tasks import TaskDraft, add_guidelines, add_response, add_tasks, create_project
-from wukong.model.gpt2 import GPT2, GPT2Config
-from wukong.model.hub import save_policy
 from wukong.records import Message, Response, Sampling, prompt_id
-from wukong.tokenizer import Tokenizer
+from wukong.studies import compare, reward_report
 
+RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "test.yaml"
 DISHES = ("pizza", "fried rice", "an omelette", "pancakes", "lentil soup", "dumplings")
 ANSWERS = (
     "Of course! For 4: 500 g flour, 325 ml water, 7 g yeast, 10 g salt. 1. Mix and knead for 10 minutes. 2. Let it "
@@ -77,13 +78,6 @@ def talk(session: Session, person: Annotator, draw: random.Random) -> None:
         submit(session, person, pair.id, f"battle-{n:04}", {"winner": winner}, seconds=draw.uniform(4, 20))
 
 
-def save_models(run: Path) -> None:
-    """Two models to be chosen in the chat, which know nothing."""
-    tokenizer = Tokenizer.train([" ".join(ANSWERS)] * 8, 400, template="plain")
-    for name in ("policy", "sft"):
-        save_policy(run / name, GPT2(GPT2Config(tokenizer.vocab_size, 128, 16, 1, 2)), tokenizer)
-
-
 def fill(store: Store) -> tuple[dict[str, int], str]:
     """A project of each kind, with judgments; (kind -> project, an admin's cookie)."""
     draw = random.Random(0)
@@ -107,6 +101,16 @@ def fill(store: Store) -> tuple[dict[str, int], str]:
         return projects, sign_in(session, admin)
 
 
+def run_to_show() -> Path:
+    """The test recipe's run in runs/test, with a report on its reward model and a comparison."""
+    run = wukong.run(RECIPE, "runs/test", {"pretrain.log_every": 1, "sft.log_every": 1})
+    report = {"reward_model": str(run / "reward"), "samples": [f"sft={run / 'responses.jsonl'}"], "fractions": [0.5]}
+    reward_report.run(reward_report.RewardReportOptions.model_validate({**report, "out": run / "reward-report"}))
+    models = [f"{name}={run / 'evaluation' / 'answers.jsonl'}" for name in ("base", "sft", "policy")]
+    compare.run(compare.CompareOptions(models=models, judge="rubric", out=run / "compare"))
+    return run
+
+
 def pictures(browser: Browser, address: str, cookie: str, projects: dict[str, int], out: Path, only: list[str]) -> None:
     pairs = projects["pairwise"]
     pages = {
@@ -120,6 +124,12 @@ def pictures(browser: Browser, address: str, cookie: str, projects: dict[str, in
         "people": "/people",
         "chat": f"/chat/{TALK}",
         "arena": "/arena",
+        "runs": "/runs",
+        "run": "/runs/test",
+        "step": "/runs/test/steps/pretrain",
+        "answers": "/runs/test/results/evaluation#answers",
+        "comparison": "/runs/test/results/compare",
+        "reward-report": "/runs/test/reports/reward-report/report.html",
     }
     looks = {
         "light": (1100, "light", "en"),
@@ -128,7 +138,7 @@ def pictures(browser: Browser, address: str, cookie: str, projects: dict[str, in
         "chinese": (1100, "light", "zh"),
     }
     for look, (width, theme, language) in looks.items():
-        context = browser.new_context(viewport={"width": width, "height": 700})
+        context = browser.new_context(viewport={"width": width, "height": 700}, color_scheme=theme)
         own = {"wukong_session": cookie, "wukong_theme": theme, "wukong_language": language}
         context.add_cookies([{"name": name, "value": value, "url": address} for name, value in own.items()])
         for name, path in pages.items():
@@ -139,6 +149,7 @@ def pictures(browser: Browser, address: str, cookie: str, projects: dict[str, in
 
 
 WAITS = {"label": ".answer", "chat": ".turn.assistant", "arena": "#ratings td"}
+WAITS |= {"step": ".chart svg", "reward": ".chart svg"}
 """What a page's script shows last."""
 
 
@@ -161,7 +172,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/studio"))
     parser.add_argument("--only", nargs="*", default=[], help="these pages, such as chat; all, when absent")
     given = parser.parse_args()
-    out = given.out
+    out = given.out.resolve()
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         sys.exit("Chromium is needed")
@@ -171,8 +182,9 @@ def main() -> None:
         store = Store(db)
         projects, cookie = fill(store)
         store.close()
-        save_models(Path(directory))
-        command = [sys.executable, "-m", "wukong", "studio", "--db", db, "--run", directory, "--port", "0"]
+        os.chdir(directory)  # paths in the pictures are those of the run
+        run = str(run_to_show())
+        command = [sys.executable, "-m", "wukong", "studio", "--db", db, "--run", run, "--port", "0"]
         command.append("--no-open-browser")
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:

@@ -28,7 +28,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-REQUIREMENTS = Path(__file__).with_name("requirements-trl.txt")
+from ppo_step import python_of_trl
+
 TRAINERS, SETTINGS = ("wukong", "trl"), ("ours", "trl")
 TARGET = 0.75
 """The win rate to which the time is told."""
@@ -109,15 +110,6 @@ def train_with_trl(job: dict[str, Any]) -> None:
     (out / "points.json").write_text(json.dumps(points))
 
 
-def environment_of_trl(directory: Path) -> str:
-    """The Python of TRL's virtual environment, which is made where it is absent."""
-    python = directory / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", directory], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", "-r", REQUIREMENTS], check=True)
-    return str(python)
-
-
 # --------------------------------------------------------------------------------------------------------- training
 
 
@@ -189,6 +181,7 @@ def measured(
 
     models = [f"sft={ppo['model']}", *(f"{point['iteration']}={point['path']}" for point in points)]
     own = {"models": models, "reference": "sft", "raw": [], "text": None, "reward_model": ppo["reward_model"]}
+    own |= {"temperature": ppo["temperature"]}  # the KL is that of the distributions that were trained
     options_class, run = STAGES["evaluate"].load()
     run(options_class.model_validate(judging | own | {"out": str(out), "limit": limit, "seed": 0}))
     found = json.loads((out / "evaluation.json").read_text())
@@ -284,7 +277,7 @@ def main() -> None:
                 out = root / f"{trainer}-{settings}-{iterations}-{seed}"
                 given = (ppo, out, settings, seed, iterations, arguments.every)
                 ours = trainer == "wukong"
-                points = wukongs(*given) if ours else trls(*given, environment_of_trl(arguments.trl))
+                points = wukongs(*given) if ours else trls(*given, python_of_trl(arguments.trl))
                 rows = measured(judging, ppo, points, Path(f"{out}-evaluation"), arguments.limit)
                 to_target = seconds_to(rows, TARGET)
                 curves.append({"trainer": trainer, "settings": settings, "seed": seed, "points": rows,

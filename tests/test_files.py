@@ -17,7 +17,9 @@ from wukong.errors import DataError, RunError, UsageError
 from wukong.files import (
     atomic_directory,
     atomic_open,
+    exclusive,
     fingerprint,
+    is_locked,
     numbered_lines,
     read_json,
     whole_text,
@@ -326,3 +328,32 @@ def test_a_fingerprint_is_the_sha256_and_covers_names_and_bytes_of_a_directory(t
     assert len(seen) == 4
     (tmp_path / "d" / "sub" / "z").unlink()
     assert fingerprint(tmp_path / "d") in seen
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from wukong.files import exclusive
+with exclusive(Path(sys.argv[1]), "busy"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_directory_is_locked_until_its_holder_ends_however_it_ends(tmp_path):
+    place = tmp_path / "run"
+    assert not is_locked(place)
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(place)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        assert is_locked(place)
+        with pytest.raises(UsageError, match="busy"), exclusive(place, "busy", patience=0.1):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+    assert not is_locked(place)
+    with exclusive(place, "busy"):
+        assert is_locked(place)
+    assert list(place.iterdir()) == [], "nothing is left behind"

@@ -8,7 +8,7 @@ import yaml
 
 import wukong
 from wukong.errors import DataError, UsageError, WukongError
-from wukong.files import fingerprint, read_json
+from wukong.files import exclusive, fingerprint, read_json
 from wukong.options import POLICY_STAGES
 from wukong.recipe import STAGES, check_removable, load_recipe, remove_result, resolve
 
@@ -315,6 +315,15 @@ def test_until_is_the_last_step(tmp_path, capsys):
     assert sorted(path.name for path in run.iterdir()) == ["data", "recipe.yaml"]
     assert read_json(run / "data" / "provenance.json")["options"]["seed"] == 5
     assert "[1/1] kitchen" in capsys.readouterr().err
+
+
+def test_two_processes_are_never_at_work_on_one_run(tmp_path):
+    with (
+        exclusive(tmp_path / "run", "busy"),
+        pytest.raises(UsageError, match="another process is at work on this run"),
+    ):
+        wukong.run(RECIPES / "test.yaml", tmp_path / "run", until="kitchen")
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_an_error_keeps_its_kind_and_names_its_step(tmp_path, recipe):

@@ -9,6 +9,7 @@ from scipy import stats
 from wukong import rollout
 from wukong.errors import UsageError
 from wukong.model.gpt2 import GPT2, GPT2Config, KVCache
+from wukong.model.packed import PackedGPT2, can_pack
 from wukong.objectives import token_logprobs
 from wukong.rollout import Continuation, Decoder, draw, generate, inference_copy, stream, truncate, uniforms
 from wukong.training.compute import Compute
@@ -257,6 +258,77 @@ def test_nothing_to_do_is_done(model):
     assert sample(model, prompts=[[1]], seeds=[1], max_new_tokens=0) == [rollout.Sampled()]
 
 
+@pytest.fixture(scope="module")
+def wide() -> GPT2:
+    """More tokens than a block of the draw holds, and not a multiple of it; some likely, most not."""
+    torch.manual_seed(1)
+    gpt2 = GPT2(GPT2Config(vocab_size=300, n_positions=16, n_embd=32, n_layer=2, n_head=2)).eval()
+    with torch.no_grad():
+        gpt2.wte.weight.mul_(15)
+        gpt2.ln_f.weight.fill_(0.5)
+    return gpt2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_first_and_second_tokens_follow_the_models_probabilities(wide, temperature):
+    """The second one, which comes through the cache, whatever the first was."""
+    prompt, count = [7, 3, 250], 6000
+    found = generate(
+        wide, [prompt] * count, eos_id=-1, max_new_tokens=2, seeds=range(count), temperature=temperature, batch_size=999
+    )
+    first = torch.tensor(next_logits(wide)(prompt)).div(temperature).softmax(-1)  # (V,)
+    longer = torch.tensor([[*prompt, token] for token in range(300)])
+    second = wide.logits(wide(longer)[:, -1]).div(temperature).softmax(-1)  # (V, V): of the second, given the first
+    assert_distributed_as(np.array([one.ids[0] for one in found]), first.numpy())
+    assert_distributed_as(np.array([one.ids[1] for one in found]), (first @ second).numpy())
+
+
+class Count:
+    """Counts the positions that a model computes: rows times columns of what it reads."""
+
+    def __init__(self, model: GPT2, monkeypatch) -> None:
+        self.prompts, self.steps = [], []
+        forward = GPT2.forward
+        monkeypatch.setattr(
+            GPT2, "forward", lambda self_, ids, **more: (self._note(ids), forward(self_, ids, **more))[1]
+        )
+
+    def _note(self, ids: torch.Tensor) -> None:
+        (self.steps if ids.shape[1] == 1 else self.prompts).append(ids.numel())
+
+
+def test_waiting_prompts_enter_as_others_end(model, monkeypatch):
+    """Cost follows real tokens: not the longest answer of each batch."""
+    count = Count(model, monkeypatch)
+    prompts = [[1 + i % 9, 2, 3] for i in range(400)]
+    found = sample(model, prompts=prompts, seeds=range(400), max_new_tokens=37, batch_size=32)
+    lengths = [len(one.ids) for one in found]
+    assert max(lengths) > 2.5 * np.mean(lengths), "one by one they end at very different times"
+    read = sum(length - one.finished for length, one in zip(lengths, found, strict=True))
+    assert read <= sum(count.steps) < 1.35 * read
+    in_batches = sum(32 * max(lengths[i : i + 32]) for i in range(0, 400, 32))
+    assert sum(count.steps) < 0.6 * in_batches
+
+
+def test_responses_to_one_prompt_share_its_reading(model, monkeypatch):
+    count = Count(model, monkeypatch)
+    prompts = [[i, 2, 3, 4, 5] for i in range(4) for _ in range(6)]
+    found = sample(model, prompts=prompts, seeds=range(24), batch_size=24)
+    assert sum(count.prompts) == 4 * 5
+    for i, one in enumerate(found):
+        assert one.ids == sample(model, prompts=[prompts[i]], seeds=[i])[0].ids
+    assert len({tuple(one.ids) for one in found[:6]}) > 1, "they have seeds of their own"
+
+
+def test_prompts_of_different_lengths_are_read_with_little_padding(model, monkeypatch):
+    monkeypatch.setattr(rollout, "PREFILL_TOKENS", 128)
+    count = Count(model, monkeypatch)
+    prompts = [[i % 11] * (2 + i % 30) + [i // 11] for i in range(120)]
+    sample(model, prompts=prompts, seeds=range(120), max_new_tokens=2, batch_size=120)
+    assert sum(map(len, prompts)) <= sum(count.prompts) < 1.15 * sum(map(len, prompts))
+
+
 # ------------------------------------------------------------------------------- a batch whose sequences come and go
 
 MANNERS = [{}, {"temperature": 0.0}, {"temperature": 0.7, "top_k": 3}, {"top_p": 0.6}, {"temperature": 1.3, "top_k": 3}]
@@ -384,6 +456,7 @@ def test_decoding_in_bfloat16_keeps_model_cache_and_loss(model, monkeypatch):
     copy = inference_copy(model.train(), Compute(torch.device("cpu"), torch.bfloat16))
     model.eval()
     assert {p.dtype for p in copy.parameters()} == {torch.bfloat16}
+    assert isinstance(copy, PackedGPT2) == can_pack(torch.device("cpu"), torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert not copy.training
     caches = []

@@ -16,8 +16,9 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -55,6 +56,66 @@ def _belongs_to(file: Path, path: Path) -> bool:
 
 def _cannot_write(path: Path, reason: str | None) -> RunError:
     return RunError(f"{path}: cannot write ({reason or 'unknown reason'}); nothing was half-written")
+
+
+@contextlib.contextmanager
+def exclusive(directory: Path, busy: str, patience: float = 1.0) -> Iterator[None]:
+    """Locks a directory, made when absent, for as long as the block lasts; the system frees it when the process ends,
+    however it ends. The lock is on the directory itself, so that no file is left behind.
+
+    Where directories have no locks (Windows, some network file systems) nobody is held back.
+
+    Args:
+        directory: what is locked.
+        busy: what the error says when another process holds it.
+        patience: seconds to try again, for somebody may just be looking (`is_locked`).
+
+    Raises:
+        UsageError: another process holds the lock.
+    """
+    with disk_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    with _lock(directory) as locked:
+        deadline = time.monotonic() + patience
+        while not locked(False):
+            if time.monotonic() > deadline:
+                raise UsageError(busy)
+            time.sleep(0.05)
+        yield
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether a process holds this directory's lock at the moment."""
+    if not directory.is_dir():
+        return False
+    with _lock(directory) as locked:
+        return not locked(True)
+
+
+@contextlib.contextmanager
+def _lock(directory: Path) -> Iterator[Callable[[bool], bool]]:
+    """A function that tries once to lock, shared with others or not; true also where there are no locks."""
+    try:
+        import fcntl
+
+        descriptor = os.open(directory, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield lambda shared: True
+        return
+
+    def locked(shared: bool) -> bool:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # this file system has none
+            return True
+        return True
+
+    try:
+        yield locked
+    finally:
+        os.close(descriptor)
 
 
 def sync_directory(path: Path) -> None:

@@ -98,8 +98,8 @@ def cost_of(options: TrainOptions, config: GPT2Config, dtype: torch.dtype, plan:
     texts = _answers(options)
     count = plan.records * (1 if isinstance(options, SFTOptions) else 2) if texts is None else len(texts)
     length: float = plan.record_tokens if texts is None else sum(texts) / BYTES_A_TOKEN / max(1, count)
-    tokens = options.epochs * count * length
-    passes = 3 * forward_flops(config, tokens, length, 0 if isinstance(options, RewardOptions) else tokens)
+    seen = options.epochs * count * length
+    passes = 3 * forward_flops(config, seen, length, 0 if isinstance(options, RewardOptions) else seen)
     if not isinstance(options, OfflineOptions):
         return Cost(n, 0, training + step, passes, assumed=texts is None)
     reference = forward_flops(config, count * length, length, count * length)  # measured once

@@ -35,7 +35,7 @@ from pydantic import Field, ValidationError
 from wukong import processes
 from wukong.console import say
 from wukong.errors import DataError, UsageError, WukongError
-from wukong.files import atomic_open, read_json, whole_text
+from wukong.files import atomic_open, exclusive, read_json, whole_text
 from wukong.options import POLICY_STAGES, Options, StageOptions
 
 # ------------------------------------------------------------------------------------------------------- the stages
@@ -392,7 +392,26 @@ def run(
         if name is not None and name not in names:
             hint = nearest(name, names) or f"; its steps are {', '.join(names)}"
             raise UsageError(f"--{option} {name}: the recipe {loaded.recipe.name} has no such step{hint}")
-    processes.by_first(lambda: _prepare(directory, loaded.recipe, seed, steps, redo))
+    with _alone(directory):
+        _run_steps(loaded.recipe, directory, steps, seed, until, redo)
+    return directory
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Two commands on one run would write the same files. Of the processes of one the first answers for all."""
+    if not processes.is_first():
+        yield
+        return
+    with exclusive(directory, f"{directory}: another process is at work on this run; wait for its end"):
+        yield
+
+
+def _run_steps(
+    recipe: Recipe, directory: Path, steps: list[Step], seed: int | None, until: str | None, redo: str | None
+) -> None:
+    names = [step.name for step in steps]
+    processes.by_first(lambda: _prepare(directory, recipe, seed, steps, redo))
     count = names.index(until) + 1 if until else len(steps)
     for number, step in enumerate(steps[:count], start=1):
         say(f"[{number}/{count}] {step.name} -> {step.options.out}")
@@ -403,9 +422,8 @@ def run(
             say(f"[{number}/{count}] {step.name} took {duration(seconds)}")
             _free_memory()
     # Now that no step has refused its options:
-    processes.by_first(lambda: _write_resolved(directory, loaded.recipe, seed, steps))
+    processes.by_first(lambda: _write_resolved(directory, recipe, seed, steps))
     _say_what_next(steps[:count])
-    return directory
 
 
 def _prepare(directory: Path, recipe: Recipe, seed: int | None, steps: list[Step], redo: str | None) -> None:

@@ -287,7 +287,7 @@ class Decoder:
         """Reads each prompt once, for all continuations of its company."""
         assert self._cache is not None
         ids, lengths = (tensor.to(self.device) for tensor in pad(prompts))  # (N, P), (N,)
-        cache = KVCache.empty(self.model.config, *ids.shape, like=self.model.wte.weight)
+        cache = KVCache.empty(self.model.config, len(ids), ids.shape[1], like=self.model.wte.weight)
         hidden = self.model(ids, cache=cache)  # (N, P, C)
         cache.advance(lengths, ids.shape[1])
         last = hidden[torch.arange(len(ids), device=self.device), lengths - 1]  # (N, C)

@@ -57,7 +57,7 @@ def server():
 
 
 def test_replies_come_in_order_and_are_remembered(server, tmp_path, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)  # a server of one's own needs none
     url, asked = server
     conversation = as_messages("greet me")
     questions = [question(conversation, "hi!" if i % 2 else "hi", "hello!!" if i % 3 else "hello") for i in range(6)]

@@ -300,6 +300,9 @@ def test_a_reward_model_like_a_coin_is_refused_unless_one_insists(whole, name, t
     options, run = whole(name, "coin-policy", reward_model=str(coin), episodes=16)
     with pytest.raises(UsageError, match=r"cannot be told from chance; .* --insist"):
         run(options)
+    among, _ = whole(name, "coin-among-others", rewards=[f"0.5*{coin}"])
+    with pytest.raises(UsageError, match=r"cannot be told from chance; .* --insist"):
+        run(among)
     run(options.model_copy(update={"insist": True}))
     assert (options.out / "model.safetensors").exists()
 

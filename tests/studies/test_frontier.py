@@ -159,6 +159,8 @@ def test_the_words_follow_the_interval():
 def test_what_cannot_be_compared_is_refused(given, tmp_path, models):
     with pytest.raises(UsageError, match="greedy answers have no KL"):
         frontier.run(given(temperature=0))
+    with pytest.raises(UsageError, match="--raw mine: policies answer through the chat template"):
+        frontier.run(given(raw=["mine"]))
     with pytest.raises(UsageError, match="no policy is there"):
         frontier.run(given(runs=[f"mine={tmp_path}"]))
     with pytest.raises(UsageError, match="write name=directory"):

@@ -1,10 +1,12 @@
 """A studio without a network: the application, and browsers' worth of people signed in to it."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from itertools import count
 
 import pytest
 from fastapi.testclient import TestClient
+from playwright.sync_api import Browser, sync_playwright
 from studio_forms import csrf_of
 
 from wukong.feedback.store.database import Store
@@ -15,6 +17,17 @@ from wukong.web.access import Settings
 from wukong.web.app import create_app
 
 CLIENT_IDS = (f"client-{number:06}" for number in count())
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("needs Chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

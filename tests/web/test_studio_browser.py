@@ -1,13 +1,12 @@
 """An afternoon with the studio, in a real Chromium: from two invitations to a trained reward model."""
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from browsers import PATIENCE, newcomer
+from playwright.sync_api import Page, expect
 from running_studio import RunningStudio
 
 from wukong.feedback.store.database import Store
@@ -18,6 +17,8 @@ from wukong.model.hub import save_policy
 from wukong.records import Message, Response, prompt_id, write_records
 from wukong.stages.reward import RewardOptions
 from wukong.stages.reward import run as train_reward
+from wukong.studies.reward_report import RewardReportOptions
+from wukong.studies.reward_report import run as report_on_reward
 from wukong.tokenizer import Tokenizer
 
 PRESS_AND_WAIT = """key => new Promise(done => {
@@ -32,18 +33,6 @@ PRESS_AND_WAIT = """key => new Promise(done => {
     look();
 })"""
 """Presses a key; resolves to the milliseconds until another task stands there, or -1."""
-PATIENCE = 120_000  # milliseconds: the machine may be busy with other things
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("needs Chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def responses(path: Path, prompts: int, answers: int) -> Path:
@@ -62,18 +51,6 @@ def responses(path: Path, prompts: int, answers: int) -> Path:
         ]
     write_records(path, records)
     return path
-
-
-def newcomer(chromium: Browser, link: str, name: str, **options) -> Page:
-    """A fresh browser of somebody who accepts an invitation."""
-    page = chromium.new_context(**options).new_page()
-    page.set_default_timeout(PATIENCE)
-    page.add_init_script("window.failed = []; addEventListener('error', e => window.failed.push(e.message))")
-    page.goto(link)
-    page.get_by_label("Your name").fill(name)
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("heading", name="Projects")).to_be_visible(timeout=PATIENCE)
-    return page
 
 
 def make_project(admin: Page, name: str, kind: str, file: Path, per_prompt: int = 0) -> int:
@@ -194,7 +171,10 @@ def test_from_two_invitations_to_a_reward_model(chromium, tmp_path):
     records = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     assert len(records) == 25
     assert all(len(r["chosen"]) > len(r["rejected"]) for r in records if "chosen" in r), "decided as the rule says"
-    train(files, tmp_path)
+    run = tmp_path / "runs" / "people"
+    train(files, run)
+    with RunningStudio(db, "--run", str(run), log=tmp_path / "studio.log") as studio:
+        see_the_report(admin, studio)
 
 
 def best_first(page: Page) -> list[str]:
@@ -244,6 +224,23 @@ def train(files: list[Path], directory: Path) -> None:
     results = read_json(directory / "reward" / "provenance.json")["results"]
     assert results["data"]["kept"] == 25
     assert results["valid_accuracy"] > 0.8  # the longer one is better, which a tiny model can learn
+    reward = str(directory / "reward")
+    report_on_reward(RewardReportOptions(reward_model=reward, out=directory / "reward-report", fractions=[]))
+
+
+def see_the_report(admin: Page, studio: RunningStudio) -> None:
+    """From the list of runs to the reward model's report, drawn by its own script outside of the studio's reach."""
+    admin.goto(f"{studio.address}/runs")
+    admin.get_by_role("link", name="people", exact=True).click()
+    expect(admin.locator("[data-name=reward] .state")).to_have_text("done", timeout=PATIENCE)
+    with admin.expect_popup() as waiting:
+        admin.get_by_role("link", name="Reward-model report").click()
+    report = waiting.value
+    expect(report.locator("h1")).to_contain_text("Reward model", timeout=PATIENCE)
+    expect(report.locator(".headline")).to_contain_text("are ordered as people ordered them")
+    expect(report.locator(".chart svg").first).to_be_visible(timeout=PATIENCE)
+    assert report.evaluate("window.origin") == "null"
+    assert report.evaluate("(() => { try { return document.cookie } catch { return 'refused' } })()") == "refused"
 
 
 @pytest.mark.slow
@@ -270,7 +267,14 @@ def test_the_next_task_stands_there_at_once_and_fits_a_phone(chromium, tmp_path,
             admin.keyboard.press(key)
         took = admin.evaluate(PRESS_AND_WAIT, last)
         assert 0 <= took < 100, took
-        for path in (f"/label/{project}", "/", "/people", f"/projects/{project}", f"/projects/{project}/tasks"):
+        for path in (
+            f"/label/{project}",
+            "/",
+            "/people",
+            "/runs",
+            f"/projects/{project}",
+            f"/projects/{project}/tasks",
+        ):
             admin.goto(studio.address + path)
             width = admin.evaluate("document.documentElement.scrollWidth")
             assert width <= 360, f"{path} is {width} wide"

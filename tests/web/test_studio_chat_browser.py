@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from browsers import PATIENCE, newcomer
 from playwright.sync_api import Page, expect
 from running_studio import RunningStudio
 from talkative import save_models
-from test_studio_browser import PATIENCE, chromium, newcomer  # noqa: F401  (a fixture)
 
 from wukong.data.comparisons import read_comparisons
 from wukong.feedback.store.database import Store
@@ -25,7 +25,7 @@ NAMELESS = """[...document.querySelectorAll('button, a, input:not([type=hidden])
 
 
 @pytest.mark.slow
-def test_an_answer_is_disliked_drawn_again_and_the_better_one_trains(chromium, tmp_path):  # noqa: F811
+def test_an_answer_is_disliked_drawn_again_and_the_better_one_trains(chromium, tmp_path):
     save_models(tmp_path, "policy", "sft")
     expect.set_options(timeout=PATIENCE)
     db = str(tmp_path / "studio.db")
@@ -41,7 +41,8 @@ def test_an_answer_is_disliked_drawn_again_and_the_better_one_trains(chromium, t
         message.fill(f"Eggs? {XSS}")
         message.press("Enter")
         answers = page.locator(".turn.assistant .said")
-        expect(page.locator(".turn.assistant[data-turn]")).to_have_count(1)  # named only once it is kept
+        kept = page.locator(".turn.assistant[data-turn]")  # an answer has a number once it is in the store
+        expect(kept).to_have_count(1, timeout=3 * PATIENCE)  # the server imports torch and loads the model first
         first = answers.first.inner_text()
         assert first
         expect(page.locator(".turn.user .said")).to_contain_text(XSS)  # as text

@@ -7,7 +7,6 @@ like long answers and answers that resemble their own: trust one no further than
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from wukong.errors import RunError, UsageError
 from wukong.feedback.annotators import Judge, Opinion
+from wukong.feedback.endpoint import client_for, one_line_errors
 from wukong.records import Message
 
 if TYPE_CHECKING:
@@ -32,18 +32,10 @@ ATTEMPTS = 3
 
 def load_grader(name: str) -> Judge:
     """The judge `openai:MODEL[@URL]`. Raises UsageError for a name without a model, or without a key or server."""
-    from openai import OpenAI, OpenAIError
-
     model, _, url = name.removeprefix("openai:").partition("@")
     if not model:
         raise UsageError(f"{name}: write openai:MODEL or openai:MODEL@URL")
-    own_server = url or os.environ.get("OPENAI_BASE_URL")
-    try:  # a server of one's own seldom asks for a key, but the client insists on one
-        client = OpenAI(base_url=url or None, api_key=os.environ.get("OPENAI_API_KEY") or ("-" if own_server else None))
-    except OpenAIError:
-        raise UsageError(
-            f"{name}: set OPENAI_API_KEY, or name a server: openai:{model}@http://127.0.0.1:8000/v1"
-        ) from None
+    client = client_for(url, name)
 
     def judge(prompts: Sequence[Sequence[Message]], texts: Sequence[str]) -> list[Opinion]:
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
@@ -54,22 +46,17 @@ def load_grader(name: str) -> Judge:
 
 
 def _grade(client: OpenAI, name: str, model: str, prompt: Sequence[Message], text: str) -> float:
-    from openai import OpenAIError
-
     conversation = "\n\n".join(f"{m.role}: {m.content}" for m in prompt)
     question = f"<conversation>\n{conversation}\n</conversation>\n\n<answer>\n{text}\n</answer>\n\nGrade:"
     said = ""
     for _ in range(ATTEMPTS):
-        try:
+        with one_line_errors(name):
             reply = client.chat.completions.create(
                 model=model,
                 messages=[{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": question}],
                 temperature=0,
                 max_tokens=8,
             )
-        except OpenAIError as error:
-            problem = (str(error).splitlines() or [""])[0]
-            raise RunError(f"{name}: {type(error).__name__}: {problem}") from error
         said = reply.choices[0].message.content or ""
         if (found := re.search(r"\d+(?:\.\d+)?", said)) and 1 <= float(found[0]) <= 10:
             return float(found[0])

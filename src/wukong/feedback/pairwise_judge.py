@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from wukong.errors import RunError
+from wukong.feedback.endpoint import client_for, one_line_errors
 from wukong.files import numbered_lines
 from wukong.records import Message
 
@@ -74,15 +74,13 @@ class PairwiseJudge:
         Raises:
             RunError: the server refuses or cannot be reached; the replies that came are kept.
         """
-        from openai import OpenAI, OpenAIError
-
         keys = [hashlib.sha256(f"{self.model}\0{INSTRUCTIONS}\0{one}".encode()).hexdigest()[:32] for one in questions]
         times = Counter(keys)
         for key in set(keys) & set(self._replies):
             on_reply(times[key])
         new = {key: one for key, one in zip(keys, questions, strict=True) if key not in self._replies}
-        try:
-            client = OpenAI(base_url=self.endpoint)
+        client = client_for(self.endpoint, self.model)
+        with one_line_errors(self.endpoint):
             self.memory.parent.mkdir(parents=True, exist_ok=True)
             with self.memory.open("a", encoding="utf-8") as out, ThreadPoolExecutor(WORKERS) as pool:
 
@@ -106,8 +104,6 @@ class PairwiseJudge:
                 except BaseException:
                     pool.shutdown(cancel_futures=True)
                     raise
-        except OpenAIError as error:
-            raise RunError(f"{self.endpoint}: {type(error).__name__}: {str(error).splitlines()[0]}") from None
         return [self._replies[key] for key in keys]
 
 

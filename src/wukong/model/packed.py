@@ -72,8 +72,8 @@ class PackedGPT2(GPT2):
     """A copy of a model for inference only, by `rollout.inference_copy`. It does not follow the original's training."""
 
     def __init__(self, model: GPT2) -> None:
-        nn.Module.__init__(self)
-        self.config = model.config
+        with torch.device("meta"):  # no memory: every part is replaced
+            super().__init__(model.config)
         self.wte, self.wpe, self.ln_f = _bfloat16(model.wte), _bfloat16(model.wpe), _bfloat16(model.ln_f)
         self.h = nn.ModuleList(PackedBlock(block) for block in model.h)  # type: ignore[arg-type]
         self.output = PackedLinear(model.wte.weight)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -131,6 +131,41 @@ class EvaluationResult(_Contract):
         return sorted(self.comparisons, key=lambda pair: age.get(pair.a, len(age)))
 
 
+class ComparedPair(_Contract):
+    """As `wukong compare` writes it: how often a's answer is preferred to b's, and what may be said of it."""
+
+    a: str
+    b: str
+    n: int
+    win_rate: float
+    interval: Interval
+    length_controlled_win_rate: float | None = None
+    words: str
+
+
+class Rating(_Contract):
+    rating: float
+    interval: Interval
+
+
+class Agreement(_Contract):
+    value: float
+    interval: Interval
+
+
+class ComparedBy(_Contract):
+    """What one judge says of all models."""
+
+    comparisons: list[ComparedPair]
+    ratings: dict[str, Rating]
+    agreement_with_people: Agreement | None = None
+
+
+class ComparisonResult(_Contract):
+    n_prompts: int
+    judges: dict[str, ComparedBy]
+
+
 class AnswerResult(_Contract):
     text: str
     score: float | None = None
@@ -163,6 +198,8 @@ class RunContents:
     steps: list[Step]
     not_run: list[str] = field(default_factory=list)
     """Steps of the recipe of which there is nothing yet."""
+    planned: dict[str, Path] = field(default_factory=dict)
+    """The recipe's steps in order, the report's too, and where the result of each goes."""
     evaluations: list[Evaluation] = field(default_factory=list)
 
     def of_stage(self, stage: str) -> list[Step]:
@@ -187,9 +224,18 @@ def read_run(root: Path) -> RunContents:
         UsageError: no such directory, or nothing of a run in it.
         DataError: a file in it is damaged.
     """
+    run = read_steps(root)
+    evaluations = list(_evaluations(root, run.steps))
+    if not run.steps and not evaluations:
+        raise UsageError(f"{root}: nothing of a run is here (no provenance.json, no evaluation)")
+    return replace(run, evaluations=evaluations)
+
+
+def read_steps(root: Path) -> RunContents:
+    """The steps alone, without the evaluations; there may be none yet. Errors as `read_run`."""
     if not root.is_dir():
         raise UsageError(f"{root}: {'a run directory was expected' if root.exists() else 'no such directory'}")
-    recipe = _recipe(root)
+    recipe = read_recipe(root)
     places = {_place(options.get("out"), root): name for name, options in recipe["steps"].items()}
     steps = [_named(step, root, places) for step in _steps(root)]
     order = list(places.values())
@@ -199,17 +245,15 @@ def read_run(root: Path) -> RunContents:
     found = {step.name for step in known}
     # The report itself is no news to its reader.
     not_run = [name for name in order if name not in found and name.partition("_")[0] != "report"]
-    evaluations = list(_evaluations(root, [*known, *others]))
-    if not steps and not evaluations:
-        raise UsageError(f"{root}: nothing of a run is here (no provenance.json, no evaluation)")
-    return RunContents(root, str(recipe["name"] or root.absolute().name), [*known, *others], not_run, evaluations)
+    planned = {name: root / place for place, name in places.items()}
+    return RunContents(root, str(recipe["name"] or root.absolute().name), [*known, *others], not_run, planned)
 
 
-def _recipe(root: Path) -> dict[str, Any]:
-    """Name and steps of recipe.yaml; empty where there is none, for stages that were run one by one."""
+def read_recipe(root: Path) -> dict[str, Any]:
+    """`name`, `run_dir` and `steps` of recipe.yaml; empty where there is none, for stages that were run one by one."""
     path = root / "recipe.yaml"
     if not path.exists():
-        return {"name": None, "steps": {}}
+        return {"name": None, "run_dir": None, "steps": {}}
     try:
         content = yaml.safe_load(whole_text(path))
     except yaml.YAMLError as error:
@@ -217,7 +261,7 @@ def _recipe(root: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("steps"), dict):
         raise DataError("not a recipe: no steps", file=path)
     steps = {str(name): options if isinstance(options, dict) else {} for name, options in content["steps"].items()}
-    return {"name": content.get("name"), "steps": steps}
+    return {"name": content.get("name"), "run_dir": content.get("run_dir"), "steps": steps}
 
 
 def _place(out: Any, root: Path) -> str:
@@ -292,6 +336,14 @@ def _evaluations(root: Path, steps: list[Step]) -> Iterator[Evaluation]:
         if not (place / "evaluation.json").exists():
             continue
         result = _parsed(EvaluationResult, read_json(place / "evaluation.json"), place / "evaluation.json")
-        path = place / "answers.jsonl"
-        answered = [_parsed(Answered, value, path, n) for n, value in enumerate(_json_lines(path), start=1)]
-        yield Evaluation(place.relative_to(root).as_posix(), result, answered)
+        yield Evaluation(place.relative_to(root).as_posix(), result, read_answered(place / "answers.jsonl"))
+
+
+def read_comparison(path: Path) -> ComparisonResult:
+    """The comparison.json of `wukong compare`. Raises DataError where it is something else."""
+    return _parsed(ComparisonResult, read_json(path), path)
+
+
+def read_answered(path: Path) -> list[Answered]:
+    """The prompts of an answers.jsonl with every model's answer; none for a missing file. DataError for a bad line."""
+    return [_parsed(Answered, value, path, n) for n, value in enumerate(_json_lines(path), start=1)]

@@ -286,32 +286,37 @@ def headline(run: RunContents) -> dict[str, Any]:
     return {"best": best, "tiles": [t for t in tiles if not t[1].startswith("–")]}
 
 
-def curve_groups(step: Step, charts: Charts) -> list[CurveGroup]:
-    """All metrics a step logged, in the order of their definitions, under headings where they are many; metrics of
-    one kind share a chart."""
-    logged = dict.fromkeys(name for line in step.metrics for name in line if name != "step")
+def chart_plan(stage: str, logged: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """(heading, the metrics of one chart) of everything a stage logged, in the order of the definitions; what is
+    peculiar to the stage comes first. Metrics of one kind share a chart; few charts need no headings."""
+    names = dict.fromkeys(name for name in logged if name != "step")
     places = {name: place for place, name in enumerate(METRICS)}
-    groups: dict[str, CurveGroup] = {}
+    plan: list[tuple[str, list[str]]] = []
     drawn: set[str] = set()
-    for name in sorted(logged, key=lambda n: places.get(f"{step.stage}/{n}", places.get(n, len(places)))):
-        if name in drawn:
-            continue
-        together = [n for n in next((t for t in TOGETHER if name in t), (name,)) if n in logged]
-        drawn.update(together)
-        series = {n: points for n in together if (points := figures.points_of(step.metrics, n))}
-        if not series:
-            continue
-        metrics = {n: definition(step.stage, n) for n in series}
-        first = next(iter(metrics.values()))
-        entries = [(n, number(points[-1][1], 4), metrics[n]) for n, points in series.items()]
+    for name in sorted(names, key=lambda n: places.get(f"{stage}/{n}", places.get(n, len(places)))):
+        if name not in drawn:
+            together = [n for n in next((t for t in TOGETHER if name in t), (name,)) if n in names]
+            drawn.update(together)
+            first = definition(stage, together[0])
+            plan.append((first.group if first else "Not defined", together))
+    if len(plan) <= FEW_CURVES:
+        return [("", together) for _, together in plan]
+    headings = list(dict.fromkeys(heading for heading, _ in plan))
+    return sorted(plan, key=lambda chart: (chart[0] == EVERY_STAGE, headings.index(chart[0])))
+
+
+def curve_groups(step: Step, charts: Charts) -> list[CurveGroup]:
+    """All metrics a step logged, as charts under headings (see `chart_plan`)."""
+    points = {n: figures.points_of(step.metrics, n) for n in dict.fromkeys(n for line in step.metrics for n in line)}
+    groups: dict[str, CurveGroup] = {}
+    for heading, names in chart_plan(step.stage, (name for name, found in points.items() if found)):
+        series = {name: points[name] for name in names}
+        metrics = {name: definition(step.stage, name) for name in names}
+        entries = [(name, number(found[-1][1], 4), metrics[name]) for name, found in series.items()]
+        first = metrics[names[0]]
         chart = charts.add(figures.curves(series, first.unit if first else ""))
-        title = first.group if first else "Not defined"
-        groups.setdefault(title, CurveGroup(title, [])).curves.append(Curve(" and ".join(series), chart, entries))
-    found = list(groups.values())
-    if sum(len(group.curves) for group in found) <= FEW_CURVES:
-        return [CurveGroup("", [curve for group in found for curve in group.curves])] if found else []
-    found.sort(key=lambda group: group.title == EVERY_STAGE)  # what is peculiar to the stage comes first
-    return found
+        groups.setdefault(heading, CurveGroup(heading, [])).curves.append(Curve(" and ".join(names), chart, entries))
+    return list(groups.values())
 
 
 def training(run: RunContents, charts: Charts) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -67,7 +67,7 @@ from wukong.stages.episodes import (
     roll_out,
     tokenised_prompts,
 )
-from wukong.stages.rewards import Answers, Rewards, ScoringOptions, ensemble_of, load_rewards, model_inputs
+from wukong.stages.rewards import Answers, Rewards, ScoringOptions, load_rewards, model_inputs
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 from wukong.training.parallel import in_step, whole
@@ -196,7 +196,7 @@ FIRST_RATIO_TOLERANCE, BFLOAT16_RATIO_TOLERANCE = 1e-3, 1e-2
 def iterate(
     session: Session, policy: GPT2, reference: GPT2, value_model: ValueModel | None, score: ScoreFunction,
     prompts: Sequence[list[int]], tokenizer: Tokenizer, options: OnlineOptions,
-    ptx_loss: Callable[[int], Tensor] | None = None,
+    ptx_losses: Callable[[int], Iterator[Tensor]] | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Roll out, judge, share out the reward, update; then the KL controller, metrics and guards."""
     compute, kl_coef, algorithm = session.compute, session.state["kl_coef"], options.algorithm()
@@ -209,7 +209,7 @@ def iterate(
     kl = torch.where(mask, kl_estimate(judged.logprobs, judged.reference_logprobs, "k1"), 0)  # (B, R)
     credit = algorithm.credit(Batch(scores, kl, mask, judged.values, kl_coef, session.state))
     clock.append(time.monotonic())
-    losses = update(session, algorithm, episodes, judged, credit, options, ptx_loss)
+    losses = update(session, algorithm, episodes, judged, credit, options, ptx_losses)
     clock.append(time.monotonic())
 
     mean_kl = float(kl.sum(1).mean())
@@ -269,7 +269,7 @@ def value_metrics(values: Tensor, returns: Tensor, mask: Tensor) -> dict[str, fl
 
 def update(
     session: Session, algorithm: Algorithm, episodes: Episodes, judged: Judged, credit: Credit,
-    options: OnlineOptions, ptx_loss: Callable[[int], Tensor] | None,
+    options: OnlineOptions, ptx_losses: Callable[[int], Iterator[Tensor]] | None,
 ) -> dict[str, float]:  # fmt: skip
     """The passes over a batch, reshuffled each time. Returns the means over all updates."""
     policy: GPT2 = session.modules["policy"]  # type: ignore[assignment]
@@ -325,8 +325,7 @@ def update(
                     ratios = [min(ratios[0], float(ratio.min())), max(ratios[1], float(ratio.max()))]
                     if updates == 0:
                         first_error = max(first_error, float((ratio - 1).abs().mean()))
-            if ptx_loss is not None:
-                loss = ptx_loss(updates)
+            for loss in ptx_losses(updates) if ptx_losses is not None else ():
                 session.backward(options.ptx_coef * loss)
                 sums["ptx_loss"] += loss.item()
             if updates == 0:
@@ -385,7 +384,7 @@ def train(options: OnlineOptions) -> None:
     work = begin(algorithm.name, options, [*inputs, *([options.ptx_data] if options.ptx_data else [])])
     if work.done:
         return
-    for reward_model in ensemble_of(options):
+    for reward_model in model_inputs(options):
         require_better_than_chance(reward_model, options.insist)
     # ------------------------------------------------------------------------------------------ models and data
     policy, tokenizer = load_policy(options.model)
@@ -401,10 +400,15 @@ def train(options: OnlineOptions) -> None:
     say(f"{algorithm.name}: {len(prompts):,} prompts, {iterations:,} iterations of {options.batch_size} responses")
     state = {"kl_coef": options.kl_coef, "first_distinct_2": None}
     # ---------------------------------------------------------------------------------------------------- loop
+    ptx_rows = max(1, options.micro_batch_tokens // policy.config.n_positions)  # as asked for, whatever the memory
     with Session(options, modules, iterations, algorithm.name, state) as session:
         frozen(reference, session.compute)
         rewards = load_rewards(options, tokenizer, session.compute, options.micro_batch_tokens)
-        ptx = _ptx_loss(options, policy, tokenizer, session) if options.ptx_data and options.ptx_coef else None
+        ptx = (
+            _ptx_losses(options, policy, tokenizer, session, ptx_rows)
+            if options.ptx_data and options.ptx_coef
+            else None
+        )
         for step in session.steps():
             asked = [prompts[i] for i in epoch_batch(len(prompts), step, per_batch, options.seed)]
             batch = [prompt for prompt in asked for _ in range(options.samples_per_prompt)]
@@ -480,19 +484,22 @@ def scorer(
     return score
 
 
-def _ptx_loss(options: OnlineOptions, policy: GPT2, tokenizer: Tokenizer, session: Session) -> Callable[[int], Tensor]:
-    """The language-model loss (nats a token) of the next pretraining contexts, a function of step and update."""
+def _ptx_losses(
+    options: OnlineOptions, policy: GPT2, tokenizer: Tokenizer, session: Session, rows: int
+) -> Callable[[int], Iterator[Tensor]]:
+    """The language-model loss (nats a token) of the next `rows` pretraining contexts, a function of step and update,
+    in micro-batches that add up to it."""
     assert options.ptx_data is not None
     shards = TokenShards.open(f"{options.ptx_data}/train", tokenizer)
     context = policy.config.n_positions
-    rows = max(1, options.micro_batch_tokens // context)
 
-    def loss(updates: int) -> Tensor:
+    def losses(updates: int) -> Iterator[Tensor]:
         per_pass = options.batch_size // (options.minibatch_size or options.batch_size)
         at = session.step * options.algorithm().epochs * per_pass + updates
         ids = shards.batch(at, rows, context, options.seed).to(session.compute.device)
         mine = processes.share(ids)
-        loss = language_model_loss(policy, mine if len(mine) else ids[:1], session.compute) / (rows * context)
-        return loss * (len(mine) > 0)  # one row that counts nothing where there are fewer rows than processes
+        parts = mine.split(max(1, options.micro_batch_tokens // context)) if len(mine) else ()
+        for part in in_step(parts, policy):
+            yield language_model_loss(policy, part, session.compute) / (rows * context)
 
-    return loss
+    return losses

@@ -20,7 +20,8 @@ from pydantic import Field
 from wukong.console import Bar, console, say
 from wukong.data.prompts import PromptOptions, load_prompts
 from wukong.data.split import split_by_prompt
-from wukong.errors import DataError, RunError, UsageError
+from wukong.errors import DataError, UsageError
+from wukong.feedback.endpoint import client_for, one_line_errors
 from wukong.model.hub import load_policy
 from wukong.options import StageOptions
 from wukong.provenance import begin
@@ -133,31 +134,26 @@ def sample_model(model_path: str, prompts: Sequence[Prompt], options: SampleOpti
 
 def sample_endpoint(prompts: Sequence[Prompt], options: SampleOptions) -> Iterator[Response]:
     """The responses of a model behind an OpenAI-compatible API."""
-    from openai import OpenAI, OpenAIError
-
     name = str(options.endpoint_model)
     jobs = list(product(range(len(prompts)), options.temperatures, range(options.responses_per_prompt)))
-    try:
-        client = OpenAI(base_url=options.endpoint)
-        with Bar(f"sampling {name}", len(jobs), unit="response") as bar:
-            for i, temperature, k in jobs:
-                seed = derived_seed(options.seed, prompts[i].id, temperature, k) % 2**31
-                answer = client.chat.completions.create(
-                    model=name,
-                    messages=[m.model_dump() for m in prompts[i].messages],  # type: ignore[misc]
-                    temperature=temperature,
-                    top_p=options.top_p,
-                    max_tokens=options.max_new_tokens,
-                    seed=seed,
-                )
-                choice = answer.choices[0]
-                yield _response(
-                    prompts[i], choice.message.content or "", name, _sampling(options, temperature, seed),
-                    choice.finish_reason == "stop", answer.usage.completion_tokens if answer.usage else 0,
-                )  # fmt: skip
-                bar.advance()
-    except OpenAIError as error:
-        raise RunError(f"{options.endpoint}: {type(error).__name__}: {str(error).splitlines()[0]}") from None
+    client = client_for(options.endpoint, name)
+    with one_line_errors(str(options.endpoint)), Bar(f"sampling {name}", len(jobs), unit="response") as bar:
+        for i, temperature, k in jobs:
+            seed = derived_seed(options.seed, prompts[i].id, temperature, k) % 2**31
+            answer = client.chat.completions.create(
+                model=name,
+                messages=[m.model_dump() for m in prompts[i].messages],  # type: ignore[misc]
+                temperature=temperature,
+                top_p=options.top_p,
+                max_tokens=options.max_new_tokens,
+                seed=seed,
+            )
+            choice = answer.choices[0]
+            yield _response(
+                prompts[i], choice.message.content or "", name, _sampling(options, temperature, seed),
+                choice.finish_reason == "stop", answer.usage.completion_tokens if answer.usage else 0,
+            )  # fmt: skip
+            bar.advance()
 
 
 def _sampling(options: SampleOptions, temperature: float, seed: int) -> Sampling:

@@ -128,6 +128,8 @@ def run(options: FrontierOptions) -> None:
         raise UsageError("no policy is named: write name=directory for each")
     if options.temperature == 0:
         raise UsageError("--temperature 0: greedy answers have no KL; take the temperature of training")
+    if options.raw:
+        raise UsageError(f"--raw {options.raw[0]}: policies answer through the chat template that they learnt with")
     judges = [name for name in (options.gold, options.proxy, options.pick_by) if name and is_model(name)]
     work = begin(
         "frontier", options, [*(path for _, path in runs), options.reference, *options.prompts, *dict.fromkeys(judges)]

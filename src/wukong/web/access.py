@@ -64,6 +64,11 @@ class Settings:
     admin_secret: str | None = None
     secure: bool = False
 
+    @property
+    def runs_dir(self) -> Path:
+        """Where the runs lie that admins see: beside `run_dir`, or in runs/ here."""
+        return self.run_dir.absolute().parent if self.run_dir else Path("runs").absolute()
+
 
 class ForbiddenError(UsageError):
     """The request is understood, and refused."""

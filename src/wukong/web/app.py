@@ -23,7 +23,7 @@ from wukong.feedback.store.database import Store
 from wukong.feedback.store.labels import ConflictError, NotFoundError
 from wukong.feedback.store.people import InvitationError
 from wukong.feedback.store.tables import Annotator
-from wukong.web import admin, api, arena, chat, pages, writing
+from wukong.web import admin, api, arena, chat, pages, run_pages, writing
 from wukong.web.access import (
     ForbiddenError,
     Guard,
@@ -34,7 +34,7 @@ from wukong.web.access import (
     maybe_person,
 )
 from wukong.web.models import Models
-from wukong.web.texts import LANGUAGES, preferred, script_texts, translate, translate_made
+from wukong.web.texts import LANGUAGES, language_of, script_texts, translate, translate_made
 
 HERE = Path(__file__).parent
 STATUS: dict[type[Exception], int] = {
@@ -75,6 +75,8 @@ def create_app(store: Store, settings: Settings | None = None) -> FastAPI:
     app.include_router(writing.router)
     app.include_router(chat.router)
     app.include_router(arena.router)
+    app.include_router(run_pages.router)
+    app.include_router(run_pages.data)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     app.add_middleware(Guard, settings=settings)
     app.add_exception_handler(WukongError, _wukong_error)
@@ -103,11 +105,6 @@ def _templates() -> Environment:
 def _markdown(text: str) -> Markup:
     """Markdown without HTML: what looks like a tag is shown as text, and only harmless links become links."""
     return Markup(MarkdownIt("commonmark", {"html": False}).enable("table").render(text))
-
-
-def language_of(request: Request) -> str:
-    chosen = request.cookies.get("wukong_language", "")
-    return chosen if chosen in LANGUAGES else preferred(request.headers.get("accept-language", ""))
 
 
 def render(request: Request, template: str, status: int = 200, /, **values: Any) -> HTMLResponse:

@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from fastapi import APIRouter, Request
@@ -26,6 +26,9 @@ from wukong.web.access import AStore, Person
 from wukong.web.api import CHANGE, Body
 from wukong.web.pages import page as render_page
 from wukong.web.writing import Sampled, TheModels, TheWritings
+
+if TYPE_CHECKING:
+    from wukong.serve.service import Answer
 
 router = APIRouter()
 FEWEST = 10
@@ -63,10 +66,15 @@ async def battle(
     messages = as_messages(body.prompt)
     served = [await models.load(name) for name in names]
     drawings = [Sampled().drawing(one.context) for one in served]
-    answers = []
-    for one, drawing in zip(served, drawings, strict=True):
-        room = one.context - (drawing.max_new_tokens or 0)
-        answers.append(await models.service.chat(one.name, messages, drawing, max_prompt=room))
+    answers: list[Answer] = []
+    try:
+        for one, drawing in zip(served, drawings, strict=True):
+            room = one.context - (drawing.max_new_tokens or 0)
+            answers.append(await models.service.chat(one.name, messages, drawing, max_prompt=room))
+    except WukongError:  # nobody reads the first one without the second
+        for answer in answers:
+            answer.cancel()
+        raise
     writing = writings.begin(body.client_id, person, answers)
 
     def save() -> Assignment:

@@ -31,7 +31,7 @@ class StudioOptions(Options):
     """Serve the studio: people label answers in their browsers."""
 
     run: Path | None = None
-    """The run whose models can be talked to, and whose responses can be labelled."""
+    """The run whose models can be talked to, and whose responses can be labelled; admins see the runs beside it too."""
     models: list[str] = []
     """More models for chat and arena: directories or hub ids; NAME=PATH gives one a name, else it is its last part."""
     db: str = ""

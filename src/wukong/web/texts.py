@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fastapi import Request
+
 HERE = Path(__file__).parent
 LANGUAGES = {"en": "English", "zh": "简体中文"}
 _USE = re.compile(r"""\bt\(\s*(?:"((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)')""")
@@ -15,7 +17,8 @@ _USE = re.compile(r"""\bt\(\s*(?:"((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)')""")
 
 @cache
 def chinese() -> dict[str, str]:
-    return json.loads((HERE / "zh.json").read_text(encoding="utf-8"))
+    files = (HERE / "zh.json", HERE / "zh-metrics.json")
+    return {text: found for file in files for text, found in json.loads(file.read_text(encoding="utf-8")).items()}
 
 
 def translate(language: str, text: str, **values: Any) -> str:
@@ -66,3 +69,9 @@ def preferred(accept: str) -> str:
         if name in LANGUAGES:
             return name
     return "en"
+
+
+def language_of(request: Request) -> str:
+    """What somebody chose, else what their browser prefers."""
+    chosen = request.cookies.get("wukong_language", "")
+    return chosen if chosen in LANGUAGES else preferred(request.headers.get("accept-language", ""))

@@ -194,7 +194,7 @@ function turnElement(turn) {
   if (turn.finish_reason === "length") tools.append(element("span", { class: "fine" }, t("(cut)")));
   if (mine) {
     tools.append(...[[1, "👍", t("Good")], [-1, "👎", t("Not good")]].map(([value, sign, name]) =>
-      element("button", { type: "button", class: "quiet thumb", "aria-label": name, title: name, "aria-pressed": String(turn.vote === value), onclick: () => vote(turn, turn.vote === value ? 0 : value) }, sign)));
+      element("button", { type: "button", class: "quiet thumb", "aria-pressed": String(turn.vote === value), onclick: () => vote(turn, turn.vote === value ? 0 : value) }, element("span", { "aria-hidden": "true" }, sign), " ", name)));
     tools.append(element("button", { type: "button", class: "quiet again", onclick: () => { if (!busy) again(turn); } }, t("Answer again")));
   }
   const { temperature, top_p, top_k, seed } = turn.sampling;

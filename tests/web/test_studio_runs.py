@@ -1,0 +1,393 @@
+"""Runs in the studio: the disk becomes states, curves and results; processes are started, stopped, never mixed up."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+
+import pytest
+
+from wukong.errors import UsageError
+from wukong.files import exclusive, write_json
+from wukong.training.metric_definitions import METRICS
+from wukong.web import processes
+from wukong.web.access import Settings
+from wukong.web.processes import Process
+from wukong.web.runs import Tail, Watch, curves, overview, step_or_404
+from wukong.web.texts import chinese
+
+XSS = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+PAGES = ["/runs", "/runs/one", "/runs/one/steps/pretrain", "/runs/one/results/evaluation", "/runs/one/results/versus",
+         "/runs/one/reports/report.html", "/runs/one/reports/judged/report.html", "/api/runs",
+         "/api/runs/one/steps/pretrain/curves", "/api/runs/one/steps/pretrain/samples"]  # fmt: skip
+
+
+def record(stage: str, **results) -> dict:
+    return {"stage": stage, "options": {}, "inputs": {}, "results": results, "files": {}, "seconds": 12.5,
+            "finished": "2026-11-23T01:00:00Z"}  # fmt: skip
+
+
+def write_lines(path, lines) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of which tokenize is done and pretrain stopped half-way, with results that were put there by hand."""
+    root = tmp_path / "runs" / "one"
+    steps = {"tokenize": {"out": "tokenizer"}, "pretrain": {"out": "base"}, "sft": {"out": "sft"}}
+    recipe = {
+        "name": "one",
+        "run_dir": str(root),
+        "steps": {k: {"out": str(root / v["out"])} for k, v in steps.items()},
+    }
+    root.mkdir(parents=True)
+    (root / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+    won = {"a": "sft", "b": "base", "n": 12, "win_rate": 0.75, "interval": [0.5, 0.9]}
+    rated = {"sft": {"rating": 1095.4, "interval": [1000, 1200]}}
+    for place, content in {
+        "tokenizer/provenance.json": record("tokenize"),
+        "base/options.json": record("pretrain"),
+        "judged/provenance.json": record("reward-report"),
+        "versus/provenance.json": record("compare"),
+        "evaluation/evaluation.json": {
+            "n_prompts": 12,
+            "models": {"base": {"score_mean": 0.25}, "sft": {}},
+            "comparisons": [won | {"judge": "rubric", "wins": 9, "ties": 0, "losses": 3}],
+        },
+        "versus/comparison.json": {
+            "n_prompts": 12,
+            "judges": {"rubric": {"comparisons": [won | {"words": "sft is better " + XSS}], "ratings": rated}},
+        },
+    }.items():
+        (root / place).parent.mkdir(exist_ok=True)
+        write_json(root / place, content)
+    write_lines(root / "base" / "metrics.jsonl", [{"step": i, "loss": 5 - i / 10} for i in range(1, 21)])
+    write_lines(
+        root / "base" / "samples.jsonl", [{"step": i, "prompt": "How", "text": f"{i} {XSS}"} for i in range(1, 21)]
+    )
+    answers = [
+        {"messages": [{"role": "user", "content": f"Question {i}"}], "source": "even" if i % 2 == 0 else "odd",
+         "answers": {name: {"text": f"{name} says {i} {XSS}"} for name in ("base", "sft", "policy")}}
+        for i in range(25)
+    ]  # fmt: skip
+    write_lines(root / "evaluation" / "answers.jsonl", answers)
+    write_lines(root / "versus" / "answers.jsonl", answers)
+    for place in ("report.html", "judged/report.html"):
+        (root / place).write_text(f"<!doctype html><title>the report</title><script>1</script>{place}")
+    (tmp_path / "runs" / "secret.html").write_text("the hidden text")
+    (tmp_path / "runs" / "nothing").mkdir()
+    return root
+
+
+@pytest.fixture
+def settings(run):
+    return Settings(run_dir=run)
+
+
+@pytest.fixture
+def root(sign_in):
+    return sign_in("Root", "admin")
+
+
+def states(run) -> dict[str, str]:
+    return {step.name: step.state for step in overview(run).steps}
+
+
+# ------------------------------------------------------------------------------------------------------------- access
+
+
+@pytest.mark.parametrize("path", [*PAGES, "/api/runs/one/events"])
+def test_only_admins_see_runs(run, sign_in, browser, path):
+    assert sign_in("Ann").get(path).status_code == 403
+    assert browser().get(path).status_code in (303, 401)
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_admins_see_them(run, root, path):
+    assert root.get(path).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["%2e%2e", "%2e%2e%2f%2e%2e", "..%2f..", "%2fetc", "%2fetc%2fpasswd", "one%2f..",
+                                  "%2e", "nothing", "one%00", "..\\one", "secret.html"])  # fmt: skip
+def test_no_name_of_a_run_leads_out(run, root, name):
+    csrf = {"csrf": root.headers["x-csrf-token"]}
+    for path in ("/runs/{}", "/runs/{}/steps/pretrain", "/api/runs/{}/steps/pretrain/curves", "/api/runs/{}/events",
+                 "/runs/{}/reports/report.html", "/runs/{}/results/evaluation"):  # fmt: skip
+        answer = root.get(path.format(name))
+        assert answer.status_code in (404, 307), f"{path} {name}"
+        assert "the hidden text" not in answer.text
+    for action in ("start", "stop"):
+        assert root.post(f"/runs/{name}/{action}", data=csrf).status_code in (404, 405, 307)
+    assert not (run / "process.json").exists()
+
+
+@pytest.mark.parametrize("name", ["..%2fsecret.html", "%2e%2e/secret.html", "%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+                                  "/etc/passwd", "base%2f..%2f..%2fsecret.html", "recipe.yaml"])  # fmt: skip
+def test_no_name_inside_a_run_leads_out(run, root, name):
+    for path in ("/runs/one/reports/", "/runs/one/results/", "/runs/one/steps/", "/api/runs/one/steps/"):
+        answer = root.get(path + name + ("/curves" if path.startswith("/api") else ""))
+        assert (answer.status_code, "the hidden text" in answer.text) == (404, False), path + name
+    form = {"csrf": root.headers["x-csrf-token"], "step": name}
+    assert root.post("/runs/one/start", data=form).status_code == 404
+
+
+def test_a_link_that_leads_out_of_the_run_is_no_report(run, root):
+    (run / "link.html").symlink_to(run.parent / "secret.html")
+    assert root.get("/runs/one/reports/link.html").status_code == 404
+
+
+def test_annotators_start_and_stop_nothing(run, sign_in):
+    ann = sign_in("Ann")
+    for action in ("start", "stop"):
+        assert ann.post(f"/runs/one/{action}", data={"csrf": ann.headers["x-csrf-token"]}).status_code == 403
+    assert not (run / "process.json").exists()
+
+
+def test_reports_stand_outside_of_the_studio(run, root):
+    answer = root.get("/runs/one/reports/judged/report.html")
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("sandbox allow-scripts")
+    assert "allow-same-origin" not in policy
+    assert "default-src 'none'" in policy
+    assert "connect-src" not in policy
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    for path in ("/runs", "/runs/one", "/runs/one/steps/pretrain", "/plotly.js"):
+        assert "unsafe" not in root.get(path).headers["content-security-policy"], path
+
+
+def test_what_models_wrote_is_text(run, root):
+    for path in PAGES[:5]:
+        text = root.get(path).text
+        assert "<img src=x" not in text, path
+        assert not re.search(r"<script(?![^>]*src=\"/)[^>]*>", text), path
+        assert not re.search(r"\sstyle=|<style|\son\w+=\"", text), path
+
+
+# -------------------------------------------------------------------------------------------------------- what is shown
+
+
+def test_states_follow_the_disk(run):
+    assert states(run) == {
+        "tokenize": "done",
+        "pretrain": "stopped",
+        "sft": "waiting",
+        "judged": "done",
+        "versus": "done",
+    }
+    with exclusive(run, "busy"):  # as a `wukong run` in a terminal does
+        assert states(run)["pretrain"] == "running"
+        assert overview(run).process is None, "it was not started here, so it is not stopped here"
+    write_json(run / "base" / "provenance.json", record("pretrain"))
+    assert states(run)["pretrain"] == "done"
+
+
+def test_a_damaged_run_says_so_and_the_others_are_shown(run, root):
+    other = run.parent / "other"
+    other.mkdir()
+    (other / "recipe.yaml").write_text("steps: [")
+    page = root.get("/runs").text
+    assert "not valid YAML" in page
+    assert 'href="/runs/one"' in page
+    assert root.get("/runs/other").status_code == 200
+
+
+def test_results_are_readable_paged_and_filtered(run, root):
+    page = root.get("/runs/one/results/evaluation").text
+    assert "75.0 %" in page
+    assert page.count("<article") == 10
+    assert all(f"{name} says 0" in page for name in ("base", "sft", "policy"))
+    assert root.get("/runs/one/results/evaluation?page=3").text.count("<article") == 5
+    assert root.get("/runs/one/results/evaluation?q=question+24").text.count("<article") == 1
+    assert root.get("/runs/one/results/evaluation?source=odd&page=2").text.count("<article") == 2
+    versus = root.get("/runs/one/results/versus").text
+    assert "sft is better" in versus
+    assert "1095" in versus
+    (run / "versus" / "comparison.json").write_text('{"judges": 1}')
+    assert root.get("/runs/one/results/versus").status_code == 400
+
+
+def test_every_curve_has_its_definition_in_both_languages(run, root):
+    (loss,) = root.get("/api/runs/one/steps/pretrain/curves").json()["charts"]
+    assert loss["metrics"][0]["definition"] == METRICS["loss"].definition
+    assert (loss["metrics"][0]["x"][-1], loss["metrics"][0]["y"][-1]) == (20, 3)
+    (loss,) = root.get("/api/runs/one/steps/pretrain/curves", headers={"accept-language": "zh"}).json()["charts"]
+    assert re.search("[\u4e00-\u9fff]", loss["metrics"][0]["definition"])
+    assert root.get("/api/runs/one/steps/sft/curves").json()["charts"] == [], "nothing yet is no error"
+    texts = {
+        text for name, metric in METRICS.items() if not name.startswith("evaluate/") for text in metric[1:] if text
+    }
+    assert texts - set(chinese()) == set(), "definitions without Chinese in zh-metrics.json"
+
+
+def test_ten_thousand_lines_stay_fast_and_small(run):
+    names = ["loss", "lr", "grad_norm", "tokens_per_second", "perplexity"]
+    lines = [{"step": i, **dict.fromkeys(names, i + 0.123456)} for i in range(1, 10_001)]
+    for line in lines[::100]:
+        line["valid_loss"] = 1.0
+    write_lines(run / "base" / "metrics.jsonl", lines)
+    times = []
+    for _ in range(3):
+        begin = time.process_time()
+        found = curves(step_or_404(run, "pretrain"))
+        times.append(time.process_time() - begin)  # of this process: the test's machine may be busy
+    assert min(times) < 0.5, times
+    metrics = [metric for chart in found["charts"] for metric in chart["metrics"]]
+    assert {metric["name"]: len(metric["x"]) for metric in metrics} == {**dict.fromkeys(names, 400), "valid_loss": 100}
+    assert all(metric["x"][-1] >= 9901 for metric in metrics)
+    assert len(json.dumps(found)) < 60_000
+
+
+def test_a_watch_tells_what_is_new_once(run):
+    step = step_or_404(run, "pretrain")
+    watch = Watch(run, step, curves(step)["at"])
+    assert list(watch.grown()) == []
+    ((kind, state),) = watch.changed()
+    assert (kind, state["steps"][1]["state"]) == ("state", "stopped")
+    assert list(watch.changed()) == []
+    metrics, log = run / "base" / "metrics.jsonl", run / "run.log"
+    with metrics.open("a") as file:
+        file.write('{"step": 21, "loss": 1}\n{"step": 22, "lo')
+        file.flush()
+        log.write_text("a line\nhalf a l")
+        assert list(watch.grown()) == [
+            ("lines", [{"step": 21, "loss": 1}]),
+            ("log", {"new": False, "text": "a line\n"}),
+        ]
+        file.write('ss": 2}\n')
+    again = Watch(run, step, watch.place)  # as a browser does that lost its connection
+    assert list(again.grown()) == [("lines", [{"step": 22, "loss": 2}])]
+    metrics.rename(run / "old.jsonl")  # as a resumed run does: the file is written anew
+    write_lines(metrics, [{"step": 1, "loss": 1}])
+    assert [kind for kind, _ in again.grown()] == ["reset"]
+    assert list(again.grown()) == []
+
+
+@pytest.mark.parametrize("place", ["", "x", "-", "9-9-9", "-5-1", "1e9-2", "٣-٣"])
+def test_a_forged_place_reads_from_the_beginning_or_nothing(run, place):
+    _, data = Tail(run / "base" / "metrics.jsonl", place).read()
+    assert data.startswith(b'{"step": 1,')
+
+
+# ---------------------------------------------------------------------------------------------------------- processes
+
+
+def wait_until(condition, seconds=240):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_step_that_fails_says_why(run, root, monkeypatch):
+    monkeypatch.setenv("WUKONG_ADMIN_SECRET", "a secret of the studio")
+    given = {}
+    popen = subprocess.Popen
+    monkeypatch.setattr(processes.subprocess, "Popen", lambda *a, **k: (given.update(k), popen(*a, **k))[1])
+    form = {"csrf": root.headers["x-csrf-token"], "step": "pretrain", "from": "pretrain"}
+    answer = root.post("/runs/one/start", data=form)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/runs/one/steps/pretrain")
+    assert states(run)["pretrain"] == "running"
+    assert root.post("/runs/one/start", data=form).status_code == 400, "never two at a time"
+    assert "WUKONG_ADMIN_SECRET" not in given["env"]
+    wait_until(lambda: not processes.is_running(run))
+    (failed,) = [step for step in overview(run).steps if step.state == "failed"]
+    assert failed.name == "pretrain"
+    assert "recipe.yaml" in failed.problem  # the recipe of the fixture lacks options that are required
+    log = (run / "run.log").read_text()
+    assert " Root: wukong run " in log
+    assert "Traceback" not in log
+    assert "a secret" not in log
+
+
+@pytest.fixture
+def sleeper():
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def write_process(run, pid, born, signals=0):
+    write_json(run / "process.json", asdict(Process(pid, born, "pretrain", 0, "Root", time.time(), signals)))
+
+
+def test_a_foreign_process_with_the_same_number_is_never_signalled(run, root, sleeper):
+    write_process(run, sleeper.pid, "the process that had this number before")
+    assert states(run)["pretrain"] == "failed"
+    assert root.post("/runs/one/stop", data={"csrf": root.headers["x-csrf-token"]}).status_code == 400
+    with pytest.raises(UsageError, match="no process"):
+        processes.stop(run)
+    assert sleeper.poll() is None
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"pid": 1}', '{"pid": "1; rm"}', "null"])
+def test_a_damaged_process_file_is_no_process(run, root, content):
+    (run / "process.json").write_text(content)
+    assert processes.process_of(run) is None
+    assert root.get("/runs/one").status_code == 200
+    with pytest.raises(UsageError):
+        processes.stop(run)
+
+
+GENTLE = """
+import signal, time
+signal.signal(signal.SIGINT, lambda *_: print("int", flush=True))
+print("up", flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_first_stop_is_gentle_and_the_second_is_not(run, root, sleeper):
+    process = subprocess.Popen([sys.executable, "-c", GENTLE], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "up\n"
+        write_process(run, process.pid, processes.born(process.pid))
+        assert overview(run).running
+        csrf = {"csrf": root.headers["x-csrf-token"]}
+        assert root.post("/runs/one/stop", data=csrf).status_code == 303
+        assert process.stdout.readline() == "int\n"
+        assert root.post("/runs/one/stop", data=csrf).status_code == 303
+        assert process.wait(60) == -signal.SIGTERM
+        assert states(run)["pretrain"] == "stopped", "what was asked to stop has not failed"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_a_zombie_is_not_at_work(run):
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    born = processes.born(process.pid)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, and nobody has asked for its exit code
+    write_process(run, process.pid, born or "")
+    assert not overview(run).running
+    process.wait()
+
+
+def test_nothing_starts_in_a_run_that_was_moved_or_has_no_recipe(run, tmp_path, monkeypatch):
+    moved = run.rename(tmp_path / "runs" / "two")
+    with pytest.raises(UsageError, match="moved"):
+        processes.start(moved, None, "Root")
+    (moved / "recipe.yaml").unlink()
+    with pytest.raises(UsageError, match=r"recipe\.yaml"):
+        processes.start(moved, None, "Root")
+    assert not (moved / "process.json").exists()
+
+
+def test_a_recipe_with_relative_paths_runs_where_it_was_made(run, tmp_path, monkeypatch):
+    steps = {"tokenize": {"out": "runs/one/tokenizer"}}
+    (run / "recipe.yaml").write_text(json.dumps({"name": "one", "run_dir": "runs/one", "steps": steps}))
+    monkeypatch.chdir("/")
+    assert processes._where(run) == (tmp_path, "runs/one")
+
+
+def test_nothing_starts_beside_a_run_in_a_terminal(run):
+    with exclusive(run, "busy"), pytest.raises(UsageError, match="already"):
+        processes.start(run, None, "Root")
+    assert not (run / "process.json").exists()
