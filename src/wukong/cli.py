@@ -20,6 +20,7 @@ from typing import Annotated, Any, Required, TypedDict, cast, get_args, get_orig
 from pydantic import ValidationError
 
 import wukong
+from wukong import processes
 from wukong.errors import UsageError, WukongError
 from wukong.options import Options, StageOptions
 from wukong.recipe import (
@@ -204,7 +205,8 @@ def _stage(name: str, stage: Stage, arguments: Sequence[str]) -> None:
         del given[stage.positional]
     options = _build(options_class, given, command, stage.positional)
     if redo and isinstance(options, StageOptions):
-        remove_result(name, options.out)
+        out = options.out
+        processes.by_first(lambda: remove_result(name, out))
     call(options)
 
 
@@ -282,6 +284,8 @@ _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, 
 def _machine_trouble(error: BaseException) -> str | None:
     """One line for an error that is the machine's and not a bug of ours; None for any other."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if processes.is_lost(error):
+        return "another process of this job has ended; the same command goes on from the last checkpoint"
     if isinstance(error, OSError) and error.errno in _REFUSED:
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{os.strerror(error.errno)}; what was finished is kept, the same command goes on from there"
@@ -305,6 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _dispatch(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
+        processes.leave()
         return 0
     except WukongError as error:
         return _fail(str(error), error.exit_code)
@@ -329,5 +334,6 @@ def _abandon_output() -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"wukong: error: {' '.join(message.splitlines())}", file=sys.stderr)
+    if processes.speaks_of_failure():
+        print(f"wukong: error: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
     return code

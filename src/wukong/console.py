@@ -9,8 +9,11 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(stderr=True, highlight=False)
-"""Everything for people goes to standard error; standard output carries results only."""
+from wukong import processes
+
+console = Console(stderr=True, highlight=False, quiet=not processes.is_first())
+"""Everything for people goes to standard error; standard output carries results only. Of several processes only the
+first speaks."""
 
 LINE_SECONDS = 20.0
 """Without a terminal (a log file, CI) a line this often takes the place of the bar."""
@@ -34,7 +37,7 @@ class Bar:
         self.title, self.total, self.unit, self.done = title, total, unit, done
         self._begin, self._first, self._last_line = time.monotonic(), done, time.monotonic()
         self._progress: Progress | None = None
-        if console.is_terminal:
+        if console.is_terminal and not console.quiet:
             columns = (
                 BarColumn(),
                 MofNCompleteColumn(),
@@ -58,7 +61,7 @@ class Bar:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         if self._progress:
             self._progress.stop()
-        elif kind is None:
+        elif kind is None and not console.quiet:
             self._line()
 
     def advance(self, units: int = 1, **notes: float) -> None:
@@ -67,7 +70,7 @@ class Bar:
         note = "  ".join(f"{name} {value:,.4g}" for name, value in notes.items())
         if self._progress:
             self._progress.update(self._task, completed=self.done, note=note)
-        elif time.monotonic() - self._last_line >= LINE_SECONDS:
+        elif not console.quiet and time.monotonic() - self._last_line >= LINE_SECONDS:
             self._line(note)
 
     def _line(self, note: str = "") -> None:

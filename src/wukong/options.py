@@ -20,7 +20,7 @@ class StageOptions(Options):
     """All randomness of the stage is a function of this number."""
 
 
-WITHOUT_EFFECT = {"out", "checkpoint_seconds", "log_every", "tensorboard", "device", "insist"}
+WITHOUT_EFFECT = {"out", "checkpoint_seconds", "log_every", "tensorboard", "device", "insist", "parallel"}
 """Options that change how a stage runs and not what it makes: a finished stage stays valid when they change."""
 
 POLICY_STAGES = ("ppo", "reinforce", "rloo", "grpo", "bestofn", "dpo", "kto")

@@ -19,6 +19,7 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 import wukong
+from wukong import processes
 from wukong.console import say
 from wukong.errors import UsageError
 from wukong.files import fingerprint, read_json, write_json
@@ -97,7 +98,7 @@ class Work:
             say(f"{self.record['stage']}: {self.out} is complete, nothing to do")
         elif self.started_path.exists() and self._anything_made():
             self._refuse_if_other(self.started_path)
-        elif self.started_path != self.path:
+        elif self.started_path != self.path and processes.is_first():
             write_json(self.started_path, self.record)
         return self
 

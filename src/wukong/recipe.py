@@ -32,6 +32,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
+from wukong import processes
 from wukong.console import say
 from wukong.errors import DataError, UsageError, WukongError
 from wukong.files import atomic_open, exclusive, read_json, whole_text
@@ -52,7 +53,12 @@ class Stage:
     def load(self) -> tuple[type[Options], Callable[[Any], None]]:
         """(the options class, the function that runs it)."""
         run = importlib.import_module(self.module).run
-        return typing.get_type_hints(run)["options"], run
+        options = typing.get_type_hints(run)["options"]
+        if processes.size() > 1:
+            from wukong.training.session import TrainOptions
+
+            run = processes.together(run, trains=issubclass(options, TrainOptions))
+        return options, run
 
     @property
     def example(self) -> str:
@@ -393,8 +399,8 @@ def run(
 
 @contextlib.contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """Two processes on one run would write the same files. Of a distributed run the first process answers for all."""
-    if os.environ.get("RANK", "0") != "0":
+    """Two commands on one run would write the same files. Of the processes of one the first answers for all."""
+    if not processes.is_first():
         yield
         return
     with exclusive(directory, f"{directory}: another process is at work on this run; wait for its end"):
@@ -405,14 +411,7 @@ def _run_steps(
     recipe: Recipe, directory: Path, steps: list[Step], seed: int | None, until: str | None, redo: str | None
 ) -> None:
     names = [step.name for step in steps]
-    if redo:
-        again = steps[names.index(redo) :]
-        for step in again:
-            check_removable(step.stage, step.options.out)
-        for step in reversed(again):
-            remove_result(step.stage, step.options.out)
-    if redo or not (directory / "recipe.yaml").exists():
-        _write_resolved(directory, recipe, seed, steps)
+    processes.by_first(lambda: _prepare(directory, recipe, seed, steps, redo))
     count = names.index(until) + 1 if until else len(steps)
     for number, step in enumerate(steps[:count], start=1):
         say(f"[{number}/{count}] {step.name} -> {step.options.out}")
@@ -422,8 +421,21 @@ def _run_steps(
         if (seconds := time.monotonic() - begin) >= FINISHED_SECONDS:
             say(f"[{number}/{count}] {step.name} took {duration(seconds)}")
             _free_memory()
-    _write_resolved(directory, recipe, seed, steps)  # now that no step has refused its options
+    # Now that no step has refused its options:
+    processes.by_first(lambda: _write_resolved(directory, recipe, seed, steps))
     _say_what_next(steps[:count])
+
+
+def _prepare(directory: Path, recipe: Recipe, seed: int | None, steps: list[Step], redo: str | None) -> None:
+    """Deletes what is to be made again, and leaves the resolved recipe in the run directory."""
+    if redo:
+        again = steps[[step.name for step in steps].index(redo) :]
+        for step in again:
+            check_removable(step.stage, step.options.out)
+        for step in reversed(again):
+            remove_result(step.stage, step.options.out)
+    if redo or not (directory / "recipe.yaml").exists():
+        _write_resolved(directory, recipe, seed, steps)
 
 
 FINISHED_SECONDS = 0.1

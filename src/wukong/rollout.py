@@ -27,6 +27,7 @@ from wukong.errors import UsageError
 from wukong.model.gpt2 import GPT2, KVCache
 from wukong.model.packed import PackedGPT2, can_pack
 from wukong.training.compute import Compute
+from wukong.training.parallel import is_sharded, whole
 
 COMPACT_BELOW = 0.75
 """Finished rows leave the batch once fewer than this part of it is still being written."""
@@ -135,13 +136,17 @@ def _last_positive_up_to(weights: Tensor, index: Tensor) -> Tensor:
 def inference_copy(model: GPT2, compute: Compute) -> GPT2:
     """The model as it decodes fastest in the compute precision; the model itself when that is float32.
 
-    A copy does not follow the training of its original: make another after an update.
+    A copy does not follow the training of its original: make another after an update. Of a sharded model every process
+    gets a whole copy.
     """
+    packs, sharded = can_pack(model.wte.weight.device, compute.dtype), is_sharded(model)
+    if sharded:
+        model = whole(model, compute.device, None if packs else compute.dtype).eval()
     if compute.dtype == torch.float32:
         return model
-    if can_pack(model.wte.weight.device, compute.dtype):
+    if packs:
         return PackedGPT2(model)
-    return copy.deepcopy(model).to(compute.dtype).eval()
+    return model if sharded else copy.deepcopy(model).to(compute.dtype).eval()
 
 
 def generate(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wukong import processes
 from wukong.console import say
 from wukong.data.batches import by_length, pad
 from wukong.data.shards import TokenShards
@@ -23,6 +24,7 @@ from wukong.records import Message
 from wukong.seeds import derived_seed, permutation
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
+from wukong.training.parallel import in_step
 
 
 def epoch_batch(n: int, step: int, size: int, seed: int) -> np.ndarray:
@@ -88,7 +90,7 @@ def frozen(model: Module, compute: Compute) -> Module:
     return model
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def validation_loss(
     model: GPT2, shards: TokenShards, context: int, max_tokens: int, compute: Compute, rows: int = 16
 ) -> float:
@@ -99,12 +101,14 @@ def validation_loss(
     length = min(len(shards) - 1, max_tokens)
     starts = list(range(0, max(1, length - context + 1), context))
     context = min(context, length)
-    for at in range(0, len(starts), rows):
-        ids = torch.from_numpy(np.stack([shards.window(s, context + 1) for s in starts[at : at + rows]]))
+    parts = [starts[at : at + rows] for at in range(0, len(starts), rows)]
+    for part in in_step(processes.share(parts), model):
+        ids = torch.from_numpy(np.stack([shards.window(s, context + 1) for s in part]))
         total += language_model_loss(model, ids.to(compute.device), compute).item()
         count += len(ids) * context
     model.train(was_training)
-    return total / count
+    loss, tokens = processes.sums(total, count)
+    return loss / tokens
 
 
 def distinct_n(responses: Sequence[Sequence[int]], n: int) -> float:

@@ -26,10 +26,12 @@ from wukong.data.summary import ReadSummary
 from wukong.errors import DataError, UsageError
 from wukong.model.gpt2 import GPT2
 from wukong.objectives import dpo_loss, grouped_mean, ipo_loss
+from wukong.processes import share, sums
 from wukong.records import Comparison, Preference, Ranking, Vote
 from wukong.stages.offline import Answer, Metrics, OfflineOptions, answer_of, in_parts, logratios, train_offline
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
+from wukong.training.parallel import in_step
 
 
 class DPOOptions(OfflineOptions):
@@ -90,7 +92,7 @@ def learn(
 ) -> Metrics:  # fmt: skip
     """The loss of a batch, in parts, and what its pairs look like."""
     total, sides, right = 0.0, torch.zeros(2), 0.0
-    for part in in_parts(batch, lambda group: group.answers, options.micro_batch_tokens):
+    for part in in_step(in_parts(share(batch), lambda group: group.answers, options.micro_batch_tokens), policy):
         ratios = logratios(policy, [a for group in part for a in group.answers], options.temperature, compute)
         better, worse, member, start = [], [], [], 0
         for number, group in enumerate(part):
@@ -99,15 +101,15 @@ def learn(
             member += [number] * len(group.pairs)
             start += len(group.answers)
         chosen, rejected, groups = ratios[better], ratios[worse], torch.tensor(member, device=ratios.device)
-        share = len(part) / len(batch)
-        loss = grouped_mean(pair_losses(chosen, rejected, options), groups) * share
+        weight = len(part) / len(batch)
+        loss = grouped_mean(pair_losses(chosen, rejected, options), groups) * weight
         if backward is not None:
             backward(loss)
         total += loss.item()
         with torch.no_grad():
-            sides += share * torch.stack([grouped_mean(side, groups) for side in (chosen, rejected)]).cpu()
-            right += share * float(grouped_mean((chosen > rejected).float(), groups))
-    above, below = (options.beta * sides).tolist()
+            sides += weight * torch.stack([grouped_mean(side, groups) for side in (chosen, rejected)]).cpu()
+            right += weight * float(grouped_mean((chosen > rejected).float(), groups))
+    total, right, above, below = sums(total, right, *(options.beta * sides).tolist())
     metrics = {
         "loss": total,
         "accuracy": right,

@@ -20,12 +20,14 @@ from wukong.errors import DataError, UsageError
 from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel, ValueHead
 from wukong.objectives import token_logprobs
+from wukong.processes import add_up, gathered, share
 from wukong.records import Message
 from wukong.rollout import generate, inference_copy
 from wukong.seeds import derived_seed
 from wukong.stages.common import response_logprobs, response_positions, response_states, scores_of
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
+from wukong.training.parallel import in_step
 from wukong.training.session import TrainOptions
 
 
@@ -111,15 +113,19 @@ def roll_out(
     policy: GPT2, prompts: Sequence[list[int]], tokenizer: Tokenizer, options: RolloutOptions, seed: int,
     compute: Compute,
 ) -> Episodes:  # fmt: skip
-    """One response to each prompt; a prompt that stands there n times gets n responses."""
+    """One response to each prompt; a prompt that stands there n times gets n responses. Of several processes each
+    writes its share; the seeds are the prompts' own, so the responses are those of one process."""
     policy.eval()
-    sampled = generate(
-        inference_copy(policy, compute),
-        prompts,
-        eos_id=tokenizer.eos_id,
-        max_new_tokens=options.max_new_tokens,
-        seeds=[derived_seed(seed, i) for i in range(len(prompts))],
-        temperature=options.temperature,
+    model, mine = inference_copy(policy, compute), share(range(len(prompts)))
+    sampled = gathered(
+        lambda: generate(
+            model,
+            [prompts[i] for i in mine],
+            eos_id=tokenizer.eos_id,
+            max_new_tokens=options.max_new_tokens,
+            seeds=[derived_seed(seed, i) for i in mine],
+            temperature=options.temperature,
+        )
     )
     stop = tokenizer.encode(options.truncate_at)[0] if options.truncate_at else None
     responses, logprobs, scored, ended = [], [], [], []
@@ -191,14 +197,18 @@ def judge(
     policy: GPT2, reference: GPT2, value_model: ValueModel | None, score: ScoreFunction, episodes: Episodes,
     options: RolloutOptions, compute: Compute,
 ) -> Judged:  # fmt: skip
-    """Log-probs of policy and reference, values, entropies, scores."""
+    """Log-probs of policy and reference, values, entropies, scores; of several processes each judges its share."""
     policy.eval()
-    if value_model is not None:
-        value_model.eval()
+    modules = [policy, *([] if value_model is None else [value_model.eval()])]
     logprobs, reference_logprobs, values, entropies = (
         torch.zeros(episodes.mask.shape, device=compute.device) for _ in range(4)
     )
-    for rows in by_length([len(s) for s in episodes.sequences], options.micro_batch_tokens):
+    mine = share(range(len(episodes.sequences)))
+    parts = [
+        [mine[i] for i in part]
+        for part in by_length([len(episodes.sequences[i]) for i in mine], options.micro_batch_tokens)
+    ]
+    for rows in in_step(parts, *modules):
         ids, predicts, index = micro_batch(episodes, rows, compute)
         mask = episodes.mask[index]  # (b, R): its True positions stand in the same order as those of `predicts`
         *found, foreseen = read_responses(
@@ -214,6 +224,7 @@ def judge(
             part = torch.zeros(mask.shape, device=compute.device)
             part[mask] = value
             target[index] = part
+    add_up(logprobs, reference_logprobs, values, entropies)  # zero where another process judged
     return Judged(logprobs, reference_logprobs, values, entropies, score(episodes))
 
 

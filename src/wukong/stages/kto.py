@@ -25,6 +25,7 @@ from wukong.data.summary import ReadSummary
 from wukong.errors import DataError
 from wukong.model.gpt2 import GPT2
 from wukong.objectives import kto_baseline, kto_loss
+from wukong.processes import gathered, share, sums
 from wukong.records import Comparison, Preference, Ranking
 from wukong.stages.offline import (
     Answer,
@@ -38,6 +39,7 @@ from wukong.stages.offline import (
 )
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
+from wukong.training.parallel import in_step
 
 
 class KTOOptions(OfflineOptions):
@@ -106,10 +108,14 @@ def baseline_of(
     if not answers:
         return torch.zeros((), device=compute.device)
     measure_reference(reference, answers, options.temperature, compute, options.micro_batch_tokens)
-    with torch.no_grad():
-        parts = by_length([len(answer.ids) for answer in answers], options.micro_batch_tokens)
-        found = [logratios(policy, [answers[i] for i in rows], options.temperature, compute) for rows in parts]
-    return kto_baseline(torch.cat(found))
+    parts = list(by_length([len(answer.ids) for answer in answers], options.micro_batch_tokens))
+
+    @torch.no_grad()
+    def measured() -> list[Tensor]:
+        mine = in_step(share(parts), policy)
+        return [logratios(policy, [answers[i] for i in rows], options.temperature, compute).cpu() for rows in mine]
+
+    return kto_baseline(torch.cat(gathered(measured)).to(compute.device))
 
 
 def learn(
@@ -120,7 +126,7 @@ def learn(
     baseline = baseline_of(policy, reference, batch, compute, options)
     total = 0.0
     rewards: dict[bool, list[float]] = {True: [], False: []}
-    for part in in_parts(batch, lambda vote: [vote.answer], options.micro_batch_tokens):
+    for part in in_step(in_parts(share(batch), lambda vote: [vote.answer], options.micro_batch_tokens), policy):
         ratios = logratios(policy, [vote.answer for vote in part], options.temperature, compute)
         good = torch.tensor([vote.good for vote in part], device=ratios.device)
         losses = kto_loss(ratios, good, baseline, options.beta, options.good_weight, options.bad_weight)
@@ -130,7 +136,9 @@ def learn(
         total += loss.item()
         for vote, ratio in zip(part, ratios.tolist(), strict=True):
             rewards[vote.good].append(options.beta * ratio)
-    above, below = (sum(rewards[side]) / max(1, len(rewards[side])) for side in (True, False))
+    of_sides = [number for side in (True, False) for number in (sum(rewards[side]), len(rewards[side]))]
+    total, up, n_up, down, n_down = sums(total, *of_sides)
+    above, below = up / max(1, n_up), down / max(1, n_down)
     metrics = {
         "loss": total,
         "margin": above - below,

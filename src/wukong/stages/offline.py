@@ -24,11 +24,13 @@ from wukong.data.summary import ReadSummary
 from wukong.errors import DataError, UsageError
 from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, save_policy
+from wukong.processes import gathered, is_first, share
 from wukong.provenance import begin
 from wukong.records import Message, Preference
 from wukong.stages.common import epoch_batch, frozen, response_logprobs, response_positions
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
+from wukong.training.parallel import whole
 from wukong.training.session import Session, TrainOptions, publish
 
 
@@ -104,10 +106,16 @@ def measure_reference(
 ) -> None:
     """Fills in the reference's log-probs: it never changes, so once is enough."""
     model.eval().to(compute.device)
-    for rows in by_length([len(answer.ids) for answer in answers], max_tokens):
-        sums = response_sums(model, [answers[i] for i in rows], temperature, compute)
-        for i, value in zip(rows, sums.tolist(), strict=True):
-            answers[i].reference = value
+
+    def measured() -> list[tuple[int, float]]:
+        found: list[tuple[int, float]] = []
+        for rows in share(list(by_length([len(answer.ids) for answer in answers], max_tokens))):
+            of_rows = response_sums(model, [answers[i] for i in rows], temperature, compute)
+            found += zip(rows, of_rows.tolist(), strict=True)
+        return found
+
+    for i, value in gathered(measured):
+        answers[i].reference = value
 
 
 Item = TypeVar("Item")
@@ -144,7 +152,8 @@ def train_offline(
         items_of: records, tokenizer, context and account -> what is trained on.
         answers_of: the answers of an item.
         learn: (policy, reference, batch, compute, backward) -> metrics, `loss` and `margin` among them; `backward` is
-            called with the loss, in parts that add up to it, and is None where nothing is learnt.
+            called with the loss, in parts that add up to it, and is None where nothing is learnt. Of several
+            processes each puts its share of the batch through the models; the metrics are of the whole.
 
     Raises:
         UsageError or DataError: unusable input. RunError: the loss is not finite.
@@ -181,7 +190,7 @@ def train_offline(
             session.log(tokens, **metrics, **session.optimizer_step())
             if test and session.due(options.eval_every):
                 parts = _batches(test, options.batch_size)
-                with torch.inference_mode():
+                with torch.no_grad():
                     held_out = [learn(policy, reference, part, compute, None) for part in parts]
                 measured = {
                     f"valid_{name}": float(np.average([m[name] for m in held_out], weights=[len(p) for p in parts]))
@@ -190,6 +199,9 @@ def train_offline(
                 session.log(0, **measured)
                 session.state["valid"] = measured
             session.show(loss=metrics["loss"], margin=metrics["margin"])
+    policy = whole(policy, "cpu")
+    if not is_first():
+        return
     # ---------------------------------------------------------------------------------------------------- save
     staged = options.out / ".staged"
     save_policy(staged, policy.cpu(), tokenizer)

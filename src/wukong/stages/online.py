@@ -25,6 +25,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from wukong import processes
 from wukong.console import say
 from wukong.data.batches import by_length
 from wukong.data.shards import TokenShards
@@ -69,6 +70,7 @@ from wukong.stages.episodes import (
 from wukong.stages.rewards import Answers, Rewards, ScoringOptions, load_rewards, model_inputs
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
+from wukong.training.parallel import in_step, whole
 from wukong.training.session import Session, publish
 
 # ------------------------------------------------------------------------------------------- what an algorithm says
@@ -276,7 +278,8 @@ def update(
     rows = np.arange(len(episodes.sequences)) if credit.rows is None else credit.rows.cpu().numpy()
     size = options.minibatch_size or len(rows)
     kl_coef = session.state["kl_coef"]
-    sums: defaultdict[str, float] = defaultdict(float)
+    sums: defaultdict[str, float] = defaultdict(float)  # of what this process's share of each batch adds up to
+    norms: defaultdict[str, float] = defaultdict(float)
     ratios = [1.0, 1.0]
     first_error, updates, computed, real = 0.0, 0, 0, 0
     for epoch in range(algorithm.epochs):
@@ -285,7 +288,9 @@ def update(
             lengths = torch.tensor([episodes.response_lengths[i] for i in chosen])
             n_tokens = int(lengths.sum())
             weights, divisor = loss_average(lengths, algorithm.average, options.max_new_tokens)
-            for part in by_length([len(episodes.sequences[i]) for i in chosen], options.micro_batch_tokens):
+            mine = processes.share(range(len(chosen)))
+            parts = by_length([len(episodes.sequences[chosen[i]]) for i in mine], options.micro_batch_tokens)
+            for part in in_step(([mine[i] for i in these] for these in parts), *session.modules.values()):
                 ids, predicts, index = micro_batch(episodes, [int(chosen[i]) for i in part], compute)
                 mask = episodes.mask[index]
                 weight = weights[part].to(compute.device).unsqueeze(1).expand(mask.shape)[mask]  # (N,)
@@ -324,13 +329,20 @@ def update(
                 session.backward(options.ptx_coef * loss)
                 sums["ptx_loss"] += loss.item()
             if updates == 0:
+                (first_error,) = processes.largest(first_error)
                 _check_first_ratio(first_error, compute)
             for name, norm in session.optimizer_step().items():
-                sums[name] += norm
+                norms[name] += norm
             updates += 1
-    means = {name: value / updates for name, value in sums.items()}
-    means |= {"ratio_min": ratios[0], "ratio_max": ratios[1], "first_ratio_error": first_error}
-    return means | {"padding": 1 - real / computed}
+    totals: defaultdict[str, float] = defaultdict(float)
+    for part_of_sums in processes.gathered(lambda: [dict(sums)]):
+        for name, value in part_of_sums.items():
+            totals[name] += value
+    means = {name: value / updates for name, value in (totals | norms).items()}
+    low, high = processes.largest(-ratios[0], ratios[1])
+    means |= {"ratio_min": -low, "ratio_max": high, "first_ratio_error": first_error}
+    all_real, all_computed = processes.sums(real, computed)
+    return means | {"padding": 1 - all_real / all_computed}
 
 
 def _check_first_ratio(error: float, compute: Compute) -> None:
@@ -405,8 +417,13 @@ def train(options: OnlineOptions) -> None:
             metrics = iterate(session, policy, reference, value_model, score, ids, tokenizer, options, ptx)
             session.show(score=metrics["score"], kl=metrics["kl"])
             if options.save_every and (step + 1) % options.save_every == 0 and step + 1 < iterations:
-                with atomic_directory(options.out / "policies" / f"iteration-{step + 1:06d}") as staged:
-                    save_policy(staged, policy, tokenizer)
+                plain = whole(policy, "cpu")
+                if processes.is_first():
+                    with atomic_directory(options.out / "policies" / f"iteration-{step + 1:06d}") as staged:
+                        save_policy(staged, plain, tokenizer)
+    policy = whole(policy, "cpu")
+    if not processes.is_first():
+        return
     # ---------------------------------------------------------------------------------------------------- save
     staged = options.out / ".staged"
     save_policy(staged, policy.cpu(), tokenizer)
@@ -427,6 +444,8 @@ def check(options: OnlineOptions) -> None:
         raise UsageError(f"{given} does not divide --batch-size {options.batch_size}")
     if options.batch_size % (options.minibatch_size or options.batch_size):
         raise UsageError(f"--minibatch-size {options.minibatch_size} does not divide --batch-size {options.batch_size}")
+    if options.parallel == "fsdp" and options.algorithm().value_model == "shared":
+        raise UsageError("--value-model shared cannot be sharded: choose --value-model separate or --parallel ddp")
     if options.ptx_coef and not options.ptx_data:
         raise UsageError("--ptx-coef needs --ptx-data")
 
@@ -478,7 +497,9 @@ def _ptx_losses(
         per_pass = options.batch_size // (options.minibatch_size or options.batch_size)
         at = session.step * options.algorithm().epochs * per_pass + updates
         ids = shards.batch(at, rows, context, options.seed).to(session.compute.device)
-        for part in ids.split(max(1, options.micro_batch_tokens // context)):
+        mine = processes.share(ids)
+        parts = mine.split(max(1, options.micro_batch_tokens // context)) if len(mine) else ()
+        for part in in_step(parts, policy):
             yield language_model_loss(policy, part, session.compute) / (rows * context)
 
     return losses

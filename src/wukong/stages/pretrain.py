@@ -26,12 +26,14 @@ from wukong.data.shards import TokenShards
 from wukong.errors import UsageError
 from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
 from wukong.model.hub import load_policy, save_policy
+from wukong.processes import is_first, share, sums
 from wukong.provenance import begin
 from wukong.rollout import generate, inference_copy
 from wukong.seeds import derived_seed
 from wukong.stages.common import language_model_loss, validation_loss
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
+from wukong.training.parallel import in_step, whole
 from wukong.training.session import Session, TrainOptions, publish
 
 
@@ -106,12 +108,14 @@ def run(options: PretrainOptions) -> None:
         compute = session.compute
         for step in session.steps():
             model.train()
-            ids = train.batch(step, rows, context, options.seed).to(compute.device)  # (B, T + 1)
+            ids = share(train.batch(step, rows, context, options.seed)).to(compute.device)  # (B, T + 1)
             total = 0.0
-            for part in ids.split(max(1, options.micro_batch_tokens // context)):
+            parts = ids.split(max(1, options.micro_batch_tokens // context)) if len(ids) else ()
+            for part in in_step(parts, model):
                 loss = language_model_loss(model, part, compute) / options.batch_tokens
                 session.backward(loss)
                 total += loss.item()
+            (total,) = sums(total)
             norms = session.optimizer_step()
             session.log(options.batch_tokens, loss=total, perplexity=math.exp(min(total, 50)), **norms)
             if session.due(options.eval_every):
@@ -125,6 +129,9 @@ def run(options: PretrainOptions) -> None:
                 _show_samples(session, options, model, tokenizer, compute)
             session.show(loss=total)
         session.restore_best()
+    model = whole(model, "cpu")
+    if not is_first():
+        return
     # ---------------------------------------------------------------------------------------------------- save
     staged = options.out / ".staged"
     save_policy(staged, model, tokenizer)

@@ -19,6 +19,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -37,12 +38,14 @@ from wukong.feedback.consensus import by_annotators, decide, weights_of
 from wukong.model.heads import HeadKind, Pooling, ScalarModel
 from wukong.model.hub import load_trunk, save_reward
 from wukong.objectives import grouped_mean, pairwise_loss
+from wukong.processes import gathered, is_first, share, sums
 from wukong.provenance import begin
 from wukong.records import Comparison, Message, Preference, Ranking, Response, Vote, prompt_id, read_records
 from wukong.seeds import derived_seed, permutation
 from wukong.stages.common import answer_ids, bootstrap_interval, epoch_batch, scores_of
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
+from wukong.training.parallel import in_step, is_sharded, whole
 from wukong.training.session import Session, TrainOptions, publish
 
 
@@ -205,7 +208,8 @@ def forward_pairs(model: ScalarModel, groups: Sequence[Group], compute: Compute)
     """r_better - r_worse of every pair of the groups (N,) float32, and the group each pair belongs to (N,) int64."""
     answers = [answer for group in groups for answer in group.answers]
     order, parts = [], []
-    for rows in by_length([len(answer) for answer in answers], sum(map(len, answers))):
+    passes = by_length([len(answer) for answer in answers], sum(map(len, answers)))
+    for rows in [list(range(len(answers)))] if is_sharded(model) else passes:  # one a part, as `in_step` counts them
         ids, lengths = pad([answers[i] for i in rows])
         with compute.autocast():
             parts.append(model(ids.to(compute.device), lengths.to(compute.device)))  # (b,)
@@ -242,19 +246,30 @@ def _parts(groups: Sequence[Group], max_tokens: int) -> list[list[Group]]:
     return parts
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def evaluate_pairs(
     model: ScalarModel, groups: Sequence[Group], options: RewardOptions, compute: Compute
 ) -> dict[str, float | list]:
     """Accuracy on pairs that are no ties, with a 95 % interval (bootstrap over prompts, whose pairs hang together)."""
     model.eval()
     losses, hits, difference, longer, counts = [], [], [], [], []
-    for part in _parts(groups, options.micro_batch_tokens):
-        margins, member = forward_pairs(model, part, compute)
-        losses.append(grouped_mean(group_losses(part, margins, options), member).item() * len(part))
-        for group, of_group in zip(part, margins.split([len(g.pairs) for g in part]), strict=True):
+    parts = _parts(groups, options.micro_batch_tokens)
+
+    def measured() -> list[tuple[float, list[float]]]:
+        """The summed loss and the margins of each part that is this process's."""
+        found = []
+        for part in in_step(share(parts), model):
+            margins, member = forward_pairs(model, part, compute)
+            loss = grouped_mean(group_losses(part, margins, options), member).item() * len(part)
+            found.append((loss, margins.tolist()))
+        return found
+
+    for part, (loss, margins) in zip(parts, gathered(measured), strict=True):
+        losses.append(loss)
+        rest = iter(margins)
+        for group in part:
+            values = list(islice(rest, len(group.pairs)))
             kept = [i for i, tie in enumerate(group.ties) if not tie]
-            values = of_group.tolist()
             hits.append(sum(values[i] > 0 for i in kept))
             counts.append(len(kept))
             difference += [values[i] for i in kept]
@@ -327,8 +342,8 @@ def fit(
         for step in session.steps():
             model.train()
             batch = [groups[i] for i in epoch_batch(len(groups), step, options.batch_size, options.seed)]
-            total, spread, right, pairs = 0.0, 0.0, 0, 0
-            for part in _parts(batch, options.micro_batch_tokens):
+            total, spread, right, pairs = 0.0, 0.0, 0.0, 0.0
+            for part in in_step(_parts(share(batch), options.micro_batch_tokens), model):
                 margins, member = forward_pairs(model, part, compute)
                 loss = grouped_mean(group_losses(part, margins, options), member) * len(part) / len(batch)
                 session.backward(loss)
@@ -336,9 +351,10 @@ def fit(
                 right += int((margins > 0).sum())
                 spread += float(margins.detach().sum())
                 pairs += len(margins)
+            total, spread, right, pairs = sums(total, spread, right, pairs)
             norms = session.optimizer_step()
             tokens = sum(len(answer) for group in batch for answer in group.answers)
-            session.log(tokens, loss=total, accuracy=right / pairs, margin=spread / pairs, pairs=pairs, **norms)
+            session.log(tokens, loss=total, accuracy=right / pairs, margin=spread / pairs, pairs=int(pairs), **norms)
             if test and session.due(options.eval_every):
                 quality = evaluate_pairs(model, test, options, compute)
                 session.state["quality"] = quality
@@ -364,6 +380,9 @@ def run(options: RewardOptions) -> None:
         raise UsageError(f"{options.data[0]}: no pair is left to train on")
     # ------------------------------------------------------------------------------------------------------ fit
     quality, session = fit(model, tokenizer, train, test, options)
+    model = whole(model, session.compute.device)
+    if not is_first():
+        return
     # ----------------------------------------------------------------------------------------------- normalise
     before = _normalise(model, options, tokenizer, train, session.compute)
     # ---------------------------------------------------------------------------------------------------- save

@@ -29,11 +29,13 @@ from wukong.errors import UsageError
 from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, save_policy
 from wukong.objectives import token_logprobs
+from wukong.processes import is_first, share, sums
 from wukong.provenance import begin
 from wukong.records import Conversation
 from wukong.stages.common import epoch_batch
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
+from wukong.training.parallel import in_step, whole
 from wukong.training.session import Session, TrainOptions, publish
 
 
@@ -114,10 +116,11 @@ def run(options: SFTOptions) -> None:
             batch = [train[i] for i in epoch_batch(len(train), step, options.batch_size, options.seed)]
             n_response = sum(sum(e.response[1:]) for e in batch)
             total = 0.0
-            for part in _parts(batch, options.micro_batch_tokens):
+            for part in in_step(_parts(share(batch), options.micro_batch_tokens), model):
                 loss, _ = response_loss(model, part, compute)
                 session.backward(loss / n_response)
                 total += loss.item() / n_response
+            (total,) = sums(total)
             norms = session.optimizer_step()
             session.log(sum(len(e.ids) for e in batch), loss=total, response_tokens=n_response, **norms)
             if valid and session.due(options.eval_every):
@@ -126,6 +129,9 @@ def run(options: SFTOptions) -> None:
                 session.keep_best(held_out)
             session.show(loss=total)
         session.restore_best()
+    model = whole(model, "cpu")
+    if not is_first():
+        return
     # ---------------------------------------------------------------------------------------------------- save
     staged = options.out / ".staged"
     save_policy(staged, model, tokenizer)
@@ -136,10 +142,10 @@ def run(options: SFTOptions) -> None:
 
 def _parts(batch: Sequence[Example], max_tokens: int) -> list[list[Example]]:
     """The batch in parts of at most max_tokens tokens."""
-    parts: list[list[Example]] = [[]]
-    room = max_tokens
+    parts: list[list[Example]] = []
+    room = 0
     for example in batch:
-        if parts[-1] and len(example.ids) > room:
+        if not parts or len(example.ids) > room:
             parts.append([])
             room = max_tokens
         parts[-1].append(example)
@@ -147,8 +153,10 @@ def _parts(batch: Sequence[Example], max_tokens: int) -> list[list[Example]]:
     return parts
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _validate(model: GPT2, examples: Sequence[Example], options: SFTOptions, compute: Compute) -> float:
     model.eval()
-    sums = [response_loss(model, part, compute) for part in _parts(examples, options.micro_batch_tokens)]
-    return sum(loss.item() for loss, _ in sums) / sum(count for _, count in sums)
+    parts = in_step(share(_parts(examples, options.micro_batch_tokens)), model)
+    found = [response_loss(model, part, compute) for part in parts]
+    total, count = sums(sum(loss.item() for loss, _ in found), sum(count for _, count in found))
+    return total / count

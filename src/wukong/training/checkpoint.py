@@ -1,11 +1,13 @@
 """Checkpoints that are complete or absent, hold no pickle, and are noticed when damaged.
 
 `checkpoints/step-000123/` holds `state.safetensors` (weights and Adam's moments) and `state.json` (the step, what
-the stage keeps between steps, and the hash of the tensors, written last).
+the stage keeps between steps, and the hash of the tensors, written last). Where modules are sharded, each process
+writes its parts of the tensors into a file of its own (torch.distributed.checkpoint, as safetensors).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -13,19 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from wukong import processes
 from wukong.console import say
 from wukong.errors import UsageError, WukongError
 from wukong.files import atomic_directory, fingerprint, remove_leftovers
+from wukong.training.parallel import is_sharded, like, named_parameters
+
+ONE_FILE = "state.safetensors"
 
 
 def _tensors(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     tensors = {}
     for module_name, module in modules.items():
-        for name, parameter in module.named_parameters():
+        for name, parameter in named_parameters(module):
             tensors[f"weights/{module_name}/{name}"] = parameter.detach()
             for key, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"adam/{key}/{module_name}/{name}"] = value
@@ -39,13 +45,27 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
 ) -> Path:
-    """Writes `step-NNNNNN/` atomically. `step` is the number of steps done."""
-    target = directory / f"step-{step:06d}"
-    with atomic_directory(target) as staging:
-        save_file(_tensors(modules, optimizer), staging / "state.safetensors")
-        state = {"step": step, "state": state, "sha256": fingerprint(staging / "state.safetensors")}
-        (staging / "state.json").write_text(json.dumps(state, indent=2))
+    """Writes `step-NNNNNN/` atomically. `step` is the number of steps done. All processes of a job call it."""
+    target, tensors = directory / f"step-{step:06d}", _tensors(modules, optimizer)
+    sharded = any(map(is_sharded, modules.values()))
+    with atomic_directory(target) if processes.is_first() else contextlib.nullcontext(target) as staging:
+        if sharded:
+            _save_shards(tensors, processes.from_first(staging))
+        elif processes.is_first():
+            save_file(tensors, staging / ONE_FILE)
+        if processes.is_first():
+            hashes = {file.name: fingerprint(file) for file in sorted(staging.glob("*.safetensors"))}
+            state = {"step": step, "state": state, "sha256": hashes if sharded else hashes[ONE_FILE]}
+            (staging / "state.json").write_text(json.dumps(state, indent=2))
     return target
+
+
+def _save_shards(tensors: dict[str, Tensor], directory: Path) -> None:
+    """Each process's parts of the tensors in a file of its own, as safetensors that say what they are parts of."""
+    import torch.distributed.checkpoint as dcp
+
+    dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(directory), save_distributed=True))
+    processes.wait()
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
@@ -55,6 +75,8 @@ def list_checkpoints(directory: Path) -> list[Path]:
 
 def prune_checkpoints(directory: Path, keep: int) -> None:
     """Deletes all but the newest `keep` checkpoints, and what saves that were killed left behind."""
+    if not processes.is_first():
+        return
     for old in list_checkpoints(directory)[:-keep]:
         shutil.rmtree(old)
     remove_leftovers(directory, "step-*")
@@ -63,7 +85,8 @@ def prune_checkpoints(directory: Path, keep: int) -> None:
 def load_latest(
     directory: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
 ) -> tuple[int, dict[str, Any]]:
-    """Loads the newest undamaged checkpoint into the modules and the optimiser.
+    """Loads the newest undamaged checkpoint into the modules and the optimiser, whatever number of processes wrote it
+    and however the modules were and are spread.
 
     Returns:
         (steps done, the stage's state); (0, {}) when there is no checkpoint. A damaged one is named in a warning
@@ -72,29 +95,71 @@ def load_latest(
     Raises:
         UsageError: an undamaged checkpoint holds another model than `modules`.
     """
+    path = processes.by_first(lambda: _newest_undamaged(directory))
+    if path is None:
+        return 0, {}
+    saved = json.loads((path / "state.json").read_text())
+    found = _shapes(path)
+    _check_fits(path, found, modules)
+    whole = path / ONE_FILE
+    tensors = load_file(whole) if whole.exists() else _load_shards(path, found, modules)
+    _restore(tensors, modules, optimizer)
+    return int(saved["step"]), dict(saved["state"])
+
+
+def _newest_undamaged(directory: Path) -> Path | None:
     for path in reversed(list_checkpoints(directory)):
         try:
             saved = json.loads((path / "state.json").read_text())
-            if fingerprint(path / "state.safetensors") != saved["sha256"]:
-                raise WukongError("its hash does not match")
-            step, state = int(saved["step"]), dict(saved["state"])
-            tensors = load_file(path / "state.safetensors")
+            hashes = saved["sha256"] if isinstance(saved["sha256"], dict) else {ONE_FILE: saved["sha256"]}
+            for name, expected in hashes.items():
+                if fingerprint(path / name) != expected:
+                    raise WukongError("its hash does not match")
+            _shapes(path), int(saved["step"]), dict(saved["state"])
+            return path
         except (OSError, ValueError, KeyError, TypeError, SafetensorError, WukongError) as error:
             say(f"warning: checkpoint {path} is damaged ({error}); going back to the one before it")
             aside = path.with_name(f"damaged-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
-            continue
-        _check_fits(path, tensors, modules)
-        _restore(tensors, modules, optimizer)
-        return step, state
-    return 0, {}
+    return None
 
 
-def _check_fits(path: Path, tensors: dict[str, Tensor], modules: Mapping[str, nn.Module]) -> None:
+Shapes = dict[str, torch.Size]
+"""Of the tensors of a checkpoint, by name."""
+
+
+def _shapes(directory: Path) -> Shapes:
+    if (directory / ONE_FILE).exists():
+        with safe_open(directory / ONE_FILE, framework="pt") as opened:
+            return {name: torch.Size(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    import torch.distributed.checkpoint as dcp
+
+    metadata = dcp.HuggingFaceStorageReader(str(directory)).read_metadata()
+    return {name: tensor.size for name, tensor in metadata.state_dict_metadata.items()}  # type: ignore[union-attr]
+
+
+def _load_shards(directory: Path, found: Shapes, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The tensors, spread as the modules' parameters are: each process reads the parts that it needs."""
+    import torch.distributed.checkpoint as dcp
+
+    tensors: dict[str, Tensor] = {}
+    for module_name, module in modules.items():
+        for name, parameter in module.named_parameters():
+            tensors[f"weights/{module_name}/{name}"] = torch.empty_like(parameter)
+            for key in ADAM:
+                if (place := f"adam/{key}/{module_name}/{name}") in found:
+                    tensors[place] = torch.empty(()) if key == "step" else torch.empty_like(parameter)
+    with torch.no_grad():
+        reader = dcp.HuggingFaceStorageReader(str(directory))
+        dcp.load(tensors, storage_reader=reader, no_dist=processes.size() == 1)
+    return tensors
+
+
+def _check_fits(path: Path, shapes: Shapes, modules: Mapping[str, nn.Module]) -> None:
     """Before anything is overwritten: a half restored model would train on without a word."""
     wanted = {f"weights/{m}/{n}": p.shape for m, module in modules.items() for n, p in module.named_parameters()}
-    found = {name: tensor.shape for name, tensor in tensors.items() if name.startswith("weights/")}
+    found = {name: shape for name, shape in shapes.items() if name.startswith("weights/")}
     if found != wanted:
         name = min(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
         raise UsageError(
@@ -103,15 +168,20 @@ def _check_fits(path: Path, tensors: dict[str, Tensor], modules: Mapping[str, nn
         )
 
 
+ADAM = ("step", "exp_avg", "exp_avg_sq")
+
+
 def _restore(tensors: dict[str, Tensor], modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
     with torch.no_grad():
         for module_name, module in modules.items():
             for name, parameter in module.named_parameters():
-                parameter.copy_(tensors[f"weights/{module_name}/{name}"])
+                parameter.copy_(like(tensors[f"weights/{module_name}/{name}"], parameter))
                 moments = {}
-                for key in ("step", "exp_avg", "exp_avg_sq"):
+                for key in ADAM:
                     value = tensors.get(f"adam/{key}/{module_name}/{name}")
                     if value is not None:  # a copy, in memory of its own: the loaded tensor is the mapped file
-                        moments[key] = value.to(parameter.device, copy=True)
+                        moments[key] = (
+                            value.to(parameter.device, copy=True) if key == "step" else like(value, parameter)
+                        )
                 if moments:
                     optimizer.state[parameter] = moments

@@ -5,26 +5,35 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from wukong import processes
 from wukong.files import atomic_open
 
 
 class JsonLines:
-    """A file of JSON objects, one a line, each with its "step"; a resumed run first drops those it will write again."""
+    """A file of JSON objects, one a line, each with its "step"; a resumed run first drops those it will write again.
+
+    Of several processes the first writes.
+    """
 
     def __init__(self, path: Path, start_step: int) -> None:
+        self._file: IO[str] | None = None
+        if not processes.is_first():
+            return
         kept = [record for record in read_json_lines(path) if record["step"] <= start_step]
         with atomic_open(path) as out:
             out.writelines(json.dumps(record) + "\n" for record in kept)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        if self._file:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file:
+            self._file.close()
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -44,7 +53,7 @@ class MetricsLog:
     def __init__(self, directory: Path, start_step: int, tensorboard: bool) -> None:
         self._lines = JsonLines(directory / "metrics.jsonl", start_step)
         self._writer = None
-        if tensorboard:
+        if tensorboard and processes.is_first():
             from tensorboardX import SummaryWriter
 
             self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=start_step + 1)

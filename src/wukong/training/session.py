@@ -30,16 +30,19 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from wukong import processes
 from wukong.console import Bar, say
-from wukong.errors import RunError
+from wukong.errors import RunError, UsageError
 from wukong.files import atomic_directory, disk_errors, sync_directory, sync_file
 from wukong.model.gpt2 import GPT2
 from wukong.options import StageOptions
 from wukong.seeds import derived_seed
+from wukong.training import parallel
 from wukong.training.checkpoint import list_checkpoints, load_latest, prune_checkpoints, save_checkpoint
 from wukong.training.compute import Compute, Precision, compute_for
 from wukong.training.memory import fitting_tokens, free_bytes, gigabytes
 from wukong.training.metrics import JsonLines, MetricsLog
+from wukong.training.parallel import Parallel
 
 
 class TrainOptions(StageOptions):
@@ -71,6 +74,8 @@ class TrainOptions(StageOptions):
     """bfloat16 matrix products where they are faster, or as named; weights stay float32."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    parallel: Parallel = "ddp"
+    """With several processes (torchrun): ddp, every one holds the whole model, or fsdp, each holds a part of it."""
     checkpoint_seconds: float = Field(60.0, ge=0)
     """Time between checkpoints; 0 writes one after every step."""
     log_every: int = Field(10, ge=1)
@@ -81,6 +86,21 @@ class TrainOptions(StageOptions):
 
 class Interrupted(SystemExit):
     """SIGINT or SIGTERM arrived; a checkpoint was written. The exit code is 128 + the signal, as shells expect."""
+
+
+def _compute(options: TrainOptions) -> Compute:
+    """This process's device, and the precision that the first process finds best."""
+    processes.join()
+    compute = compute_for(options.precision, options.device)
+    if processes.size() == 1:
+        return compute
+    if compute.device.type == "cuda":
+        if compute.device.index is not None:
+            raise UsageError(f"--device {options.device}: of several processes each takes a GPU of its own, say cuda")
+        gpus, place = torch.cuda.device_count(), processes.local_rank()
+        if place >= gpus:
+            raise UsageError(f"{place + 1} processes or more on a machine with {gpus} GPUs; start one for each GPU")
+    return Compute(compute.device, processes.from_first(compute.dtype))
 
 
 def lr_factor(step: int, total: int, options: TrainOptions) -> float:
@@ -113,17 +133,18 @@ class Session:
         state: dict[str, Any] | None = None,
     ) -> None:
         self.options, self.modules, self.total_steps = options, modules, total_steps
-        self.compute = compute_for(options.precision, options.device)
+        self.compute = _compute(options)
         self.checkpoints = options.out / "checkpoints"
         for module in modules.values():
-            module.to(self.compute.device)
+            parallel.place(module, options.parallel, self.compute.device)
         parameters = [p for module in modules.values() for p in module.parameters()]
         groups = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.adam_eps, fused=True)
-        options.out.mkdir(parents=True, exist_ok=True)
+        if processes.is_first():
+            options.out.mkdir(parents=True, exist_ok=True)
         self.start, saved = load_latest(self.checkpoints, modules, self.optimizer)
         self.state = {**(state or {}), **saved}
         if "dtype" in self.state:  # what "auto" chose when the run began holds to its end
@@ -154,6 +175,7 @@ class Session:
         tokens, fixed, step = fitting_tokens(
             self.modules.values(), self.compute.dtype, checkpointing, limit, math.inf if free is None else free
         )
+        tokens = round(-processes.largest(-tokens)[0])  # what fits the fullest of several machines
         free_text = "an unknown amount" if free is None else gigabytes(free)
         say(
             f"{title}: gradients and moments {gigabytes(fixed)}, a micro-batch of {tokens:,} tokens {gigabytes(step)}; "
@@ -180,7 +202,9 @@ class Session:
         self.samples.close()
 
     def _on_signal(self, number: int, frame: object) -> None:
-        if self._signal is not None:  # asked twice: do not make the person wait for the step to end
+        # Asked twice: do not make the person wait for the step to end. (Of several processes each is told twice, by
+        # the terminal and by torchrun, and none may leave before the others.)
+        if self._signal is not None and processes.size() == 1:
             raise Interrupted(128 + number)
         self._signal = number
         say("stopping after this step, with a checkpoint (press Ctrl-C again to stop at once)")
@@ -189,7 +213,9 @@ class Session:
         """0-based step numbers from where the run stands to its end."""
         for step in range(self.start, self.total_steps):
             self.step = step
-            torch.manual_seed(derived_seed(self.options.seed, "step", step))
+            # Processes that drop out draw differently for their different rows.
+            own = (processes.rank(),) if processes.rank() else ()
+            torch.manual_seed(derived_seed(self.options.seed, "step", step, *own))
             for group in self.optimizer.param_groups:
                 group["lr"] = self.options.lr * lr_factor(step, self.total_steps, self.options)
             yield step
@@ -200,11 +226,14 @@ class Session:
         now = time.monotonic()
         if self._evaluated or done % self.options.log_every == 0 or done == self.total_steps:
             self.write_metrics()
-        if self._signal is not None:
+        # What one process was told, or the slowest clock says, all do after the same step.
+        late = now - self._saved_at >= self.options.checkpoint_seconds
+        signal_number, is_due = map(int, processes.largest(self._signal or 0, late))
+        if signal_number:
             self.checkpoint(done)
             say(f"stopped after step {done:,}; the same command goes on from here")
-            raise Interrupted(128 + self._signal)
-        if now - self._saved_at >= self.options.checkpoint_seconds and done < self.total_steps:
+            raise Interrupted(128 + signal_number)
+        if is_due and done < self.total_steps:
             self.checkpoint(done)
 
     def write_metrics(self) -> None:
@@ -230,19 +259,23 @@ class Session:
         prune_checkpoints(self.checkpoints, keep=2)
         self._saved_at = time.monotonic()
 
+    @property
+    def is_sharded(self) -> bool:
+        return self.options.parallel == "fsdp"
+
     # ------------------------------------------------------------------------------------------ one step
 
     def backward(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):
             raise RunError(f"the loss is {loss.item()} at step {self.step + 1}; {self._advice()}")
-        loss.backward()
+        parallel.backward(loss, self.is_sharded)
 
     def optimizer_step(self) -> dict[str, float]:
         """Clips, updates and clears the gradients. Returns the gradient norm of each model before clipping."""
+        parallel.add_gradients(self.modules.values())
         norms = {}
         for name, module in self.modules.items():
-            limit = self.options.max_grad_norm or math.inf
-            norm = float(nn.utils.clip_grad_norm_(module.parameters(), limit))
+            norm = parallel.clip(module, self.options.max_grad_norm)
             if not math.isfinite(norm):
                 raise RunError(f"the gradient of {name} is {norm} at step {self.step + 1}; {self._advice()}")
             norms["grad_norm" if len(self.modules) == 1 else f"grad_norm_{name}"] = norm
@@ -279,10 +312,13 @@ class Session:
         if loss < self.state.get("best_loss", math.inf):
             self.state |= {"best_loss": loss, "best_step": self.step + 1}
             tensors = {
-                f"{m}/{n}": p.detach() for m, module in self.modules.items() for n, p in module.named_parameters()
+                f"{m}/{n}": p.detach()
+                for m, module in self.modules.items()
+                for n, p in parallel.whole(module, "cpu").named_parameters()
             }
-            with atomic_directory(self.checkpoints / "best") as staging:
-                save_file(tensors, staging / "weights.safetensors")
+            if processes.is_first():
+                with atomic_directory(self.checkpoints / "best") as staging:
+                    save_file(tensors, staging / "weights.safetensors")
 
     def restore_best(self) -> None:
         """Puts the best weights back; does nothing when `keep_best` was never called.
@@ -290,14 +326,15 @@ class Session:
         Raises RunError when they are gone from the disk.
         """
         path = self.checkpoints / "best" / "weights.safetensors"
+        processes.wait()  # for the first one, which writes it
         if self.state.get("best_step", self.total_steps) != self.total_steps:
             if not path.exists():
                 raise RunError(f"{path}: the best weights are gone; make the stage anew with --redo")
             tensors = load_file(path)
             with torch.no_grad():
                 for name, module in self.modules.items():
-                    for key, parameter in module.named_parameters():
-                        parameter.copy_(tensors[f"{name}/{key}"])
+                    for key, parameter in parallel.named_parameters(module):
+                        parameter.copy_(parallel.like(tensors[f"{name}/{key}"], parameter))
 
     def discard_checkpoints(self) -> None:
         """After the result is written: the resumable state is no longer needed."""

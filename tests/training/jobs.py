@@ -1,0 +1,80 @@
+"""Starts a command in several processes as `torchrun` does: the same environment, a store outside of them."""
+
+import multiprocessing
+import os
+import signal
+import time
+from datetime import timedelta
+from multiprocessing import forkserver
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed import TCPStore
+
+SECONDS = 600
+"""A job that takes longer hangs; the machine may be busy."""
+
+
+def work(environment: dict[str, str], arguments: list[str], log: Path, dies: tuple[int, int] | None) -> None:
+    """One process of a job. dies: (step counted from 1, signal), for a process that gets this signal in that step."""
+    os.environ.update(environment)
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    torch.set_num_threads(1)
+    from wukong.cli import main
+    from wukong.training.session import Session
+
+    if dies:
+        show = Session.show
+
+        def show_and_die(self: Session, **notes: float) -> None:
+            show(self, **notes)
+            if self.step + 1 == dies[0]:
+                os.kill(os.getpid(), dies[1])
+
+        Session.show = show_and_die  # type: ignore[method-assign]
+    raise SystemExit(main(arguments))
+
+
+class Jobs:
+    """Runs jobs, one after another, and leaves no process behind."""
+
+    def __init__(self) -> None:
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["warm_processes"])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+            forkserver.ensure_running()
+
+    def run(
+        self, size: int, arguments: list[str], log: Path, dies: dict[int, tuple[int, int]] | None = None
+    ) -> list[int]:
+        """The exit codes of `size` processes. dies: by rank, see `work`."""
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=SECONDS))
+        shared = {
+            "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
+            "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True", "GLOO_SOCKET_IFNAME": "lo",
+        }  # fmt: skip
+        if torch.cuda.device_count() < size:
+            shared["CUDA_VISIBLE_DEVICES"] = ""
+        processes = []
+        for rank in range(size):
+            own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            death = (dies or {}).get(rank)
+            processes.append(self.context.Process(target=work, args=(own, arguments, log, death)))
+        try:
+            for process in processes:
+                process.start()
+            deadline = time.monotonic() + SECONDS
+            for process in processes:
+                process.join(max(0.0, deadline - time.monotonic()))
+            codes = [process.exitcode for process in processes]
+            assert None not in codes, f"a process hangs:\n{log.read_text()}"
+            return [code for code in codes if code is not None]
+        finally:
+            for process in processes:
+                if process.exitcode is None and process.pid:
+                    os.kill(process.pid, signal.SIGKILL)
+                    process.join()

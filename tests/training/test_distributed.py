@@ -1,0 +1,273 @@
+"""Several processes make what one makes: every stage that trains, whole models and sharded ones; they stop together,
+survive the death of one, and go on in another number. With gloo on CPUs, with NCCL where there are GPUs enough."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from jobs import SECONDS, Jobs
+from safetensors.torch import load_file
+
+sys.path.append(str(Path(__file__).parents[1] / "stages"))
+from tiny_data import FOODS, tokenised, write_jsonl
+
+from wukong.recipe import run as run_recipe
+from wukong.training.checkpoint import list_checkpoints
+from wukong.training.metrics import read_json_lines, read_metrics
+
+LOGS = {"tensorboard": False, "precision": "float32", "checkpoint_seconds": 1e9, "log_every": 1}
+# Adam divides gradients by their size: where the true one is 0 (the keys' biases) it would blow up rounding errors.
+TRAIN = LOGS | {"adam_eps": 1e-4, "lr": 1e-3, "micro_batch_tokens": 256, "warmup_steps": 1}
+ONLINE = TRAIN | {
+    "model": "{one}/sft", "reward_model": "{one}/reward", "prompts": ["{data}/prompts.jsonl"], "insist": True,
+    "max_new_tokens": 8, "batch_size": 8, "episodes": 24, "minibatch_size": 4, "missing_eos_score": None,
+}  # fmt: skip
+STEPS: dict[str, dict] = {
+    "pretrain": TRAIN | {
+        "data": "{data}/tokens", "model": "test", "tokens": 6 * 448, "batch_tokens": 448, "eval_every": 3,
+        "eval_tokens": 2000, "sample_prompts": ["Boil"],
+    },
+    "sft": TRAIN | {
+        "model": "{one}/pretrain", "data": ["{data}/taught.jsonl"], "batch_size": 7, "epochs": 1.5, "eval_every": 2,
+        "valid_fraction": 0.2,
+    },
+    "reward": TRAIN | {
+        "model": "{one}/sft", "data": ["{data}/pairs.jsonl"], "batch_size": 5, "eval_every": 2, "valid_fraction": 0.3,
+        "normalise_samples": 16,
+    },
+    "dpo": TRAIN | {"model": "{one}/sft", "data": ["{data}/pairs.jsonl"], "batch_size": 7, "valid_fraction": 0.3},
+    "kto": TRAIN | {"model": "{one}/sft", "data": ["{data}/pairs.jsonl"], "batch_size": 7, "valid_fraction": 0.3},
+    "ppo": ONLINE | {"ppo_epochs": 2, "kl_target": 1.0, "length_penalty": 0.01},
+    "reinforce": ONLINE | {"baseline": "learned", "ptx_data": "{data}/tokens", "ptx_coef": 0.1},
+    "rloo": ONLINE | {"samples_per_prompt": 4},
+    "grpo": ONLINE | {"samples_per_prompt": 4, "entropy_coef": 0.01},
+    "bestofn": ONLINE | {"samples_per_prompt": 2, "minibatch_size": 4},
+}  # fmt: skip
+
+
+def answers() -> list[dict]:
+    """Pairs, the better answer being the shorter one, and a ranking for every third prompt."""
+    found: list[dict] = []
+    for i, food in enumerate(FOODS * 2):
+        prompt, long = f"How about {food}, {i}?", f"{food} with {FOODS[i % 7]} and more."
+        if i % 3:
+            found.append({"prompt": prompt, "chosen": f"{food}.", "rejected": long})
+        else:
+            found.append({"prompt": prompt, "chosen": f"{i}.", "rejected": long})
+            found.append({"prompt": prompt, "chosen": f"{i}.", "rejected": f"{food} and {i}."})
+    return found
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """data/, and one/: what one process makes of it."""
+    root = tmp_path_factory.mktemp("world")
+    (root / "data").mkdir()
+    tokenised(root / "data")
+    write_jsonl(root / "data" / "pairs.jsonl", answers())
+    write_jsonl(root / "data" / "prompts.jsonl", [{"prompt": f"Boil {food}"} for food in FOODS])
+    torch.set_num_threads(1)
+    run_recipe(recipe(root, "one"), root / "one")
+    return root
+
+
+def filled(value, root: Path):
+    if isinstance(value, str):
+        return value.replace("{data}", str(root / "data")).replace("{one}", str(root / "one"))
+    return [filled(item, root) for item in value] if isinstance(value, list) else value
+
+
+def recipe(root: Path, name: str, **changes) -> Path:
+    """Every step starts from what one process made, so that no difference adds up over the steps."""
+    steps = {}
+    for step, options in STEPS.items():
+        steps[step] = {k: filled(v, root) for k, v in (options | changes).items()} | {"out": f"{{run}}/{step}"}
+    path = root / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"name": name, "steps": steps}, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def jobs() -> Jobs:
+    return Jobs()
+
+
+KINDS = {"2 ddp": (2, "ddp"), "4 ddp": (4, "ddp"), "2 fsdp": (2, "fsdp"), "3 fsdp": (3, "fsdp")}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def together(request: pytest.FixtureRequest, world: Path, jobs: Jobs) -> Path:
+    """The run directory of the same recipe, run by several processes."""
+    size, parallel = KINDS[request.param]
+    name = request.param.replace(" ", "-")
+    path = recipe(world, name, parallel=parallel)
+    codes = jobs.run(size, ["run", str(path), "--run-dir", str(world / name)], world / f"{name}.log")
+    assert codes == [0] * size, (world / f"{name}.log").read_text()
+    return world / name
+
+
+# Written with 8 significant digits; what is left out depends on the clock, or on how the batch was cut into parts.
+NOT_COMPARED = ("seconds", "per_second", "first_ratio_error", "sampler_logprob_gap", "best_")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_several_processes_make_what_one_makes(world: Path, together: Path, step: str) -> None:
+    expected, found = (load_file(place / step / "model.safetensors") for place in (world / "one", together))
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+    curves = [read_metrics(place / step) for place in (world / "one", together)]
+    assert len(curves[0]) == len(curves[1]) >= 3
+    for one, several in zip(*curves, strict=True):
+        assert one.keys() == several.keys()
+        for key in one:
+            undecided = step == "dpo" and key == "accuracy" and one["step"] == 1  # both sides of every pair are 0
+            if not undecided and not any(part in key for part in NOT_COMPARED):
+                assert several[key] == pytest.approx(one[key], rel=2e-3, abs=2e-5), (key, one["step"])
+    results = [
+        json.loads((place / step / "provenance.json").read_text())["results"] for place in (world / "one", together)
+    ]
+    assert results[0].keys() == results[1].keys()
+
+
+@pytest.mark.parametrize("step", ["pretrain", "ppo", "grpo", "bestofn"])
+def test_the_responses_are_those_of_one_process(world: Path, together: Path, step: str) -> None:
+    expected, found = (read_json_lines(place / step / "samples.jsonl") for place in (world / "one", together))
+    assert [line["text"] for line in found] == [line["text"] for line in expected]
+    assert expected
+
+
+def test_one_of_them_speaks_and_none_leaves_anything_behind(together: Path) -> None:
+    said = together.with_suffix(".log").read_text()
+    for step in STEPS:
+        assert said.count(f"{step} -> {together / step}") == 1
+        assert sorted(p.name for p in (together / step).iterdir() if p.name.startswith(".")) == []
+        assert not (together / step / "checkpoints").exists()
+    assert "Traceback" not in said
+
+
+# --------------------------------------------------------------------------------------- stopping and going on
+
+
+def command(root: Path, step: str, out: Path, **changes) -> list[str]:
+    """The step as a command of its own."""
+    arguments = [step, "--out", str(out)]
+    for name, value in (STEPS[step] | changes).items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(flag if value else flag.replace("--", "--no-"))
+        else:
+            values = filled(value, root) if isinstance(value, list) else [filled(value, root)]
+            arguments += [flag, *map(str, values)]
+    return arguments
+
+
+def assert_made_by_one(root: Path, step: str, out: Path) -> None:
+    for name, tensor in load_file(root / "one" / step / "model.safetensors").items():
+        torch.testing.assert_close(load_file(out / "model.safetensors")[name], tensor, atol=1e-5, rtol=0)
+    expected, found = (read_metrics(place) for place in (root / "one" / step, out))
+    assert [line["step"] for line in found] == [line["step"] for line in expected]
+
+
+def test_a_signal_to_one_stops_all_after_the_same_step_and_others_go_on(
+    world: Path, jobs: Jobs, tmp_path: Path
+) -> None:
+    """4 processes, then 2 with sharded modules, then one; each resumes the checkpoint of those before."""
+    out, log = tmp_path / "base", tmp_path / "log"
+    arguments = command(world, "pretrain", out)
+    assert jobs.run(4, arguments, log, {2: (2, signal.SIGTERM)}) == [128 + signal.SIGTERM] * 4
+    assert [p.name for p in list_checkpoints(out / "checkpoints")] == ["step-000002"]
+    assert log.read_text().count("stopped after step 2") == 1
+    codes = jobs.run(2, [*arguments, "--parallel", "fsdp"], log, {0: (4, signal.SIGINT)})
+    assert codes == [128 + signal.SIGINT] * 2
+    newest = list_checkpoints(out / "checkpoints")[-1]
+    assert newest.name == "step-000004"
+    assert len(list(newest.glob("*.safetensors"))) == 2, "each wrote its own part"
+    assert not list(newest.glob(".metadata")), "no pickle"
+    assert jobs.run(1, arguments, log) == [0]
+    assert log.read_text().count("going on after step 4 of 6") == 1
+    assert_made_by_one(world, "pretrain", out)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_the_death_of_one_ends_all_with_one_line_and_the_same_command_goes_on(
+    world: Path, jobs: Jobs, tmp_path: Path, parallel: str
+) -> None:
+    out, log = tmp_path / "base", tmp_path / "log"
+    arguments = command(world, "pretrain", out, checkpoint_seconds=0, parallel=parallel)
+    codes = jobs.run(4 if parallel == "ddp" else 2, arguments, log, {1: (4, signal.SIGKILL)})
+    assert codes.pop(1) == -signal.SIGKILL
+    assert set(codes) == {1}
+    said = log.read_text()
+    assert said.count("wukong: error: another process of this job has ended; the same command goes on") == 1
+    assert said.count("wukong: error") == 1
+    assert "Traceback" not in said
+    assert list_checkpoints(out / "checkpoints")[-1].name == "step-000003"
+    assert jobs.run(2, arguments, log) == [0] * 2
+    assert_made_by_one(world, "pretrain", out)
+
+
+def test_a_damaged_shard_is_noticed_and_the_checkpoint_before_is_used(world: Path, jobs: Jobs, tmp_path: Path) -> None:
+    out, log = tmp_path / "base", tmp_path / "log"
+    arguments = command(world, "pretrain", out, checkpoint_seconds=0, parallel="fsdp")
+    jobs.run(2, arguments, log, {1: (4, signal.SIGKILL)})
+    shard = sorted(list_checkpoints(out / "checkpoints")[-1].glob("*.safetensors"))[1]
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    assert jobs.run(2, arguments, log) == [0] * 2
+    assert log.read_text().count("is damaged (its hash does not match)") == 1
+    assert log.read_text().count("going on after step 2 of 6") == 1
+    assert_made_by_one(world, "pretrain", out)
+
+
+def test_an_error_that_all_meet_is_said_once(world: Path, jobs: Jobs, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert jobs.run(2, command(world, "pretrain", tmp_path / "base", context=65), log) == [2, 2]
+    assert log.read_text().count("wukong: error: --context 65 is longer than the model's 64") == 1
+
+
+def test_fsdp_needs_several_processes(world: Path, jobs: Jobs, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert jobs.run(1, command(world, "pretrain", tmp_path / "base", parallel="fsdp"), log) == [2]
+    assert "start them with torchrun" in log.read_text()
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_torchrun_itself_ends_when_a_worker_is_killed(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "base"
+    arguments = command(world, "pretrain", out, checkpoint_seconds=0, tokens=448 * 4000, device="cpu")
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "wukong"]
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    torchrun = subprocess.Popen([*start, *arguments], env=environment, stderr=subprocess.PIPE, text=True)
+    workers: list[int] = []
+    try:
+        deadline = time.monotonic() + SECONDS
+        while not list_checkpoints(out / "checkpoints"):
+            assert torchrun.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        workers = children(torchrun.pid)
+        assert len(workers) == 2
+        os.kill(workers[0], signal.SIGKILL)
+        said = torchrun.communicate(timeout=SECONDS)[1]
+        assert torchrun.returncode == 1
+        assert said.count("wukong: error") == 1
+        assert "another process of this job has ended" in said
+        assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    finally:
+        for pid in [*([torchrun.pid] if torchrun.poll() is None else []), *workers]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        torchrun.wait()
