@@ -410,7 +410,7 @@ def test_ppo_without_a_reward_model_starts_its_value_model_from_the_sft_model(wh
     given = {k: v for k, v in options.model_dump().items() if k in PPOOptions.model_fields}
     seen = []
     original = online.first_value_model
-    monkeypatch.setattr(online, "first_value_model", lambda o: (seen.append(original(o)), seen[0])[1])
+    monkeypatch.setattr(online, "first_value_model", lambda *given: (seen.append(original(*given)), seen[0])[1])
     ppo.run(PPOOptions(**given))
     assert "value_loss" in read_metrics(options.out)[0]
     assert isinstance(seen[0], ScalarModel)

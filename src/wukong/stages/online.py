@@ -340,9 +340,9 @@ def update(
             totals[name] += value
     means = {name: value / updates for name, value in (totals | norms).items()}
     low, high = processes.largest(-ratios[0], ratios[1])
-    means |= {"ratio_min": -low, "ratio_max": high, "first_ratio_error": first_error}
     all_real, all_computed = processes.sums(real, computed)
-    return means | {"padding": 1 - all_real / all_computed}
+    padding = 1 - all_real / all_computed
+    return means | {"ratio_min": -low, "ratio_max": high, "first_ratio_error": first_error, "padding": padding}
 
 
 def _check_first_ratio(error: float, compute: Compute) -> None:

@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from wukong.console import say
 from wukong.errors import UsageError
 from wukong.feedback.annotators import Judge, Opinion, load_judge
 from wukong.model.hub import load_reward
@@ -186,16 +187,27 @@ def _names(sources: Sequence[str]) -> list[str]:
 
 
 def reward_judge(directory: str, compute: Compute, max_tokens: int) -> Judge:
-    """A reward model as a judge of text, with the tokenizer of its own."""
+    """A reward model as a judge of text, with the tokenizer of its own.
+
+    An answer that fills the context may be some tokens longer when it is read than it was when it was written: such a
+    one is read up to the end of the context, and their number is said.
+    """
     model, tokenizer = load_reward(directory)
     context = model.config.n_positions
 
     def judge(prompts: Sequence[Sequence[Message]], texts: Sequence[str]) -> list[Opinion]:
-        read = []
+        read, cut = [], 0
         for prompt, text in zip(prompts, texts, strict=True):
-            if (ids := answer_ids(tokenizer, prompt, text, context)) is None:
-                raise UsageError(f"{directory}: a prompt with its answer does not fit its context of {context}")
+            ids = answer_ids(tokenizer, prompt, text, context)
+            if ids is None:
+                asked = tokenizer.prompt_ids(list(prompt))
+                if len(asked) >= context:
+                    raise UsageError(f"{directory}: a prompt does not fit its context of {context}")
+                ids = [*asked, *tokenizer.response_ids(text, finished=False)][:context]
+                cut += 1
             read.append(ids)
+        if cut:
+            say(f"{directory}: {cut} of {len(texts)} answers are longer than its context, and read up to there")
         return [Opinion(score, {}, []) for score in scores_of(model, read, compute, max_tokens)]
 
     return judge
