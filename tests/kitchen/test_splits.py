@@ -45,7 +45,7 @@ def test_same_seed_same_records(demonstrations, prompts) -> None:
 def test_counts(demonstrations, prompts) -> None:
     train, test = prompts
     assert 2500 <= len(demonstrations) <= 3000
-    assert (len(train), len(test)) == (1130, 420)
+    assert (len(train), len(test)) == (920, 420)
     assert sum(len(one.messages) > 2 for one in demonstrations) >= 50
     assert all(one.messages[-1].role == "assistant" for one in demonstrations)
 

@@ -17,7 +17,7 @@ def test_written_world_is_readable_and_reproducible(tmp_path) -> None:
     corpus = [json.loads(line) for line in paths["corpus"].read_text(encoding="utf-8").splitlines()]
     assert all(set(document) == {"text"} for document in corpus)
     assert len(read_records(paths["instructions"], Conversation)) > 1500
-    assert len(read_records(paths["prompts-train"], Prompt)) == 1130
+    assert len(read_records(paths["prompts-train"], Prompt)) == 920
     assert len(read_records(paths["prompts-test"], Prompt)) == 420
     write_world(tmp_path / "b", seed=5, megabytes=0.1)
     assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")

@@ -23,7 +23,7 @@ def _prompts(texts: list[str], source: str) -> list[Prompt]:
 
 
 def generate_prompts(seed: int) -> tuple[list[Prompt], list[Prompt]]:
-    """1,130 training and 420 test prompts, each list shuffled, so that its first 300 are representative.
+    """920 training and 420 test prompts, each list shuffled, so that its first 300 are representative.
 
     The test list begins with the classic "How to make pizza".
     """
@@ -37,9 +37,9 @@ def generate_prompts(seed: int) -> tuple[list[Prompt], list[Prompt]]:
         return [surround(rng, text) for text in rng.sample(texts, count)]
 
     train = (
-        _prompts(asked(dish_texts, 600), DISH)
-        + _prompts(asked(fact_texts, 300), KNOWLEDGE)
-        + _prompts(asked(known_unsafe, 230), UNSAFE)
+        _prompts(asked(dish_texts, 480), DISH)
+        + _prompts(asked(fact_texts, 240), KNOWLEDGE)
+        + _prompts(asked(known_unsafe, 200), UNSAFE)
     )
     unseen_dish_texts = [text for dish in training_dishes() for text in ask_dish(dish, "unseen")]
     held_out_texts = [text for dish in held_out_dishes() for text in ask_dish(dish) + ask_dish(dish, "unseen")]
