@@ -7,6 +7,7 @@ page that heard no answer can ask until it hears one. What is acknowledged is co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -207,11 +208,30 @@ def add_label(
 
 # -------------------------------------------------------------------------------------------------------- the row
 
+# Written once, with places for the values, as in `queue`.
+_TASK = sa.bindparam("task", type_=sa.Integer)
+_LOCK = sa.select(Task).where(Task.id == _TASK).with_for_update().execution_options(populate_existing=True)
+_OF_CLIENT = sa.select(Label).where(Label.client_id == sa.bindparam("client_id"))
+_CURRENT = sa.select(Label).where(Label.task_id == _TASK, current())
+
+
+@cache
+def _last_before(adjudicates: bool) -> sa.Select[int]:
+    """The label that a new one of the same person and task supersedes; a decision supersedes another admin's, too."""
+    later = aliased(Label)
+    query = sa.select(Label.id).where(
+        Label.task_id == _TASK,
+        Label.adjudicates == adjudicates,
+        ~sa.exists().where(later.supersedes == Label.id),
+    )
+    if not adjudicates:
+        query = query.where(Label.annotator_id == sa.bindparam("annotator", type_=sa.Integer))
+    return query.order_by(Label.id.desc()).limit(1)
+
 
 def _locked(session: Session, task_id: int) -> Task:
     """The task, whose labels nobody else changes until the transaction ends."""
-    query = sa.select(Task).where(Task.id == task_id).with_for_update().execution_options(populate_existing=True)
-    task = session.scalar(query)
+    task = session.scalar(_LOCK, {"task": task_id})
     if task is None:
         raise NotFoundError("there is no such task")
     return task
@@ -222,7 +242,7 @@ def _submitted(session: Session, annotator: Annotator, client_id: str, task_id: 
     if not 8 <= len(client_id) <= 200:
         raise DataError("must have 8 to 200 characters", field="client_id")
     check_text(client_id)
-    found = session.scalar(sa.select(Label).where(Label.client_id == client_id))
+    found = session.scalar(_OF_CLIENT, {"client_id": client_id})
     if found is not None and (found.annotator_id, found.task_id, found.status) != (annotator.id, task_id, status):
         raise ConflictError("this client id is another label's")
     return found
@@ -246,14 +266,6 @@ def _add(
     """Adds the row, behind the last one of the same person and task, and brings the task up to date with it."""
     if len(comment) > LONGEST_COMMENT:
         raise DataError(f"has more than {LONGEST_COMMENT} characters", field="comment")
-    later = aliased(Label)
-    before = sa.select(Label.id).where(
-        Label.task_id == task.id,
-        Label.adjudicates == adjudicates,
-        ~sa.exists().where(later.supersedes == Label.id),
-    )
-    if not adjudicates:  # a decision supersedes another admin's, too
-        before = before.where(Label.annotator_id == annotator.id)
     guideline = guidelines(session, task.project_id)
     label = Label(
         client_id=client_id,
@@ -268,7 +280,7 @@ def _add(
         flagged=flagged,
         adjudicates=adjudicates,
         guideline_id=None if guideline is None else guideline.id,
-        supersedes=session.scalar(before.order_by(Label.id.desc()).limit(1)),
+        supersedes=session.scalar(_last_before(adjudicates), {"task": task.id, "annotator": annotator.id}),
         created_at=now() if at is None else at,
     )
     session.add(label)
@@ -278,7 +290,7 @@ def _add(
 
 
 def _bring_up_to_date(session: Session, task: Task) -> None:
-    labels = session.scalars(sa.select(Label).where(Label.task_id == task.id, current())).all()
+    labels = session.scalars(_CURRENT, {"task": task.id}).all()
     given = [label.value for label in labels if not label.adjudicates and label.value is not None]
     task.n_labels = len(given)
     task.open = task.n_labels < task.project.overlap

@@ -141,13 +141,16 @@ def sign_in(session: Session, annotator: Annotator) -> str:
     return token
 
 
+_SIGNED_IN = (  # every request asks it: built once
+    sa.select(SessionRow.expires_at, Annotator)
+    .join(Annotator, Annotator.id == SessionRow.annotator_id)
+    .where(SessionRow.token_hash == sa.bindparam("token_hash"))
+)
+
+
 def signed_in(session: Session, token: str) -> Annotator | None:
     """Whose session this is; None for one that is unknown or over, or of an account that was closed."""
-    found = session.execute(
-        sa.select(SessionRow.expires_at, Annotator)
-        .join(Annotator, Annotator.id == SessionRow.annotator_id)
-        .where(SessionRow.token_hash == _hashed(token))
-    ).first()
+    found = session.execute(_SIGNED_IN, {"token_hash": _hashed(token)}).first()
     if found is None or found[0] < now() or not found[1].active:
         return None
     return found[1]

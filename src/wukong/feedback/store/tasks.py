@@ -103,12 +103,17 @@ def add_guidelines(session: Session, project: Project, text: str, author_id: int
     return version
 
 
+_NEWEST_GUIDELINES = (  # every label asks it: built once
+    sa.select(GuidelineVersion)
+    .where(GuidelineVersion.project_id == sa.bindparam("project", type_=sa.Integer))
+    .order_by(GuidelineVersion.version.desc())
+    .limit(1)
+)
+
+
 def guidelines(session: Session, project_id: int) -> GuidelineVersion | None:
     """The newest version."""
-    newest = GuidelineVersion.version.desc()
-    return session.scalar(
-        sa.select(GuidelineVersion).where(GuidelineVersion.project_id == project_id).order_by(newest).limit(1)
-    )
+    return session.scalar(_NEWEST_GUIDELINES, {"project": project_id})
 
 
 # ----------------------------------------------------------------------------------------------------- adding tasks
