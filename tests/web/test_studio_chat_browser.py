@@ -37,6 +37,8 @@ def test_an_answer_is_disliked_drawn_again_and_the_better_one_trains(chromium, t
         # --- a question, and its answer
         page.get_by_text("Sampling").click()
         page.get_by_label("Tokens at most").fill("12")
+        seed = page.get_by_label("Seed (empty: random)")
+        seed.fill("1")
         page.get_by_label("Model").select_option("sft")
         message.fill(f"Eggs? {XSS}")
         message.press("Enter")
@@ -57,6 +59,7 @@ def test_an_answer_is_disliked_drawn_again_and_the_better_one_trains(chromium, t
         expect(saved).to_have_text("Saved")
 
         # --- again, by key, and the new one is better
+        seed.fill("2")  # drawn at random, one in some dozens would be empty or the same
         page.locator("#turns").focus()
         page.keyboard.press("r")
         expect(saved).to_have_text("Which is better?")
