@@ -61,7 +61,7 @@ async def battle(
     if len(offered) < 2:
         raise UsageError("a battle takes two models: start the studio with a run that has them, or with --models")
     if not body.prompt.strip():
-        raise UsageError("a message has 1 to 20000 characters")
+        raise UsageError(f"a message has 1 to {chats.LONGEST_MESSAGE} characters")
     names = random.SystemRandom().sample(offered, 2)  # left, right
     messages = as_messages(body.prompt)
     served = [await models.load(name) for name in names]

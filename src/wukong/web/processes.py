@@ -73,10 +73,15 @@ def process_of(run: Path) -> Process | None:
         return None
 
 
+def living(run: Path) -> Process | None:
+    """The process that a studio started here, while it is alive."""
+    process = process_of(run)
+    return process if process is not None and process.alive else None
+
+
 def is_running(run: Path) -> bool:
     """Whether something is at work on the run, started here or in a terminal."""
-    process = process_of(run)
-    return (process is not None and process.alive) or is_locked(run)
+    return living(run) is not None or is_locked(run)
 
 
 def start(run: Path, step: str | None, by: str) -> Process:
@@ -91,7 +96,7 @@ def start(run: Path, step: str | None, by: str) -> Process:
     environment = {name: value for name, value in os.environ.items() if name != SECRET}  # none of its business
     environment |= {"NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
     with exclusive(run, BUSY):  # the new process takes this lock as soon as it can; until then its file stands for it
-        if is_running_here(run):
+        if living(run) is not None:
             raise UsageError(BUSY)
         with (run / "run.log").open("ab") as log:
             begin = log.tell()
@@ -109,12 +114,6 @@ def start(run: Path, step: str | None, by: str) -> Process:
         write_json(run / "process.json", asdict(process))
     threading.Thread(target=child.wait, name=f"wukong-{child.pid}", daemon=True).start()  # leaves no zombie
     return process
-
-
-def is_running_here(run: Path) -> bool:
-    """Whether the process that a studio started is alive."""
-    process = process_of(run)
-    return process is not None and process.alive
 
 
 def _where(run: Path) -> tuple[Path, str]:
@@ -143,8 +142,8 @@ def stop(run: Path) -> Process:
     Raises:
         UsageError: no process that the studio started is at work here.
     """
-    process = process_of(run)
-    if process is None or not process.alive:
+    process = living(run)
+    if process is None:
         raise UsageError("no process that the studio started is at work on this run")
     number = signal.SIGTERM if process.signals else signal.SIGINT
     process = replace(process, signals=process.signals + 1)
