@@ -123,7 +123,7 @@ def _check(request: Request, token: Any) -> None:
         raise ForbiddenError("this form is out of date; reload the page and try again")
 
 
-def csrf_header(request: Request) -> None:
+async def csrf_header(request: Request) -> None:
     """For changes that scripts send. Raises ForbiddenError without the right token."""
     _check(request, request.headers.get("x-csrf-token"))
 
@@ -135,7 +135,12 @@ async def csrf_form(request: Request) -> FormData:
     return form
 
 
-AStore = Annotated[Store, Depends(store_of)]
+async def _store(request: Request) -> Store:
+    """As a dependency: FastAPI runs `async` ones in place, and others in a thread, which costs more than they do."""
+    return store_of(request)
+
+
+AStore = Annotated[Store, Depends(_store)]
 Person = Annotated[Annotator, Depends(person_of)]
 Admin = Annotated[Annotator, Depends(admin_of)]
 Form = Annotated[FormData, Depends(csrf_form)]

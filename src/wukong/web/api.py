@@ -111,7 +111,7 @@ def _in_hand(assignment: Assignment) -> TaskInHand:
 
 
 def _progress(session: Session, project_id: int, person: Annotator) -> Progress:
-    return Progress(**progress(session, session.get_one(Project, project_id), person))
+    return Progress(**progress(session, project_id, person))
 
 
 @router.post("/projects/{project_id}/next", dependencies=CHANGE)
@@ -188,7 +188,7 @@ def projects(store: AStore, person: Person) -> list[dict[str, Any]]:
     """The projects, with this person's progress in each."""
     with store.read() as session:
         found = session.scalars(sa.select(Project).order_by(Project.id)).all()
-        return [{"id": p.id, "name": p.name, "kind": p.kind, **progress(session, p, person)} for p in found]
+        return [{"id": p.id, "name": p.name, "kind": p.kind, **progress(session, p.id, person)} for p in found]
 
 
 @router.get("/projects/{project_id}/quality")

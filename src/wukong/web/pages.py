@@ -34,7 +34,7 @@ def home(request: Request, store: AStore, person: Person) -> HTMLResponse:
     with store.read() as session:
         offered = sa.true() if person.role == "admin" else Project.overlap > 0
         found = session.scalars(sa.select(Project).where(offered).order_by(Project.id.desc())).all()
-        rows = [{"project": project, **progress(session, project, person)} for project in found]
+        rows = [{"project": project, **progress(session, project.id, person)} for project in found]
     return page(request, "home", person=person, rows=rows)
 
 

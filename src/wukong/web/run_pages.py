@@ -8,7 +8,6 @@ that whatever stands in them reaches neither its pages nor its cookies.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from functools import cache
 from pathlib import Path
@@ -24,6 +23,7 @@ from wukong.errors import WukongError
 from wukong.feedback.store.labels import NotFoundError
 from wukong.report.contents import Answered, Step, read_answered, read_comparison, read_run, read_steps
 from wukong.report.page import STAGE_NAMES, duration, interval, number, percent
+from wukong.serve.events import event
 from wukong.web.access import Admin, AStore, Form, maybe_person, settings_of
 from wukong.web.pages import page as render_page
 from wukong.web.processes import start, stop
@@ -271,11 +271,11 @@ def events(request: Request, run: str, store: AStore, person: Admin, step: str =
                 if turn % 2 == 0:
                     found += await run_in_threadpool(watch.changed)
             except WukongError as error:  # a damaged file: the reader is told, and asks again later
-                yield _event("problem", str(error), watch.place)
+                yield event(str(error), "problem", watch.place)
                 return
             for left, (kind, value) in zip(range(len(found))[::-1], found, strict=True):
                 # Only the last one says how far the reader is: whoever is cut off before it gets all of them again.
-                yield _event(kind, value, None if left else watch.place)
+                yield event(value, kind, None if left else watch.place)
             silent = 0 if found else silent + LOOK_SECONDS
             if silent >= BEAT_SECONDS:
                 yield ": still here\n\n"
@@ -287,11 +287,6 @@ def events(request: Request, run: str, store: AStore, person: Admin, step: str =
 
     headers = {"x-accel-buffering": "no"}  # nginx would keep events back
     return StreamingResponse(stream(), media_type="text/event-stream", headers=headers)
-
-
-def _event(kind: str, value: Any, place: str | None) -> str:
-    named = f"id: {place}\n" if place is not None else ""
-    return f"event: {kind}\n{named}data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
 def _still_admin(request: Request) -> bool:

@@ -84,7 +84,7 @@ def test_undo_takes_back_the_last_one_and_brings_it_as_a_draft(store, project, p
     assert (withdrawn.status, withdrawn.supersedes) == ("withdrawn", given.id)
     with store.read() as session:
         assert session.get_one(Task, in_hand.task_id).n_labels == 0
-        assert progress(session, project, people[0])["done"] == 0
+        assert progress(session, project.id, people[0])["done"] == 0
     submit(store, people[0], in_hand, "client-03")
     assert [row.supersedes for row in rows(store)] == [None, given.id, withdrawn.id]
     with store.read() as session:

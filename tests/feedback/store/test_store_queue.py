@@ -104,7 +104,7 @@ def test_gold_tasks_come_at_their_rate_and_take_no_place(store, people):
     assert 12 <= golden <= 38  # binomial(100, 1/4): mean 25, three standard deviations are 13
     judge(store, people[0], next(one for one in found if one.task.is_gold))
     with store.read() as session:
-        assert queue.progress(session, project, people[0]) == {"done": 1, "left": 150}
+        assert queue.progress(session, project.id, people[0]) == {"done": 1, "left": 150}
 
 
 def test_left_and_right_are_drawn_and_stored(store, people):

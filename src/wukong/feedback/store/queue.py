@@ -4,12 +4,18 @@ A task is handed out while its labels and the unexpired leases of others are few
 never twice to one person. Sooner come higher priorities, then, with active selection, what the reward models are
 least sure of, then each annotator's own random order. A closed laptop blocks nothing: its lease ends, and the task
 goes to somebody else; a label that arrives later all the same is kept.
+
+The random order is drawn task by task: tasks lie on a ring by their `shuffle`, and the next one is the first that may
+be had from a random point on. With an index over the ring that reads a few rows; to sort thousands of tasks anew for
+every request took most of the server's time.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -23,7 +29,8 @@ from wukong.seeds import derived_seed, permutation
 _ANNOTATOR, _PROJECT, _TASK = (sa.bindparam(name, type_=sa.Integer) for name in ("annotator", "project", "task"))
 _TIME = sa.bindparam("time", type_=sa.Float)
 _OVERLAP = sa.bindparam("overlap", type_=sa.Integer)
-_A, _B = (sa.bindparam(name, type_=sa.BigInteger) for name in "ab")
+_LOW, _HIGH, _POINT = (sa.bindparam(name, type_=sa.BigInteger) for name in ("low", "high", "point"))
+_PRIORITY, _BELOW = (sa.bindparam(name, type_=sa.Float) for name in ("priority", "below"))
 _MINE = sa.and_(Assignment.annotator_id == _ANNOTATOR, Assignment.project_id == _PROJECT)
 
 _IN_HAND = (
@@ -49,34 +56,43 @@ _TAKEN = (
 _PLACES_TAKEN = sa.select(Task.n_labels + _TAKEN).where(Task.id == _TASK)
 _EARLIER_LEASE = sa.select(Assignment).where(Assignment.task_id == _TASK, Assignment.annotator_id == _ANNOTATOR)
 _DONE = sa.select(sa.func.count()).select_from(Assignment).where(_MINE, Assignment.state == "done")
-_LEFT = (
+_OPEN = sa.select(sa.func.count()).select_from(Task).where(Task.project_id == _PROJECT, Task.open, ~Task.is_gold)
+_OPEN_AND_SEEN = (
     sa.select(sa.func.count())
-    .select_from(Task)
-    .where(
-        Task.project_id == _PROJECT,
-        Task.open,
-        ~Task.is_gold,
-        Task.id.not_in(
-            sa.select(Assignment.task_id).where(Assignment.annotator_id == _ANNOTATOR, Assignment.state != "leased")
-        ),
-    )
+    .select_from(Assignment)
+    .join(Task, Task.id == Assignment.task_id)
+    .where(_MINE, Assignment.state != "leased", Task.open, ~Task.is_gold)
 )
+_PROGRESS = sa.select(*(query.scalar_subquery() for query in (_DONE, _OPEN, _OPEN_AND_SEEN)))
 
 
 @cache
-def _candidate(is_gold: bool, active_selection: bool) -> sa.Select[Task]:
-    """The next of the tasks that this person may get."""
+def _to_be_had(is_gold: bool) -> tuple[sa.ColumnElement[bool], ...]:
+    """The conditions of a task that this person may get."""
     seen = sa.exists().where(
         Assignment.task_id == Task.id,
         Assignment.annotator_id == _ANNOTATOR,
         sa.or_(Assignment.state != "leased", Assignment.expires_at > _TIME),
     )
-    query = sa.select(Task).where(Task.project_id == _PROJECT, Task.is_gold == is_gold, ~seen)
-    if not is_gold:
-        query = query.where(Task.open, Task.n_labels + _TAKEN < _OVERLAP)
-    own_order = (Task.shuffle * _A + _B) % SHUFFLE
-    unsure = [Task.uncertainty.desc()] if active_selection else []
-    query = query.order_by(Task.priority.desc(), *unsure, own_order, Task.id).limit(1)
+    needed = () if is_gold else (Task.open, Task.n_labels + _TAKEN < _OVERLAP)
+    return Task.project_id == _PROJECT, Task.is_gold == is_gold, ~seen, *needed
+
+
+@cache
+def _first_priority(is_gold: bool) -> sa.Select[float]:
+    """The highest priority, below a bound, of which there is such a task."""
+    query = sa.select(Task.priority).where(*_to_be_had(is_gold), Task.priority < _BELOW)
+    return query.order_by(Task.priority.desc()).limit(1)
+
+
+@cache
+def _candidate(is_gold: bool, active_selection: bool) -> sa.Select[Task]:
+    """The first such task of a priority on a part of the ring."""
+    query = sa.select(Task).where(*_to_be_had(is_gold), Task.priority == _PRIORITY)
+    query = query.where(Task.shuffle >= _LOW, Task.shuffle < _HIGH)
+    if active_selection:
+        query = query.order_by(Task.uncertainty.desc(), Task.shuffle < _POINT)
+    query = query.order_by(Task.shuffle).limit(1)  # and by nothing after it: the index is to end the search
     # PostgreSQL hands no two people the same row here; the others skip it.
     return query.with_for_update(of=Task, skip_locked=True)
 
@@ -98,19 +114,30 @@ def next_assignments(session: Session, project: Project, annotator: Annotator, c
 
 
 def _next_task(session: Session, project: Project, annotator: Annotator, time: float) -> Task | None:
-    a, b = (derived_seed("order", part, project.id, annotator.id) % (SHUFFLE - 1) + 1 for part in "ab")
     values = {"annotator": annotator.id, "project": project.id, "time": time}
     handed_out = session.scalar(_HANDED_OUT, values)
     gold_turn = derived_seed("gold", annotator.id, project.id, handed_out) / 2**63 < project.gold_rate
+    point = derived_seed("order", project.id, annotator.id, handed_out) % SHUFFLE
+    values |= {"overlap": project.overlap, "point": point}
     for is_gold in (True, False) if gold_turn else (False,):
-        while True:
-            query = _candidate(is_gold, project.active_selection)
-            task = session.scalar(query, {**values, "overlap": project.overlap, "a": a, "b": b})
-            if task is None:
-                break
+        while (task := _drawn(session, project, is_gold, values)) is not None:
             # The row may have become ours just after its last place was taken: count again, now that it is locked.
             if is_gold or _has_place(session, project, task, annotator, time):
                 return task
+    return None
+
+
+def _drawn(session: Session, project: Project, is_gold: bool, values: dict[str, Any]) -> Task | None:
+    """A task of the highest priority; of a lower one where others hold all the rows of that."""
+    query, point = _candidate(is_gold, project.active_selection), values["point"]
+    parts = [(0, SHUFFLE)] if project.active_selection else [(point, SHUFFLE), (0, point)]
+    priority = session.scalar(_first_priority(is_gold), {**values, "below": math.inf})
+    while priority is not None:
+        for low, high in parts:
+            task = session.scalar(query, {**values, "priority": priority, "low": low, "high": high})
+            if task is not None:
+                return task
+        priority = session.scalar(_first_priority(is_gold), {**values, "below": priority})
     return None
 
 
@@ -136,7 +163,7 @@ def lease(
         n = len(task.responses)
         order = permutation(n, "shown", project.id, task.external_id, annotator.id) if shown is None else shown
         assignment = Assignment(
-            task_id=task.id,
+            task=task,
             project_id=project.id,
             annotator_id=annotator.id,
             shown=[int(i) for i in order],
@@ -148,8 +175,7 @@ def lease(
     return assignment
 
 
-def progress(session: Session, project: Project, annotator: Annotator) -> dict[str, int]:
+def progress(session: Session, project_id: int, annotator: Annotator) -> dict[str, int]:
     """How many tasks of the project this person has judged, and how many more there are for them."""
-    values = {"annotator": annotator.id, "project": project.id}
-    done, left = session.scalar(_DONE, values), session.scalar(_LEFT, values)
-    return {"done": done or 0, "left": left or 0}
+    done, all_open, seen = session.execute(_PROGRESS, {"annotator": annotator.id, "project": project_id}).one()
+    return {"done": done, "left": all_open - seen}

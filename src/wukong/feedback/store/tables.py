@@ -139,6 +139,7 @@ class Task(Base):
     __table_args__ = (
         UniqueConstraint("project_id", "external_id"),
         Index("ix_tasks_queue", "project_id", "is_gold", "open", "priority", "uncertainty"),
+        Index("ix_tasks_ring", "project_id", "is_gold", "open", "priority", "shuffle"),
         Index("ix_tasks_disagreement", "project_id", "adjudicated", "disagreement"),
         Index("ix_tasks_list", "project_id", "id"),
     )
@@ -152,7 +153,7 @@ class Task(Base):
     uncertainty: Mapped[float] = mapped_column(default=0.0)
     """How unsure the reward models are of it, from 0 to 1."""
     shuffle: Mapped[int] = mapped_column(BigInteger)
-    """A random number, from which each annotator's order is made."""
+    """A random number: the task's place on the ring from which annotators draw (see `queue`)."""
     is_gold: Mapped[bool] = mapped_column(Boolean, default=False)
     gold: Mapped[dict[str, Any] | None]
     """The known answer, a value as in `values`."""
@@ -180,7 +181,7 @@ class TaskResponse(Base):
     position: Mapped[int] = mapped_column(primary_key=True)
     response_id: Mapped[str] = mapped_column(ForeignKey("responses.id"))
 
-    response: Mapped[ResponseRow] = relationship()
+    response: Mapped[ResponseRow] = relationship(lazy="joined", innerjoin=True)
 
 
 class Assignment(Base):
