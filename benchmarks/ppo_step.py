@@ -13,18 +13,14 @@ On a machine that is busy otherwise, --threads 1 and the column of processor sec
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import os
 import random
-import resource
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
+
+from turns import Contender, compete, peak_speeds, turns
 
 REQUIREMENTS = Path(__file__).with_name("requirements-trl.txt")
 PROMPT, RESPONSE, EPOCHS, TURNS = 32, 48, 4, 100
@@ -34,16 +30,6 @@ SIZES = {"gpt2": (50257, 16), "micro": (4096, 64)}
 
 
 # ------------------------------------------------------------------------------------------------------------ workers
-
-
-def turns() -> Iterator[dict[str, float]]:
-    """One turn for each line on standard input; what it took goes to standard output, with the notes made in it."""
-    for _ in sys.stdin:
-        begin, processor, notes = time.perf_counter(), time.process_time(), {}
-        yield notes
-        took = {"seconds": time.perf_counter() - begin, "processor": time.process_time() - processor}
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # kB to GiB
-        print(json.dumps({**took, "peak": peak, **notes}), flush=True)
 
 
 def write_models(directory: Path, size: str) -> None:
@@ -69,10 +55,11 @@ def prompts_of(size: str, episodes: int) -> list[list[int]]:
     return [[draw.randrange(257, SIZES[size][0]) for _ in range(PROMPT)] for _ in range(episodes)]
 
 
-def ours(directory: Path, out: str, size: str, episodes: int, precision: str, value_model: str) -> None:
+def ours(directory: Path, out: str, size: str, episodes: int, precision: str, value_model: str, device: str) -> None:
+    import torch
+
     from wukong.model.hub import load_policy, load_reward
-    from wukong.stages.common import frozen
-    from wukong.stages.episodes import reward_scores
+    from wukong.stages.common import frozen, scores_of
     from wukong.stages.online import first_value_model, iterate
     from wukong.stages.ppo import PPOOptions
     from wukong.training.session import Session
@@ -81,6 +68,7 @@ def ours(directory: Path, out: str, size: str, episodes: int, precision: str, va
         out=Path(out), model=str(directory / "sft"), reward_model=str(directory / "reward"), prompts=["-"],
         batch_size=episodes, episodes=episodes * TURNS, ppo_epochs=EPOCHS, max_new_tokens=RESPONSE, tensorboard=False,
         missing_eos_score=None, precision=precision, value_model=value_model,
+        device=device,
     )  # fmt: skip
     policy, tokenizer = load_policy(options.model)
     value = first_value_model(options, policy)
@@ -90,7 +78,8 @@ def ours(directory: Path, out: str, size: str, episodes: int, precision: str, va
         reward_model = frozen(load_reward(options.reward_model)[0], session.compute)
 
         def score(rolled):
-            return reward_scores(reward_model, rolled, session.compute, options.micro_batch_tokens)
+            found = scores_of(reward_model, rolled.scored_sequences, session.compute, options.micro_batch_tokens)
+            return torch.tensor(found, device=session.compute.device)
 
         prompts = prompts_of(size, episodes)
         for _, notes in zip(session.steps(), turns(), strict=False):
@@ -98,7 +87,7 @@ def ours(directory: Path, out: str, size: str, episodes: int, precision: str, va
             notes |= {phase: metrics[f"{phase}_seconds"] for phase in PHASES}
 
 
-def trl(directory: Path, out: str, size: str, episodes: int, precision: str, _: str) -> None:
+def trl(directory: Path, out: str, size: str, episodes: int, precision: str, _: str, device: str) -> None:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
     from trl.experimental.ppo import PPOConfig, PPOTrainer
@@ -119,8 +108,8 @@ def trl(directory: Path, out: str, size: str, episodes: int, precision: str, _: 
     config = PPOConfig(
         output_dir=out, per_device_train_batch_size=episodes, gradient_accumulation_steps=1, num_ppo_epochs=EPOCHS,
         num_mini_batches=1, local_rollout_forward_batch_size=episodes, response_length=RESPONSE, temperature=1.0,
-        total_episodes=episodes * TURNS, num_sample_generations=0, report_to=[], save_strategy="no", use_cpu=True,
-        bf16=precision == "bfloat16", learning_rate=1e-5,
+        total_episodes=episodes * TURNS, num_sample_generations=0, report_to=[], save_strategy="no",
+        use_cpu=device == "cpu", bf16=precision == "bfloat16", learning_rate=1e-5,
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(directory / "sft", padding_side="left")
     tokenizer.pad_token = tokenizer.eos_token
@@ -135,37 +124,6 @@ def trl(directory: Path, out: str, size: str, episodes: int, precision: str, _: 
 
 
 # --------------------------------------------------------------------------------------------------------- comparison
-
-
-class Contender:
-    """A worker process, started and waiting for its turns."""
-
-    def __init__(self, kind: str, python: str, directory: Path, arguments: list[str], threads: int) -> None:
-        self.name, self.results = " ".join([kind, *arguments[2:]]), []
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "THP_MEM_ALLOC_ENABLE": "1", "HF_HUB_OFFLINE": "1"}
-        self.log = (directory / f"{self.name}.log").open("w+")
-        out = tempfile.mkdtemp(dir=directory)
-        self.process = subprocess.Popen(
-            [python, __file__, "--worker", kind, str(directory), out, *arguments],
-            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
-        )  # fmt: skip
-
-    def step(self) -> dict[str, float]:
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write("go\n")
-            self.process.stdin.flush()
-        for line in self.process.stdout:
-            if line.startswith('{"seconds"'):
-                return json.loads(line)
-        self.log.seek(0)
-        raise SystemExit(f"{self.name} died:\n{self.log.read()[-3000:]}")
-
-    def median(self, name: str) -> float:
-        return statistics.median(result[name] for result in self.results)
-
-    def finish(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def python_of_trl(directory: Path) -> str:
@@ -192,16 +150,6 @@ def arithmetic(size: str, episodes: int, value_model: str) -> float:
     )  # fmt: skip
     cost = cost_of(options, config, torch.float32, PlanOptions(recipe=Path("-"), prompt_tokens=PROMPT))
     return cost.products + cost.decoding
-
-
-def peak_speeds(precisions: list[str], width: int, threads: int) -> dict[str, float]:
-    """Precision -> operations a second of a large matrix product here and now."""
-    import torch
-
-    from wukong.training.compute import compute_for, matrix_speed
-
-    torch.set_num_threads(threads)
-    return {p: matrix_speed(compute_for(p, "cpu"), 2048, width) for p in precisions}
 
 
 def table(contenders: list[Contender], size: str, episodes: int, speeds: dict[str, float]) -> str:
@@ -231,11 +179,12 @@ def main() -> None:
     parser.add_argument("--value-models", nargs="+", default=["separate"], choices=["separate", "shared"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--worker", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        kind, directory, out, size, episodes, precision, value_model = arguments.worker
-        return {"wukong": ours, "trl": trl}[kind](Path(directory), out, size, int(episodes), precision, value_model)
+        kind, directory, out, size, episodes, *rest = arguments.worker
+        return {"wukong": ours, "trl": trl}[kind](Path(directory), out, size, int(episodes), *rest)
     size, episodes = arguments.model, arguments.episodes or SIZES[arguments.model][1]
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
@@ -243,22 +192,16 @@ def main() -> None:
         kinds = [("wukong", sys.executable, value_model) for value_model in arguments.value_models]
         if arguments.trl:
             kinds.append(("trl", python_of_trl(arguments.trl), "separate"))
-        contenders = [
-            Contender(kind, python, directory, [size, str(episodes), precision, value_model], arguments.threads)
-            for precision in arguments.precisions
-            for kind, python, value_model in kinds
-        ]
-        for number in range(arguments.rounds + 1):
-            for contender in contenders:
-                found = contender.step()
-                print(contender.name, {name: round(value, 2) for name, value in found.items()}, file=sys.stderr)
-                if number:
-                    contender.results.append(found)
-        for contender in contenders:
-            contender.finish()
+        contenders = []
+        for precision in arguments.precisions:
+            for kind, python, value_model in kinds:
+                worker = [kind, str(directory), tempfile.mkdtemp(dir=directory), size, str(episodes), precision]
+                command = [python, __file__, "--worker", *worker, value_model, arguments.device]
+                contenders.append(Contender(f"{kind} {precision} {value_model}", command, directory, arguments.threads))
+        compete(contenders, arguments.rounds)
         from wukong.model.gpt2 import PRESETS
 
-        speeds = peak_speeds(arguments.precisions, PRESETS[size]["n_embd"], arguments.threads)
+        speeds = peak_speeds(arguments.precisions, PRESETS[size]["n_embd"], arguments.threads, arguments.device)
         print(
             f"{size}, {episodes} episodes of {PROMPT} + {RESPONSE} tokens, {EPOCHS} epochs, {arguments.threads} threads"
         )

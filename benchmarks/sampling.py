@@ -25,14 +25,14 @@ import argparse
 import json
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from turns import Contender, compete, peak_speeds, turns
 
 ROOT = Path(__file__).resolve().parents[1]
 EOS = 0
@@ -101,14 +101,15 @@ def prompts_of(case: Case) -> list[list[int]]:
     return [torch.randint(1, SIZES[case.size]["vocab_size"], (n,), generator=generator).tolist() for n in lengths]
 
 
-def ours(case: Case, dtype: str):
+def ours(case: Case, dtype: str, device: str):
     """A function that samples once and returns the number of tokens."""
     import torch
 
     from wukong.rollout import generate, inference_copy
     from wukong.training.compute import Compute
 
-    model = inference_copy(weights(case), Compute(torch.device("cpu"), getattr(torch, dtype)))
+    compute = Compute(torch.device(device), getattr(torch, dtype))
+    model = inference_copy(weights(case).to(device), compute)
     prompts = prompts_of(case)
 
     def run() -> int:
@@ -121,7 +122,7 @@ def ours(case: Case, dtype: str):
     return run
 
 
-def theirs(case: Case, dtype: str, manner: str):
+def theirs(case: Case, dtype: str, manner: str, device: str):
     import torch
     import transformers
 
@@ -131,11 +132,11 @@ def theirs(case: Case, dtype: str, manner: str):
     matrices = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # their Conv1D keeps (in, out)
     state = {name: w.t() if name.endswith(matrices) else w for name, w in model.state_dict().items()}
     peer.transformer.load_state_dict(state)
-    peer = peer.to(getattr(torch, dtype))
+    peer = peer.to(device, getattr(torch, dtype))
     if manner == "default+draw":
         from wukong.rollout import draw
 
-        torch.multinomial = lambda p, num_samples: draw(p.float(), torch.rand(len(p))).unsqueeze(1)
+        torch.multinomial = lambda p, num_samples: draw(p.float(), torch.rand(len(p), device=p.device)).unsqueeze(1)
     more = {"cache_implementation": "static", "disable_compile": True} if manner == "static" else {}
     prompts = sorted(prompts_of(case), key=len)  # like lengths in a batch: the kinder order
 
@@ -146,6 +147,7 @@ def theirs(case: Case, dtype: str, manner: str):
             longest = max(map(len, some))
             ids = torch.tensor([[EOS] * (longest - len(prompt)) + prompt for prompt in some])
             mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in some])
+            ids, mask = ids.to(device), mask.to(device)
             with torch.no_grad():
                 written = peer.generate(
                     ids, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=case.new_tokens,
@@ -158,109 +160,65 @@ def theirs(case: Case, dtype: str, manner: str):
     return run
 
 
-def peak(dtype: str) -> float:
-    """FLOP/s of a product of large matrices."""
-    import torch
-
-    a = torch.randn(1024, 1024).to(getattr(torch, dtype))
-    seconds = []
-    for _ in range(8):
-        begin = time.perf_counter()
-        a @ a
-        seconds.append(time.perf_counter() - begin)
-    return 2 * 1024**3 / min(seconds)
-
-
-def worker(case: Case, dtype: str, contender: str) -> None:
-    """Runs once for each line it reads and answers with a line of JSON; the first is the warming up."""
+def worker(case: Case, dtype: str, contender: str, device: str) -> None:
     import torch
 
     from wukong.training.compute import compute_for
 
-    compute_for("float32", "cpu")  # the allocator is told to keep memory: for the peer as for us
+    compute_for("float32", device)  # the allocator is told to keep memory: for the peer as for us
     torch.manual_seed(0)
-    run = ours(case, dtype) if contender == "ours" else theirs(case, dtype, contender)
-    for _ in sys.stdin:
-        begin = time.perf_counter()
-        tokens = run()
-        seconds = time.perf_counter() - begin
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # GiB: Linux counts KiB
-        print(json.dumps({"tokens": tokens, "seconds": seconds, "memory": memory, "peak": peak(dtype)}), flush=True)
+    run = ours(case, dtype, device) if contender == "ours" else theirs(case, dtype, contender, device)
+    for notes in turns():
+        notes["tokens"] = run()
 
 
 # ------------------------------------------------------------------------------------------------ the one that asks
 
 
-class Contender:
-    def __init__(self, case: Case, dtype: str, name: str, peer_dir: str) -> None:
-        path = [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
-        path = path if name == "ours" else [peer_dir, *path]
-        self.dtype, self.name, self.found = dtype, name, list[dict]()
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "worker", json.dumps(vars(case)), dtype, name],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": ":".join(path)},
-        )  # fmt: skip
-
-    def run(self) -> None:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        self.found.append(json.loads(self.process.stdout.readline()))
-
-    def close(self) -> None:
-        self.process.communicate()
-
-    def rates(self) -> list[float]:
-        return [one["tokens"] / one["seconds"] for one in self.found[1:]]
-
-    def share_of_peak(self, case: Case) -> float:
-        """Of the matrix products that the real tokens need: 2 FLOPs a weight, the output layer at answers only."""
-        size = SIZES[case.size]
-        blocks, output = 24 * size["n_layer"] * size["n_embd"] ** 2, 2 * size["vocab_size"] * size["n_embd"]
-        read = sum(map(len, prompts_of(case)))
-        shares = [
-            (one["tokens"] * (blocks + output) + read * blocks) / one["seconds"] / one["peak"] for one in self.found[1:]
-        ]
-        return statistics.median(shares)
+def contender(case: Case, dtype: str, who: str, name: str, directory: Path, options: argparse.Namespace) -> Contender:
+    path = [str(ROOT / "src")] if who == "ours" else [options.peer_dir, str(ROOT / "src")]
+    command = [sys.executable, __file__, "worker", json.dumps(vars(case)), dtype, who, options.device]
+    return Contender(name, command, directory, options.threads, path)
 
 
-def compare(case: Case, contenders: list[Contender], rounds: int) -> None:
-    try:
-        for _ in range(rounds + 1):
-            for contender in contenders:
-                contender.run()
-    finally:
-        for contender in contenders:
-            contender.close()
+def rates(contender: Contender) -> list[float]:
+    return [one["tokens"] / one["seconds"] for one in contender.results]
 
 
-def versus(name: str, peer_dir: str, rounds: int) -> None:
-    case = CASES[name]
-    contenders = [Contender(case, dtype, who, peer_dir) for dtype in DTYPES for who in CONTENDERS]
-    compare(case, contenders, rounds)
-    for contender in contenders:
-        rates = contender.rates()
-        own = next(c for c in contenders if c.name == "ours" and c.dtype == contender.dtype)
-        ratio = statistics.median(mine / one for mine, one in zip(own.rates(), rates, strict=True))
+def operations(case: Case, tokens: float) -> float:
+    """Of the matrix products that the real tokens need: 2 FLOPs a weight, the output layer at answers only."""
+    size = SIZES[case.size]
+    blocks, output = 24 * size["n_layer"] * size["n_embd"] ** 2, 2 * size["vocab_size"] * size["n_embd"]
+    return tokens * (blocks + output) + sum(map(len, prompts_of(case))) * blocks
+
+
+def versus(case_name: str, directory: Path, options: argparse.Namespace) -> None:
+    case = CASES[case_name]
+    pairs = [(dtype, who) for dtype in DTYPES for who in CONTENDERS]
+    contenders = [contender(case, dtype, who, f"{case_name} {dtype} {who}", directory, options) for dtype, who in pairs]
+    compete(contenders, options.rounds)
+    speeds = peak_speeds(DTYPES, SIZES[case.size]["n_embd"], options.threads, options.device)
+    own = max((one for one in contenders if one.name.endswith("ours")), key=lambda one: statistics.median(rates(one)))
+    for (dtype, who), one in zip(pairs, contenders, strict=True):
+        ratio = statistics.median(mine / theirs for mine, theirs in zip(rates(own), rates(one), strict=True))
+        share = operations(case, one.median("tokens")) / one.median("seconds") / speeds[dtype]
         print(
-            f"| {name} | {contender.dtype} | {contender.name} | {statistics.median(rates):,.0f} | {min(rates):,.0f} | "
-            f"{max(rates):,.0f} | {ratio:.2f} | {contender.found[-1]['memory']:.2f} | "
-            f"{contender.share_of_peak(case):.0%} |",
+            f"| {case_name} | {dtype} | {who} | {statistics.median(rates(one)):,.0f} | {min(rates(one)):,.0f} | "
+            f"{max(rates(one)):,.0f} | {ratio:.2f} | {one.median('peak'):.2f} | {share:.0%} |",
             flush=True,
         )
 
 
-def flat(rounds: int) -> None:
-    contenders = [Contender(case, "float32", "ours", "") for case in FLAT.values()]
-    compare(ENDS, contenders, rounds)
+def flat(directory: Path, options: argparse.Namespace) -> None:
+    contenders = [contender(case, "float32", "ours", name, directory, options) for name, case in FLAT.items()]
+    compete(contenders, options.rounds)
     print("\n| ours, float32 | tokens | tokens/s | min | max | of the first |\n| --- " + "| ---: " * 5 + "|")
-    for name, contender in zip(FLAT, contenders, strict=True):
-        rates = contender.rates()
-        ratio = statistics.median(one / first for one, first in zip(rates, contenders[0].rates(), strict=True))
+    for one in contenders:
+        pairs = zip(rates(one), rates(contenders[0]), strict=True)
+        ratio = statistics.median(mine / first for mine, first in pairs)
         print(
-            f"| {name} | {contender.found[-1]['tokens']:,} | {statistics.median(rates):,.0f} | {min(rates):,.0f} | "
-            f"{max(rates):,.0f} | {ratio:.2f} |"
+            f"| {one.name} | {one.median('tokens'):,.0f} | {statistics.median(rates(one)):,.0f} | "
+            f"{min(rates(one)):,.0f} | {max(rates(one)):,.0f} | {ratio:.2f} |"
         )
 
 
@@ -269,20 +227,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cases", nargs="+", choices=[*CASES, "flat"], default=[*CASES, "flat"])
     parser.add_argument("--peer-dir", help="where transformers is installed, or is to be (default: a temporary one)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        peer_dir = options.peer_dir or temporary
-        if options.cases != ["flat"] and not (Path(peer_dir) / "transformers").exists():
-            install = [sys.executable, "-m", "pip", "install", "--quiet", "--target", peer_dir]
+        directory = Path(temporary)
+        options.peer_dir = options.peer_dir or temporary
+        if options.cases != ["flat"] and not (Path(options.peer_dir) / "transformers").exists():
+            install = [sys.executable, "-m", "pip", "install", "--quiet", "--target", options.peer_dir]
             subprocess.run([*install, "-r", str(ROOT / "benchmarks/requirements-transformers.txt")], check=True)
         if options.cases != ["flat"]:
-            print("| case | precision | by | tokens/s | min | max | ours is x times | GiB | of the matrix peak |")
+            print("| case | precision | by | tokens/s | min | max | our fastest is x times | GiB | of matrix peak |")
             print("| --- | --- | --- " + "| ---: " * 6 + "|")
         for name in options.cases:
             if name != "flat":
-                versus(name, peer_dir, options.rounds)
+                versus(name, directory, options)
         if "flat" in options.cases:
-            flat(options.rounds)
+            flat(directory, options)
 
 
 if __name__ == "__main__":

@@ -120,19 +120,19 @@ class Annotator(threading.Thread):
 
 
 class Budget:
-    """So many labels, at most so many a second in all."""
+    """So many labels, at most so many a second in all. After an outage nobody hurries to make up for it."""
 
     def __init__(self, labels: int, rate: float) -> None:
-        self.left, self.rate, self.begin, self.taken = labels, rate, time.monotonic(), 0
+        self.labels, self.seconds, self.next, self.taken = labels, 1 / rate, time.monotonic(), 0
         self.lock = threading.Lock()
 
     def take(self) -> bool:
         with self.lock:
-            if not self.left:
+            if self.taken == self.labels:
                 return False
-            self.left -= 1
-            due = self.begin + self.taken / self.rate
             self.taken += 1
+            due = max(self.next, time.monotonic())
+            self.next = due + self.seconds
         time.sleep(max(0.0, due - time.monotonic()))
         return True
 

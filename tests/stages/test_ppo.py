@@ -17,8 +17,8 @@ from wukong.model.hub import load_policy, load_reward, save_policy, save_reward
 from wukong.records import Prompt, as_messages, write_records
 from wukong.stages import episodes as rollouts
 from wukong.stages import online, ppo, tokenize
-from wukong.stages.common import frozen, response_logprobs
-from wukong.stages.episodes import Episodes, final_scores, judge, reward_scores, roll_out
+from wukong.stages.common import frozen, response_logprobs, scores_of
+from wukong.stages.episodes import Episodes, final_scores, judge, roll_out
 from wukong.stages.online import Credit, iterate
 from wukong.stages.ppo import PPOOptions
 from wukong.stages.tokenize import TokenizeOptions
@@ -186,7 +186,7 @@ def test_the_reward_model_reads_query_and_response_without_the_end_token(tokeniz
         torch.ones(2, 3).bool(),
         torch.zeros(2, 3),
     )
-    scores = reward_scores(model, episodes, CPU, 64)
+    scores = torch.tensor(scores_of(model, episodes.scored_sequences, CPU, 64))
     with torch.no_grad():
         assert torch.allclose(scores[0], model(torch.tensor([[1, 2, 3]]), torch.tensor([3]))[0], atol=1e-6)
         assert torch.allclose(scores[1], model(torch.tensor([[1, 2, 3, 4]]), torch.tensor([4]))[0], atol=1e-6)

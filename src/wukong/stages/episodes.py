@@ -24,7 +24,7 @@ from wukong.processes import add_up, gathered, share
 from wukong.records import Message
 from wukong.rollout import generate, inference_copy
 from wukong.seeds import derived_seed
-from wukong.stages.common import response_logprobs, response_positions, response_states, scores_of
+from wukong.stages.common import response_logprobs, response_positions, response_states
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 from wukong.training.parallel import in_step
@@ -185,11 +185,6 @@ def response_values(model: ScalarModel, ids: Tensor, predicts: Tensor, compute: 
 
 ScoreFunction = Callable[[Episodes], Tensor]
 """Episodes -> the reward of each response, (B,) float32, before the rule for responses that never ended."""
-
-
-def reward_scores(model: ScalarModel, episodes: Episodes, compute: Compute, max_tokens: int) -> Tensor:
-    """The reward model's score of each response: (B,) float32."""
-    return torch.tensor(scores_of(model, episodes.scored_sequences, compute, max_tokens), device=compute.device)
 
 
 @torch.no_grad()
