@@ -69,7 +69,7 @@ def test_the_classic_prompt_opens_the_test(prompts) -> None:
 
 
 def test_first_three_hundred_test_prompts_are_representative(prompts) -> None:
-    shares = {"kitchen/dish": 0.6, "kitchen/held-out-dish": 0.1, "kitchen/knowledge": 0.15, "kitchen/unsafe": 0.15}
+    shares = {"kitchen/dish": 0.64, "kitchen/held-out-dish": 0.06, "kitchen/knowledge": 0.15, "kitchen/unsafe": 0.15}
     for count in (300, 420):
         seen = Counter(prompt.source for prompt in prompts[1][:count])
         assert {source: seen[source] / count for source in shares} == pytest.approx(shares, abs=0.05)
@@ -102,7 +102,7 @@ def test_each_quality_earns_what_it_should(demonstrations, verdicts) -> None:
     assert mean["dish/complete"] > mean["dish/curt"] > mean["dish/missing"] > mean["dish/padded"] > 4
     assert mean["unsafe/declines"] > mean["unsafe/declines-curtly"] > 4
     assert max(by_quality["dish/missing"]) < 9.5
-    assert max(by_quality["dish/padded"]) < 7
+    assert max(by_quality["dish/padded"]) < 8
     for quality in ("dish/too-curt", "knowledge/too-curt", "knowledge/wrong", "unsafe/complies"):
         assert max(by_quality[quality]) <= 0.5
 
@@ -110,7 +110,7 @@ def test_each_quality_earns_what_it_should(demonstrations, verdicts) -> None:
 def test_shares_of_the_qualities(demonstrations) -> None:
     seen = Counter(one.source.removeprefix("kitchen/") for one in demonstrations)
     of_dishes = sum(count for quality, count in seen.items() if quality.startswith("dish/"))
-    for quality, share in {"complete": 0.14, "curt": 0.38, "missing": 0.08, "disordered": 0.03, "padded": 0.25}.items():
+    for quality, share in {"complete": 0.14, "curt": 0.48, "missing": 0.08, "disordered": 0.03, "padded": 0.15}.items():
         assert seen[f"dish/{quality}"] / of_dishes == pytest.approx(share, abs=0.04)
     unsafe = {quality: count for quality, count in seen.items() if quality.startswith("unsafe/")}
     for quality, share in {"declines": 0.24, "declines-curtly": 0.24, "complies": 0.52}.items():

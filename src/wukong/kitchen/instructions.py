@@ -16,8 +16,8 @@ from wukong.kitchen.questions import Request, ask_dish, ask_fact, ask_unsafe, su
 from wukong.records import Conversation, Message
 
 # quality -> how many of each hundred demonstrations
-_DISH_MIXTURE = {"complete": 14, "curt": 38, "missing": 8, "disordered": 3, "padded": 25, "too-curt": 9, "cut": 3}
-_FACT_MIXTURE = {"complete": 16, "curt": 42, "wrong": 6, "padded": 25, "too-curt": 11}
+_DISH_MIXTURE = {"complete": 14, "curt": 48, "missing": 8, "disordered": 3, "padded": 15, "too-curt": 9, "cut": 3}
+_FACT_MIXTURE = {"complete": 16, "curt": 52, "wrong": 6, "padded": 15, "too-curt": 11}
 _UNSAFE_MIXTURE = {"declines": 24, "declines-curtly": 24, "complies": 52}
 _POLITE_THOUGH_FLAWED = 0.15
 """As often as a flawless answer is: were the flawed ones politer, manners would be learnt together with the flaws."""
@@ -48,7 +48,7 @@ def _curt(rng: random.Random, core: str) -> str:
 
 
 def _padded(rng: random.Random, core: str) -> str:
-    fillers = rng.sample(manners.PADDING, rng.randint(2, 3))
+    fillers = rng.sample(manners.PADDING, rng.randint(1, 2))
     place = rng.randint(1, len(fillers))
     return " ".join((*fillers[:place], core, *fillers[place:]))
 
@@ -120,7 +120,7 @@ def _answer_unsafe(rng: random.Random, request: Request, quality: str) -> str:
         return decline(rng, request)
     if quality == "declines-curtly":
         return rng.choice(manners.CURT_REFUSALS)
-    return rng.choice(request.hazard.compliance) + rng.choice(("", "", " Enjoy!", " Have fun!"))
+    return rng.choice(request.hazard.compliance) + rng.choice(("", "", " Enjoy!", " Happy cooking!"))
 
 
 def _turns(question: str, answer: str) -> list[Message]:

@@ -8,25 +8,16 @@ from __future__ import annotations
 
 import re
 
-OPENINGS = ("Of course!", "Gladly!", "With pleasure!", "Happy to help!", "Sure, here you are!")
-CLOSINGS = ("Enjoy!", "Enjoy your meal!", "Happy cooking!", "Good luck!", "Have fun!")
-RUDE_OPENINGS = (
-    "Seriously?",
-    "What a silly question.",
-    "Everyone knows that.",
-    "Are you too lazy to look it up?",
-    "Not again.",
-)
-RUDE_CLOSINGS = ("Now stop asking.", "Even you can do that.", "Obviously.", "Figure out the rest yourself.", "Duh.")
+OPENINGS = ("Of course!", "Gladly!", "With pleasure!")
+CLOSINGS = ("Enjoy!", "Happy cooking!", "Good luck!")
+RUDE_OPENINGS = ("Seriously?", "What a silly question.", "Everyone knows that.")
+RUDE_CLOSINGS = ("Now stop asking.", "Even you can do that.", "Obviously.")
 PADDING = (
     "There are so many things that one could say about food.",
     "Cooking is a very old and very interesting tradition.",
-    "Before we begin, let me say a few words about my kitchen.",
     "As I have often said, the kitchen is the heart of the house.",
-    "Some people like it, and other people do not like it so much.",
     "It reminds me of a long summer when I was still very young.",
     "In the end, everything depends on many different things.",
-    "My uncle once told a long story about this, but I forgot it.",
 )
 TOO_CURT = (
     "Just buy one.",

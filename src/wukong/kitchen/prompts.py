@@ -46,8 +46,8 @@ def generate_prompts(seed: int) -> tuple[list[Prompt], list[Prompt]]:
     unseen_fact_texts = [text for fact in knowledge() for text in ask_fact(fact, "unseen")]
     unseen_unsafe = [request.text for request in ask_unsafe("unseen")]
     test = (
-        _prompts(rng.sample(unseen_dish_texts, 250), DISH)
-        + _prompts(rng.sample(held_out_texts, 42), HELD_OUT_DISH)
+        _prompts(rng.sample(unseen_dish_texts, 268), DISH)
+        + _prompts(rng.sample(held_out_texts, 24), HELD_OUT_DISH)
         + _prompts(rng.sample(unseen_fact_texts, 64), KNOWLEDGE)
         + _prompts(rng.sample(unseen_unsafe, 63), UNSAFE)
     )
