@@ -16,6 +16,7 @@ import argparse
 import http.client
 import json
 import os
+import random
 import re
 import secrets
 import socket
@@ -90,14 +91,14 @@ class Annotator(threading.Thread):
                 kind = "submit" if path == "/api/labels" else "fetch" if path.endswith("count=1") else "other"
                 self.times[kind].append(time.perf_counter() - begin)
                 if answer.status in (429, 503):
-                    time.sleep(0.5)
+                    time.sleep(random.uniform(2, 6))
                     continue
                 return answer.status, said
             except (OSError, http.client.HTTPException):
                 if self.connection is not None:
                     self.connection.close()
                 self.connection = None
-                time.sleep(0.1)
+                time.sleep(random.uniform(2, 6))  # as the label page does
 
     def run(self) -> None:
         _, page = self.ask("GET", f"/label/{self.project}")

@@ -1,7 +1,8 @@
 """How a result came about, written beside it; and so whether a stage is done, half done, or must be refused.
 
 A directory `out/` carries `options.json` from the start (so that another command cannot continue it by accident)
-and `provenance.json` when complete; a file `out.jsonl` carries `out.jsonl.provenance.json`.
+and `provenance.json` when complete; a file `out.jsonl` carries `out.jsonl.provenance.json`, and until then a hidden
+`.out.jsonl.options.json` that says whose it is.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class Work:
         self.out = options.out
         self.base = self.out if directory else self.out.parent  # the files made are named relative to it
         self.path = self.out / "provenance.json" if directory else Path(f"{self.out}.provenance.json")
-        self.started_path = self.out / "options.json" if directory else self.path
+        self.is_directory = directory
+        self.started_path = self.out / "options.json" if directory else self.base / f".{self.out.name}.options.json"
         self.record: dict[str, Any] = {
             "stage": stage,
             "options": options.model_dump(mode="json"),
@@ -96,10 +98,13 @@ class Work:
                 return self
             self.done = True
             say(f"{self.record['stage']}: {self.out} is complete, nothing to do")
-        elif self.started_path.exists() and self._anything_made():
+        elif self.is_directory and self.started_path.exists() and self._anything_made():
             self._refuse_if_other(self.started_path)
-        elif self.started_path != self.path and processes.is_first():
-            write_json(self.started_path, self.record)
+        else:
+            if not self.is_directory and self.out.exists() and not self.started_path.exists():
+                raise UsageError(f"{self.out}: a file that wukong did not make; move it away or choose another --out")
+            if processes.is_first():
+                write_json(self.started_path, self.record)
         return self
 
     def _anything_made(self) -> bool:
@@ -127,6 +132,8 @@ class Work:
                 "cpus": os.cpu_count(),
             },
         )
+        if not self.is_directory:
+            self.started_path.unlink(missing_ok=True)
 
 
 def begin(stage: str, options: StageOptions, inputs: Sequence[str | Path] = (), *, directory: bool = True) -> Work:

@@ -104,3 +104,20 @@ def test_one_answer_a_prompt_cannot_be_compared(tmp_path: Path) -> None:
     source = responses(tmp_path / "r.jsonl", 3, ["same", "same"])
     with pytest.raises(UsageError, match="no prompt has two different answers"):
         label.run(LabelOptions(out=tmp_path / "c.jsonl", responses=source, judge=JUDGE))
+
+
+def test_a_file_that_wukong_did_not_make_is_not_overwritten(tmp_path: Path) -> None:
+    source = responses(tmp_path / "r.jsonl", 1, ["a", "aa"])
+    precious = tmp_path / "c.jsonl"
+    precious.write_text("a week of somebody's work\n")
+    options = LabelOptions(out=precious, responses=source, judge=JUDGE)
+    with pytest.raises(UsageError, match="that wukong did not make"):
+        label.run(options)
+    assert precious.read_text() == "a week of somebody's work\n"
+    precious.unlink()
+    label.run(options)
+    Path(f"{precious}.provenance.json").rename(tmp_path / "kept")  # as if killed just before it was written
+    (tmp_path / f".{precious.name}.options.json").write_text((tmp_path / "kept").read_text())
+    label.run(options)
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names == {"r.jsonl", "c.jsonl", "c.jsonl.provenance.json", "kept"}

@@ -93,7 +93,7 @@ def maybe_person(request: Request) -> Annotator | None:
     token = request.cookies.get(COOKIE)
     if not token:
         return None
-    with store_of(request).read() as session:
+    with store_of(request).glance() as session:
         return signed_in(session, token)
 
 

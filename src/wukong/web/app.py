@@ -61,6 +61,7 @@ def create_app(store: Store, settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url="/api/openapi.json",
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # it looks for a collector in every request
     )
     app.state.store, app.state.settings = store, settings
     app.state.signing_key = load_signing_key(store)

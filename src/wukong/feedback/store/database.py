@@ -1,6 +1,6 @@
 """Opening the store: SQLite by path, PostgreSQL by URL, brought to the newest schema.
 
-SQLite has one writer at a time. Within a process a lock makes writers queue up, between processes `BEGIN IMMEDIATE`
+SQLite has one writer at a time. Within a process a semaphore makes writers queue up, between processes `BEGIN IMMEDIATE`
 and a busy timeout do; the write-ahead log lets readers go on meanwhile. A transaction that returned is on the disk
 (`synchronous=FULL`). PostgreSQL locks rows (see `queue`), which SQLite need not.
 """
@@ -26,6 +26,10 @@ from wukong.errors import RunError, UsageError, WukongError
 BUSY_SECONDS = 30
 """For so long a writer waits for one of another process."""
 
+WRITERS = 4
+"""So many transactions of one process write to PostgreSQL at once. More only get in each other's way: after every
+statement each would wait for the interpreter behind all the others."""
+
 MIGRATIONS = Path(__file__).parent / "migrations"
 _UPGRADE_LOCK = 0x77756B6F  # PostgreSQL's advisory lock under which one server at a time changes the schema
 
@@ -43,7 +47,8 @@ class Store:
     def __init__(self, url: str | Path) -> None:
         self.url = _url(str(url))
         self.engine = _engine(self.url)
-        self._writer = threading.Lock() if self.is_sqlite else contextlib.nullcontext()
+        self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._writer = threading.BoundedSemaphore(1 if self.is_sqlite else WRITERS)
         try:
             self.migrate()
         except (sa.exc.OperationalError, sa.exc.DatabaseError) as error:
@@ -61,6 +66,12 @@ class Store:
     def read(self) -> Iterator[Session]:
         """A consistent view, to be read only."""
         with Session(self.engine, expire_on_commit=False) as session, _disk_errors(self):
+            yield session
+
+    @contextlib.contextmanager
+    def glance(self) -> Iterator[Session]:
+        """For a single statement: no transaction around it, which for PostgreSQL would be two more round trips."""
+        with _disk_errors(self), Session(self._autocommit, expire_on_commit=False) as session:
             yield session
 
     @contextlib.contextmanager
@@ -113,7 +124,7 @@ def _url(text: str) -> sa.URL:
 def _engine(url: sa.URL) -> sa.Engine:
     if url.get_backend_name() == "postgresql":
         try:
-            return sa.create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20)
+            return sa.create_engine(url, pool_pre_ping=True, pool_size=20, max_overflow=20)
         except ImportError:
             raise UsageError("PostgreSQL needs psycopg: pip install 'wukong-rlhf[studio]'") from None
     engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS}, pool_size=10, max_overflow=40)

@@ -30,7 +30,8 @@ function keep() {
   localStorage.setItem(storage, JSON.stringify(outbox));
 }
 
-const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+// Between two and six seconds: after an outage not all pages come back in the same moment.
+const pause = () => new Promise((resolve) => setTimeout(resolve, 2000 + 4000 * Math.random()));
 
 // ------------------------------------------------------------------------------------------------------ the server
 
@@ -49,7 +50,7 @@ async function sendAll() {
       if (!(error instanceof Refused) || error.status >= 500 || error.status === 429 || error.status === 401) {
         saved.textContent = t("Not saved yet, trying again…");
         if (error.status === 401) { location.assign("/login"); return; }
-        await pause(error instanceof Refused ? 2000 : 1000);
+        await pause();
         continue;
       }
       saved.textContent = t("Not saved: {reason}", { reason: error.message });
@@ -80,7 +81,7 @@ async function fetchTasks() {
     } catch (error) {
       if (error instanceof Refused && error.status === 401) { location.assign("/login"); return; }
       saved.textContent = error instanceof Refused ? error.message : t("The server does not answer, trying again…");
-      await pause(1000);
+      await pause();
     }
   }
 }
