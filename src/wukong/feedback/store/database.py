@@ -1,8 +1,8 @@
 """Opening the store: SQLite by path, PostgreSQL by URL, brought to the newest schema.
 
-SQLite has one writer at a time. Within a process a semaphore makes writers queue up, between processes `BEGIN IMMEDIATE`
-and a busy timeout do; the write-ahead log lets readers go on meanwhile. A transaction that returned is on the disk
-(`synchronous=FULL`). PostgreSQL locks rows (see `queue`), which SQLite need not.
+SQLite has one writer at a time. Within a process a semaphore makes writers queue up, between processes `BEGIN
+IMMEDIATE` and a busy timeout do; the write-ahead log lets readers go on meanwhile. A transaction that returned is on
+the disk (`synchronous=FULL`). PostgreSQL locks rows (see `queue`), which SQLite need not.
 """
 
 from __future__ import annotations

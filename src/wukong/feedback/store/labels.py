@@ -11,12 +11,11 @@ from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session, aliased, joinedload
 
 from wukong.errors import DataError, UsageError
 from wukong.feedback.store.people import imported_annotator
-from wukong.feedback.store.tables import Annotator, Assignment, Label, Task, check_text, now
-from wukong.feedback.store.tasks import guidelines
+from wukong.feedback.store.tables import Annotator, Assignment, GuidelineVersion, Label, Task, check_text, now
 from wukong.feedback.store.values import as_shown, as_stored, checked, disagreement
 
 LONGEST_COMMENT = 4000
@@ -62,11 +61,9 @@ def submit(
         ConflictError: the task is judged already, or the client id is another label's.
         DataError: the value does not fit the task.
     """
-    assignment = assignment_of(session, annotator, assignment_id)
-    task = _locked(session, assignment.task_id)
+    task, assignment = _taken_up(session, annotator, assignment_id)
     if (before := _submitted(session, annotator, client_id, task.id, "given")) is not None:
         return before
-    session.refresh(assignment)
     if assignment.state != "leased":
         raise ConflictError("this task is judged already; undo that first")
     kind = task.project.kind
@@ -86,11 +83,9 @@ def skip(
     flagged: bool = False,
 ) -> Label:
     """The task is left to others, for a reason. Raises as `submit`."""
-    assignment = assignment_of(session, annotator, assignment_id)
-    task = _locked(session, assignment.task_id)
+    task, assignment = _taken_up(session, annotator, assignment_id)
     if (before := _submitted(session, annotator, client_id, task.id, "skipped")) is not None:
         return before
-    session.refresh(assignment)
     if assignment.state != "leased":
         raise ConflictError("this task is judged already; undo that first")
     if not reason.strip():
@@ -210,14 +205,33 @@ def add_label(
 
 # Written once, with places for the values, as in `queue`.
 _TASK = sa.bindparam("task", type_=sa.Integer)
-_LOCK = sa.select(Task).where(Task.id == _TASK).with_for_update().execution_options(populate_existing=True)
+_LOCKED = (
+    sa.select(Task)
+    .options(joinedload(Task.project, innerjoin=True))
+    .with_for_update(of=Task)
+    .execution_options(populate_existing=True)
+)
+_LOCK = _LOCKED.where(Task.id == _TASK)
+_ITS = (
+    Assignment.id == sa.bindparam("assignment", type_=sa.Integer),
+    Assignment.annotator_id == sa.bindparam("annotator", type_=sa.Integer),
+)
+_LOCK_OF_ASSIGNMENT = _LOCKED.where(Task.id == sa.select(Assignment.task_id).where(*_ITS).scalar_subquery())
+_ASSIGNMENT = sa.select(Assignment).where(*_ITS).execution_options(populate_existing=True)
+_GUIDELINE = (
+    sa.select(GuidelineVersion.id)
+    .where(GuidelineVersion.project_id == sa.bindparam("project", type_=sa.Integer))
+    .order_by(GuidelineVersion.version.desc())
+    .limit(1)
+)
 _OF_CLIENT = sa.select(Label).where(Label.client_id == sa.bindparam("client_id"))
 _CURRENT = sa.select(Label).where(Label.task_id == _TASK, current())
 
 
 @cache
-def _last_before(adjudicates: bool) -> sa.Select[int]:
-    """The label that a new one of the same person and task supersedes; a decision supersedes another admin's, too."""
+def _before(adjudicates: bool) -> sa.Select[int | None, int | None]:
+    """The newest guidelines, and the label that a new one of the same person and task supersedes; a decision supersedes
+    another admin's, too."""
     later = aliased(Label)
     query = sa.select(Label.id).where(
         Label.task_id == _TASK,
@@ -226,7 +240,17 @@ def _last_before(adjudicates: bool) -> sa.Select[int]:
     )
     if not adjudicates:
         query = query.where(Label.annotator_id == sa.bindparam("annotator", type_=sa.Integer))
-    return query.order_by(Label.id.desc()).limit(1)
+    last = query.order_by(Label.id.desc()).limit(1)
+    return sa.select(_GUIDELINE.scalar_subquery(), last.scalar_subquery())
+
+
+def _taken_up(session: Session, annotator: Annotator, assignment_id: int) -> tuple[Task, Assignment]:
+    """The task, locked as by `_locked`, and then this person's assignment as it is now. Raises NotFoundError."""
+    values = {"assignment": assignment_id, "annotator": annotator.id}
+    task = session.scalar(_LOCK_OF_ASSIGNMENT, values)
+    if task is None:
+        raise NotFoundError("there is no such assignment of yours")
+    return task, session.scalars(_ASSIGNMENT, values).one()
 
 
 def _locked(session: Session, task_id: int) -> Task:
@@ -266,7 +290,8 @@ def _add(
     """Adds the row, behind the last one of the same person and task, and brings the task up to date with it."""
     if len(comment) > LONGEST_COMMENT:
         raise DataError(f"has more than {LONGEST_COMMENT} characters", field="comment")
-    guideline = guidelines(session, task.project_id)
+    values = {"project": task.project_id, "task": task.id, "annotator": annotator.id}
+    guideline_id, supersedes = session.execute(_before(adjudicates), values).one()
     label = Label(
         client_id=client_id,
         task_id=task.id,
@@ -279,8 +304,8 @@ def _add(
         comment=comment,
         flagged=flagged,
         adjudicates=adjudicates,
-        guideline_id=None if guideline is None else guideline.id,
-        supersedes=session.scalar(_last_before(adjudicates), {"task": task.id, "annotator": annotator.id}),
+        guideline_id=guideline_id,
+        supersedes=supersedes,
         created_at=now() if at is None else at,
     )
     session.add(label)

@@ -18,7 +18,7 @@ from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased, joinedload
 
 from wukong.feedback.store.tables import Annotator, Assignment, Project, Task, now
 from wukong.feedback.store.tasks import SHUFFLE
@@ -30,7 +30,7 @@ _ANNOTATOR, _PROJECT, _TASK = (sa.bindparam(name, type_=sa.Integer) for name in 
 _TIME = sa.bindparam("time", type_=sa.Float)
 _OVERLAP = sa.bindparam("overlap", type_=sa.Integer)
 _LOW, _HIGH, _POINT = (sa.bindparam(name, type_=sa.BigInteger) for name in ("low", "high", "point"))
-_PRIORITY, _BELOW = (sa.bindparam(name, type_=sa.Float) for name in ("priority", "below"))
+_BELOW = sa.bindparam("below", type_=sa.Float)
 _MINE = sa.and_(Assignment.annotator_id == _ANNOTATOR, Assignment.project_id == _PROJECT)
 
 _IN_HAND = (
@@ -40,20 +40,25 @@ _IN_HAND = (
     .limit(sa.bindparam("count", type_=sa.Integer))
 )
 _HANDED_OUT = sa.select(sa.func.count()).select_from(Assignment).where(_MINE)
-_TAKEN = (
-    sa.select(sa.func.count())
-    .select_from(Assignment)
-    .where(
-        Assignment.task_id == Task.id,
-        Assignment.state == "leased",
-        Assignment.expires_at > _TIME,
-        Assignment.annotator_id != _ANNOTATOR,
+
+
+def _taken(task: type[Task]) -> sa.ScalarSelect[int]:
+    """How many others hold the task on lease."""
+    return (
+        sa.select(sa.func.count())
+        .select_from(Assignment)
+        .where(
+            Assignment.task_id == task.id,
+            Assignment.state == "leased",
+            Assignment.expires_at > _TIME,
+            Assignment.annotator_id != _ANNOTATOR,
+        )
+        .correlate(task)
+        .scalar_subquery()
     )
-    .correlate(Task)
-    .scalar_subquery()
-)
-"""How many others hold the task on lease."""
-_PLACES_TAKEN = sa.select(Task.n_labels + _TAKEN).where(Task.id == _TASK)
+
+
+_PLACES_TAKEN = sa.select(Task.n_labels + _taken(Task)).where(Task.id == _TASK)
 _EARLIER_LEASE = sa.select(Assignment).where(Assignment.task_id == _TASK, Assignment.annotator_id == _ANNOTATOR)
 _DONE = sa.select(sa.func.count()).select_from(Assignment).where(_MINE, Assignment.state == "done")
 _OPEN = sa.select(sa.func.count()).select_from(Task).where(Task.project_id == _PROJECT, Task.open, ~Task.is_gold)
@@ -66,30 +71,35 @@ _OPEN_AND_SEEN = (
 _PROGRESS = sa.select(*(query.scalar_subquery() for query in (_DONE, _OPEN, _OPEN_AND_SEEN)))
 
 
-@cache
-def _to_be_had(is_gold: bool) -> tuple[sa.ColumnElement[bool], ...]:
+def _to_be_had(is_gold: bool, task: type[Task]) -> tuple[sa.ColumnElement[bool], ...]:
     """The conditions of a task that this person may get."""
-    seen = sa.exists().where(
-        Assignment.task_id == Task.id,
-        Assignment.annotator_id == _ANNOTATOR,
-        sa.or_(Assignment.state != "leased", Assignment.expires_at > _TIME),
+    seen = (
+        sa.exists()
+        .where(
+            Assignment.task_id == task.id,
+            Assignment.annotator_id == _ANNOTATOR,
+            sa.or_(Assignment.state != "leased", Assignment.expires_at > _TIME),
+        )
+        .correlate(task)
     )
-    needed = () if is_gold else (Task.open, Task.n_labels + _TAKEN < _OVERLAP)
-    return Task.project_id == _PROJECT, Task.is_gold == is_gold, ~seen, *needed
+    needed = () if is_gold else (task.open, task.n_labels + _taken(task) < _OVERLAP)
+    return task.project_id == _PROJECT, task.is_gold == is_gold, ~seen, *needed
 
 
 @cache
-def _first_priority(is_gold: bool) -> sa.Select[float]:
+def _highest_priority(is_gold: bool) -> sa.Select[float]:
     """The highest priority, below a bound, of which there is such a task."""
-    query = sa.select(Task.priority).where(*_to_be_had(is_gold), Task.priority < _BELOW)
-    return query.order_by(Task.priority.desc()).limit(1)
+    task = aliased(Task)
+    query = sa.select(task.priority).where(*_to_be_had(is_gold, task), task.priority < _BELOW)
+    return query.order_by(task.priority.desc()).limit(1)
 
 
 @cache
 def _candidate(is_gold: bool, active_selection: bool) -> sa.Select[Task]:
-    """The first such task of a priority on a part of the ring."""
-    query = sa.select(Task).where(*_to_be_had(is_gold), Task.priority == _PRIORITY)
-    query = query.where(Task.shuffle >= _LOW, Task.shuffle < _HIGH)
+    """The first such task, of the highest priority below a bound, on a part of the ring."""
+    priority = _highest_priority(is_gold).scalar_subquery()
+    query = sa.select(Task).where(*_to_be_had(is_gold, Task), Task.priority == priority)
+    query = query.where(Task.shuffle >= _LOW, Task.shuffle < _HIGH).options(joinedload(Task.prompt, innerjoin=True))
     if active_selection:
         query = query.order_by(Task.uncertainty.desc(), Task.shuffle < _POINT)
     query = query.order_by(Task.shuffle).limit(1)  # and by nothing after it: the index is to end the search
@@ -128,16 +138,16 @@ def _next_task(session: Session, project: Project, annotator: Annotator, time: f
 
 
 def _drawn(session: Session, project: Project, is_gold: bool, values: dict[str, Any]) -> Task | None:
-    """A task of the highest priority; of a lower one where others hold all the rows of that."""
+    """A task of the highest priority; of a lower one where others are just taking all the rows of that."""
     query, point = _candidate(is_gold, project.active_selection), values["point"]
     parts = [(0, SHUFFLE)] if project.active_selection else [(point, SHUFFLE), (0, point)]
-    priority = session.scalar(_first_priority(is_gold), {**values, "below": math.inf})
-    while priority is not None:
+    below: float | None = math.inf
+    while below is not None:
         for low, high in parts:
-            task = session.scalar(query, {**values, "priority": priority, "low": low, "high": high})
+            task = session.scalar(query, {**values, "below": below, "low": low, "high": high})
             if task is not None:
                 return task
-        priority = session.scalar(_first_priority(is_gold), {**values, "below": priority})
+        below = session.scalar(_highest_priority(is_gold), {**values, "below": below})
     return None
 
 
