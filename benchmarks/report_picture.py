@@ -1,6 +1,6 @@
 """A picture of a run's report for the README, taken with Chromium.
 
-    python benchmarks/report_picture.py runs/kitchen --out docs/report.png
+python benchmarks/report_picture.py runs/kitchen --out docs/report.png
 """
 
 from __future__ import annotations
