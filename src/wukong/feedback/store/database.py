@@ -47,7 +47,8 @@ class Store:
     def __init__(self, url: str | Path) -> None:
         self.url = _url(str(url))
         self.engine = _engine(self.url)
-        self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        # SQLAlchemy would leave a pooled SQLite connection with the driver's own transactions switched on again.
+        self._glancing = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._writer = threading.BoundedSemaphore(1 if self.is_sqlite else WRITERS)
         try:
             self.migrate()
@@ -71,7 +72,7 @@ class Store:
     @contextlib.contextmanager
     def glance(self) -> Iterator[Session]:
         """For a single statement: no transaction around it, which for PostgreSQL would be two more round trips."""
-        with _disk_errors(self), Session(self._autocommit, expire_on_commit=False) as session:
+        with Session(self._glancing, expire_on_commit=False) as session, _disk_errors(self):
             yield session
 
     @contextlib.contextmanager
