@@ -153,12 +153,37 @@ def table(seeds: list[int], results: list[dict[str, dict[str, Any]]], command: s
     return "\n".join(lines) + "\n"
 
 
+def draw(seeds: list[int], results: list[dict[str, dict[str, Any]]], judge: str, file: Path) -> None:
+    """Each algorithm's win rate over SFT: a dot and its interval for every seed."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "wukong"  # the same numbers give the same file
+    from matplotlib import pyplot
+
+    names = list(results[0])
+    figure, axis = pyplot.subplots(figsize=(7, 0.6 * len(names) + 1), constrained_layout=True)
+    for place, seed in enumerate(seeds):
+        y = [row + 0.2 * (place - (len(seeds) - 1) / 2) for row in range(len(names))]
+        of = [results[place][name] for name in names]
+        wins = [100 * one["win"] for one in of]
+        spread = [[100 * (one["win"] - one["low"]) for one in of], [100 * (one["high"] - one["win"]) for one in of]]
+        axis.errorbar(wins, y, xerr=spread, fmt="o", ms=4, lw=1.2, label=f"seed {seed}")
+    axis.axvline(50, color="grey", lw=0.8, ls=":")
+    axis.set(yticks=range(len(names)), yticklabels=names, xlabel=f"wins over SFT by {judge}, %")
+    axis.invert_yaxis()
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    figure.savefig(file, metadata={"Date": None})
+    pyplot.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a finished run directory, such as runs/kitchen")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", nargs="*", default=[], metavar="STAGE.OPTION=VALUE")
-    parser.add_argument("--out", type=Path, help="write the table there too")
+    parser.add_argument("--out", type=Path, help="write the table there too, and the figure beside it (.svg)")
     arguments = parser.parse_args()
     steps = recipe_steps(arguments.run)
     results, evaluation = [], {}
@@ -172,6 +197,7 @@ def main() -> None:
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(text)
+        draw(arguments.seeds, results, evaluation["scorer"], arguments.out.with_suffix(".svg"))
 
 
 if __name__ == "__main__":
