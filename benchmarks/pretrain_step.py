@@ -14,12 +14,11 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from turns import Contender, compete, peak_speeds, turns
+from turns import Contender, compete, install_transformers, peak_speeds, turns
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY = {"gpt2": 50257}
@@ -136,9 +135,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         directory, peer_dir = Path(temporary), given.peer_dir or temporary
-        if not (Path(peer_dir) / "transformers").exists():
-            install = [sys.executable, "-m", "pip", "install", "--quiet", "--target", peer_dir]
-            subprocess.run([*install, "-r", str(ROOT / "benchmarks/requirements-transformers.txt")], check=True)
+        install_transformers(peer_dir)
         contenders = []
         for precision in given.precisions:
             for who in ("wukong", "transformers"):

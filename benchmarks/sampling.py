@@ -26,13 +26,12 @@ import json
 import math
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from turns import Contender, compete, peak_speeds, turns
+from turns import Contender, compete, install_transformers, peak_speeds, turns
 
 ROOT = Path(__file__).resolve().parents[1]
 EOS = 0
@@ -233,10 +232,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
         options.peer_dir = options.peer_dir or temporary
-        if options.cases != ["flat"] and not (Path(options.peer_dir) / "transformers").exists():
-            install = [sys.executable, "-m", "pip", "install", "--quiet", "--target", options.peer_dir]
-            subprocess.run([*install, "-r", str(ROOT / "benchmarks/requirements-transformers.txt")], check=True)
         if options.cases != ["flat"]:
+            install_transformers(options.peer_dir)
             print("| case | precision | by | tokens/s | min | max | our fastest is x times | GiB | of matrix peak |")
             print("| --- | --- | --- " + "| ---: " * 6 + "|")
         for name in options.cases:

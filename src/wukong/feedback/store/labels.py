@@ -99,7 +99,7 @@ def undo(session: Session, annotator: Annotator, project_id: int, client_id: str
 
     Raises ConflictError when there is nothing to take back.
     """
-    before = session.scalar(sa.select(Label).where(Label.client_id == client_id))
+    before = session.scalar(_OF_CLIENT, {"client_id": client_id})
     if before is not None and (before.annotator_id, before.status) != (annotator.id, "withdrawn"):
         raise ConflictError("this client id is another label's")
     if before is not None:
@@ -185,7 +185,7 @@ def add_label(
     """
     person = imported_annotator(session, annotator) if isinstance(annotator, str) else annotator
     task = _locked(session, task.id)
-    if (before := session.scalar(sa.select(Label).where(Label.client_id == client_id))) is not None:
+    if (before := session.scalar(_OF_CLIENT, {"client_id": client_id})) is not None:
         if (before.task_id, before.annotator_id) != (task.id, person.id):
             raise ConflictError(f"the label {client_id!r} is there already, for another task or annotator")
         return before, False
