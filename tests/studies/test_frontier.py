@@ -70,7 +70,8 @@ def test_the_curve_that_turns_down_is_found_and_said(given, course, capsys):
     assert points[0]["proxy"] < points[1]["proxy"]
     assert (mine["picked"][0]["iteration"], mine["picked"][0]["last_iteration"]) == (2, 3)
     assert mine["picked"][0]["path"] == str(course / "policies" / "iteration-000002")
-    assert mine["verdict"]["interval"][1] < 0
+    assert mine["verdict"]["last_interval"][1] < 0
+    assert mine["verdict"]["picked_less_best"] == 0, "gold picked"
     assert mine["words"].startswith("over-optimised: the last policy is worse than iteration 2: gold")
     assert mine["words"] in " ".join(capsys.readouterr().err.split())
     assert mine["fit"]["points"] == 3
@@ -105,6 +106,17 @@ def test_another_judge_picks_and_gold_only_tells_what_that_was_good_for(given):
     report = json.loads((options.out / "frontier.json").read_text())
     assert report["pick_by"] == f"{__name__}:fewer"
     assert report["curves"][0]["picked"][0]["iteration"] == 0
+    assert f"{__name__}:fewer picks the reference, clearly worse" in report["curves"][0]["words"]
+
+
+def test_a_judge_that_is_deceived_too_does_not_hide_the_fall(given):
+    options = given(pick_by=f"{__name__}:letters", best_of=0)
+    frontier.run(options)
+    mine = json.loads((options.out / "frontier.json").read_text())["curves"][0]
+    assert (mine["picked"][0]["iteration"], mine["picked"][0]["best_iteration"]) == (3, 2), "it takes the last"
+    assert mine["words"].startswith("over-optimised: the last policy is worse than iteration 2: gold")
+    assert f"{__name__}:letters picks iteration 3, clearly worse: gold" in mine["words"]
+    assert mine["verdict"]["picked_less_best"] == mine["verdict"]["last_less_best"] < 0
 
 
 def test_seeds_of_one_name_are_one_curve_and_an_interrupted_study_goes_on(given, course, monkeypatch):
@@ -144,16 +156,20 @@ def test_it_reads_what_an_online_algorithm_keeps(models, given, tmp_path):
     assert all(np.isfinite(point["kl"]) for point in points)
 
 
-def test_the_words_follow_the_interval():
-    run = {"iteration": 4, "last_iteration": 8}
-    verdict = {"last_less_picked": -0.5, "interval": [-0.9, 0.1], "proxy": 0.3}
-    assert (
-        in_words(verdict, [run]) == "picked: iteration 4; the last policy is not clearly worse: gold −0.5 [−0.9, 0.1]"
-    )
-    clear = in_words(verdict | {"interval": [-0.9, -0.1]}, [run, run | {"iteration": 2}])
-    said = "over-optimised: the last policy is worse than iteration 4 and iteration 2: gold −0.5 [−0.9, −0.1]"
+def test_the_words_follow_the_intervals():
+    run = {"iteration": 6, "best_iteration": 4, "last_iteration": 8}
+    verdict = {"last_less_best": -0.5, "last_interval": [-0.9, 0.1], "proxy": 0.3}
+    verdict |= {"picked_less_best": -0.25, "picked_interval": [-0.5, 0.0]}
+    unclear = "the last policy is not clearly worse than the best, iteration 4: gold −0.5 [−0.9, 0.1]"
+    assert in_words(verdict, [run]) == unclear
+    clear = in_words(verdict | {"last_interval": [-0.9, -0.1]}, [run, run | {"best_iteration": 0}])
+    said = "over-optimised: the last policy is worse than iteration 4 and the reference: gold −0.5 [−0.9, −0.1]"
     assert clear == f"{said}, while the proxy rose by 0.3"
-    assert "no sign" in in_words(verdict, [run | {"iteration": 8}])
+    assert "no sign" in in_words(verdict, [run | {"best_iteration": 8}])
+    picked = f"{unclear}; X picks iteration 6: gold −0.25 [−0.5, 0] against what gold itself would take"
+    assert in_words(verdict, [run], "X") == picked
+    worse = in_words(verdict | {"picked_interval": [-0.5, -0.1]}, [run], "X")
+    assert "; X picks iteration 6, clearly worse: gold −0.25 [−0.5, −0.1]" in worse
 
 
 def test_what_cannot_be_compared_is_refused(given, tmp_path, models):

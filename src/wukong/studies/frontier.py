@@ -219,30 +219,37 @@ def curve_of(
     """
     courses = [Course(*(np.stack([getattr(m, of) for m in ms]) for of in ("kl", "gold", "proxy"))) for *_, ms in runs]
     picked: list[dict[str, Any]] = []
-    lost, hidden = [], []
+    lost, hidden, missed = [], [], []
     reporting = ~picking
     for path, policies, measured in runs:
         candidates = [start, *measured]  # the reference itself is one of them: RL may have done nothing but harm
-        best = int(np.argmax([one.pick[picking].mean() for one in candidates]))
-        chosen, last = candidates[best], candidates[-1]
-        lost.append((last.gold - chosen.gold)[reporting])
-        hidden.append((last.proxy - chosen.proxy)[reporting])
+        iterations = [0, *(policy.iteration for policy in policies)]
+        chosen, best = (
+            int(np.argmax([getattr(one, of)[picking].mean() for one in candidates])) for of in ("pick", "gold")
+        )
+        last = candidates[-1]
+        lost.append((last.gold - candidates[best].gold)[reporting])
+        hidden.append((last.proxy - candidates[best].proxy)[reporting])
+        missed.append((candidates[chosen].gold - candidates[best].gold)[reporting])
         picked.append(
             {
                 "run": path,
-                "iteration": policies[best - 1].iteration if best else 0,
-                "path": str(policies[best - 1].path) if best else options.reference,
-                "last_iteration": policies[-1].iteration,
-                "kl": float(chosen.kl.mean()),
-                "gold": float(chosen.gold[reporting].mean()),
+                "iteration": iterations[chosen],
+                "path": str(policies[chosen - 1].path) if chosen else options.reference,
+                "best_iteration": iterations[best],
+                "last_iteration": iterations[-1],
+                "kl": float(candidates[chosen].kl.mean()),
+                "gold": float(candidates[chosen].gold[reporting].mean()),
                 "last_gold": float(last.gold[reporting].mean()),
             }
         )
-    loss, ones = np.mean(lost, 0), np.ones(int(reporting.sum()))
+    ones = np.ones(int(reporting.sum()))
     verdict = {
-        "last_less_picked": float(loss.mean()),
-        "interval": bootstrap_interval(loss, ones, options.seed),
+        "last_less_best": float(np.mean(lost)),
+        "last_interval": bootstrap_interval(np.mean(lost, 0), ones, options.seed),
         "proxy": float(np.mean(hidden)),
+        "picked_less_best": float(np.mean(missed)),
+        "picked_interval": bootstrap_interval(np.mean(missed, 0), ones, options.seed),
     }
     points = [
         {
@@ -262,23 +269,35 @@ def curve_of(
         "form": form_of(found, points, "rl"),
         "picked": picked,
         "verdict": verdict,
-        "words": in_words(verdict, picked),
+        "words": in_words(verdict, picked, options.pick_by),
     }
 
 
-def in_words(verdict: dict[str, Any], picked: list[dict[str, Any]]) -> str:
-    """What the last policies have lost against the picked ones, on prompts that had no part in the choice."""
-    low, high = verdict["interval"]
-    places = (f"iteration {one['iteration']}" if one["iteration"] else "the reference" for one in picked)
-    where = " and ".join(dict.fromkeys(places))
-    if all(one["iteration"] == one["last_iteration"] for one in picked):
-        return "the last policy is the best of those measured: no sign of over-optimisation"
-    by = f"gold {number(verdict['last_less_picked'])} [{number(low)}, {number(high)}]"
-    if high < 0:
+def in_words(verdict: dict[str, Any], picked: list[dict[str, Any]], pick_by: str | None = None) -> str:
+    """What gold lost from its best policies to the last ones, and to those that something else than gold picked. Best
+    and picked are chosen on one half of the prompts, the gold told is that of the other half."""
+    best = _iterations(picked, "best_iteration")
+    low, high = verdict["last_interval"]
+    if all(one["best_iteration"] == one["last_iteration"] for one in picked):
+        words = "the last policy is the best of those measured: no sign of over-optimisation"
+    else:
+        by = f"gold {number(verdict['last_less_best'])} [{number(low)}, {number(high)}]"
         moved = "rose" if verdict["proxy"] > 0 else "fell"
         proxy = f"while the proxy {moved} by {number(abs(verdict['proxy']))}"
-        return f"over-optimised: the last policy is worse than {where}: {by}, {proxy}"
-    return f"picked: {where}; the last policy is not clearly worse: {by}"
+        words = f"the last policy is not clearly worse than the best, {best}: {by}"
+        if high < 0:
+            words = f"over-optimised: the last policy is worse than {best}: {by}, {proxy}"
+    if pick_by is None:
+        return words
+    low, high = verdict["picked_interval"]
+    than = f"gold {number(verdict['picked_less_best'])} [{number(low)}, {number(high)}] against what gold itself would take"
+    warning = ", clearly worse" if high < 0 else ""
+    return f"{words}; {pick_by} picks {_iterations(picked, 'iteration')}{warning}: {than}"
+
+
+def _iterations(picked: list[dict[str, Any]], of: str) -> str:
+    places = (f"iteration {one[of]}" if one[of] else "the reference" for one in picked)
+    return " and ".join(dict.fromkeys(places))
 
 
 def best_of_curve(ruler: Ruler, start: Measured, options: FrontierOptions) -> dict[str, Any]:
