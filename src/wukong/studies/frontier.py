@@ -290,9 +290,10 @@ def in_words(verdict: dict[str, Any], picked: list[dict[str, Any]], pick_by: str
     if pick_by is None:
         return words
     low, high = verdict["picked_interval"]
-    than = f"gold {number(verdict['picked_less_best'])} [{number(low)}, {number(high)}] against what gold itself would take"
+    cost = f"gold {number(verdict['picked_less_best'])} [{number(low)}, {number(high)}]"
     warning = ", clearly worse" if high < 0 else ""
-    return f"{words}; {pick_by} picks {_iterations(picked, 'iteration')}{warning}: {than}"
+    choice = f"{pick_by} picks {_iterations(picked, 'iteration')}{warning}"
+    return f"{words}; {choice}: {cost} against what gold itself would take"
 
 
 def _iterations(picked: list[dict[str, Any]], of: str) -> str:
