@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tiny_data import FAST, curves, die_in, made_files, stop_after, tokenised
 from wukong.data.shards import TokenShards
 from wukong.errors import RunError, UsageError
 from wukong.files import write_json
+from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy
 from wukong.stages.pretrain import PretrainOptions, run
 from wukong.tokenizer import Tokenizer
@@ -188,6 +190,82 @@ def test_dropout_acts_while_training(options, tmp_path):
     run(options(dropout=0, tokens=256, out=tmp_path / "without"))
     run(options(dropout=0.5, tokens=256))
     assert abs(curves(options().out)[0]["loss"] - curves(tmp_path / "without")[0]["loss"]) > 1e-3
+
+
+# --------------------------------------------------------------------------------------------------- compiled
+
+
+@pytest.fixture
+def slow_machine(monkeypatch, tmp_path):
+    """Every run is a long one, and what is measured is remembered in a directory of the test's own."""
+    monkeypatch.setattr("wukong.training.compiled.LONG_SECONDS", 0.0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "wukong"
+
+
+def measuring(monkeypatch, eager: float, compiled: float) -> list[str]:
+    """Passes take so long from now on; returns what is measured then."""
+    measured = []
+
+    def seconds(model, loss, ids, compute):
+        measured.append("eager" if type(model) is GPT2 else "compiled")
+        assert ids.shape == (4, 65)
+        return eager if type(model) is GPT2 else compiled
+
+    monkeypatch.setattr("wukong.training.compiled._seconds", seconds)
+    return measured
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_run_learns_what_a_plain_one_learns_and_goes_on_as_it_began(options, tmp_path, monkeypatch, capsys):
+    """Without dropout, whose draws differ; the reference is the plain run of the same options."""
+    run(options(dropout=0, out=tmp_path / "plain", compile="off"))
+    interrupted = options(dropout=0, compile="on")
+    stop_after(5, run, interrupted, monkeypatch)
+    run(interrupted)
+    assert "going on after step 5" in capsys.readouterr().err
+    plain, compiled = (load_policy(out)[0] for out in (tmp_path / "plain", interrupted.out))
+    for one, other in zip(plain.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+    losses = [[line["loss"] for line in curves(out)] for out in (tmp_path / "plain", interrupted.out)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_a_long_run_takes_the_faster_one_and_remembers_it(options, tmp_path, slow_machine, monkeypatch, capsys):
+    measured = measuring(monkeypatch, eager=1.0, compiled=2.0)
+    run(options(tokens=256))
+    run(options(tokens=256, out=tmp_path / "again"))
+    assert measured == ["eager", "compiled"], "once for both runs"
+    assert json.loads(next(slow_machine.glob("compiled-*.json")).read_text()) == {"eager": 1.0, "compiled": 2.0}
+    assert " ".join(capsys.readouterr().err.split()).count("a pass takes 1 s, compiled 2 s") == 2
+    assert made_files(tmp_path / "again") == made_files(tmp_path / "base")
+
+
+def test_what_is_measured_leaves_no_gradient_behind(options, tmp_path, slow_machine, monkeypatch):
+    run(options(tokens=512, compile="off", out=tmp_path / "plain"))
+    monkeypatch.setattr("wukong.training.compiled._compiled", lambda model: model)
+    run(options(tokens=512))
+    assert made_files(tmp_path / "plain") == made_files(tmp_path / "base")
+    assert list(slow_machine.iterdir())
+
+
+def test_a_short_run_does_not_look(options, monkeypatch):
+    measured = measuring(monkeypatch, eager=2.0, compiled=1.0)
+    run(options(tokens=256))
+    assert not measured
+
+
+def test_without_a_compiler_auto_says_so_and_on_is_refused(options, tmp_path, slow_machine, monkeypatch, capsys):
+    def broken(model):
+        raise RuntimeError("No working C++ compiler found\nand much more")
+
+    monkeypatch.setattr("wukong.training.compiled._pass", lambda model, *_: broken(model))
+    run(options(tokens=256))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no: torch.compile does not work here (No working C++ compiler found)" in said
+    assert not slow_machine.exists()
+    with pytest.raises(UsageError, match=r"--compile on: torch.compile does not work here \(No working C"):
+        run(options(out=tmp_path / "on", compile="on"))
 
 
 # --------------------------------------------------------------------------------------------------- bad input

@@ -26,12 +26,13 @@ from wukong.data.shards import TokenShards
 from wukong.errors import UsageError
 from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
 from wukong.model.hub import load_policy, save_policy
-from wukong.processes import is_first, share, sums
+from wukong.processes import is_first, share, size, sums
 from wukong.provenance import begin
 from wukong.rollout import generate, inference_copy
 from wukong.seeds import derived_seed
 from wukong.stages.common import language_model_loss, validation_loss
 from wukong.tokenizer import Tokenizer
+from wukong.training.compiled import Compile, compiled_where_faster
 from wukong.training.compute import Compute
 from wukong.training.parallel import in_step, whole
 from wukong.training.session import Session, TrainOptions, publish
@@ -61,6 +62,9 @@ class PretrainOptions(TrainOptions):
     """Steps over which the learning rate rises from 0."""
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
     """The learning rate at the end, as a part of the peak."""
+    compile: Compile = "auto"
+    """torch.compile of the training pass: on, off, or auto, which measures whether that is faster when a run of more
+    than half an hour begins, and remembers it."""
     eval_every: int = Field(0, ge=0)
     """Steps between validations; 0 validates at the end only."""
     eval_tokens: int = Field(65536, ge=1)
@@ -106,13 +110,16 @@ def run(options: PretrainOptions) -> None:
     # ---------------------------------------------------------------------------------------------------- loop
     with Session(options, {"model": model}, steps, "pretrain") as session:
         compute = session.compute
+        micro_rows, own_rows = max(1, options.micro_batch_tokens // context), math.ceil(rows / size())
+        example = torch.zeros(min(own_rows, micro_rows), context + 1, dtype=torch.int64, device=compute.device)
+        passes = (steps - session.start) * math.ceil(own_rows / micro_rows)
+        fast = compiled_where_faster(session, options.compile, model.train(), language_model_loss, example, passes)
         for step in session.steps():
             model.train()
             ids = share(train.batch(step, rows, context, options.seed)).to(compute.device)  # (B, T + 1)
             total = 0.0
-            parts = ids.split(max(1, options.micro_batch_tokens // context)) if len(ids) else ()
-            for part in in_step(parts, model):
-                loss = language_model_loss(model, part, compute) / options.batch_tokens
+            for part in in_step(ids.split(micro_rows) if len(ids) else (), model):
+                loss = language_model_loss(fast, part, compute) / options.batch_tokens
                 session.backward(loss)
                 total += loss.item()
             (total,) = sums(total)

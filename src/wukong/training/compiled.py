@@ -1,0 +1,121 @@
+"""torch.compile for a pass of training that always has the same shape, where it makes the pass faster.
+
+Which it does not everywhere, so it is measured. Compiling takes from half a minute to minutes: only runs that are long
+enough to earn that back look, and what they find is remembered for this machine, PyTorch, model and shape. A resumed
+run goes on as it began, since the two ways round differently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from wukong import processes
+from wukong.console import say
+from wukong.errors import UsageError
+from wukong.files import read_json, write_json
+from wukong.model.gpt2 import GPT2
+from wukong.training.compute import Compute, matrix_speed
+from wukong.training.parallel import is_sharded
+from wukong.training.session import Session
+
+Compile = Literal["auto", "on", "off"]
+Loss = Callable[[GPT2, Tensor, Compute], Tensor]
+
+LONG_SECONDS = 30 * 60.0
+"""auto looks at runs that take longer than this by their arithmetic."""
+
+
+def compiled_where_faster(session: Session, choice: Compile, model: GPT2, loss: Loss, ids: Tensor, passes: int) -> GPT2:
+    """The model, or the model compiled, with the same parameters.
+
+    Args:
+        loss: of a model and a micro-batch.
+        ids: a whole micro-batch, such as most passes have.
+        passes: how many of them the run makes.
+
+    Raises:
+        UsageError: it is to be compiled, and cannot be.
+    """
+    if is_sharded(model):
+        if choice == "on":
+            raise UsageError("--compile on: a model that is spread over processes (--parallel fsdp) is not compiled")
+        return model
+    if "compiled" not in session.state:
+        session.state["compiled"] = choice == "on" or (
+            choice == "auto" and processes.by_first(lambda: _pays(session.compute, model, loss, ids, passes))
+        )
+    if not session.state["compiled"]:
+        return model
+    compiled = _compiled(model)
+    try:
+        _pass(compiled, loss, ids, session.compute)
+    except RuntimeError as error:
+        raise UsageError(f"--compile {choice}: {_reason(error)}; take --compile off") from error
+    finally:
+        model.zero_grad()
+    return compiled
+
+
+def _compiled(model: GPT2) -> GPT2:
+    return cast(GPT2, torch.compile(model, dynamic=False))
+
+
+def _pays(compute: Compute, model: GPT2, loss: Loss, ids: Tensor, passes: int) -> bool:
+    """Whether it is faster, as measured now or remembered; False, without a look, for a run that is short."""
+    arithmetic = 6.0 * model.n_parameters() * ids.numel()
+    if passes * arithmetic / matrix_speed(compute, 2048, model.config.n_embd) < LONG_SECONDS:
+        return False
+    file = _memory(f"{model.config} {model.checkpoint_blocks} {tuple(ids.shape)} {compute.dtype}", compute.device)
+    if not file.exists():
+        say("is a pass faster compiled? A minute or two will tell, for this and later runs")
+        try:
+            candidates = {"eager": model, "compiled": _compiled(model)}
+            seconds = {name: _seconds(one, loss, ids, compute) for name, one in candidates.items()}
+        except RuntimeError as error:
+            say(f"no: {_reason(error)}")
+            return False
+        finally:
+            model.zero_grad()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, seconds)
+    seconds = read_json(file)
+    faster = seconds["compiled"] < seconds["eager"]
+    say(f"a pass takes {seconds['eager']:.3g} s, compiled {seconds['compiled']:.3g} s ({file})")
+    return faster
+
+
+def _pass(model: GPT2, loss: Loss, ids: Tensor, compute: Compute) -> None:
+    loss(model, ids, compute).backward()
+    if ids.is_cuda:
+        torch.cuda.synchronize(ids.device)
+
+
+def _seconds(model: GPT2, loss: Loss, ids: Tensor, compute: Compute) -> float:
+    """The best of three passes, after one that compiles or warms up."""
+    times = []
+    for _ in range(4):
+        begin = time.perf_counter()
+        _pass(model, loss, ids, compute)
+        times.append(time.perf_counter() - begin)
+    return min(times[1:])
+
+
+def _memory(what: str, device: torch.device) -> Path:
+    """Where is remembered what was found of it on this machine."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {platform.node()}"
+    key = f"{torch.__version__} {device.type} {name} {torch.get_num_threads()} {what}"
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return caches / "wukong" / f"compiled-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+
+def _reason(error: RuntimeError) -> str:
+    return f"torch.compile does not work here ({str(error).strip().splitlines()[0]})"
