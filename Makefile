@@ -3,7 +3,7 @@
 #   make run      the kitchen from raw text to the report, with ARGS for more: make run ARGS="--seed 1"
 #   make test     all tests
 #   make lint     style and types
-#   make bench    what was measured in docs/results.md, again
+#   make bench    our speed beside that of transformers and TRL, written to docs/benchmarks-cpu.md
 #   make docs     the pages that are written from the code
 #   make screenshots  the pictures of the studio in the docs (needs Chromium)
 #
@@ -34,7 +34,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/road.py $(ARGS)
+	PYTHON=$(BIN)/python benchmarks/tables.sh cpu docs/benchmarks-cpu.md
 
 docs: $(INSTALLED)
 	COLUMNS=100 $(BIN)/python -c "from wukong.cli import reference; print(reference(), end='')" > docs/cli.md

@@ -1,7 +1,7 @@
 """Where the time of a PPO step goes, and how long TRL's takes for the same work.
 
     python benchmarks/ppo_step.py --model micro                    # ours: rollout, scoring, update
-    python benchmarks/ppo_step.py --trl ~/trl-venv --precisions float32 bfloat16 --value-models separate shared
+    python benchmarks/ppo_step.py --trl ~/trl-venv --value-models separate shared
 
 The same random weights, prompts of 32 tokens, responses of 48, episodes and epochs on both sides, one update an epoch;
 entropy, masks and metrics included. TRL 0.29.1 runs in an environment of its own, which is made where it is absent.
@@ -20,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from turns import Contender, compete, peak_speeds, turns
+from turns import Contender, compete, peak_speeds, precisions_here, turns
 
 REQUIREMENTS = Path(__file__).with_name("requirements-trl.txt")
 PROMPT, RESPONSE, EPOCHS, TURNS = 32, 48, 4, 100
@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--model", choices=SIZES, default="gpt2")
     parser.add_argument("--episodes", type=int, help="in place of the model's own number")
     parser.add_argument("--trl", type=Path, help="a virtual environment with TRL; made there when absent")
-    parser.add_argument("--precisions", nargs="+", default=["auto"], choices=["auto", "float32", "bfloat16"])
+    parser.add_argument("--precisions", nargs="+", help="float32, and bfloat16 where it is faster, when absent")
     parser.add_argument("--value-models", nargs="+", default=["separate"], choices=["separate", "shared"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -185,6 +185,7 @@ def main() -> None:
     if arguments.worker:
         kind, directory, out, size, episodes, *rest = arguments.worker
         return {"wukong": ours, "trl": trl}[kind](Path(directory), out, size, int(episodes), *rest)
+    arguments.precisions = arguments.precisions or precisions_here(arguments.device)
     size, episodes = arguments.model, arguments.episodes or SIZES[arguments.model][1]
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from turns import Contender, compete, install_transformers, peak_speeds, turns
+from turns import Contender, compete, install_transformers, peak_speeds, precisions_here, turns
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY = {"gpt2": 50257}
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--model", default="gpt2", help="a preset")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--context", type=int, default=256)
-    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--precisions", nargs="+", help="float32, and bfloat16 where it is faster, when absent")
     parser.add_argument("--manners", nargs="+", default=MANNERS, choices=MANNERS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -133,6 +133,7 @@ def main() -> None:
         for _ in turns():
             step()
         return
+    given.precisions = given.precisions or precisions_here(given.device)
     with tempfile.TemporaryDirectory() as temporary:
         directory, peer_dir = Path(temporary), given.peer_dir or temporary
         install_transformers(peer_dir)

@@ -31,7 +31,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from turns import Contender, compete, install_transformers, peak_speeds, turns
+from turns import Contender, compete, install_transformers, peak_speeds, precisions_here, turns
 
 ROOT = Path(__file__).resolve().parents[1]
 EOS = 0
@@ -66,7 +66,6 @@ FLAT = {
     "prompts of 32 tokens": Case("micro", 256, 64, (32, 32), 256, 48.0),
     "answers of 48 tokens each": Case("micro", 256, 64, (8, 56), 48),
 }
-DTYPES = ("float32", "bfloat16")
 CONTENDERS = ("ours", "default", "static", "default+draw")
 
 
@@ -193,10 +192,10 @@ def operations(case: Case, tokens: float) -> float:
 
 def versus(case_name: str, directory: Path, options: argparse.Namespace) -> None:
     case = CASES[case_name]
-    pairs = [(dtype, who) for dtype in DTYPES for who in CONTENDERS]
+    pairs = [(dtype, who) for dtype in options.precisions for who in CONTENDERS]
     contenders = [contender(case, dtype, who, f"{case_name} {dtype} {who}", directory, options) for dtype, who in pairs]
     compete(contenders, options.rounds)
-    speeds = peak_speeds(DTYPES, SIZES[case.size]["n_embd"], options.threads, options.device)
+    speeds = peak_speeds(options.precisions, SIZES[case.size]["n_embd"], options.threads, options.device)
     own = max((one for one in contenders if one.name.endswith("ours")), key=lambda one: statistics.median(rates(one)))
     for (dtype, who), one in zip(pairs, contenders, strict=True):
         ratio = statistics.median(mine / theirs for mine, theirs in zip(rates(own), rates(one), strict=True))
@@ -225,10 +224,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cases", nargs="+", choices=[*CASES, "flat"], default=[*CASES, "flat"])
+    parser.add_argument("--precisions", nargs="+", help="float32, and bfloat16 where it is faster, when absent")
     parser.add_argument("--peer-dir", help="where transformers is installed, or is to be (default: a temporary one)")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     options = parser.parse_args()
+    options.precisions = options.precisions or precisions_here(options.device)
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
         options.peer_dir = options.peer_dir or temporary

@@ -93,6 +93,15 @@ def compete(contenders: Sequence[Contender], rounds: int) -> None:
             contender.finish()
 
 
+def precisions_here(device: str) -> list[str]:
+    """float32, and bfloat16 where its products are faster."""
+    import torch
+
+    from wukong.training.compute import compute_for
+
+    return ["float32", "bfloat16"] if compute_for("auto", device).dtype == torch.bfloat16 else ["float32"]
+
+
 def peak_speeds(precisions: Sequence[str], width: int, threads: int, device: str) -> dict[str, float]:
     """Precision -> operations a second of a large matrix product here and now."""
     import torch
