@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from figures import panels
+from finished_run import recipe_steps, run_stage
 
 import wukong
 from wukong.data.prompts import read_prompts
-from wukong.recipe import STAGES
 
 ONLINE = ("ppo", "reinforce", "rloo", "grpo")
 GROUPS = {"rloo": 4, "grpo": 8}
@@ -42,11 +43,6 @@ SHARED = (
 """Options that all online algorithms take over from the recipe's PPO."""
 
 
-def recipe_steps(run: Path) -> dict[str, dict[str, Any]]:
-    """The options of each step, as `wukong run` wrote them down."""
-    return yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["steps"]
-
-
 def changes(given: list[str]) -> dict[str, dict[str, Any]]:
     """STAGE.OPTION=VALUE -> stage -> options."""
     found: dict[str, dict[str, Any]] = {}
@@ -55,15 +51,6 @@ def changes(given: list[str]) -> dict[str, dict[str, Any]]:
         stage, _, option = name.partition(".")
         found.setdefault(stage, {})[option] = yaml.safe_load(value)
     return found
-
-
-def run_stage(stage: str, options: dict[str, Any]) -> float:
-    """Runs a stage unless it is done; returns the seconds that it took, then or now."""
-    options_class, run = STAGES[stage].load()
-    run(options_class.model_validate(options))
-    out = Path(options["out"])
-    record = out / "provenance.json" if out.is_dir() else Path(f"{out}.provenance.json")
-    return json.loads(record.read_text())["seconds"]
 
 
 def one_seed(
@@ -155,27 +142,18 @@ def table(seeds: list[int], results: list[dict[str, dict[str, Any]]], command: s
 
 def draw(seeds: list[int], results: list[dict[str, dict[str, Any]]], judge: str, file: Path) -> None:
     """Each algorithm's win rate over SFT: a dot and its interval for every seed."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "wukong"  # the same numbers give the same file
-    from matplotlib import pyplot
-
     names = list(results[0])
-    figure, axis = pyplot.subplots(figsize=(7, 0.6 * len(names) + 1), constrained_layout=True)
-    for place, seed in enumerate(seeds):
-        y = [row + 0.2 * (place - (len(seeds) - 1) / 2) for row in range(len(names))]
-        of = [results[place][name] for name in names]
-        wins = [100 * one["win"] for one in of]
-        spread = [[100 * (one["win"] - one["low"]) for one in of], [100 * (one["high"] - one["win"]) for one in of]]
-        axis.errorbar(wins, y, xerr=spread, fmt="o", ms=4, lw=1.2, label=f"seed {seed}")
-    axis.axvline(50, color="grey", lw=0.8, ls=":")
-    axis.set(yticks=range(len(names)), yticklabels=names, xlabel=f"wins over SFT by {judge}, %")
-    axis.invert_yaxis()
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
-    figure.savefig(file, metadata={"Date": None})
-    pyplot.close(figure)
+    with panels(file, 1, (7, 0.6 * len(names) + 1)) as (axis,):
+        for place, seed in enumerate(seeds):
+            y = [row + 0.2 * (place - (len(seeds) - 1) / 2) for row in range(len(names))]
+            of = [results[place][name] for name in names]
+            wins = [100 * one["win"] for one in of]
+            spread = [[100 * (one["win"] - one["low"]) for one in of], [100 * (one["high"] - one["win"]) for one in of]]
+            axis.errorbar(wins, y, xerr=spread, fmt="o", ms=4, lw=1.2, label=f"seed {seed}")
+        axis.axvline(50, color="grey", lw=0.8, ls=":")
+        axis.set(yticks=range(len(names)), yticklabels=names, xlabel=f"wins over SFT by {judge}, %")
+        axis.invert_yaxis()
+        axis.legend(frameon=False)
 
 
 def main() -> None:

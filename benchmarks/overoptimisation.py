@@ -20,23 +20,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
+from figures import panels
+from finished_run import recipe_steps, run_stage
 
 from wukong.data.comparisons import read_comparisons
 from wukong.errors import RunError
-from wukong.recipe import STAGES
 from wukong.records import write_records
 from wukong.seeds import permutation
 from wukong.studies import frontier
 from wukong.studies.frontier import FrontierOptions
 
 COLOURS = ("#b4421f", "#2b6cb0", "#2f855a", "#6b46c1", "#975a16")
-
-
-def run_stage(stage: str, options: dict[str, Any]) -> None:
-    """Runs a stage unless it is done."""
-    options_class, run = STAGES[stage].load()
-    run(options_class.model_validate(options))
 
 
 def reward_models(steps: dict[str, dict[str, Any]], root: Path, rankings: int) -> tuple[str, str]:
@@ -59,30 +53,20 @@ def reward_models(steps: dict[str, dict[str, Any]], root: Path, rankings: int) -
 
 def draw(report: dict[str, Any], file: Path) -> None:
     """Gold and proxy gained over sqrt(KL): thin lines are runs, thick ones the fitted forms."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "wukong"  # the same numbers give the same file
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
-    for axis, of in zip(axes, ("gold", "proxy"), strict=True):
-        for colour, curve in zip(COLOURS, report["curves"], strict=False):
-            for place, one in enumerate(curve["runs"]):
-                x = [0.0, *(math.sqrt(max(0, p["kl"])) for p in one["points"])]
-                y = [0.0, *(p[f"{of}_gain"] for p in one["points"])]
-                label = None if place else curve["name"]
-                axis.plot(x, y, marker="o", ms=3, lw=0.7, color=colour, alpha=0.6, label=label)
-            if of == "gold" and curve["form"]:
-                axis.plot(*zip(*curve["form"], strict=True), color=colour, lw=2.2)
-        axis.axhline(0, color="grey", lw=0.6)
-        title = f"gold: {report['gold']}" if of == "gold" else "proxy: the reward model"
-        axis.set(xlabel="√KL to the SFT model (√nats)", ylabel=f"gain in {of}", title=title)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, metadata={"Date": None})
-    pyplot.close(figure)
+    with panels(file, 2, (10, 4)) as axes:
+        for axis, of in zip(axes, ("gold", "proxy"), strict=True):
+            for colour, curve in zip(COLOURS, report["curves"], strict=False):
+                for place, one in enumerate(curve["runs"]):
+                    x = [0.0, *(math.sqrt(max(0, p["kl"])) for p in one["points"])]
+                    y = [0.0, *(p[f"{of}_gain"] for p in one["points"])]
+                    label = None if place else curve["name"]
+                    axis.plot(x, y, marker="o", ms=3, lw=0.7, color=colour, alpha=0.6, label=label)
+                if of == "gold" and curve["form"]:
+                    axis.plot(*zip(*curve["form"], strict=True), color=colour, lw=2.2)
+            axis.axhline(0, color="grey", lw=0.6)
+            title = f"gold: {report['gold']}" if of == "gold" else "proxy: the reward model"
+            axis.set(xlabel="√KL to the SFT model (√nats)", ylabel=f"gain in {of}", title=title)
+        axes[0].legend(frameon=False)
 
 
 def main() -> None:
@@ -98,7 +82,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, help="the recipe's when absent")
     parser.add_argument("--out", type=Path, help="OUT.json and OUT.svg; RUN/overoptimisation/frontier when absent")
     arguments = parser.parse_args()
-    steps = yaml.safe_load((arguments.run / "recipe.yaml").read_text(encoding="utf-8"))["steps"]
+    steps = recipe_steps(arguments.run)
     ppo, judging = steps["ppo"], steps["evaluate"]
     root = arguments.run / "overoptimisation"
     root.mkdir(exist_ok=True)

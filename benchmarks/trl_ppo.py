@@ -28,6 +28,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from figures import panels
+from finished_run import recipe_steps, run_stage
 from ppo_step import python_of_trl
 
 TRAINERS, SETTINGS = ("wukong", "trl"), ("ours", "trl")
@@ -125,14 +127,12 @@ def minibatches_of(name: str, ppo: dict[str, Any]) -> int:
 
 def wukongs(ppo: dict[str, Any], out: Path, name: str, seed: int, iterations: int, every: int) -> list[dict[str, Any]]:
     """Trains with ours. Returns the kept policies: iteration, path, seconds."""
-    from wukong.recipe import STAGES
     from wukong.training.metrics import read_metrics
 
     batch = ppo["batch_size"]
     own = {NAMES[theirs]: value for theirs, value in settings_of(name, ppo).items()}
     own |= {"minibatch_size": batch // minibatches_of(name, ppo), "episodes": iterations * batch, "seed": seed}
-    options_class, run = STAGES["ppo"].load()
-    run(options_class.model_validate(ppo | own | {"out": str(out), "save_every": every, "tensorboard": False}))
+    run_stage("ppo", ppo | own | {"out": str(out), "save_every": every, "tensorboard": False})
     phases = ("rollout_seconds", "scoring_seconds", "update_seconds")
     points, seconds = [], 0.0
     for line in read_metrics(out):
@@ -177,13 +177,10 @@ def measured(
     judging: dict[str, Any], ppo: dict[str, Any], points: list[dict[str, Any]], out: Path, limit: int | None
 ) -> list[dict[str, Any]]:
     """The points with gold, proxy, KL and length; the SFT model as the first."""
-    from wukong.recipe import STAGES
-
     models = [f"sft={ppo['model']}", *(f"{point['iteration']}={point['path']}" for point in points)]
     own = {"models": models, "reference": "sft", "raw": [], "text": None, "reward_model": ppo["reward_model"]}
     own |= {"temperature": ppo["temperature"]}  # the KL is that of the distributions that were trained
-    options_class, run = STAGES["evaluate"].load()
-    run(options_class.model_validate(judging | own | {"out": str(out), "limit": limit, "seed": 0}))
+    run_stage("evaluate", judging | own | {"out": str(out), "limit": limit, "seed": 0})
     found = json.loads((out / "evaluation.json").read_text())
     wins = {c["a"]: c for c in found["comparisons"] if c["b"] == "sft" and c["judge"] == found["scorer"]}
     first = {"iteration": 0, "seconds": 0.0, "win_rate": 0.5, "interval": [0.5, 0.5]}
@@ -211,40 +208,30 @@ def seconds_to(points: Sequence[dict[str, Any]], target: float) -> float | None:
 
 def draw(curves: Sequence[dict[str, Any]], file: Path) -> None:
     """Gold and proxy over episodes, gold over minutes: thin lines are seeds, thick ones their mean."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "wukong"  # the same numbers give the same file
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.8), constrained_layout=True)
-    panels = [("episodes", "win_rate", 1), ("episodes", "proxy", 1), ("seconds", "win_rate", 60)]
+    shown = [("episodes", "win_rate", 1), ("episodes", "proxy", 1), ("seconds", "win_rate", 60)]
     titles = [("episodes", "win rate over SFT (gold)"), ("episodes", "reward-model score (proxy)"),
               ("minutes of training", "win rate over SFT (gold)")]  # fmt: skip
     colours = {"wukong": "#b4421f", "trl": "#2b6cb0"}
     styles = {"ours": "-", "trl": "--"}
-    for axis, (x, y, divisor), (x_title, y_title) in zip(axes, panels, titles, strict=True):
-        for trainer in TRAINERS:
-            for settings in SETTINGS:
-                of = [c["points"] for c in curves if (c["trainer"], c["settings"]) == (trainer, settings)]
-                if not of:
-                    continue
-                look = {"color": colours[trainer], "linestyle": styles[settings]}
-                for points in of:
-                    axis.plot([p[x] / divisor for p in points], [p[y] for p in points], alpha=0.3, lw=0.8, **look)
-                mean_x = [statistics.mean(p[x] for p in at) / divisor for at in zip(*of, strict=True)]
-                mean_y = [statistics.mean(p[y] for p in at) for at in zip(*of, strict=True)]
-                whose = "our" if settings == "ours" else "TRL's"
-                name = "Wukong" if trainer == "wukong" else "TRL 0.29.1"
-                axis.plot(mean_x, mean_y, lw=2, label=f"{name}, {whose} settings", **look)
-        if y == "win_rate":
-            axis.axhline(TARGET, color="grey", lw=0.8, ls=":")
-        axis.set(xlabel=x_title, ylabel=y_title)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=8)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, metadata={"Date": None})
-    pyplot.close(figure)
+    with panels(file, 3, (13, 3.8)) as axes:
+        for axis, (x, y, divisor), (x_title, y_title) in zip(axes, shown, titles, strict=True):
+            for trainer in TRAINERS:
+                for settings in SETTINGS:
+                    of = [c["points"] for c in curves if (c["trainer"], c["settings"]) == (trainer, settings)]
+                    if not of:
+                        continue
+                    look = {"color": colours[trainer], "linestyle": styles[settings]}
+                    for points in of:
+                        axis.plot([p[x] / divisor for p in points], [p[y] for p in points], alpha=0.3, lw=0.8, **look)
+                    mean_x = [statistics.mean(p[x] for p in at) / divisor for at in zip(*of, strict=True)]
+                    mean_y = [statistics.mean(p[y] for p in at) for at in zip(*of, strict=True)]
+                    whose = "our" if settings == "ours" else "TRL's"
+                    name = "Wukong" if trainer == "wukong" else "TRL 0.29.1"
+                    axis.plot(mean_x, mean_y, lw=2, label=f"{name}, {whose} settings", **look)
+            if y == "win_rate":
+                axis.axhline(TARGET, color="grey", lw=0.8, ls=":")
+            axis.set(xlabel=x_title, ylabel=y_title)
+        axes[0].legend(frameon=False, fontsize=8)
 
 
 def main() -> None:
@@ -264,9 +251,7 @@ def main() -> None:
         return train_with_trl(json.loads(arguments.worker.read_text()))
     if arguments.run is None:
         parser.error("RUN is required")
-    import yaml
-
-    steps = yaml.safe_load((arguments.run / "recipe.yaml").read_text(encoding="utf-8"))["steps"]
+    steps = recipe_steps(arguments.run)
     ppo, judging = steps["ppo"], steps["evaluate"]
     iterations = (arguments.episodes or ppo["episodes"]) // ppo["batch_size"]
     root = arguments.run / "trl-ppo"
