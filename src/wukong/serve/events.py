@@ -20,7 +20,7 @@ def event(value: Any, kind: str | None = None, id: str | None = None) -> str:
 class EventStream(StreamingResponse):
     """A stream of events; `at_end` is called when they end, or when the client leaves, wherever it was then."""
 
-    def __init__(self, events: AsyncIterator[str], at_end: Callable[[], None]) -> None:
+    def __init__(self, events: AsyncIterator[str], at_end: Callable[[], None] | None = None) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies must not wait for the end
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self._at_end = at_end
@@ -29,4 +29,5 @@ class EventStream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._at_end()
+            if self._at_end is not None:
+                self._at_end()

@@ -48,6 +48,7 @@ from wukong.records import Message, Prompt, as_messages, write_records
 from wukong.web.access import Admin, AStore, Form, settings_of
 from wukong.web.api import project_or_404
 from wukong.web.pages import page as render_page
+from wukong.web.pages import paging
 
 router = APIRouter(include_in_schema=False)
 PAGE = 50
@@ -326,8 +327,8 @@ def tasks(
             query = query.where(Task.prompt_id.in_(found))
         count = session.scalar(sa.select(sa.func.count()).select_from(query.subquery())) or 0
         order = Task.disagreement.desc() if show == "disagreement" else Task.id
-        page = max(1, min(page, 10**6))
-        query = query.order_by(order, Task.id).limit(PAGE).offset((page - 1) * PAGE)
+        place = paging(page, count, PAGE)
+        query = query.order_by(order, Task.id).limit(PAGE).offset(place.before)
         rows = session.scalars(query.options(selectinload(Task.prompt))).all()
     return render_page(
         request,
@@ -336,8 +337,8 @@ def tasks(
         project=project,
         rows=rows,
         count=count,
-        page=page,
-        pages=max(1, -(-count // PAGE)),
+        page=place.page,
+        pages=place.pages,
         show=show,
         filters=list(FILTERS),
         q=q,
@@ -400,24 +401,31 @@ def _people(request: Request, store: Store, person: Annotator, page: int = 1, li
     with store.read() as session:
         counts = sa.select(Label.annotator_id, sa.func.count().label("n")).where(current()).group_by(Label.annotator_id)
         labels = counts.subquery()
-        page = max(1, min(page, 10**6))
+        count = session.scalar(sa.select(sa.func.count()).select_from(Annotator)) or 0
+        place = paging(page, count, PAGE)
         rows = session.execute(
             sa.select(Annotator, sa.func.coalesce(labels.c.n, 0))
             .outerjoin(labels, labels.c.annotator_id == Annotator.id)
             .order_by(Annotator.id)
             .limit(PAGE)
-            .offset((page - 1) * PAGE)
+            .offset(place.before)
         ).all()
-        count = session.scalar(sa.select(sa.func.count()).select_from(Annotator)) or 0
         waiting = session.scalars(
             sa.select(Invitation)
             .where(Invitation.used_at.is_(None), Invitation.expires_at > now())
             .order_by(Invitation.created_at.desc())
             .limit(PAGE)
         ).all()
-    pages = max(1, -(-count // PAGE))
     return render_page(
-        request, "people", person=person, rows=rows, waiting=waiting, link=link, page=page, pages=pages, count=count
+        request,
+        "people",
+        person=person,
+        rows=rows,
+        waiting=waiting,
+        link=link,
+        page=place.page,
+        pages=place.pages,
+        count=count,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Request
@@ -21,6 +21,21 @@ from wukong.web.texts import LANGUAGES
 
 router = APIRouter(include_in_schema=False)
 YEAR = 365 * 86400
+
+
+class Paging(NamedTuple):
+    """Where a list's page is: `before` rows come before it."""
+
+    page: int
+    pages: int
+    before: int
+
+
+def paging(asked: int, count: int, size: int) -> Paging:
+    """The page that was asked for of `count` rows, or the nearest that there is."""
+    pages = max(1, -(-count // size))
+    page = max(1, min(asked, pages))
+    return Paging(page, pages, (page - 1) * size)
 
 
 def page(request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 
@@ -23,9 +23,10 @@ from wukong.errors import WukongError
 from wukong.feedback.store.labels import NotFoundError
 from wukong.report.contents import Answered, Step, read_answered, read_comparison, read_run, read_steps
 from wukong.report.page import STAGE_NAMES, duration, interval, number, percent
-from wukong.serve.events import event
+from wukong.serve.events import EventStream, event
 from wukong.web.access import Admin, AStore, Form, maybe_person, settings_of
 from wukong.web.pages import page as render_page
+from wukong.web.pages import paging
 from wukong.web.processes import start, stop
 from wukong.web.runs import Watch, curves, overview, run_directories, run_or_404, samples, step_or_404
 from wukong.web.texts import language_of, translate
@@ -57,15 +58,15 @@ def _run(request: Request, name: str) -> Path:
 @router.get("/runs")
 def all_runs(request: Request, person: Admin, page: int = 1) -> HTMLResponse:
     found = run_directories(settings_of(request).runs_dir)
-    page = max(1, min(page, 10**6))
-    rows = [overview(path) for path in found[(page - 1) * PAGE : page * PAGE]]
+    place = paging(page, len(found), PAGE)
+    rows = [overview(path) for path in found[place.before : place.before + PAGE]]
     return render_page(
         request,
         "runs",
         person=person,
         rows=rows,
-        page=page,
-        pages=max(1, -(-len(found) // PAGE)),
+        page=place.page,
+        pages=place.pages,
     )
 
 
@@ -115,7 +116,7 @@ def one_result(
     answered = read_answered(directory / "answers.jsonl")
     sources = sorted({one.source for one in answered if one.source})
     found = [one for one in answered if (not source or one.source == source) and _contains(one, q)]
-    page = max(1, min(page, 10**6))
+    shown = paging(page, len(found), ANSWERS)
     compared = directory / "comparison.json"
     evaluation = next((one for one in read_run(root).evaluations if one.name == place), None)
     return render_page(
@@ -126,10 +127,10 @@ def one_result(
         place=place,
         evaluation=evaluation.result if evaluation else None,
         comparison=read_comparison(compared) if compared.is_file() else None,
-        rows=found[(page - 1) * ANSWERS : page * ANSWERS],
+        rows=found[shown.before : shown.before + ANSWERS],
         count=len(found),
-        page=page,
-        pages=max(1, -(-len(found) // ANSWERS)),
+        page=shown.page,
+        pages=shown.pages,
         q=q,
         source=source,
         sources=sources,
@@ -253,7 +254,7 @@ def step_samples(request: Request, run: str, step: str, person: Admin) -> list[d
 
 
 @data.get("/{run}/events")
-def events(request: Request, run: str, store: AStore, person: Admin, step: str = "", at: str = "") -> StreamingResponse:
+def events(request: Request, run: str, store: AStore, person: Admin, step: str = "", at: str = "") -> EventStream:
     """What changes, as server-sent events: `state`, `log`, and of a step `lines`, `samples` and `reset`.
 
     An event's id says how far the reader is; a browser that connects anew sends it back and misses nothing.
@@ -285,8 +286,7 @@ def events(request: Request, run: str, store: AStore, person: Admin, step: str =
                 return
             await asyncio.sleep(LOOK_SECONDS)
 
-    headers = {"x-accel-buffering": "no"}  # nginx would keep events back
-    return StreamingResponse(stream(), media_type="text/event-stream", headers=headers)
+    return EventStream(stream())
 
 
 def _still_admin(request: Request) -> bool:
