@@ -83,6 +83,23 @@ def test_off_prompt_pairs_are_no_pairs_between_equal_answers(tmp_path, tiny_mode
     assert off_prompt_groups(groups, byte_tokenizer, 64, count=1, seed=0) == []
 
 
+def test_every_record_that_teaches_nothing_is_counted_once_with_its_reason(
+    tmp_path, tiny_models, byte_tokenizer
+) -> None:
+    long, q = "x" * 200, as_messages("q")
+    records = [
+        Comparison(prompt=q, chosen=long, rejected=long + "y"),
+        Comparison(prompt=q, chosen="a", rejected=long),
+        Ranking(prompt=q, responses=[long, long + "y"], groups=[[0], [1]]),
+        Ranking(prompt=q, responses=["a", "b"], groups=[[0, 1]]),
+        Ranking(prompt=q, responses=["a", long, "b"], groups=[[0], [1], [2]]),
+    ]
+    summary = ReadSummary()
+    [group] = groups_of(records, byte_tokenizer, 64, options(tmp_path, tiny_models), summary)
+    assert (group.texts, group.pairs) == (["a", "b"], [(0, 1)]), "what fits of the last ranking"
+    assert summary.dropped == {"longer than the context of 64 tokens": 3, "a ranking of equals": 1}
+
+
 def test_a_vote_is_refused(tmp_path, tiny_models, byte_tokenizer) -> None:
     vote = Vote(prompt=as_messages("q"), response="a", vote=1)
     with pytest.raises(DataError, match="compares nothing"):

@@ -138,7 +138,12 @@ def groups_of(
             else:
                 by_prompt[prompt_id(record.prompt)].append(record)
             continue
-        groups.append(_ranking_group(record, tokenizer, context, weights.get(record.annotator, 1.0)))
+        group = _ranking_group(record, tokenizer, context, weights.get(record.annotator, 1.0))
+        if group.pairs:
+            groups.append(group)
+        else:
+            why = f"longer than the context of {context} tokens" if any(record.pairs()) else "a ranking of equals"
+            summary.dropped[why] += 1
     for comparisons in by_prompt.values():
         group = Group(comparisons[0].prompt)
         for one in comparisons:
@@ -150,11 +155,9 @@ def groups_of(
             group.ties.append(one.tie)
             group.margins.append(options.margin * (one.strength if one.strength is not None else 1.0))
             group.weights.append(weights.get(one.annotator, 1.0))
-        groups.append(group)
-    whole = [g for g in groups if g.pairs]
-    if missing := sum(1 for g in groups if not g.pairs and not g.answers):
-        summary.dropped[f"ranking longer than the context of {context} tokens"] += missing
-    return whole
+        if group.pairs:
+            groups.append(group)
+    return groups
 
 
 def _add(group: Group, record: Comparison | Ranking, text: str, tokenizer: Tokenizer, context: int) -> int | None:
@@ -179,7 +182,7 @@ def _ranking_group(record: Ranking, tokenizer: Tokenizer, context: int, weight: 
             group.ties.append(False)
             group.margins.append(0.0)
             group.weights.append(weight)
-    return group if group.pairs else Group()
+    return group
 
 
 def off_prompt_groups(
