@@ -7,7 +7,7 @@ own (requirements-trl.txt; made at --trl when absent). Both trainers are run wit
 run's recipe, and "trl", the defaults of its PPOConfig with the penalty and the stop token that its documentation
 recommends. Batch size and sampling are the recipe's in every case.
 
-Every so many episodes each policy is kept, and `wukong evaluate` lets all of them answer unseen prompts: gold is the
+Every so many iterations each policy is kept, and `wukong evaluate` lets all of them answer unseen prompts: gold is the
 win rate over SFT by the recipe's judge, proxy the mean score of the reward model that they learnt from. Seconds are
 those of training, without keeping and evaluating. What is made lies in RUN/trl-ppo and is not made twice, so that the
 command can be interrupted between two runs. --out gets the numbers (.json) and the figure (.svg).
@@ -242,7 +242,8 @@ def main() -> None:
     parser.add_argument("--trainers", nargs="+", default=TRAINERS, choices=TRAINERS)
     parser.add_argument("--settings", nargs="+", default=SETTINGS, choices=SETTINGS)
     parser.add_argument("--episodes", type=int, help="the recipe's when absent")
-    parser.add_argument("--every", type=int, default=4, help="iterations between two measurements")
+    parser.add_argument("--every", type=int, nargs="+", default=[4], help="iterations between two measurements; "
+                        "one number, or one for each of --settings")  # fmt: skip
     parser.add_argument("--limit", type=int, help="measure on the first so many unseen prompts")
     parser.add_argument("--out", type=Path, help="OUT.json and OUT.svg; RUN/trl-ppo/trl-ppo when absent")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
@@ -253,6 +254,9 @@ def main() -> None:
         parser.error("RUN is required")
     steps = recipe_steps(arguments.run)
     ppo, judging = steps["ppo"], steps["evaluate"]
+    if len(arguments.every) not in (1, len(arguments.settings)):
+        parser.error(f"--every takes one number, or {len(arguments.settings)}, one for each of --settings")
+    every = dict(zip(arguments.settings, arguments.every * len(arguments.settings), strict=False))
     iterations = (arguments.episodes or ppo["episodes"]) // ppo["batch_size"]
     root = arguments.run / "trl-ppo"
     curves = []
@@ -260,7 +264,7 @@ def main() -> None:
         for settings in arguments.settings:
             for trainer in arguments.trainers:
                 out = root / f"{trainer}-{settings}-{iterations}-{seed}"
-                given = (ppo, out, settings, seed, iterations, arguments.every)
+                given = (ppo, out, settings, seed, iterations, every[settings])
                 ours = trainer == "wukong"
                 points = wukongs(*given) if ours else trls(*given, python_of_trl(arguments.trl))
                 rows = measured(judging, ppo, points, Path(f"{out}-evaluation"), arguments.limit)

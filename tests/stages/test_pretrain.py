@@ -255,6 +255,15 @@ def test_a_short_run_does_not_look(options, monkeypatch):
     assert not measured
 
 
+def test_a_sharded_model_is_not_compiled(options, tmp_path, slow_machine, monkeypatch):
+    measured = measuring(monkeypatch, eager=2.0, compiled=1.0)
+    monkeypatch.setattr("wukong.training.compiled.is_sharded", lambda model: True)
+    run(options(tokens=256))
+    assert not measured
+    with pytest.raises(UsageError, match="--compile on: a model that is spread over processes"):
+        run(options(tokens=256, out=tmp_path / "on", compile="on"))
+
+
 def test_without_a_compiler_auto_says_so_and_on_is_refused(options, tmp_path, slow_machine, monkeypatch, capsys):
     def broken(model):
         raise RuntimeError("No working C++ compiler found\nand much more")
