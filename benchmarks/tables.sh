@@ -33,8 +33,8 @@ from road import machine
 names = [torch.cuda.get_device_name(), f"CUDA {torch.version.cuda}"] if sys.argv[2] == "cuda" else []
 print(*names, machine(), f"{time.strftime('%Y-%m-%d')}. Written by `benchmarks/tables.sh {sys.argv[2]}`.", sep="; ")
 EOF
-    table Sampling sampling.py "--rounds 3 --device $device" "--peer-dir $peers/transformers"
-    table 'A pretraining step' pretrain_step.py "--rounds 3 --device $device" "--peer-dir $peers/transformers"
+    table Sampling sampling.py "--cases gpt2-16 gpt2-64 micro-64 micro-ends flat --rounds 2 --device $device" "--peer-dir $peers/transformers"
+    table 'A pretraining step' pretrain_step.py "--rounds 2 --device $device" "--peer-dir $peers/transformers"
     table 'A PPO step, 4 layers' ppo_step.py "--model micro --value-models separate shared --rounds 3 --device $device" "--trl $peers/trl"
     table 'A PPO step, GPT-2 124M' ppo_step.py "--value-models separate shared --rounds 2 --device $device" "--trl $peers/trl"
     if [ "$device" = cpu ]; then
