@@ -15,8 +15,8 @@ The contenders:
     default+draw   the same as default, with our two-level draw in the place of torch.multinomial
 
 and the cases: 16 and 64 sequences of 32 + 64 tokens of GPT-2 124M, 64 of a model of 4 layers; `ends`: 256 prompts of
-8 to 56 tokens whose answers end at random, at most 256 tokens long, 64 in a batch. `flat` compares ours with itself:
-twice the prompts, all prompts of the same length, and answers whose lengths vary less.
+8 to 56 tokens whose answers end at random, at most 256 tokens long, 64 in a batch. `flat` compares ours with itself on
+1,024 prompts whose answers end at random: twice the prompts, prompts of one length, answers of one length.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import os
 import statistics
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from turns import Contender, compete, install_transformers, peak_speeds, precisions_here, turns
@@ -60,11 +60,12 @@ CASES = {
     "micro-ends": ENDS,
     "gpt2-ends": Case("gpt2", 64, 16, (8, 56), 256, 48.0),
 }
+MANY = Case("micro", 1024, 64, (8, 56), 128, 24.0)
 FLAT = {
-    "256 prompts of 8 to 56 tokens": ENDS,
-    "512 prompts": Case("micro", 512, 64, (8, 56), 256, 48.0),
-    "prompts of 32 tokens": Case("micro", 256, 64, (32, 32), 256, 48.0),
-    "answers of 48 tokens each": Case("micro", 256, 64, (8, 56), 48),
+    "1,024 prompts of 8 to 56 tokens": MANY,
+    "2,048 prompts": replace(MANY, prompts=2048),
+    "prompts of 32 tokens": replace(MANY, prompt_lengths=(32, 32)),
+    "answers of 24 tokens each": replace(MANY, new_tokens=24, mean_length=0.0),
 }
 CONTENDERS = ("ours", "default", "static", "default+draw")
 
@@ -192,7 +193,7 @@ def operations(case: Case, tokens: float) -> float:
 
 def versus(case_name: str, directory: Path, options: argparse.Namespace) -> None:
     case = CASES[case_name]
-    pairs = [(dtype, who) for dtype in options.precisions for who in CONTENDERS]
+    pairs = [(dtype, who) for dtype in options.precisions for who in options.contenders]
     contenders = [contender(case, dtype, who, f"{case_name} {dtype} {who}", directory, options) for dtype, who in pairs]
     compete(contenders, options.rounds)
     speeds = peak_speeds(options.precisions, SIZES[case.size]["n_embd"], options.threads, options.device)
@@ -224,6 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cases", nargs="+", choices=[*CASES, "flat"], default=[*CASES, "flat"])
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--precisions", nargs="+", help="float32, and bfloat16 where it is faster, when absent")
     parser.add_argument("--peer-dir", help="where transformers is installed, or is to be (default: a temporary one)")
     parser.add_argument("--threads", type=int, default=os.cpu_count())

@@ -33,7 +33,9 @@ from road import machine
 names = [torch.cuda.get_device_name(), f"CUDA {torch.version.cuda}"] if sys.argv[2] == "cuda" else []
 print(*names, machine(), f"{time.strftime('%Y-%m-%d')}. Written by `benchmarks/tables.sh {sys.argv[2]}`.", sep="; ")
 EOF
-    table Sampling sampling.py "--cases gpt2-16 gpt2-64 micro-64 micro-ends flat --rounds 2 --device $device" "--peer-dir $peers/transformers"
+    table Sampling sampling.py "--cases gpt2-16 micro-64 --rounds 2 --device $device" "--peer-dir $peers/transformers"
+    table 'Sampling, more at once' sampling.py "--cases gpt2-64 micro-ends --contenders ours default static --rounds 2 --device $device" "--peer-dir $peers/transformers"
+    table 'Sampling, the cost of a token' sampling.py "--cases flat --rounds 2 --device $device" ""
     table 'A pretraining step' pretrain_step.py "--rounds 2 --device $device" "--peer-dir $peers/transformers"
     table 'A PPO step, 4 layers' ppo_step.py "--model micro --value-models separate shared --rounds 3 --device $device" "--trl $peers/trl"
     table 'A PPO step, GPT-2 124M' ppo_step.py "--value-models separate shared --rounds 2 --device $device" "--trl $peers/trl"
