@@ -218,7 +218,8 @@ def draw(curves: Sequence[dict[str, Any]], file: Path) -> None:
             for trainer in TRAINERS:
                 for settings in SETTINGS:
                     of = [c["points"] for c in curves if (c["trainer"], c["settings"]) == (trainer, settings)]
-                    if not of:
+                    # Minutes are told of settings that lead somewhere; the others would only stretch the axis.
+                    if not of or (x == "seconds" and not any(p[y] >= TARGET for points in of for p in points)):
                         continue
                     look = {"color": colours[trainer], "linestyle": styles[settings]}
                     for points in of:
@@ -278,7 +279,7 @@ def main() -> None:
                     flush=True,
                 )
     out = arguments.out or root / "trl-ppo"
-    command = " ".join(["python", *sys.argv])
+    command = " ".join(["python", "benchmarks/trl_ppo.py", *sys.argv[1:]])
     found = {"command": command, "cpus": os.cpu_count(), "settings": {n: settings_of(n, ppo) for n in SETTINGS}}
     out.parent.mkdir(parents=True, exist_ok=True)
     Path(f"{out}.json").write_text(json.dumps(found | {"curves": curves}, indent=1) + "\n", encoding="utf-8")
