@@ -67,7 +67,7 @@ def ours(directory: Path, out: str, size: str, episodes: int, precision: str, va
     options = PPOOptions(
         out=Path(out), model=str(directory / "sft"), reward_model=str(directory / "reward"), prompts=["-"],
         batch_size=episodes, episodes=episodes * TURNS, ppo_epochs=EPOCHS, max_new_tokens=RESPONSE, tensorboard=False,
-        missing_eos_score=None, precision=precision, value_model=value_model,
+        missing_eos_score=None, precision=precision, value_model=value_model, checkpoint_seconds=1e9,
         device=device,
     )  # fmt: skip
     policy, tokenizer = load_policy(options.model)

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs our speed against every peer's on this machine and writes the tables into one file (docs/benchmarks.md explains
-# them). On two cores it takes less than twenty minutes, once the peers are installed.
+# them). On two cores it takes about twenty minutes once the peers are installed, and 20 GB of memory.
 #
 #   benchmarks/tables.sh cpu docs/benchmarks-cpu.md     the same as: make bench
 #   benchmarks/tables.sh cuda docs/benchmarks-gpu.md
@@ -38,7 +38,7 @@ EOF
     table 'Sampling, the cost of a token' sampling.py "--cases flat --rounds 2 --device $device" ""
     table 'A pretraining step' pretrain_step.py "--rounds 2 --device $device" "--peer-dir $peers/transformers"
     table 'A PPO step, 4 layers' ppo_step.py "--model micro --value-models separate shared --rounds 3 --device $device" "--trl $peers/trl"
-    table 'A PPO step, GPT-2 124M' ppo_step.py "--value-models separate shared --rounds 2 --device $device" "--trl $peers/trl"
+    table 'A PPO step, GPT-2 124M' ppo_step.py "--value-models separate --rounds 1 --device $device" "--trl $peers/trl"
     if [ "$device" = cpu ]; then
         table 'Two processes on two cores' scaling.py "--rounds 2" ""
     fi

@@ -81,20 +81,25 @@ class _TokenLogprobs(torch.autograd.Function):
         to_weight = None
         for number, rows in enumerate(_chunks(len(targets), len(weight))):
             logits = kept[number] if kept else F.linear(hidden[rows], weight)  # (n, V)
-            logp = _scaled(logits, ctx.temperature) - normalisers[rows].unsqueeze(-1)
-            grad = logp.exp()  # becomes dL/dz (n, V)
+            logp = _scaled(logits, ctx.temperature) - normalisers[rows].unsqueeze(-1)  # a tensor of its own
+            # What becomes dL/dz (n, V); each pass over it costs, so nothing is done to it that changes nothing.
+            grad = logp.exp() if ctx.with_entropy else logp.exp_()
             if ctx.with_entropy:
                 weights = logp.add_(entropies[rows].unsqueeze(-1)).mul_(of_entropies[rows].unsqueeze(-1))
                 grad.mul_(weights.add_(of_logprobs[rows].unsqueeze(-1)).neg_())
             else:
                 grad.mul_(-of_logprobs[rows].unsqueeze(-1))
             grad.scatter_add_(-1, targets[rows].unsqueeze(-1), of_logprobs[rows].unsqueeze(-1))
-            grad = grad.div_(ctx.temperature).to(hidden.dtype)
+            grad = (grad if ctx.temperature == 1 else grad.div_(ctx.temperature)).to(hidden.dtype)
             if to_hidden is not None:
                 to_hidden[rows] = grad @ weight
             if ctx.needs_input_grad[1]:
-                part = grad.T @ hidden[rows]  # (V, C)
-                to_weight = part.to(ctx.weight_dtype) if to_weight is None else to_weight.add_(part)
+                if to_weight is None:
+                    to_weight = (grad.T @ hidden[rows]).to(ctx.weight_dtype)  # (V, C)
+                elif to_weight.dtype == grad.dtype:
+                    to_weight.addmm_(grad.T, hidden[rows])
+                else:
+                    to_weight.add_(grad.T @ hidden[rows])
         return to_hidden, to_weight, None, None, None, None, None
 
 
