@@ -207,7 +207,7 @@ def main() -> None:
             f"{size}, {episodes} episodes of {PROMPT} + {RESPONSE} tokens, {EPOCHS} epochs, {arguments.threads} threads"
         )
         print("; ".join(f"{name}: {speed / 1e9:,.0f} GFLOP/s" for name, speed in speeds.items()))
-        print(table(contenders, size, episodes, speeds))
+        print(f"\n{table(contenders, size, episodes, speeds)}")
 
 
 if __name__ == "__main__":

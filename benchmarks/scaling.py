@@ -56,7 +56,14 @@ def arguments(stage: str, world: Path, options: argparse.Namespace) -> list[str]
         own = ["--data", world / "tokens", "--model", options.model, "--batch-tokens", options.batch_tokens]
         return [*map(str, own), "--tokens", str(tokens), *shared]
     episodes = options.episodes * max(3, options.steps // 4)
-    own = ["--model", world / "sft", "--reward-model", world / "reward", "--prompts", world / "data" / "prompts-train.jsonl"]
+    own = [
+        "--model",
+        world / "sft",
+        "--reward-model",
+        world / "reward",
+        "--prompts",
+        world / "data" / "prompts-train.jsonl",
+    ]
     own += ["--batch-size", options.episodes, "--episodes", episodes, "--max-new-tokens", 48, "--ppo-epochs", 2]
     return [*map(str, own), "--missing-eos-score", "None", "--insist", *shared]
 

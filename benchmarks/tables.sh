@@ -24,7 +24,7 @@ table() {
 
 begin=$(date +%s)
 {
-    echo "# Benchmarks on one $device"
+    echo "# Benchmarks: $device"
     echo
     "$python" - "$here" "$device" <<'EOF'
 import sys, time, torch
@@ -40,7 +40,7 @@ EOF
     table 'A PPO step, 4 layers' ppo_step.py "--model micro --value-models separate shared --rounds 3 --device $device" "--trl $peers/trl"
     table 'A PPO step, GPT-2 124M' ppo_step.py "--value-models separate --rounds 1 --device $device" "--trl $peers/trl"
     if [ "$device" = cpu ]; then
-        table 'Two processes on two cores' scaling.py "--rounds 2" ""
+        table 'Two processes on two cores' scaling.py "--rounds 1" ""
     fi
 } >"$out.part"
 mv "$out.part" "$out"
