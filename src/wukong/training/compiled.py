@@ -118,4 +118,4 @@ def _memory(what: str, device: torch.device) -> Path:
 
 
 def _reason(error: RuntimeError) -> str:
-    return f"torch.compile does not work here ({str(error).strip().splitlines()[0]})"
+    return f"torch.compile does not work here ({next(iter(str(error).strip().splitlines()), type(error).__name__)})"
