@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import yaml
+from finished_run import recipe_steps
 from torch.profiler import ProfilerActivity, profile
 
 from wukong.recipe import STAGES
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a finished run directory, such as runs/kitchen")
     parser.add_argument("--stages", nargs="+", choices=PIECES, default=list(PIECES))
     given = parser.parse_args()
-    steps = yaml.safe_load((given.run / "recipe.yaml").read_text(encoding="utf-8"))["steps"]
+    steps = recipe_steps(given.run)
     columns = [*KINDS, "other operations"]
     rows = []
     with tempfile.TemporaryDirectory() as directory:

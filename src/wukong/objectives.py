@@ -83,12 +83,12 @@ class _TokenLogprobs(torch.autograd.Function):
             logits = kept[number] if kept else F.linear(hidden[rows], weight)  # (n, V)
             logp = _scaled(logits, ctx.temperature) - normalisers[rows].unsqueeze(-1)  # a tensor of its own
             # What becomes dL/dz (n, V); each pass over it costs, so nothing is done to it that changes nothing.
-            grad = logp.exp() if ctx.with_entropy else logp.exp_()
             if ctx.with_entropy:
+                grad = logp.exp()
                 weights = logp.add_(entropies[rows].unsqueeze(-1)).mul_(of_entropies[rows].unsqueeze(-1))
                 grad.mul_(weights.add_(of_logprobs[rows].unsqueeze(-1)).neg_())
             else:
-                grad.mul_(-of_logprobs[rows].unsqueeze(-1))
+                grad = logp.exp_().mul_(-of_logprobs[rows].unsqueeze(-1))
             grad.scatter_add_(-1, targets[rows].unsqueeze(-1), of_logprobs[rows].unsqueeze(-1))
             grad = (grad if ctx.temperature == 1 else grad.div_(ctx.temperature)).to(hidden.dtype)
             if to_hidden is not None:

@@ -337,8 +337,7 @@ def tasks(
         project=project,
         rows=rows,
         count=count,
-        page=place.page,
-        pages=place.pages,
+        paging=place,
         show=show,
         filters=list(FILTERS),
         q=q,
@@ -423,8 +422,7 @@ def _people(request: Request, store: Store, person: Annotator, page: int = 1, li
         rows=rows,
         waiting=waiting,
         link=link,
-        page=place.page,
-        pages=place.pages,
+        paging=place,
         count=count,
     )
 

@@ -65,8 +65,7 @@ def all_runs(request: Request, person: Admin, page: int = 1) -> HTMLResponse:
         "runs",
         person=person,
         rows=rows,
-        page=place.page,
-        pages=place.pages,
+        paging=place,
     )
 
 
@@ -129,8 +128,7 @@ def one_result(
         comparison=read_comparison(compared) if compared.is_file() else None,
         rows=found[shown.before : shown.before + ANSWERS],
         count=len(found),
-        page=shown.page,
-        pages=shown.pages,
+        paging=shown,
         q=q,
         source=source,
         sources=sources,

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session, aliased, joinedload
 from wukong.errors import DataError, UsageError
 from wukong.feedback.store.people import imported_annotator
 from wukong.feedback.store.tables import Annotator, Assignment, GuidelineVersion, Label, Task, check_text, now
+from wukong.feedback.store.tasks import NEWEST_GUIDELINES
 from wukong.feedback.store.values import as_shown, as_stored, checked, disagreement
 
 LONGEST_COMMENT = 4000
@@ -218,12 +219,6 @@ _ITS = (
 )
 _LOCK_OF_ASSIGNMENT = _LOCKED.where(Task.id == sa.select(Assignment.task_id).where(*_ITS).scalar_subquery())
 _ASSIGNMENT = sa.select(Assignment).where(*_ITS).execution_options(populate_existing=True)
-_GUIDELINE = (
-    sa.select(GuidelineVersion.id)
-    .where(GuidelineVersion.project_id == sa.bindparam("project", type_=sa.Integer))
-    .order_by(GuidelineVersion.version.desc())
-    .limit(1)
-)
 _OF_CLIENT = sa.select(Label).where(Label.client_id == sa.bindparam("client_id"))
 _CURRENT = sa.select(Label).where(Label.task_id == _TASK, current())
 
@@ -241,7 +236,8 @@ def _before(adjudicates: bool) -> sa.Select[int | None, int | None]:
     if not adjudicates:
         query = query.where(Label.annotator_id == sa.bindparam("annotator", type_=sa.Integer))
     last = query.order_by(Label.id.desc()).limit(1)
-    return sa.select(_GUIDELINE.scalar_subquery(), last.scalar_subquery())
+    guideline = NEWEST_GUIDELINES.with_only_columns(GuidelineVersion.id)
+    return sa.select(guideline.scalar_subquery(), last.scalar_subquery())
 
 
 def _taken_up(session: Session, annotator: Annotator, assignment_id: int) -> tuple[Task, Assignment]:

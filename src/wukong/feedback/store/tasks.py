@@ -103,7 +103,7 @@ def add_guidelines(session: Session, project: Project, text: str, author_id: int
     return version
 
 
-_NEWEST_GUIDELINES = (  # every label asks it: built once
+NEWEST_GUIDELINES = (  # every label asks it: built once
     sa.select(GuidelineVersion)
     .where(GuidelineVersion.project_id == sa.bindparam("project", type_=sa.Integer))
     .order_by(GuidelineVersion.version.desc())
@@ -113,7 +113,7 @@ _NEWEST_GUIDELINES = (  # every label asks it: built once
 
 def guidelines(session: Session, project_id: int) -> GuidelineVersion | None:
     """The newest version."""
-    return session.scalar(_NEWEST_GUIDELINES, {"project": project_id})
+    return session.scalar(NEWEST_GUIDELINES, {"project": project_id})
 
 
 # ----------------------------------------------------------------------------------------------------- adding tasks
