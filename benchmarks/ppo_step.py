@@ -135,7 +135,7 @@ def python_of_trl(directory: Path) -> str:
     return str(python)
 
 
-def arithmetic(size: str, episodes: int, value_model: str) -> float:
+def arithmetic(size: str, episodes: int, value_model: str, epochs: int = EPOCHS) -> float:
     """The floating-point operations that a step cannot do without (`wukong.plan` counts the same)."""
     import torch
 
@@ -145,7 +145,7 @@ def arithmetic(size: str, episodes: int, value_model: str) -> float:
 
     config = GPT2Config(**{**PRESETS[size], "vocab_size": SIZES[size][0]})
     options = PPOOptions(
-        out=Path("-"), model="-", reward_model="-", prompts=["-"], episodes=episodes, ppo_epochs=EPOCHS,
+        out=Path("-"), model="-", reward_model="-", prompts=["-"], episodes=episodes, ppo_epochs=epochs,
         max_new_tokens=RESPONSE, value_model=value_model,
     )  # fmt: skip
     cost = cost_of(options, config, torch.float32, PlanOptions(recipe=Path("-"), prompt_tokens=PROMPT))
@@ -155,7 +155,7 @@ def arithmetic(size: str, episodes: int, value_model: str) -> float:
 def table(contenders: list[Contender], size: str, episodes: int, speeds: dict[str, float]) -> str:
     """Markdown: medians, spread, memory, the part of the matrix peak, and the ratio to the fastest of TRL's."""
     others = [c.median("seconds") for c in contenders if c.name.startswith("trl")]
-    columns = ["", "seconds", "least", "most", "processor", *PHASES, "peak GB", "of matrix peak", "TRL takes"]
+    columns = ["", "seconds", "least", "most", "processor", *PHASES, "peak GB", "of matrix peak", "update", "TRL takes"]
     lines = ["| " + " | ".join(columns) + " |", "| --- " + "| ---: " * (len(columns) - 1) + "|"]
     for one in contenders:
         kind, precision, value_model = one.name.split()
@@ -163,8 +163,10 @@ def table(contenders: list[Contender], size: str, episodes: int, speeds: dict[st
         cells = [one.name, f"{one.median('seconds'):.2f}", f"{min(seconds):.2f}", f"{max(seconds):.2f}"]
         cells.append(f"{one.median('processor'):.2f}")
         cells += [f"{one.median(p):.2f}" if kind == "wukong" else "" for p in PHASES]
-        reached = arithmetic(size, episodes, value_model) / one.median("seconds")
-        cells += [f"{one.results[-1]['peak']:.2f}", f"{reached / speeds[precision]:.0%}"]
+        work = arithmetic(size, episodes, value_model)
+        cells += [f"{one.results[-1]['peak']:.2f}", f"{work / one.median('seconds') / speeds[precision]:.0%}"]
+        updating = arithmetic(size, episodes, value_model, 2 * EPOCHS) - work  # with epochs nothing else grows
+        cells.append(f"{updating / one.median('update') / speeds[precision]:.0%}" if kind == "wukong" else "")
         cells.append(f"{min(others) / one.median('seconds'):.2f} x" if others and kind == "wukong" else "")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

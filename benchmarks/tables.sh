@@ -17,9 +17,11 @@ mkdir -p "$peers" "$(dirname "$out")"
 # title, script, its options, and options that only say where things are
 table() {
     printf '\n## %s\n\n    python benchmarks/%s %s\n\n' "$1" "$2" "$3"
-    echo "$2 $3" >&2
+    printf '%s %s' "$2" "$3" >&2
+    since=$(date +%s)
     # shellcheck disable=SC2086  # the options are words
     "$python" "$here/$2" $3 $4 2>"$peers/last.log" || { tail -n 20 "$peers/last.log" >&2; exit 1; }
+    echo ": $(($(date +%s) - since)) s" >&2
 }
 
 begin=$(date +%s)
@@ -34,7 +36,7 @@ names = [torch.cuda.get_device_name(), f"CUDA {torch.version.cuda}"] if sys.argv
 print(*names, machine(), f"{time.strftime('%Y-%m-%d')}. Written by `benchmarks/tables.sh {sys.argv[2]}`.", sep="; ")
 EOF
     table Sampling sampling.py "--cases gpt2-16 micro-64 --rounds 2 --device $device" "--peer-dir $peers/transformers"
-    table 'Sampling, more at once' sampling.py "--cases gpt2-64 micro-ends --contenders ours default static --rounds 2 --device $device" "--peer-dir $peers/transformers"
+    table 'Sampling, more at once' sampling.py "--cases gpt2-64 micro-ends --contenders ours default --rounds 2 --device $device" "--peer-dir $peers/transformers"
     table 'Sampling, the cost of a token' sampling.py "--cases flat --rounds 2 --device $device" ""
     table 'A pretraining step' pretrain_step.py "--rounds 2 --device $device" "--peer-dir $peers/transformers"
     table 'A PPO step, 4 layers' ppo_step.py "--model micro --value-models separate shared --rounds 3 --device $device" "--trl $peers/trl"

@@ -40,7 +40,7 @@ def _check_shape(reference: Tensor, **tensors: Tensor) -> None:
 
 class _TokenLogprobs(torch.autograd.Function):
     """`token_logprobs`, with the gradient written out, so that backward needs nothing of the size of the logits but a
-    chunk, or the logits themselves where they are kept. With z = logits / temperature, p = softmax(z), H its entropy:
+    chunk, or the logits themselves where they are kept. With z the logits, p = softmax(z), H its entropy:
 
         log p_y = z_y - log sum exp z      d log p_y / dz_j = [j = y] - p_j
         H = log sum exp z - sum p z        d H / dz_j       = -p_j (log p_j + H)
@@ -48,25 +48,26 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, with_entropy: bool,
-        dtype: torch.dtype, keep: bool,
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool, dtype: torch.dtype, keep: bool
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         hidden, narrow = hidden.to(dtype), weight.to(dtype)
         normalisers, logprobs, entropies = hidden.new_zeros(3, len(targets), dtype=torch.float32)  # (N,) each
-        kept = []
+        kept, e = [], hidden.new_empty(0, dtype=torch.float32)
         for rows in _chunks(len(targets), len(weight)):
             logits = F.linear(hidden[rows], narrow)  # (n, V)
-            z = _scaled(logits, temperature)
-            normaliser = z.logsumexp(-1)
+            z = logits.float()
+            largest = z.amax(-1, keepdim=True)  # (n, 1)
+            e = torch.sub(z, largest, out=e.resize_(0)).exp_()  # (n, V) in the memory of the last chunk's
+            total = e.sum(-1)  # (n,)
+            normaliser = largest.squeeze(-1) + total.log()
             normalisers[rows] = normaliser
             logprobs[rows] = z.gather(-1, targets[rows].unsqueeze(-1)).squeeze(-1) - normaliser
             if with_entropy:
-                p = (z - normaliser.unsqueeze(-1)).exp_()
-                entropies[rows] = normaliser - p.mul_(z).sum(-1)
+                entropies[rows] = normaliser - torch.linalg.vecdot(e, z) / total
             if keep:
                 kept.append(logits)
         ctx.save_for_backward(hidden, narrow, targets, normalisers, entropies, *kept)
-        ctx.temperature, ctx.with_entropy, ctx.weight_dtype = temperature, with_entropy, weight.dtype
+        ctx.with_entropy, ctx.weight_dtype = with_entropy, weight.dtype
         ctx.set_materialize_grads(False)
         if not with_entropy:
             ctx.mark_non_differentiable(entropies)
@@ -81,7 +82,8 @@ class _TokenLogprobs(torch.autograd.Function):
         to_weight = None
         for number, rows in enumerate(_chunks(len(targets), len(weight))):
             logits = kept[number] if kept else F.linear(hidden[rows], weight)  # (n, V)
-            logp = _scaled(logits, ctx.temperature) - normalisers[rows].unsqueeze(-1)  # a tensor of its own
+            # In place of the logits, which nothing else needs; a second backward would be an error, as is usual.
+            logp = logits.float().sub_(normalisers[rows].unsqueeze(-1))
             # What becomes dL/dz (n, V); each pass over it costs, so nothing is done to it that changes nothing.
             if ctx.with_entropy:
                 grad = logp.exp()
@@ -90,7 +92,7 @@ class _TokenLogprobs(torch.autograd.Function):
             else:
                 grad = logp.exp_().mul_(-of_logprobs[rows].unsqueeze(-1))
             grad.scatter_add_(-1, targets[rows].unsqueeze(-1), of_logprobs[rows].unsqueeze(-1))
-            grad = (grad if ctx.temperature == 1 else grad.div_(ctx.temperature)).to(hidden.dtype)
+            grad = grad.to(hidden.dtype)
             if to_hidden is not None:
                 to_hidden[rows] = grad @ weight
             if ctx.needs_input_grad[1]:
@@ -100,16 +102,12 @@ class _TokenLogprobs(torch.autograd.Function):
                     to_weight.addmm_(grad.T, hidden[rows])
                 else:
                     to_weight.add_(grad.T @ hidden[rows])
-        return to_hidden, to_weight, None, None, None, None, None
+        return to_hidden, to_weight, None, None, None, None
 
 
 def _chunks(n: int, vocabulary: int) -> list[slice]:
     rows = max(1, CHUNK_LOGITS // vocabulary)
     return [slice(start, start + rows) for start in range(0, n, rows)]
-
-
-def _scaled(logits: Tensor, temperature: float) -> Tensor:
-    return logits.float() if temperature == 1 else logits.float() / temperature
 
 
 def token_logprobs(
@@ -136,8 +134,10 @@ def token_logprobs(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     learns = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     keep = learns and len(targets) * len(weight) * dtype.itemsize <= KEPT_LOGITS_BYTES
+    if temperature != 1:  # logits of h / T are those of h, divided by T, and h is the smaller
+        hidden = hidden / temperature
     with torch.autocast(device, enabled=False):
-        return _TokenLogprobs.apply(hidden, weight, targets, temperature, with_entropy, dtype, keep)
+        return _TokenLogprobs.apply(hidden, weight, targets, with_entropy, dtype, keep)
 
 
 # ------------------------------------------------------------------------------------------- masked statistics

@@ -288,7 +288,7 @@ class Decoder:
         assert self._cache is not None
         ids, lengths = (tensor.to(self.device) for tensor in pad(prompts))  # (N, P), (N,)
         cache = KVCache.empty(self.model.config, len(ids), ids.shape[1], like=self.model.wte.weight)
-        hidden = self.model(ids, cache=cache)  # (N, P, C)
+        hidden = self.model(ids, lengths=lengths, cache=cache)  # (N, P, C)
         cache.advance(lengths, ids.shape[1])
         last = hidden[torch.arange(len(ids), device=self.device), lengths - 1]  # (N, C)
         sources = torch.tensor([i for i, company in enumerate(companies) for _ in company], device=self.device)  # (M,)

@@ -159,6 +159,64 @@ def test_padding_on_the_right_changes_nothing(model):
     torch.testing.assert_close(model(padded)[:, :10], model(ids), **WHOLE_MODEL)
 
 
+LENGTHS = torch.tensor([7, 16, 1, 15, 0, 7, 3])
+
+
+def test_rows_of_given_lengths_are_read_as_if_alone_with_the_same_gradients(model):
+    ids = random_ids(len(LENGTHS), 16)
+    real = torch.arange(16) < LENGTHS.unsqueeze(1)  # (B, T)
+    weights = torch.randn(*ids.shape, model.config.n_embd, generator=torch.Generator().manual_seed(1))
+    gradients = []
+    for lengths in (None, LENGTHS):
+        model.zero_grad()
+        hidden = model(ids, lengths=lengths)
+        (hidden * weights)[real].sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    assert hidden[~real].eq(0).all()
+    for row, n in zip(range(len(ids)), LENGTHS.tolist(), strict=True):
+        if n:
+            torch.testing.assert_close(hidden[row, :n], model(ids[row : row + 1, :n])[0], **WHOLE_MODEL)
+    for found, expected in zip(*reversed(gradients), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_cache_filled_from_rows_of_given_lengths_is_that_of_the_padded_rows(model):
+    ids, lengths, following = random_ids(3, 8), torch.tensor([8, 2, 5]), random_ids(3, 1, seed=1)
+    found = []
+    for given in (None, lengths):
+        cache = KVCache.empty(model.config, 3, 12, like=model.wte.weight)
+        model(ids, lengths=given, cache=cache)
+        cache.advance(lengths, 8)
+        found.append(model(following, cache=cache))
+    torch.testing.assert_close(*found, **WHOLE_MODEL)
+
+
+@torch.no_grad()
+def test_padding_costs_attention_a_tenth_and_the_products_nothing(model, monkeypatch):
+    lengths = torch.randint(1, 41, (64,), generator=torch.Generator().manual_seed(0))
+    products, attended, attention = [], [], F.scaled_dot_product_attention
+
+    def counted(q, *rest, **more):
+        attended.append(q.shape[0] * q.shape[2])
+        return attention(q, *rest, **more)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
+    for block in model.h:
+        block.mlp.c_fc.register_forward_hook(lambda _, inputs, __: products.append(inputs[0].shape[:-1].numel()))
+    model(random_ids(64, 40), lengths=lengths)
+    layers = model.config.n_layer
+    assert products == [int(lengths.sum())] * layers
+    assert int(lengths.sum()) * layers <= sum(attended) < 1.1 * int(lengths.sum()) * layers
+    assert len(attended) < layers * 32  # like lengths together
+
+
+def test_lengths_exclude_segments_and_a_filled_cache(model):
+    ids = random_ids(2, 4)
+    with pytest.raises(ValueError, match="no segments"):
+        model(ids, lengths=torch.tensor([4, 2]), segments=torch.zeros_like(ids))
+
+
 @torch.no_grad()
 def test_padding_on_the_left_changes_nothing_with_segments(model):
     ids = random_ids(2, 10)

@@ -295,20 +295,6 @@ def test_a_policy_with_a_shared_value_model_resumes_bit_for_bit(world: Path, mon
     assert load_policy(world / "once")[0].n_parameters() == gpt2(0).n_parameters()
 
 
-def test_little_of_an_update_is_padding(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    """Prompts and responses of very different lengths."""
-    config = options(tmp_path, batch_size=192, max_new_tokens=16)
-    prompts = [tokenizer.encode("a" * (1 + i % 40)) for i in range(192)]
-    policy, value = gpt2(0), ScalarModel(gpt2(1))
-    state = {"kl_coef": 0.1, "first_distinct_2": None}
-    with Session(config, {"policy": policy, "value": value}, 1, "t", state) as session:
-        for _ in session.steps():
-            metrics = iterate(
-                session, policy, gpt2(0), value, lambda e: torch.ones(192), prompts, tokenizer, config
-            )  # fmt: skip
-    assert 0 < metrics["padding"] < 0.05
-
-
 def test_frozen_models_get_no_gradient(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     original = online.judge

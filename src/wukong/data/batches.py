@@ -1,4 +1,4 @@
-"""Sequences of tokens -> tensors, with as little padding as can be.
+"""Sequences of tokens -> tensors.
 
 Shape legend: B rows, T time.
 """
@@ -12,12 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BUSY_TOKENS = 256
-"""A pass over so many tokens keeps a CPU busy, so that two such passes cost less than one with padding in it."""
-
-LIKE = 0.92
-"""Lengths above this part of the longest are like it: on average half of the rest is padding, 4 %."""
-
 
 def pad(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Rows padded on the right with 0 (never attended to, never counted): ids (B, T) int64, lengths (B,) int64."""
@@ -29,16 +23,13 @@ def pad(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 def by_length(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Indices in micro-batches of at most max_tokens, padding included; like lengths share one, so little is padded:
-    once a micro-batch is large enough to keep the machine busy, a clearly shorter sequence begins another.
+    """Indices in micro-batches of at most max_tokens, padding included; like lengths share one.
 
     A sequence longer than max_tokens gets a micro-batch of its own.
     """
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        longest, rows = lengths[batch[0]] if batch else 0, len(batch)
-        full = (rows + 1) * longest > max_tokens
-        if batch and (full or (rows * longest >= BUSY_TOKENS and lengths[index] < LIKE * longest)):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > max_tokens:
             yield batch
             batch = []
         batch.append(index)

@@ -4,13 +4,14 @@ Shape legend: B batch, T time, S cached time, H heads, D head width, C channels 
 
 The model returns hidden states, not logits: the 50,257-wide output layer is the dearest part of a small GPT-2,
 so each caller computes logits only at the positions it needs (`GPT2.logits`, `objectives.token_logprobs`).
-Padding goes on the right, where causal attention never looks; no mask is needed and none is computed.
+Padding goes on the right, where causal attention never looks; no mask is needed and none is computed. Where a caller
+says how long the rows are, only attention sees padding at all (`Unpadded`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -143,10 +144,70 @@ class KVCache:
             self.lengths, self.longest = lengths, longest
 
 
-def attend(
-    qkv: Tensor, n_head: int, mask: Tensor | None, cache: KVCache | None, layer: int, dropout: float = 0.0
-) -> Tensor:
-    """Multi-head attention between its two projections: (B, T, 3C) -> (B, T, C). Without a mask it is causal."""
+class Unpadded:
+    """Where the N real tokens of a padded batch stand. All but attention is done for them alone, in one tensor without
+    rows, (N, C), and attention for rows of like lengths together (Zeng et al. 2022, Boosting distributed training
+    performance of the unpadded BERT model)."""
+
+    LIKE = 0.9
+    """Lengths above this part of the longest are like it."""
+
+    def __init__(self, lengths: Tensor, width: int, grouped: bool = True) -> None:
+        """lengths: (B,) int64, tokens of each row of `width`; grouped: or all rows as they stand, for a cache."""
+        self.shape, device = (len(lengths), width), lengths.device
+        order = lengths.argsort(descending=True, stable=True) if grouped else torch.arange(len(lengths), device=device)
+        steps = torch.arange(width, device=device)
+        real = steps < lengths[order].unsqueeze(1)  # (B, T)
+        self.places = (order.unsqueeze(1) * width + steps)[real]  # (N,) in the padded batch
+        self.groups: list[tuple[int, int, int, Tensor]] = []  # tokens, rows, their width, places in rows of that width
+        found, first = lengths[order].tolist(), 0
+        while first < len(found) and found[first]:
+            longest = found[first] if grouped else width
+            end = next((i for i in range(first, len(found)) if grouped and found[i] < self.LIKE * longest), len(found))
+            places = real[first:end, :longest].flatten().nonzero().squeeze(1)
+            self.groups.append((sum(found[first:end]), end - first, longest, places))
+            first = end
+
+    def take(self, padded: Tensor) -> Tensor:
+        """(B, T, ...) -> (N, ...)."""
+        return padded.flatten(0, 1).index_select(0, self.places)
+
+    def put(self, tokens: Tensor) -> Tensor:
+        """(N, C) -> (B, T, C), zero where there is padding."""
+        return _spread(tokens, self.places, *self.shape)
+
+    def by_group(self, tokens: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """(N, C) -> (N, C'): what `compute` makes of each group's padded rows, (b, t, C) -> (b, t, C')."""
+        parts = tokens.split([count for count, *_ in self.groups])
+        return torch.cat(
+            [
+                compute(_spread(part, places, rows, width)).flatten(0, 1).index_select(0, places)
+                for part, (_, rows, width, places) in zip(parts, self.groups, strict=True)
+            ]
+        )
+
+
+def _spread(tokens: Tensor, places: Tensor, rows: int, width: int) -> Tensor:
+    if len(tokens) == rows * width:
+        return tokens.view(rows, width, -1)
+    return tokens.new_zeros(rows * width, tokens.shape[1]).index_copy(0, places, tokens).view(rows, width, -1)
+
+
+@dataclass
+class Context:
+    """What a layer's attention has to know beside its input."""
+
+    mask: Tensor | None = None  # (B, 1, T or 1, S), bool or added to the scores; None: causal
+    cache: KVCache | None = None
+    unpadded: Unpadded | None = None
+
+
+def attend(qkv: Tensor, n_head: int, layer: int, context: Context, dropout: float = 0.0) -> Tensor:
+    """Multi-head attention between its two projections: (B, T, 3C) -> (B, T, C), or (N, 3C) -> (N, C) unpadded."""
+    if context.unpadded is not None:
+        rows = Context(context.mask, context.cache)
+        return context.unpadded.by_group(qkv, lambda padded: attend(padded, n_head, layer, rows, dropout))
+    mask, cache = context.mask, context.cache
     B, T, C3 = qkv.shape
     q, k, v = qkv.view(B, T, 3, n_head, C3 // (3 * n_head)).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
     if cache is not None:
@@ -164,9 +225,9 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.n_head, self.dropout = config.n_head, config.dropout
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, layer: int, context: Context) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        y = attend(self.c_attn(x), self.n_head, mask, cache, layer, dropout)
+        y = attend(self.c_attn(x), self.n_head, layer, context, dropout)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
 
@@ -190,8 +251,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
-        x = x + self.attn(self.ln_1(x), mask, cache, layer)
+    def forward(self, x: Tensor, layer: int, context: Context) -> Tensor:
+        x = x + self.attn(self.ln_1(x), layer, context)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -220,11 +281,20 @@ class GPT2(nn.Module):
                 residual = name.endswith("c_proj.weight")
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02)
 
-    def forward(self, input_ids: Tensor, *, segments: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        segments: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
         """Hidden states after the final LayerNorm.
 
         Args:
             input_ids: (B, T) int64, padded on the right.
+            lengths: (B,) int64, how many tokens of each row are read; the others cost nothing but attention, and have
+                hidden states of 0.
             segments: (B, T) int64 for rows that hold several sequences (packing) or padding elsewhere than on the
                 right: a token attends to earlier tokens of its own segment only, and positions count from each
                 segment's start. A 0/1 attention mask is the special case of two segments.
@@ -234,13 +304,15 @@ class GPT2(nn.Module):
             (B, T, C).
 
         Raises:
-            ValueError: T (with what is cached) is longer than the model's context.
+            ValueError: T (with what is cached) is longer than the model's context, or arguments exclude each other.
         """
         T = input_ids.shape[1]
         if T + (cache.longest if cache else 0) > self.config.n_positions:
             raise ValueError(
                 f"{T + (cache.longest if cache else 0)} tokens do not fit the context of {self.config.n_positions}"
             )
+        if lengths is not None and (segments is not None or (cache and cache.longest)):
+            raise ValueError("lengths are for rows padded on the right: no segments, and no cache that is filled")
         steps = torch.arange(T, device=input_ids.device)  # (T,)
         mask = None
         if segments is not None:
@@ -258,14 +330,20 @@ class GPT2(nn.Module):
             mask = torch.where(slots <= positions, 0.0, -math.inf).to(self.wpe.weight.dtype)[:, None, None]  # (B,1,1,S)
         else:
             positions = steps
-        x = self.wte(input_ids) + self.wpe(positions)  # (B, T, C)
+        unpadded = None if lengths is None else Unpadded(lengths, T, grouped=cache is None)
+        if unpadded is not None:
+            input_ids = unpadded.take(input_ids)  # (N,)
+            positions = unpadded.take(positions.expand(unpadded.shape))  # (N,)
+        context = Context(mask, cache, unpadded)
+        x = self.wte(input_ids) + self.wpe(positions)  # (B, T, C), or (N, C) from here on
         x = F.dropout(x, self.config.dropout, self.training)
         for layer, block in enumerate(self.h):
             if self.checkpoint_blocks and torch.is_grad_enabled():
-                x = checkpoint(block, x, mask, cache, layer, use_reentrant=False)
+                x = checkpoint(block, x, layer, context, use_reentrant=False)
             else:
-                x = block(x, mask, cache, layer)
-        return self.ln_f(x)
+                x = block(x, layer, context)
+        x = self.ln_f(x)
+        return x if unpadded is None else unpadded.put(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., V), by the transposed token embedding."""

@@ -39,9 +39,9 @@ class ScalarModel(nn.Module):
     def config(self):
         return self.trunk.config
 
-    def token_scores(self, input_ids: Tensor, segments: Tensor | None = None) -> Tensor:
-        """One number a token: (B, T) -> (B, T) float32."""
-        return self.read(self.trunk(input_ids, segments=segments))
+    def token_scores(self, input_ids: Tensor, lengths: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
+        """One number a token: (B, T) -> (B, T) float32. Arguments as for the trunk."""
+        return self.read(self.trunk(input_ids, lengths=lengths, segments=segments))
 
     def read(self, states: Tensor) -> Tensor:
         """The number of each of the trunk's hidden states: (..., C) -> (...) float32."""
@@ -49,7 +49,7 @@ class ScalarModel(nn.Module):
 
     def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
         """The reward of each row: (B, T) int64 padded on the right, (B,) real lengths -> (B,) float32."""
-        scores = self.token_scores(input_ids)
+        scores = self.token_scores(input_ids, lengths)
         if self.pooling == "last":
             return scores.gather(1, (lengths - 1).unsqueeze(1)).squeeze(1)
         real = torch.arange(scores.shape[1], device=scores.device) < lengths.unsqueeze(1)  # (B, T)

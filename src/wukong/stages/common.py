@@ -59,7 +59,9 @@ def response_positions(prompt_lengths: Sequence[int], response_lengths: Sequence
 
 def response_states(trunk: GPT2, ids: Tensor, predicts: Tensor) -> Tensor:
     """The hidden states before each response token, row by row: (N, C). Arguments as for `response_logprobs`."""
-    return trunk(ids)[:, :-1][predicts]
+    steps = torch.arange(1, ids.shape[1], device=ids.device)
+    lengths = (predicts * steps).amax(1)  # (B,) what stands behind the last of these positions is not read
+    return trunk(ids[:, :-1], lengths=lengths)[predicts]
 
 
 def response_logprobs(

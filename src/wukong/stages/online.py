@@ -281,7 +281,7 @@ def update(
     sums: defaultdict[str, float] = defaultdict(float)  # of what this process's share of each batch adds up to
     norms: defaultdict[str, float] = defaultdict(float)
     ratios = [1.0, 1.0]
-    first_error, updates, computed, real = 0.0, 0, 0, 0
+    first_error, updates = 0.0, 0
     for epoch in range(algorithm.epochs):
         order = rows[permutation(len(rows), options.seed, "minibatches", session.step, epoch)]
         for chosen in np.split(order, range(size, len(order), size)):
@@ -313,7 +313,6 @@ def update(
                     loss = loss + algorithm.value_coef * value_losses.sum() / n_tokens
                     sums["value_loss"] += float(value_losses.detach().sum()) / n_tokens
                 session.backward(loss)
-                computed, real = computed + ids.numel(), real + sum(len(episodes.sequences[i]) for i in index.tolist())
                 with torch.no_grad():
                     moved = logprobs - old
                     ratio = moved.exp()
@@ -340,9 +339,7 @@ def update(
             totals[name] += value
     means = {name: value / updates for name, value in (totals | norms).items()}
     low, high = processes.largest(-ratios[0], ratios[1])
-    all_real, all_computed = processes.sums(real, computed)
-    padding = 1 - all_real / all_computed
-    return means | {"ratio_min": -low, "ratio_max": high, "first_ratio_error": first_error, "padding": padding}
+    return means | {"ratio_min": -low, "ratio_max": high, "first_ratio_error": first_error}
 
 
 def _check_first_ratio(error: float, compute: Compute) -> None:

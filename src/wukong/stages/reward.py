@@ -28,7 +28,7 @@ from pydantic import Field
 from torch import Tensor
 
 from wukong.console import console, say
-from wukong.data.batches import by_length, pad
+from wukong.data.batches import pad
 from wukong.data.comparisons import load_comparisons
 from wukong.data.sources import DataOptions
 from wukong.data.split import halves, split_by_prompt
@@ -45,7 +45,7 @@ from wukong.seeds import derived_seed, permutation
 from wukong.stages.common import answer_ids, bootstrap_interval, epoch_batch, scores_of
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
-from wukong.training.parallel import in_step, is_sharded, whole
+from wukong.training.parallel import in_step, whole
 from wukong.training.session import Session, TrainOptions, publish
 
 
@@ -210,14 +210,9 @@ def off_prompt_groups(
 def forward_pairs(model: ScalarModel, groups: Sequence[Group], compute: Compute) -> tuple[Tensor, Tensor]:
     """r_better - r_worse of every pair of the groups (N,) float32, and the group each pair belongs to (N,) int64."""
     answers = [answer for group in groups for answer in group.answers]
-    order, parts = [], []
-    passes = by_length([len(answer) for answer in answers], sum(map(len, answers)))
-    for rows in [list(range(len(answers)))] if is_sharded(model) else passes:  # one a part, as `in_step` counts them
-        ids, lengths = pad([answers[i] for i in rows])
-        with compute.autocast():
-            parts.append(model(ids.to(compute.device), lengths.to(compute.device)))  # (b,)
-        order += rows
-    scores = torch.cat(parts)[np.argsort(order)]  # (B,) in the order of the answers
+    ids, lengths = pad(answers)
+    with compute.autocast():
+        scores = model(ids.to(compute.device), lengths.to(compute.device))  # (B,)
     better, worse, member, start = [], [], [], 0
     for number, group in enumerate(groups):
         better += [start + b for b, _ in group.pairs]

@@ -221,12 +221,6 @@ METRICS: dict[str, Metric] = {
         "About 0.001 to 0.02. Higher means too large steps: lower the learning rate or the number of PPO epochs.",
         _POLICY,
     ),
-    "padding": Metric(
-        "fraction of tokens",
-        "The part of the tokens computed in the update that is padding.",
-        "Stays under 0.05; more where a minibatch holds but a few responses.",
-        _POLICY,
-    ),
     "clip_fraction": Metric(
         "fraction of tokens",
         "The part of the tokens whose probability ratio left 1 ± clip_range, where PPO stops their gradient.",

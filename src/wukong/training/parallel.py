@@ -11,7 +11,6 @@ rows.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -161,5 +160,9 @@ def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]
 
 def clip(module: nn.Module, max_norm: float) -> float:
     """Scales the gradients down to this norm where they are longer. Returns what it was."""
-    norm = nn.utils.clip_grad_norm_(module.parameters(), max_norm or math.inf)
-    return float(cast(Any, norm).full_tensor() if is_sharded(module) else norm)
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    total = nn.utils.get_total_norm(gradients)
+    norm = float(cast(Any, total).full_tensor() if is_sharded(module) else total)
+    if max_norm and not norm <= max_norm:  # a pass over all gradients that is most often not needed
+        nn.utils.clip_grads_with_norm_(module.parameters(), max_norm, total)
+    return norm
