@@ -160,6 +160,13 @@ def test_logprobs_equal_one_forward_pass_a_token(policy):
         torch.testing.assert_close(logprobs, torch.tensor(by_hand(policy, *pair)), atol=1e-4, rtol=0)
 
 
+def test_an_empty_response_has_no_logprobs_alone_or_in_company(policy):
+    assert [len(part) for part in policy.logprobs([("Peel", "")], finished=False)] == [0]
+    both = policy.logprobs([("Peel", ""), ("Peel", "Boil")], finished=False)
+    assert len(both[0]) == 0
+    torch.testing.assert_close(both[1], policy.logprobs([("Peel", "Boil")], finished=False)[0], atol=1e-4, rtol=0)
+
+
 def test_logprobs_without_the_end_token(policy):
     (whole,), (cut,) = policy.logprobs([("Peel", "Boil")]), policy.logprobs([("Peel", "Boil")], finished=False)
     torch.testing.assert_close(cut, whole[:-1], atol=1e-6, rtol=0)

@@ -170,7 +170,7 @@ class Unpadded:
 
     def take(self, padded: Tensor) -> Tensor:
         """(B, T, ...) -> (N, ...)."""
-        return padded.flatten(0, 1).index_select(0, self.places)
+        return _gathered(padded, self.places)
 
     def put(self, tokens: Tensor) -> Tensor:
         """(N, C) -> (B, T, C), zero where there is padding."""
@@ -179,12 +179,16 @@ class Unpadded:
     def by_group(self, tokens: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """(N, C) -> (N, C'): what `compute` makes of each group's padded rows, (b, t, C) -> (b, t, C')."""
         parts = tokens.split([count for count, *_ in self.groups])
-        return torch.cat(
-            [
-                compute(_spread(part, places, rows, width)).flatten(0, 1).index_select(0, places)
-                for part, (_, rows, width, places) in zip(parts, self.groups, strict=True)
-            ]
-        )
+        found = [
+            _gathered(compute(_spread(part, places, rows, width)), places)
+            for part, (_, rows, width, places) in zip(parts, self.groups, strict=True)
+        ]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def _gathered(padded: Tensor, places: Tensor) -> Tensor:
+    tokens = padded.flatten(0, 1)
+    return tokens if len(places) == len(tokens) else tokens.index_select(0, places)
 
 
 def _spread(tokens: Tensor, places: Tensor, rows: int, width: int) -> Tensor:

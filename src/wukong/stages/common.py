@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wukong import processes
@@ -60,8 +61,9 @@ def response_positions(prompt_lengths: Sequence[int], response_lengths: Sequence
 def response_states(trunk: GPT2, ids: Tensor, predicts: Tensor) -> Tensor:
     """The hidden states before each response token, row by row: (N, C). Arguments as for `response_logprobs`."""
     steps = torch.arange(1, ids.shape[1], device=ids.device)
-    lengths = (predicts * steps).amax(1)  # (B,) what stands behind the last of these positions is not read
-    return trunk(ids[:, :-1], lengths=lengths)[predicts]
+    # (B,) What stands behind the last of these positions is not read; of a row without any, one token is.
+    lengths = F.pad(predicts * steps, (1, 0), value=1).amax(1)
+    return trunk(ids, lengths=lengths)[:, :-1][predicts]
 
 
 def response_logprobs(
