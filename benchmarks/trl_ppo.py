@@ -5,7 +5,8 @@
 TRL 0.29.1 was the last release with a PPO trainer. It needs an older transformers, so it runs in an environment of its
 own (requirements-trl.txt; made at --trl when absent). Both trainers are run with both settings: "ours", those of the
 run's recipe, and "trl", the defaults of its PPOConfig with the penalty and the stop token that its documentation
-recommends. Batch size and sampling are the recipe's in every case.
+recommends; "once" is ours, but for a single pass over each batch, in minibatches of 8. Batch size and sampling are the
+recipe's in every case.
 
 Every so many iterations each policy is kept, and `wukong evaluate` lets all of them answer unseen prompts: gold is the
 win rate over SFT by the recipe's judge, proxy the mean score of the reward model that they learnt from. Seconds are
@@ -32,7 +33,7 @@ from figures import panels
 from finished_run import recipe_steps, run_stage
 from ppo_step import python_of_trl
 
-TRAINERS, SETTINGS = ("wukong", "trl"), ("ours", "trl")
+TRAINERS, SETTINGS = ("wukong", "trl"), ("ours", "trl", "once")
 TARGET = 0.75
 """The win rate to which the time is told."""
 
@@ -117,12 +118,15 @@ def train_with_trl(job: dict[str, Any]) -> None:
 
 def settings_of(name: str, ppo: dict[str, Any]) -> dict[str, Any]:
     """The options in which the settings differ, under TRL's names."""
-    return RECOMMENDED if name == "trl" else {theirs: ppo[ours] for theirs, ours in NAMES.items()}
+    if name == "trl":
+        return RECOMMENDED
+    return {theirs: ppo[ours] for theirs, ours in NAMES.items()} | ({"num_ppo_epochs": 1} if name == "once" else {})
 
 
 def minibatches_of(name: str, ppo: dict[str, Any]) -> int:
     """Updates a pass: one by TRL's default."""
-    return 1 if name == "trl" else ppo["batch_size"] // (ppo["minibatch_size"] or ppo["batch_size"])
+    size = {"ours": ppo["minibatch_size"], "trl": None, "once": 8}[name]
+    return ppo["batch_size"] // (size or ppo["batch_size"])
 
 
 def wukongs(ppo: dict[str, Any], out: Path, name: str, seed: int, iterations: int, every: int) -> list[dict[str, Any]]:
@@ -212,7 +216,7 @@ def draw(curves: Sequence[dict[str, Any]], file: Path) -> None:
     titles = [("episodes", "win rate over SFT (gold)"), ("episodes", "reward-model score (proxy)"),
               ("minutes of training", "win rate over SFT (gold)")]  # fmt: skip
     colours = {"wukong": "#b4421f", "trl": "#2b6cb0"}
-    styles = {"ours": "-", "trl": "--"}
+    styles = {"ours": "-", "trl": "--", "once": ":"}
     with panels(file, 3, (13, 3.8)) as axes:
         for axis, (x, y, divisor), (x_title, y_title) in zip(axes, shown, titles, strict=True):
             for trainer in TRAINERS:
@@ -226,9 +230,9 @@ def draw(curves: Sequence[dict[str, Any]], file: Path) -> None:
                         axis.plot([p[x] / divisor for p in points], [p[y] for p in points], alpha=0.3, lw=0.8, **look)
                     mean_x = [statistics.mean(p[x] for p in at) / divisor for at in zip(*of, strict=True)]
                     mean_y = [statistics.mean(p[y] for p in at) for at in zip(*of, strict=True)]
-                    whose = "our" if settings == "ours" else "TRL's"
+                    whose = {"ours": "our settings", "trl": "TRL's settings", "once": "one pass"}[settings]
                     name = "Wukong" if trainer == "wukong" else "TRL 0.29.1"
-                    axis.plot(mean_x, mean_y, lw=2, label=f"{name}, {whose} settings", **look)
+                    axis.plot(mean_x, mean_y, lw=2, label=f"{name}, {whose}", **look)
             if y == "win_rate":
                 axis.axhline(TARGET, color="grey", lw=0.8, ls=":")
             axis.set(xlabel=x_title, ylabel=y_title)
@@ -241,7 +245,7 @@ def main() -> None:
     parser.add_argument("--trl", type=Path, default=Path("trl-venv"), help="TRL's environment; made there when absent")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--trainers", nargs="+", default=TRAINERS, choices=TRAINERS)
-    parser.add_argument("--settings", nargs="+", default=SETTINGS, choices=SETTINGS)
+    parser.add_argument("--settings", nargs="+", default=SETTINGS[:2], choices=SETTINGS)
     parser.add_argument("--episodes", type=int, help="the recipe's when absent")
     parser.add_argument("--every", type=int, nargs="+", default=[4], help="iterations between two measurements; "
                         "one number, or one for each of --settings")  # fmt: skip

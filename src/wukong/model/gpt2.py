@@ -198,7 +198,7 @@ def _spread(tokens: Tensor, places: Tensor, rows: int, width: int) -> Tensor:
 
 
 @dataclass
-class Context:
+class AttentionContext:
     """What a layer's attention has to know beside its input."""
 
     mask: Tensor | None = None  # (B, 1, T or 1, S), bool or added to the scores; None: causal
@@ -206,10 +206,10 @@ class Context:
     unpadded: Unpadded | None = None
 
 
-def attend(qkv: Tensor, n_head: int, layer: int, context: Context, dropout: float = 0.0) -> Tensor:
+def attend(qkv: Tensor, n_head: int, layer: int, context: AttentionContext, dropout: float = 0.0) -> Tensor:
     """Multi-head attention between its two projections: (B, T, 3C) -> (B, T, C), or (N, 3C) -> (N, C) unpadded."""
     if context.unpadded is not None:
-        rows = Context(context.mask, context.cache)
+        rows = AttentionContext(context.mask, context.cache)
         return context.unpadded.by_group(qkv, lambda padded: attend(padded, n_head, layer, rows, dropout))
     mask, cache = context.mask, context.cache
     B, T, C3 = qkv.shape
@@ -229,7 +229,7 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.n_head, self.dropout = config.n_head, config.dropout
 
-    def forward(self, x: Tensor, layer: int, context: Context) -> Tensor:
+    def forward(self, x: Tensor, layer: int, context: AttentionContext) -> Tensor:
         dropout = self.dropout if self.training else 0.0
         y = attend(self.c_attn(x), self.n_head, layer, context, dropout)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
@@ -255,7 +255,7 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, layer: int, context: Context) -> Tensor:
+    def forward(self, x: Tensor, layer: int, context: AttentionContext) -> Tensor:
         x = x + self.attn(self.ln_1(x), layer, context)
         return x + self.mlp(self.ln_2(x))
 
@@ -338,7 +338,7 @@ class GPT2(nn.Module):
         if unpadded is not None:
             input_ids = unpadded.take(input_ids)  # (N,)
             positions = unpadded.take(positions.expand(unpadded.shape))  # (N,)
-        context = Context(mask, cache, unpadded)
+        context = AttentionContext(mask, cache, unpadded)
         x = self.wte(input_ids) + self.wpe(positions)  # (B, T, C), or (N, C) from here on
         x = F.dropout(x, self.config.dropout, self.training)
         for layer, block in enumerate(self.h):

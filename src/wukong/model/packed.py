@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from wukong.model.gpt2 import GPT2, Block, Context, attend
+from wukong.model.gpt2 import GPT2, Block, AttentionContext, attend
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
@@ -62,7 +62,7 @@ class PackedBlock(nn.Module):
             for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
         )
 
-    def forward(self, x: Tensor, layer: int, context: Context) -> Tensor:
+    def forward(self, x: Tensor, layer: int, context: AttentionContext) -> Tensor:
         y = attend(self.qkv(self.ln_1(x)), self.n_head, layer, context)
         x = self.attn_proj(y, residual=x)
         return self.mlp_proj(self.c_fc(self.ln_2(x), gelu=True), residual=x)
