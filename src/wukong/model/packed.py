@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from wukong.model.gpt2 import GPT2, Block, AttentionContext, attend
+from wukong.model.gpt2 import GPT2, AttentionContext, Block, attend
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
