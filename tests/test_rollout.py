@@ -8,7 +8,8 @@ from scipy import stats
 
 from wukong import rollout
 from wukong.errors import UsageError
-from wukong.model.gpt2 import GPT2, GPT2Config, KVCache
+from wukong.model.attention import KVCache
+from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.packed import PackedGPT2, can_pack
 from wukong.objectives import token_logprobs
 from wukong.rollout import Continuation, Decoder, draw, generate, inference_copy, stream, truncate, uniforms

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from wukong.errors import UsageError
-from wukong.model.gpt2 import GPT2, KVCache
+from wukong.model.attention import KVCache
+from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_policy, load_reward
 from wukong.records import PromptLike

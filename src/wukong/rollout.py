@@ -24,7 +24,8 @@ from torch import Tensor
 
 from wukong.data.batches import by_length, pad
 from wukong.errors import UsageError
-from wukong.model.gpt2 import GPT2, KVCache
+from wukong.model.attention import KVCache
+from wukong.model.gpt2 import GPT2
 from wukong.model.packed import PackedGPT2, can_pack
 from wukong.training.compute import Compute
 from wukong.training.parallel import is_sharded, whole

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config, KVCache
+from wukong.model.attention import KVCache
+from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
 from wukong.model.hub import load_policy
 
 WHOLE_MODEL = {"rtol": 1e-4, "atol": 1e-4}

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from wukong.model.gpt2 import GPT2, GPT2Config, KVCache
+from wukong.model.attention import KVCache
+from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.packed import PackedGPT2, PackedLinear, can_pack
 
 CPU = torch.device("cpu")

@@ -1,23 +1,24 @@
 """GPT-2, exactly as released (Radford et al. 2019): learned positions, pre-LayerNorm, tanh-GELU, tied embeddings.
 
-Shape legend: B batch, T time, S cached time, H heads, D head width, C channels (= H x D), V vocabulary.
+Shape legend: B batch, T time, S cached time, N real tokens, C channels, V vocabulary.
 
 The model returns hidden states, not logits: the 50,257-wide output layer is the dearest part of a small GPT-2,
 so each caller computes logits only at the positions it needs (`GPT2.logits`, `objectives.token_logprobs`).
 Padding goes on the right, where causal attention never looks; no mask is needed and none is computed. Where a caller
-says how long the rows are, only attention sees padding at all (`Unpadded`).
+says how long the rows are, only attention sees padding at all (`attention.Unpadded`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from wukong.model.attention import AttentionContext, KVCache, Unpadded, attend
 
 
 @dataclass(frozen=True)
@@ -47,179 +48,6 @@ PRESETS: dict[str, dict[str, int]] = {
     "gpt2-xl": {"n_positions": 1024, "n_embd": 1600, "n_layer": 48, "n_head": 25},
 }
 """Sizes by name; the vocabulary comes from the tokenizer. `nano` learns the kitchen on a laptop CPU in minutes."""
-
-
-@dataclass
-class KVCache:
-    """Keys and values of the tokens so far, preallocated: one slot a token, rows of different lengths.
-
-    `lengths[b]` is the number of valid slots of row b. A prompt padded on the right leaves rubbish in the slots
-    beyond its length; decoding overwrites them one by one, and attention never reads past the length.
-
-    The tensors may hold more rows than `lengths`: room for sequences that come later (`place`).
-    """
-
-    keys: list[Tensor]  # per layer (B or more, H, S, D)
-    values: list[Tensor]  # per layer (B or more, H, S, D)
-    lengths: Tensor  # (B,) int64
-    longest: int = 0  # max(lengths), kept on the host so that decoding never waits for the device
-    rows: Tensor = field(init=False)  # (B,) 0..B-1, for scattered writes
-
-    def __post_init__(self) -> None:
-        self.rows = torch.arange(len(self.lengths), device=self.lengths.device)
-
-    @classmethod
-    def empty(cls, config: GPT2Config, batch: int, slots: int, like: Tensor) -> KVCache:
-        shape = (batch, config.n_head, slots, config.n_embd // config.n_head)
-        keys = [like.new_zeros(shape) for _ in range(config.n_layer)]
-        values = [like.new_zeros(shape) for _ in range(config.n_layer)]
-        return cls(keys, values, torch.zeros(batch, dtype=torch.int64, device=like.device))
-
-    def select(self, rows: Tensor) -> KVCache:
-        """The cache of some rows only: finished sequences leave the batch. rows: (B',) int64, at least one.
-
-        Waits for the device to learn the new `longest`; a batch of B rows shrinks about log(B) times in all.
-        """
-        lengths = self.lengths[rows]
-        keys = [k.index_select(0, rows) for k in self.keys]
-        values = [v.index_select(0, rows) for v in self.values]
-        return KVCache(keys, values, lengths, int(lengths.max()))
-
-    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores k, v (B, H, T, D) behind each row's tokens; returns the keys and values attention may read."""
-        steps = k.shape[2]
-        if self.longest == 0:  # the prompt: all rows start at slot 0
-            self.keys[layer][:, :, :steps] = k
-            self.values[layer][:, :, :steps] = v
-            return k, v
-        self.keys[layer][self.rows, :, self.lengths] = k[:, :, 0]
-        self.values[layer][self.rows, :, self.lengths] = v[:, :, 0]
-        B, S = len(self.rows), self.longest + 1
-        return self.keys[layer][:B, :, :S], self.values[layer][:B, :, :S]
-
-    def place(self, other: KVCache, sources: Tensor, rows: Sequence[int], slots: int) -> None:
-        """Sequences that were read into a cache of their own are copied to the places `rows`: vacant ones, or new ones
-        behind the last without a gap.
-
-        sources: (len(rows),) int64, which sequence of `other` each place gets; one may go to several.
-        slots: how many each of them is going to need.
-        """
-        count = max(*rows, len(self.rows) - 1) + 1
-        self._make_room(count, slots)
-        places = torch.tensor(rows, device=self.lengths.device)
-        for mine, theirs in zip([*self.keys, *self.values], [*other.keys, *other.values], strict=True):
-            mine[places, :, : other.longest] = theirs[sources, :, : other.longest]
-        longer = F.pad(self.lengths, (0, count - len(self.rows)))
-        self.lengths = longer.index_copy(0, places, other.lengths[sources])
-        self.longest = max(self.longest, other.longest)
-        self.rows = torch.arange(count, device=self.lengths.device)
-
-    def _make_room(self, rows: int, slots: int) -> None:
-        """At least so many rows and slots. Rows at least double: sequences that come one by one are copied seldom."""
-        B, H, S, D = self.keys[0].shape
-        if rows <= B and slots <= S:
-            return
-        shape = (max(rows, 2 * B) if rows > B else B, H, max(slots, S), D)
-        for tensors in (self.keys, self.values):
-            for layer, old in enumerate(tensors):
-                tensors[layer] = old.new_zeros(shape)
-                tensors[layer][:B, :, :S] = old
-
-    def vacate(self, rows: Sequence[int], longest: int) -> None:
-        """The sequences of these rows are over, and `longest` is the maximum of the others' lengths.
-
-        What is computed in a vacant row is rubbish. It counts from slot 0, behind every sequence that goes on, so
-        that it cannot run out of slots before they do.
-        """
-        self.lengths = self.lengths.index_fill(0, torch.tensor(rows, device=self.lengths.device), 0)
-        self.longest = longest
-
-    def advance(self, lengths: Tensor | None = None, longest: int | None = None) -> None:
-        """After a prompt: its true `lengths` and their maximum. After one decoded token: no arguments."""
-        if lengths is None:
-            self.lengths = self.lengths + 1
-            self.longest += 1
-        else:
-            assert longest is not None
-            self.lengths, self.longest = lengths, longest
-
-
-class Unpadded:
-    """Where the N real tokens of a padded batch stand. All but attention is done for them alone, in one tensor without
-    rows, (N, C), and attention for rows of like lengths together (Zeng et al. 2022, Boosting distributed training
-    performance of the unpadded BERT model)."""
-
-    LIKE = 0.9
-    """Lengths above this part of the longest are like it."""
-
-    def __init__(self, lengths: Tensor, width: int, grouped: bool = True) -> None:
-        """lengths: (B,) int64, tokens of each row of `width`; grouped: or all rows as they stand, for a cache."""
-        self.shape, device = (len(lengths), width), lengths.device
-        order = lengths.argsort(descending=True, stable=True) if grouped else torch.arange(len(lengths), device=device)
-        steps = torch.arange(width, device=device)
-        real = steps < lengths[order].unsqueeze(1)  # (B, T)
-        self.places = (order.unsqueeze(1) * width + steps)[real]  # (N,) in the padded batch
-        self.groups: list[tuple[int, int, int, Tensor]] = []  # tokens, rows, their width, places in rows of that width
-        found, first = lengths[order].tolist(), 0
-        while first < len(found) and found[first]:
-            longest = found[first] if grouped else width
-            end = next((i for i in range(first, len(found)) if grouped and found[i] < self.LIKE * longest), len(found))
-            places = real[first:end, :longest].flatten().nonzero().squeeze(1)
-            self.groups.append((sum(found[first:end]), end - first, longest, places))
-            first = end
-
-    def take(self, padded: Tensor) -> Tensor:
-        """(B, T, ...) -> (N, ...)."""
-        return _gathered(padded, self.places)
-
-    def put(self, tokens: Tensor) -> Tensor:
-        """(N, C) -> (B, T, C), zero where there is padding."""
-        return _spread(tokens, self.places, *self.shape)
-
-    def by_group(self, tokens: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """(N, C) -> (N, C'): what `compute` makes of each group's padded rows, (b, t, C) -> (b, t, C')."""
-        parts = tokens.split([count for count, *_ in self.groups])
-        found = [
-            _gathered(compute(_spread(part, places, rows, width)), places)
-            for part, (_, rows, width, places) in zip(parts, self.groups, strict=True)
-        ]
-        return found[0] if len(found) == 1 else torch.cat(found)
-
-
-def _gathered(padded: Tensor, places: Tensor) -> Tensor:
-    tokens = padded.flatten(0, 1)
-    return tokens if len(places) == len(tokens) else tokens.index_select(0, places)
-
-
-def _spread(tokens: Tensor, places: Tensor, rows: int, width: int) -> Tensor:
-    if len(tokens) == rows * width:
-        return tokens.view(rows, width, -1)
-    return tokens.new_zeros(rows * width, tokens.shape[1]).index_copy(0, places, tokens).view(rows, width, -1)
-
-
-@dataclass
-class AttentionContext:
-    """What a layer's attention has to know beside its input."""
-
-    mask: Tensor | None = None  # (B, 1, T or 1, S), bool or added to the scores; None: causal
-    cache: KVCache | None = None
-    unpadded: Unpadded | None = None
-
-
-def attend(qkv: Tensor, n_head: int, layer: int, context: AttentionContext, dropout: float = 0.0) -> Tensor:
-    """Multi-head attention between its two projections: (B, T, 3C) -> (B, T, C), or (N, 3C) -> (N, C) unpadded."""
-    if context.unpadded is not None:
-        rows = AttentionContext(context.mask, context.cache)
-        return context.unpadded.by_group(qkv, lambda padded: attend(padded, n_head, layer, rows, dropout))
-    mask, cache = context.mask, context.cache
-    B, T, C3 = qkv.shape
-    q, k, v = qkv.view(B, T, 3, n_head, C3 // (3 * n_head)).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
-    if cache is not None:
-        k, v = cache.write(layer, k, v)
-    y = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None and T > 1
-    )  # (B, H, T, D)
-    return y.transpose(1, 2).reshape(B, T, C3 // 3)
 
 
 class Attention(nn.Module):

@@ -16,7 +16,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from wukong.model.gpt2 import GPT2, AttentionContext, Block, attend
+from wukong.model.attention import AttentionContext, attend
+from wukong.model.gpt2 import GPT2, Block
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
