@@ -157,7 +157,8 @@ def test_a_client_that_leaves_frees_its_places(new_service, slowly, stream):
         with httpx.Client(timeout=None if stream else 0.5) as client:
             if stream:
                 with client.stream("POST", f"{address}/v1/chat/completions", json={**LONG, "stream": True}) as response:
-                    next(response.iter_lines())
+                    lines = response.iter_lines()  # the connection closes when nobody holds them any more
+                    next(lines)
                     until(lambda: value(service, "wukong_writing") > 0)
             else:
                 with pytest.raises(httpx.ReadTimeout):
