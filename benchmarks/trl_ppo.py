@@ -42,6 +42,9 @@ TARGET = 0.75
 NAMES = {"learning_rate": "lr", "num_ppo_epochs": "ppo_epochs", "kl_coef": "kl_coef", "adam_epsilon": "adam_eps"}
 RECOMMENDED = {"learning_rate": 3e-6, "num_ppo_epochs": 4, "kl_coef": 0.05, "adam_epsilon": 1e-8}
 
+ONCE = {"ppo_epochs": 1, "minibatch_size": 8}
+"""In what "once" differs from the recipe."""
+
 
 # ------------------------------------------------------------------------------------- TRL, in its own environment
 
@@ -118,15 +121,12 @@ def train_with_trl(job: dict[str, Any]) -> None:
 
 def settings_of(name: str, ppo: dict[str, Any]) -> dict[str, Any]:
     """The options in which the settings differ, under TRL's names."""
-    if name == "trl":
-        return RECOMMENDED
-    return {theirs: ppo[ours] for theirs, ours in NAMES.items()} | ({"num_ppo_epochs": 1} if name == "once" else {})
+    return RECOMMENDED if name == "trl" else {theirs: ppo[ours] for theirs, ours in NAMES.items()}
 
 
 def minibatches_of(name: str, ppo: dict[str, Any]) -> int:
     """Updates a pass: one by TRL's default."""
-    size = {"ours": ppo["minibatch_size"], "trl": None, "once": 8}[name]
-    return ppo["batch_size"] // (size or ppo["batch_size"])
+    return 1 if name == "trl" else ppo["batch_size"] // (ppo["minibatch_size"] or ppo["batch_size"])
 
 
 def wukongs(ppo: dict[str, Any], out: Path, name: str, seed: int, iterations: int, every: int) -> list[dict[str, Any]]:
@@ -259,6 +259,7 @@ def main() -> None:
         parser.error("RUN is required")
     steps = recipe_steps(arguments.run)
     ppo, judging = steps["ppo"], steps["evaluate"]
+    recipes = {name: ppo | (ONCE if name == "once" else {}) for name in SETTINGS}
     if len(arguments.every) not in (1, len(arguments.settings)):
         parser.error(f"--every takes one number, or {len(arguments.settings)}, one for each of --settings")
     every = dict(zip(arguments.settings, arguments.every * len(arguments.settings), strict=False))
@@ -269,7 +270,7 @@ def main() -> None:
         for settings in arguments.settings:
             for trainer in arguments.trainers:
                 out = root / f"{trainer}-{settings}-{iterations}-{seed}"
-                given = (ppo, out, settings, seed, iterations, every[settings])
+                given = (recipes[settings], out, settings, seed, iterations, every[settings])
                 ours = trainer == "wukong"
                 points = wukongs(*given) if ours else trls(*given, python_of_trl(arguments.trl))
                 rows = measured(judging, ppo, points, Path(f"{out}-evaluation"), arguments.limit)
@@ -284,7 +285,7 @@ def main() -> None:
                 )
     out = arguments.out or root / "trl-ppo"
     command = " ".join(["python", "benchmarks/trl_ppo.py", *sys.argv[1:]])
-    found = {"command": command, "cpus": os.cpu_count(), "settings": {n: settings_of(n, ppo) for n in SETTINGS}}
+    found = {"command": command, "cpus": os.cpu_count(), "settings": {n: settings_of(n, recipes[n]) for n in SETTINGS}}
     out.parent.mkdir(parents=True, exist_ok=True)
     Path(f"{out}.json").write_text(json.dumps(found | {"curves": curves}, indent=1) + "\n", encoding="utf-8")
     draw(curves, Path(f"{out}.svg"))

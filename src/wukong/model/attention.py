@@ -127,13 +127,13 @@ class Unpadded:
         steps = torch.arange(width, device=device)
         real = steps < lengths[order].unsqueeze(1)  # (B, T)
         self.places = (order.unsqueeze(1) * width + steps)[real]  # (N,) in the padded batch
-        self.groups: list[tuple[int, int, int, Tensor]] = []  # tokens, rows, their width, places in rows of that width
-        found, first = lengths[order].tolist(), 0
+        self.groups: list[tuple[int, int, Tensor]] = []  # rows, their width, the tokens' places in rows of that width
+        found, first, like = lengths[order].tolist(), 0, self.LIKE if grouped else 0
         while first < len(found) and found[first]:
             longest = found[first] if grouped else width
-            end = next((i for i in range(first, len(found)) if grouped and found[i] < self.LIKE * longest), len(found))
+            end = next((i for i in range(first, len(found)) if found[i] < like * longest), len(found))
             places = real[first:end, :longest].flatten().nonzero().squeeze(1)
-            self.groups.append((sum(found[first:end]), end - first, longest, places))
+            self.groups.append((end - first, longest, places))
             first = end
 
     def take(self, padded: Tensor) -> Tensor:
@@ -146,10 +146,10 @@ class Unpadded:
 
     def by_group(self, tokens: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """(N, C) -> (N, C'): what `compute` makes of each group's padded rows, (b, t, C) -> (b, t, C')."""
-        parts = tokens.split([count for count, *_ in self.groups])
+        parts = tokens.split([len(places) for *_, places in self.groups])
         found = [
             _gathered(compute(_spread(part, places, rows, width)), places)
-            for part, (_, rows, width, places) in zip(parts, self.groups, strict=True)
+            for part, (rows, width, places) in zip(parts, self.groups, strict=True)
         ]
         return found[0] if len(found) == 1 else torch.cat(found)
 
@@ -177,7 +177,7 @@ class AttentionContext:
 def attend(qkv: Tensor, n_head: int, layer: int, context: AttentionContext, dropout: float = 0.0) -> Tensor:
     """Multi-head attention between its two projections: (B, T, 3C) -> (B, T, C), or (N, 3C) -> (N, C) unpadded."""
     if context.unpadded is not None:
-        rows = AttentionContext(context.mask, context.cache)
+        rows = AttentionContext(cache=context.cache)
         return context.unpadded.by_group(qkv, lambda padded: attend(padded, n_head, layer, rows, dropout))
     mask, cache = context.mask, context.cache
     B, T, C3 = qkv.shape

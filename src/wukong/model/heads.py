@@ -39,9 +39,9 @@ class ScalarModel(nn.Module):
     def config(self):
         return self.trunk.config
 
-    def token_scores(self, input_ids: Tensor, lengths: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
+    def token_scores(self, input_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """One number a token: (B, T) -> (B, T) float32. Arguments as for the trunk."""
-        return self.read(self.trunk(input_ids, lengths=lengths, segments=segments))
+        return self.read(self.trunk(input_ids, lengths=lengths))
 
     def read(self, states: Tensor) -> Tensor:
         """The number of each of the trunk's hidden states: (..., C) -> (...) float32."""
