@@ -263,8 +263,10 @@ def test_torchrun_itself_ends_when_a_worker_is_killed(world: Path, tmp_path: Pat
         os.kill(workers[0], signal.SIGKILL)
         said = torchrun.communicate(timeout=SECONDS)[1]
         assert torchrun.returncode == 1
-        assert said.count("wukong: error") == 1
-        assert "another process of this job has ended" in said
+        assert f"Signal 9 (SIGKILL) received by PID {workers[0]}" in said
+        # The other worker says so too, unless torchrun's SIGTERM reaches it before it has found the words.
+        assert said.count("wukong: error") == said.count("another process of this job has ended") <= 1
+        assert "going on" not in said
         assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     finally:
         for pid in [*([torchrun.pid] if torchrun.poll() is None else []), *workers]:
