@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 import zlib
@@ -25,6 +26,14 @@ from typing import IO, Any, cast
 from safetensors import SafetensorError
 
 from wukong.errors import DataError, RunError, UsageError
+
+
+def cache_directory() -> Path:
+    """Where is kept what this machine can make again: within the virtual environment, if there is one."""
+    if sys.prefix != sys.base_prefix:
+        return Path(sys.prefix) / "var" / "cache" / "wukong"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wukong"
+
 
 # What a write fails with when the disk will not take it; other errors in a block are not ours to explain.
 _DISK_REFUSES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}

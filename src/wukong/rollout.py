@@ -24,9 +24,11 @@ from torch import Tensor
 
 from wukong.data.batches import by_length, pad
 from wukong.errors import UsageError
+from wukong.model import kernels
 from wukong.model.attention import KVCache
 from wukong.model.gpt2 import GPT2
-from wukong.model.packed import PackedGPT2, can_pack
+from wukong.model.native import NativeGPT2, can_decode
+from wukong.model.packed import PackedGPT2, can_pack, has_tiles
 from wukong.training.compute import Compute
 from wukong.training.parallel import is_sharded, whole
 
@@ -135,19 +137,21 @@ def _last_positive_up_to(weights: Tensor, index: Tensor) -> Tensor:
 
 
 def inference_copy(model: GPT2, compute: Compute) -> GPT2:
-    """The model as it decodes fastest in the compute precision; the model itself when that is float32.
+    """The model as it decodes fastest on this machine in the compute precision. It is to be in eval mode.
 
-    A copy does not follow the training of its original: make another after an update. Of a sharded model every process
-    gets a whole copy.
+    What is returned is of use until the model is trained further: make another after an update. Of a sharded model
+    every process gets a whole copy.
     """
-    packs, sharded = can_pack(model.wte.weight.device, compute.dtype), is_sharded(model)
+    device, sharded = model.wte.weight.device, is_sharded(model)
+    packs = can_pack(device, compute.dtype)
+    native = can_decode(device, model.config) and not (packs and has_tiles())
     if sharded:
-        model = whole(model, compute.device, None if packs else compute.dtype).eval()
-    if compute.dtype == torch.float32:
-        return model
+        model = whole(model, compute.device, None if packs or native else compute.dtype).eval()
+    if native:
+        return NativeGPT2(model, compute.dtype)
     if packs:
         return PackedGPT2(model)
-    return model if sharded else copy.deepcopy(model).to(compute.dtype).eval()
+    return model if sharded or compute.dtype == torch.float32 else copy.deepcopy(model).to(compute.dtype).eval()
 
 
 def generate(
@@ -279,7 +283,7 @@ class Decoder:
             together[tuple(one.prompt)].append(one)
         if self._cache is None:
             slots = max(len(one.prompt) + one.max_new_tokens for one in new)
-            self._cache = KVCache.empty(self.model.config, len(new), slots, like=self.model.wte.weight)
+            self._cache = self.model.empty_cache(len(new), slots)
         prompts = list(together)
         for some in by_length([len(prompt) for prompt in prompts], PREFILL_TOKENS):
             self._admit([prompts[i] for i in some], [together[prompts[i]] for i in some])
@@ -288,7 +292,7 @@ class Decoder:
         """Reads each prompt once, for all continuations of its company."""
         assert self._cache is not None
         ids, lengths = (tensor.to(self.device) for tensor in pad(prompts))  # (N, P), (N,)
-        cache = KVCache.empty(self.model.config, len(ids), ids.shape[1], like=self.model.wte.weight)
+        cache = self.model.empty_cache(len(ids), ids.shape[1])
         hidden = self.model(ids, lengths=lengths, cache=cache)  # (N, P, C)
         cache.advance(lengths, ids.shape[1])
         last = hidden[torch.arange(len(ids), device=self.device), lengths - 1]  # (N, C)
@@ -334,23 +338,26 @@ class Decoder:
         Each pass over (B, V) costs: what is not asked for is not computed, and nothing is normalised.
         """
         temperatures = [one.temperature if one else 1.0 for one in self._rows]
+        noise = np.array([one.noise[len(one.written.ids)] if one else 0.0 for one in self._rows], np.float32)
+        u = torch.tensor(noise, device=self.device)
+        truncates = any(one and (one.top_k or one.top_p < 1) for one in self._rows)
+        if not truncates and self.device.type == "cpu" and (own := kernels.library()):
+            return kernels.draw(own, logits, torch.tensor(temperatures, dtype=torch.float32), u)
         if any(t != 1 for t in temperatures):
             logits = logits / torch.tensor([[t or 1.0] for t in temperatures], device=self.device)
         largest = logits.amax(-1, keepdim=True)  # (B, 1)
         weights = (logits - largest).exp_()  # (B, V)
         totals = weights.sum(-1)  # (B,)
-        truncated = self._truncated(logits)
-        if truncated is not logits:
-            weights = (truncated - largest).exp_()
-        noise = [one.noise[len(one.written.ids)] if one else 0.0 for one in self._rows]
-        drawn = draw(weights, torch.tensor(np.array(noise, np.float32), device=self.device))  # (B,)
+        if truncates:
+            weights = (self._truncated(logits) - largest).exp_()
+        drawn = draw(weights, u)  # (B,)
         if not all(temperatures):
             greedy = torch.tensor([t == 0 for t in temperatures], device=self.device)
             drawn = torch.where(greedy, logits.argmax(-1), drawn)
         return drawn, logits.gather(1, drawn.unsqueeze(1)).squeeze(1) - largest.squeeze(1) - totals.log()
 
     def _truncated(self, logits: Tensor) -> Tensor:
-        """Rows of like truncation together. (B, V) -> (B, V); the same tensor when nothing is truncated."""
+        """Rows of like truncation together. (B, V) -> (B, V)."""
         alike: dict[tuple[int, float], list[int]] = defaultdict(list)
         for row, one in enumerate(self._rows):
             if one and (one.top_k or one.top_p < 1):

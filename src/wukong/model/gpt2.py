@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from wukong.model.attention import AttentionContext, KVCache, Unpadded, attend
+from wukong.model.kernels import gelu
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class MLP(nn.Module):
         self.dropout = config.dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        x = self.c_proj(gelu(self.c_fc(x)))
         return F.dropout(x, self.dropout, self.training)
 
 
@@ -176,6 +177,10 @@ class GPT2(nn.Module):
                 x = block(x, layer, context)
         x = self.ln_f(x)
         return x if unpadded is None else unpadded.put(x)
+
+    def empty_cache(self, batch: int, slots: int) -> KVCache:
+        """Room for so many sequences of so many tokens."""
+        return KVCache.empty(self.config, batch, slots, like=self.wte.weight)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., V), by the transposed token embedding."""

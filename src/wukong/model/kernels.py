@@ -1,0 +1,130 @@
+"""Kernels of our own for a CPU (kernels.cpp), compiled for this machine when first used: decoding's and GELU.
+
+They are used on Linux where there is a C++ compiler and the processor has AVX2 or more. Elsewhere PyTorch's own do the
+same work, to within rounding.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from wukong.console import say
+from wukong.files import cache_directory
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-Wno-psabi")
+WIDTH = 16
+"""Floats in a vector, and columns of a panel of weights: as in kernels.cpp."""
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The kernels; None where they are not to be had. Says so once where only a compiler is missing."""
+    if platform.system() != "Linux" or "AVX" not in torch.backends.cpu.get_cpu_capability():
+        return None
+    compiler = os.environ.get("CXX", "c++")
+    if not shutil.which(compiler):
+        say(f"no C++ compiler ({compiler}): PyTorch's own kernels write responses, which takes up to twice as long")
+        return None
+    try:
+        return load(compiler, "native")
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = error.stderr.strip().splitlines() if isinstance(error, subprocess.CalledProcessError) else [str(error)]
+        say(f"{SOURCE.name} cannot be compiled here ({next(iter(said), error)}): PyTorch's own kernels are used")
+        return None
+
+
+def load(compiler: str, processor: str) -> ctypes.CDLL:
+    """The kernels, compiled for a processor by its name (GCC's -march) unless that was done before.
+
+    Raises OSError or CalledProcessError when they cannot be compiled or loaded.
+    """
+    version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout
+    key = "\n".join([SOURCE.read_text(), *FLAGS, processor, version, _instructions(), torch.__version__])
+    file = cache_directory() / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Linked with the OpenMP that PyTorch has loaded: two pools of threads would be in each other's way.
+        own = sorted(map(str, (Path(torch.__file__).parent / "lib").glob("libgomp*.so*")))
+        with tempfile.TemporaryDirectory(dir=file.parent) as directory:
+            objects, built = f"{directory}/kernels.o", f"{directory}/kernels.so"
+            for command in (
+                [compiler, *FLAGS, f"-march={processor}", "-c", str(SOURCE), "-o", objects],
+                [compiler, "-shared", objects, *(own or ["-lgomp"]), "-o", built],
+            ):
+                subprocess.run(command, check=True, capture_output=True, text=True)
+            os.replace(built, file)  # whole or not at all, whoever else builds it now
+    kernels = ctypes.CDLL(str(file))
+    tensor, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    for name, arguments in {
+        "linear": [tensor, tensor, number, tensor, number, tensor, tensor, size, size, size, number],
+        "layer": [tensor, tensor, tensor, tensor, tensor, tensor, size, size, size, size, number],
+        "draw": [tensor, tensor, tensor, tensor, tensor, size, size, number],
+        "gelu": [tensor, tensor, size, number],
+        "gelu_backward": [tensor, tensor, tensor, size, number],
+    }.items():
+        function = getattr(kernels, f"wukong_{name}")
+        function.argtypes, function.restype = arguments, None
+    return kernels
+
+
+def _instructions() -> str:
+    """What "native" stands for: a home directory may be shared by unlike machines."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line for line in lines if line.startswith("flags")), "")
+
+
+class _GELU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        kernels, x = library(), x.contiguous()
+        assert kernels is not None
+        ctx.save_for_backward(x)
+        y = torch.empty_like(x)
+        kernels.wukong_gelu(x.data_ptr(), y.data_ptr(), x.numel(), torch.get_num_threads())
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        kernels, (x,), gradient = library(), ctx.saved_tensors, gradient.contiguous()
+        assert kernels is not None
+        y = torch.empty_like(x)
+        kernels.wukong_gelu_backward(
+            gradient.data_ptr(), x.data_ptr(), y.data_ptr(), x.numel(), torch.get_num_threads()
+        )
+        return y
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU by its tanh approximation, as in GPT-2. PyTorch's kernel takes four times as long on a CPU, in which it was
+    6 % of an update; within what `torch.compile` compiles it is fused with its neighbours and stays."""
+    own = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return _GELU.apply(x) if own and library() else F.gelu(x, approximate="tanh")
+
+
+def draw(kernels: ctypes.CDLL, logits: Tensor, temperatures: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """A token for each row by inverse-CDF sampling, and its log-prob at that temperature.
+
+    logits: (B, V) float32; temperatures: (B,), 0 for the likeliest token; u: (B,) in [0, 1). Returns (B,) int64 and
+    (B,) float32.
+    """
+    (B, V), logits = logits.shape, logits.contiguous()
+    tokens, logprobs = logits.new_empty(B, dtype=torch.int64), logits.new_empty(B)
+    pointers = (tensor.data_ptr() for tensor in (logits, temperatures, u, tokens, logprobs))
+    kernels.wukong_draw(*pointers, B, V, torch.get_num_threads())
+    return tokens, logprobs

@@ -1,0 +1,123 @@
+"""GPT-2 that decodes on a CPU by kernels of our own (kernels.cpp).
+
+One token at a time, a product of a few rows with a large matrix is little more than reading the matrix, and PyTorch's
+kernels, made for many rows, read it at a third of the memory's speed. These are given the matrix in the order in which
+they read it; the bias, GELU and the residual addition are done while the result is in registers, and attention reads
+of each sequence what it has and not what the longest one has. A prompt is still read by the model itself.
+
+Shape legend: B batch, C channels, H heads, S cached time, D head width, K and N columns and rows of a weight matrix.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wukong.model.attention import AttentionContext, KVCache
+from wukong.model.gpt2 import GPT2, Block, GPT2Config
+from wukong.model.kernels import WIDTH, library
+
+HEAD_WIDTHS = range(WIDTH, 8 * WIDTH + 1, WIDTH)
+
+
+def can_decode(device: torch.device, config: GPT2Config) -> bool:
+    """Whether there are such kernels for this machine and model."""
+    return device.type == "cpu" and config.n_embd // config.n_head in HEAD_WIDTHS and library() is not None
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = [("panels", ctypes.c_void_p), ("bias", ctypes.c_void_p)]
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        *[(name, ctypes.c_void_p) for name in ("ln_1_weight", "ln_1_bias", "ln_2_weight", "ln_2_bias")],
+        *[(name, _Matrix) for name in ("qkv", "attention_out", "mlp_in", "mlp_out")],
+        ("epsilon", ctypes.c_float),
+        ("is_bfloat16", ctypes.c_int),
+    ]
+
+
+class PanelLinear:
+    """x -> x W^T + b, (..., K) -> (..., N), float32; in the end through GELU, or plus `residual` (..., N).
+
+    What comes out for a row does not depend, to the bit, on the other rows.
+    """
+
+    def __init__(self, kernels: ctypes.CDLL, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        """weight: (N, K); kept as `dtype`, float32 or bfloat16."""
+        self.kernels, (self.N, self.K) = kernels, weight.shape
+        behind = -self.N % WIDTH
+        panels = F.pad(weight.detach().to(dtype), (0, 0, 0, behind)).unflatten(0, (-1, WIDTH))  # (N / 16, 16, K)
+        self.panels = panels.transpose(1, 2).contiguous()
+        self.bias = F.pad(weight.new_zeros(self.N) if bias is None else bias.detach(), (0, behind))
+        self.matrix = _Matrix(self.panels.data_ptr(), self.bias.data_ptr())
+
+    def __call__(self, x: Tensor, *, residual: Tensor | None = None, gelu: bool = False) -> Tensor:
+        rows, x = x.shape[:-1].numel(), x.contiguous()
+        y, columns = x.new_empty(*x.shape[:-1], self.N), x.new_empty((rows + WIDTH) * self.K)
+        self.kernels.wukong_linear(
+            x.data_ptr(), ctypes.byref(self.matrix), self.panels.dtype == torch.bfloat16,
+            None if residual is None else residual.contiguous().data_ptr(), gelu, y.data_ptr(), columns.data_ptr(),
+            rows, self.K, self.N, torch.get_num_threads(),
+        )  # fmt: skip
+        return y
+
+
+class NativeBlock(nn.Module):
+    """`Block` for inference: a prompt goes through the block itself, a new token of each sequence through panels."""
+
+    def __init__(self, kernels: ctypes.CDLL, block: Block, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.kernels, self.block = kernels, block
+        norms = [block.ln_1.weight, block.ln_1.bias, block.ln_2.weight, block.ln_2.bias]
+        linears = [block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj]
+        self.panels = [PanelLinear(kernels, linear.weight, linear.bias, dtype) for linear in linears]
+        self.layer = _Layer(
+            *(norm.data_ptr() for norm in norms),
+            *(panels.matrix for panels in self.panels),
+            block.ln_1.eps,
+            dtype == torch.bfloat16,
+        )
+
+    def forward(self, x: Tensor, layer: int, context: AttentionContext) -> Tensor:
+        cache = context.cache
+        if cache is None or not cache.longest:
+            return self.block(x, layer, context)
+        keys, values = cache.keys[layer], cache.values[layer]
+        if keys.dtype != self.panels[0].panels.dtype:
+            raise ValueError(f"the cache is {keys.dtype}: make it by this model's empty_cache")
+        _, H, S, D = keys.shape
+        (B, _, C), x = x.shape, x.clone(memory_format=torch.contiguous_format)  # the kernel writes to it
+        scratch = x.new_empty((B + WIDTH) * 10 * C)
+        self.kernels.wukong_layer(
+            ctypes.byref(self.layer), x.data_ptr(), keys.data_ptr(), values.data_ptr(), cache.lengths.data_ptr(),
+            scratch.data_ptr(), B, H, S, D, torch.get_num_threads(),
+        )  # fmt: skip
+        return x
+
+
+class NativeGPT2(GPT2):
+    """A model for inference only, by `rollout.inference_copy`, that decodes with the weights that the original has now
+    and reads prompts with the original: it is of use until the original is trained further."""
+
+    def __init__(self, model: GPT2, dtype: torch.dtype) -> None:
+        """dtype: of the weights while decoding, and of the cache, float32 or bfloat16; all arithmetic is float32."""
+        with torch.device("meta"):  # no memory: every part is replaced
+            super().__init__(model.config)
+        kernels = library()
+        assert kernels is not None, "ask can_decode first"
+        self.wte, self.wpe, self.ln_f = model.wte, model.wpe, model.ln_f
+        self.h = nn.ModuleList(NativeBlock(kernels, block, dtype) for block in model.h)  # type: ignore[arg-type]
+        self.output = PanelLinear(kernels, model.wte.weight, None, dtype)
+        self.dtype = dtype
+        self.eval()
+
+    def empty_cache(self, batch: int, slots: int) -> KVCache:
+        return KVCache.empty(self.config, batch, slots, like=self.wte.weight.new_empty(0, dtype=self.dtype))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.output(hidden)
