@@ -1,5 +1,7 @@
 """The sampler: exact draws, and responses that depend on prompt, model and seed alone."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -8,18 +10,21 @@ from scipy import stats
 
 from wukong import rollout
 from wukong.errors import UsageError
+from wukong.model import kernels
 from wukong.model.attention import KVCache
 from wukong.model.gpt2 import GPT2, GPT2Config
+from wukong.model.native import NativeGPT2, can_decode
 from wukong.model.packed import PackedGPT2, can_pack
 from wukong.objectives import token_logprobs
 from wukong.rollout import Continuation, Decoder, draw, generate, inference_copy, stream, truncate, uniforms
 from wukong.training.compute import Compute
 
 EOS = 11
+CPU = torch.device("cpu")
+NO_KERNELS = "our kernels need Linux, a C++ compiler and AVX2"
 
 
-@pytest.fixture(scope="module")
-def model() -> GPT2:
+def few_tokens() -> GPT2:
     """So few tokens that the end token comes often: responses of one batch end at many different lengths."""
     torch.manual_seed(0)
     gpt2 = GPT2(GPT2Config(vocab_size=12, n_positions=40, n_embd=32, n_layer=2, n_head=2)).eval()
@@ -28,6 +33,19 @@ def model() -> GPT2:
             parameter.add_(torch.randn(parameter.shape) * 0.2)
         gpt2.ln_f.weight.fill_(0.6)  # not too sure of itself
     return gpt2
+
+
+@pytest.fixture(scope="module", params=["PyTorch's kernels", "our kernels"])
+def model(request) -> Iterator[GPT2]:
+    gpt2 = few_tokens()
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "our kernels":
+            if not can_decode(CPU, gpt2.config):
+                pytest.skip(NO_KERNELS)
+            yield NativeGPT2(gpt2, torch.float32)
+        else:
+            patch.setattr(kernels, "library", lambda: None)
+            yield gpt2
 
 
 PROMPTS = [[(7 * i + j) % 11 for j in range(1 + 5 * i % 13)] for i in range(17)]
@@ -446,20 +464,49 @@ def test_what_does_not_fit_is_refused_and_nobody_of_its_company_admitted(model):
     assert decoder.step() == []
 
 
-# ------------------------------------------------------------------------------------------------------- bfloat16
+# ---------------------------------------------------------------------------------------- the fastest form of a model
 
 
-def test_decoding_in_float32_copies_nothing(model):
-    assert inference_copy(model, Compute(torch.device("cpu"), torch.float32)) is model
+@pytest.fixture(params=["PyTorch's kernels", "our kernels"])
+def own(request, monkeypatch) -> bool:
+    """Whether our kernels are to be had; a CPU on which they are not is made up by hiding them."""
+    if request.param == "PyTorch's kernels":
+        monkeypatch.setattr(kernels, "library", lambda: None)
+    elif kernels.library() is None:
+        pytest.skip(NO_KERNELS)
+    return kernels.library() is not None
 
 
-def test_decoding_in_bfloat16_keeps_model_cache_and_loss(model, monkeypatch):
-    copy = inference_copy(model.train(), Compute(torch.device("cpu"), torch.bfloat16))
-    model.eval()
-    assert {p.dtype for p in copy.parameters()} == {torch.bfloat16}
-    assert isinstance(copy, PackedGPT2) == can_pack(torch.device("cpu"), torch.bfloat16)
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert not copy.training
+@pytest.fixture
+def plain() -> GPT2:
+    return few_tokens()
+
+
+def test_float32_weights_are_copied_for_our_kernels_alone(plain, own):
+    copy = inference_copy(plain, Compute(CPU, torch.float32))
+    assert isinstance(copy, NativeGPT2) if own else copy is plain
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+def test_bfloat16_goes_to_onednn_where_the_processor_multiplies_tiles_or_nothing_else_is_there(
+    plain, own, tiles, monkeypatch
+):
+    monkeypatch.setattr(rollout, "multiplies_tiles", lambda: tiles)
+    copy = inference_copy(plain, Compute(CPU, torch.bfloat16))
+    packs = can_pack(CPU, torch.bfloat16)
+    assert isinstance(copy, NativeGPT2) == (own and not (packs and tiles))
+    assert isinstance(copy, PackedGPT2) == (packs and (tiles or not own))
+    assert copy is not plain
+    assert {p.dtype for p in plain.parameters()} == {torch.float32}
+
+
+def test_a_head_of_a_width_that_our_kernels_lack_is_left_to_pytorch():
+    narrow = GPT2(GPT2Config(vocab_size=12, n_positions=40, n_embd=16, n_layer=1, n_head=2)).eval()
+    assert inference_copy(narrow, Compute(CPU, torch.float32)) is narrow
+
+
+def test_decoding_in_bfloat16_keeps_cache_and_loss(plain, own, monkeypatch):
+    copy = inference_copy(plain, Compute(CPU, torch.bfloat16))
     caches = []
     empty = KVCache.empty
     monkeypatch.setattr(KVCache, "empty", lambda *args, **kw: (caches.append(empty(*args, **kw)), caches[-1])[1])
@@ -471,8 +518,8 @@ def test_decoding_in_bfloat16_keeps_model_cache_and_loss(model, monkeypatch):
     for one, prompt in zip(found, prompts, strict=True):
         ids = torch.tensor(prompt + one.ids)
         with torch.no_grad():
-            hidden = model(ids[None])[0, len(prompt) - 1 : -1]
-            again += token_logprobs(hidden, model.wte.weight, ids[len(prompt) :])[0].tolist()
+            hidden = plain(ids[None])[0, len(prompt) - 1 : -1]
+            again += token_logprobs(hidden, plain.wte.weight, ids[len(prompt) :])[0].tolist()
         sampled += one.logprobs
     assert len(again) > 500
     assert np.mean(sampled) == pytest.approx(np.mean(again), abs=5e-3)

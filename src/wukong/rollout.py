@@ -28,7 +28,7 @@ from wukong.model import kernels
 from wukong.model.attention import KVCache
 from wukong.model.gpt2 import GPT2
 from wukong.model.native import NativeGPT2, can_decode
-from wukong.model.packed import PackedGPT2, can_pack, has_tiles
+from wukong.model.packed import PackedGPT2, can_pack, multiplies_tiles
 from wukong.training.compute import Compute
 from wukong.training.parallel import is_sharded, whole
 
@@ -144,7 +144,7 @@ def inference_copy(model: GPT2, compute: Compute) -> GPT2:
     """
     device, sharded = model.wte.weight.device, is_sharded(model)
     packs = can_pack(device, compute.dtype)
-    native = can_decode(device, model.config) and not (packs and has_tiles())
+    native = can_decode(device, model.config) and not (packs and multiplies_tiles())
     if sharded:
         model = whole(model, compute.device, None if packs or native else compute.dtype).eval()
     if native:

@@ -1,11 +1,12 @@
-// One step of decoding on a CPU: products of a few rows with large matrices, and attention of one new token a row.
+// One step of decoding on a CPU: products of a few rows with large matrices, attention of one new token a row, the draw
+// of the next token; and GELU, for training too.
 //
 // A product of so few rows is little more than reading the matrix. So the matrix is kept in the order in which it is
-// read, in panels of 16 columns: [N / 16][K][16], float32 or bfloat16, the last panel filled up with zeros. Arithmetic
+// read, in panels as wide as a register: [N / WIDTH][K][WIDTH], float32 or bfloat16, the last panel filled up with zeros. Arithmetic
 // is float32. Each row's sums are made in the same order however many rows there are: what comes out for a row does
 // not depend, to the bit, on its company.
 //
-// Compiled when it is first used, by native.py. Vectors are the compiler's own (GCC's and clang's vector_size): one
+// Compiled when first used, by kernels.py. Vectors are the compiler's own (GCC's and clang's vector_size): one
 // source for AVX2 and AVX-512.
 
 #include <algorithm>
@@ -17,18 +18,15 @@
 
 namespace {
 
-constexpr int WIDTH = 16;
+#ifdef __AVX512F__
+constexpr int WIDTH = 16, REGISTERS = 32;
+#else
+constexpr int WIDTH = 8, REGISTERS = 16;
+#endif
 typedef float Floats __attribute__((vector_size(4 * WIDTH)));
 typedef int32_t Ints __attribute__((vector_size(4 * WIDTH)));
 typedef uint32_t Bits __attribute__((vector_size(4 * WIDTH)));
 typedef uint16_t Halves __attribute__((vector_size(2 * WIDTH)));
-
-#ifdef __AVX512F__
-constexpr int ROWS = 16;  // whose sums fit the 32 registers, beside a row of the panel
-#else
-constexpr int ROWS = 4;  // 16 registers, each half as wide
-#endif
-constexpr int AHEAD = 64;  // rows of a panel: how far ahead of its use memory is asked for
 
 Floats load(const float* from) {
     Floats to;
@@ -97,9 +95,9 @@ void elementwise(int64_t n, int threads, F f) {
 }
 
 float sum(Floats x) {
-    float total = 0;
-    for (int i = 0; i < WIDTH; i++) total += x[i];
-    return total;
+    for (int half = WIDTH / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) x[i] += x[i + half];
+    return x[0];
 }
 
 struct Product {  // y = x W^T + bias, through GELU, plus residual
@@ -128,13 +126,12 @@ void multiply(const Product& p, int64_t first, const float* columns, const Weigh
     Floats sums[P][R] = {};
     const Weight *panel = panels + column * p.K, *next = panel + (P + first / R) * p.K * WIDTH;
     const bool fetch = first / R < P;
+#pragma GCC unroll 2
     for (int64_t k = 0; k < p.K; k++, panel += WIDTH, columns += R) {
         if (fetch) __builtin_prefetch(next + k * WIDTH, 0, 2);
         Floats weights[P];
 #pragma GCC unroll 4
-        for (int i = 0; i < P; i++) {
-            weights[i] = load(panel + i * p.K * WIDTH);
-        }
+        for (int i = 0; i < P; i++) weights[i] = load(panel + i * p.K * WIDTH);
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
@@ -176,14 +173,16 @@ void multiply_all(const Product& p, const Weight* panels, float* columns, int th
     }
 }
 
+// Registers hold the sums: of many rows, or of several panels where there are few.
 template <typename Weight>
 void multiply_all(const Product& p, const Weight* panels, float* columns, int threads) {
     if (p.M == 1) return multiply_all<1, 4>(p, panels, columns, threads);
-    if (p.M <= 2) return multiply_all<2, 4>(p, panels, columns, threads);
+    if (p.M == 2) return multiply_all<2, 4>(p, panels, columns, threads);
     if (p.M <= 4) return multiply_all<4, 2>(p, panels, columns, threads);
+    if constexpr (REGISTERS < 32) return multiply_all<6, 2>(p, panels, columns, threads);
     if (p.M <= 8) return multiply_all<8, 1>(p, panels, columns, threads);
-    if (p.M <= 16) return multiply_all<16, 1>(p, panels, columns, threads);
-    if constexpr (sizeof(Weight) == sizeof(float)) return multiply_all<8, 3>(p, panels, columns, threads);
+    if constexpr (sizeof(Weight) == sizeof(float))
+        if (p.M > 16) return multiply_all<8, 3>(p, panels, columns, threads);
     multiply_all<16, 1>(p, panels, columns, threads);  // what is made float32 again is to serve many rows
 }
 
@@ -226,10 +225,8 @@ void attend(const Attention<Cached>& a, int64_t row, float* scores) {
     float top = -INFINITY;
     for (int64_t s = 0; s < n; s++) {
         Floats products = {};
-#pragma GCC unroll 8
-        for (int i = 0; i < V; i++) {
-            products += load(q + i * WIDTH) * load(keys + s * D + i * WIDTH);
-        }
+#pragma GCC unroll 16
+        for (int i = 0; i < V; i++) products += load(q + i * WIDTH) * load(keys + s * D + i * WIDTH);
         scores[s] = sum(products) / std::sqrt(static_cast<float>(D));
         top = std::max(top, scores[s]);
     }
@@ -241,18 +238,16 @@ void attend(const Attention<Cached>& a, int64_t row, float* scores) {
         totals += weights;
     }
     for (int64_t s = 0; s < n; s++)
-#pragma GCC unroll 8
-        for (int i = 0; i < V; i++) {
-            means[i] += scores[s] * load(values + s * D + i * WIDTH);
-        }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
+        for (int i = 0; i < V; i++) means[i] += scores[s] * load(values + s * D + i * WIDTH);
+#pragma GCC unroll 16
     for (int i = 0; i < V; i++) store(a.y + row * D + i * WIDTH, means[i] / sum(totals));
 }
 
 // V is found from 1 upwards.
 template <int V = 1, typename Cached>
 void attend_all(const Attention<Cached>& a, int64_t D, int threads) {
-    if constexpr (V < 8)
+    if constexpr (V * WIDTH < 128)
         if (D > V * WIDTH) return attend_all<V + 1>(a, D, threads);
 #pragma omp parallel num_threads(threads)
     {
@@ -292,7 +287,8 @@ void draw(const float* logits, int64_t V, float temperature, float noise, float*
     for (int64_t block = 0; block < blocks; block++) {
         Floats parts = {};
         for (int i = 0; i < BLOCK; i += WIDTH) parts += weights(block * BLOCK + i);
-        total += sums[block] = sum(parts);
+        sums[block] = sum(parts);
+        total += sums[block];
     }
     // The first whose running sum is beyond what is wanted; rounding may leave none, then the last that has any weight.
     double rest = noise * total;
@@ -316,14 +312,24 @@ void draw(const float* logits, int64_t V, float temperature, float noise, float*
     *logprob = (logits[*token] - top) * factor - static_cast<float>(std::log(total));
 }
 
-}  // namespace
-
-extern "C" {
-
 struct Matrix {
     const void* panels;
     const float* bias;  // filled up to whole panels
 };
+
+// columns: scratch of (M + 16) * K floats.
+void linear(const Product& p, const void* panels, int is_bfloat16, float* columns, int threads) {
+    if (is_bfloat16)
+        multiply_all(p, static_cast<const uint16_t*>(panels), columns, threads);
+    else
+        multiply_all(p, static_cast<const float*>(panels), columns, threads);
+}
+
+}  // namespace
+
+extern "C" {
+
+int wukong_width() { return WIDTH; }
 
 struct Layer {
     const float *ln_1_weight, *ln_1_bias, *ln_2_weight, *ln_2_bias;
@@ -332,29 +338,26 @@ struct Layer {
     int is_bfloat16;  // panels, and the cache
 };
 
-// x (M, K), W (N, K), residual (M, N) or null -> y (M, N). columns: scratch of (M rounded up to 16) * K floats.
-void wukong_linear(const float* x, const Matrix* matrix, int is_bfloat16, const float* residual, int through_gelu,
-                   float* y, float* columns, int64_t M, int64_t K, int64_t N, int threads) {
-    const Product p{x, matrix->bias, residual, through_gelu != 0, y, M, K, N};
-    if (is_bfloat16)
-        multiply_all(p, static_cast<const uint16_t*>(matrix->panels), columns, threads);
-    else
-        multiply_all(p, static_cast<const float*>(matrix->panels), columns, threads);
+// x (M, K), W (N, K) -> y (M, N).
+void wukong_linear(const float* x, const Matrix* matrix, int is_bfloat16, float* y, float* columns, int64_t M, int64_t K,
+                   int64_t N, int threads) {
+    linear({x, matrix->bias, nullptr, false, y, M, K, N}, matrix->panels, is_bfloat16, columns, threads);
 }
 
 // A layer of GPT-2 for one new token of each of B sequences: x (B, H * D) becomes its output. Its keys and values are
 // put behind the lengths[b] tokens of which keys and values (B, H, S, D) hold them; D of 16 or a multiple up to 128.
-// scratch: (B rounded up to 16) * 10 * H * D floats.
+// scratch: (B + 16) * 10 * H * D floats.
 void wukong_layer(const Layer* layer, float* x, void* keys, void* values, const int64_t* lengths, float* scratch,
                   int64_t B, int64_t H, int64_t S, int64_t D, int threads) {
     const int64_t C = H * D;
-    float *narrow = scratch, *columns = narrow + B * C, *wide = columns + (B + WIDTH - 1) / WIDTH * WIDTH * 4 * C;
-    const auto linear = [=](const float* from, const Matrix& matrix, const float* residual, bool through_gelu, float* to,
-                            int64_t K, int64_t N) {
-        wukong_linear(from, &matrix, layer->is_bfloat16, residual, through_gelu, to, columns, B, K, N, threads);
+    float *narrow = scratch, *columns = narrow + B * C, *wide = columns + (B + 16) * 4 * C;
+    const auto product = [=](const float* from, const Matrix& matrix, const float* residual, bool through_gelu, float* to,
+                             int64_t K, int64_t N) {
+        const Product p{from, matrix.bias, residual, through_gelu, to, B, K, N};
+        linear(p, matrix.panels, layer->is_bfloat16, columns, threads);
     };
     normalise(x, layer->ln_1_weight, layer->ln_1_bias, layer->epsilon, narrow, B, C, threads);
-    linear(narrow, layer->qkv, nullptr, false, wide, C, 3 * C);
+    product(narrow, layer->qkv, nullptr, false, wide, C, 3 * C);
     if (layer->is_bfloat16) {
         auto *k = static_cast<uint16_t*>(keys), *v = static_cast<uint16_t*>(values);
         attend_all(Attention<uint16_t>{wide, k, v, lengths, narrow, B, H, S}, D, threads);
@@ -362,10 +365,10 @@ void wukong_layer(const Layer* layer, float* x, void* keys, void* values, const 
         auto *k = static_cast<float*>(keys), *v = static_cast<float*>(values);
         attend_all(Attention<float>{wide, k, v, lengths, narrow, B, H, S}, D, threads);
     }
-    linear(narrow, layer->attention_out, x, false, x, C, C);
+    product(narrow, layer->attention_out, x, false, x, C, C);
     normalise(x, layer->ln_2_weight, layer->ln_2_bias, layer->epsilon, narrow, B, C, threads);
-    linear(narrow, layer->mlp_in, nullptr, true, wide, C, 4 * C);
-    linear(wide, layer->mlp_out, x, false, x, 4 * C, C);
+    product(narrow, layer->mlp_in, nullptr, true, wide, C, 4 * C);
+    product(wide, layer->mlp_out, x, false, x, 4 * C, C);
 }
 
 // A token for each row of logits (B, V) with its log-prob, all (B).

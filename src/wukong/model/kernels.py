@@ -27,8 +27,6 @@ from wukong.files import cache_directory
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-Wno-psabi")
-WIDTH = 16
-"""Floats in a vector, and columns of a panel of weights: as in kernels.cpp."""
 
 
 @functools.cache
@@ -71,14 +69,15 @@ def load(compiler: str, processor: str) -> ctypes.CDLL:
     kernels = ctypes.CDLL(str(file))
     tensor, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     for name, arguments in {
-        "linear": [tensor, tensor, number, tensor, number, tensor, tensor, size, size, size, number],
+        "width": [],
+        "linear": [tensor, tensor, number, tensor, tensor, size, size, size, number],
         "layer": [tensor, tensor, tensor, tensor, tensor, tensor, size, size, size, size, number],
         "draw": [tensor, tensor, tensor, tensor, tensor, size, size, number],
         "gelu": [tensor, tensor, size, number],
         "gelu_backward": [tensor, tensor, tensor, size, number],
     }.items():
         function = getattr(kernels, f"wukong_{name}")
-        function.argtypes, function.restype = arguments, None
+        function.argtypes, function.restype = arguments, number if name == "width" else None
     return kernels
 
 

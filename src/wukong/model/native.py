@@ -16,16 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wukong.model import kernels
 from wukong.model.attention import AttentionContext, KVCache
 from wukong.model.gpt2 import GPT2, Block, GPT2Config
-from wukong.model.kernels import WIDTH, library
 
-HEAD_WIDTHS = range(WIDTH, 8 * WIDTH + 1, WIDTH)
+HEAD_WIDTHS = range(16, 129, 16)
+ROOM = 16
+"""Rows more than there are, for which the kernels want scratch."""
 
 
 def can_decode(device: torch.device, config: GPT2Config) -> bool:
     """Whether there are such kernels for this machine and model."""
-    return device.type == "cpu" and config.n_embd // config.n_head in HEAD_WIDTHS and library() is not None
+    return device.type == "cpu" and config.n_embd // config.n_head in HEAD_WIDTHS and kernels.library() is not None
 
 
 class _Matrix(ctypes.Structure):
@@ -42,27 +44,27 @@ class _Layer(ctypes.Structure):
 
 
 class PanelLinear:
-    """x -> x W^T + b, (..., K) -> (..., N), float32; in the end through GELU, or plus `residual` (..., N).
+    """x -> x W^T + b, (..., K) -> (..., N), float32.
 
     What comes out for a row does not depend, to the bit, on the other rows.
     """
 
-    def __init__(self, kernels: ctypes.CDLL, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(self, library: ctypes.CDLL, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         """weight: (N, K); kept as `dtype`, float32 or bfloat16."""
-        self.kernels, (self.N, self.K) = kernels, weight.shape
-        behind = -self.N % WIDTH
-        panels = F.pad(weight.detach().to(dtype), (0, 0, 0, behind)).unflatten(0, (-1, WIDTH))  # (N / 16, 16, K)
+        self.library, (self.N, self.K) = library, weight.shape
+        width = library.wukong_width()
+        behind = -self.N % width
+        panels = F.pad(weight.detach().to(dtype), (0, 0, 0, behind)).unflatten(0, (-1, width))  # (N / width, width, K)
         self.panels = panels.transpose(1, 2).contiguous()
         self.bias = F.pad(weight.new_zeros(self.N) if bias is None else bias.detach(), (0, behind))
         self.matrix = _Matrix(self.panels.data_ptr(), self.bias.data_ptr())
 
-    def __call__(self, x: Tensor, *, residual: Tensor | None = None, gelu: bool = False) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         rows, x = x.shape[:-1].numel(), x.contiguous()
-        y, columns = x.new_empty(*x.shape[:-1], self.N), x.new_empty((rows + WIDTH) * self.K)
-        self.kernels.wukong_linear(
-            x.data_ptr(), ctypes.byref(self.matrix), self.panels.dtype == torch.bfloat16,
-            None if residual is None else residual.contiguous().data_ptr(), gelu, y.data_ptr(), columns.data_ptr(),
-            rows, self.K, self.N, torch.get_num_threads(),
+        y, columns = x.new_empty(*x.shape[:-1], self.N), x.new_empty((rows + ROOM) * self.K)
+        self.library.wukong_linear(
+            x.data_ptr(), ctypes.byref(self.matrix), self.panels.dtype == torch.bfloat16, y.data_ptr(),
+            columns.data_ptr(), rows, self.K, self.N, torch.get_num_threads(),
         )  # fmt: skip
         return y
 
@@ -70,12 +72,12 @@ class PanelLinear:
 class NativeBlock(nn.Module):
     """`Block` for inference: a prompt goes through the block itself, a new token of each sequence through panels."""
 
-    def __init__(self, kernels: ctypes.CDLL, block: Block, dtype: torch.dtype) -> None:
+    def __init__(self, library: ctypes.CDLL, block: Block, dtype: torch.dtype) -> None:
         super().__init__()
-        self.kernels, self.block = kernels, block
+        self.library, self.block = library, block
         norms = [block.ln_1.weight, block.ln_1.bias, block.ln_2.weight, block.ln_2.bias]
         linears = [block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj]
-        self.panels = [PanelLinear(kernels, linear.weight, linear.bias, dtype) for linear in linears]
+        self.panels = [PanelLinear(library, linear.weight, linear.bias, dtype) for linear in linears]
         self.layer = _Layer(
             *(norm.data_ptr() for norm in norms),
             *(panels.matrix for panels in self.panels),
@@ -92,8 +94,8 @@ class NativeBlock(nn.Module):
             raise ValueError(f"the cache is {keys.dtype}: make it by this model's empty_cache")
         _, H, S, D = keys.shape
         (B, _, C), x = x.shape, x.clone(memory_format=torch.contiguous_format)  # the kernel writes to it
-        scratch = x.new_empty((B + WIDTH) * 10 * C)
-        self.kernels.wukong_layer(
+        scratch = x.new_empty((B + ROOM) * 10 * C)
+        self.library.wukong_layer(
             ctypes.byref(self.layer), x.data_ptr(), keys.data_ptr(), values.data_ptr(), cache.lengths.data_ptr(),
             scratch.data_ptr(), B, H, S, D, torch.get_num_threads(),
         )  # fmt: skip
@@ -108,11 +110,11 @@ class NativeGPT2(GPT2):
         """dtype: of the weights while decoding, and of the cache, float32 or bfloat16; all arithmetic is float32."""
         with torch.device("meta"):  # no memory: every part is replaced
             super().__init__(model.config)
-        kernels = library()
-        assert kernels is not None, "ask can_decode first"
+        library = kernels.library()
+        assert library is not None, "ask can_decode first"
         self.wte, self.wpe, self.ln_f = model.wte, model.wpe, model.ln_f
-        self.h = nn.ModuleList(NativeBlock(kernels, block, dtype) for block in model.h)  # type: ignore[arg-type]
-        self.output = PanelLinear(kernels, model.wte.weight, None, dtype)
+        self.h = nn.ModuleList(NativeBlock(library, block, dtype) for block in model.h)  # type: ignore[arg-type]
+        self.output = PanelLinear(library, model.wte.weight, None, dtype)
         self.dtype = dtype
         self.eval()
 

@@ -30,7 +30,7 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     )
 
 
-def has_tiles() -> bool:
+def multiplies_tiles() -> bool:
     """Whether the processor multiplies tiles of bfloat16 (AMX): then nothing is faster than oneDNN's kernels."""
     return torch.cpu._is_amx_tile_supported()
 
