@@ -10,6 +10,7 @@ none is named) by `pip install --target`; it uses the same torch. docs/benchmark
 The contenders:
 
     ours           wukong.rollout.generate
+    ours-pytorch   the same without our own kernels for a CPU, as where there is no C++ compiler
     default        transformers' generate with its default cache
     static         the same with a static cache (cache_implementation="static", without compiling)
     default+draw   the same as default, with our two-level draw in the place of torch.multinomial
@@ -67,7 +68,7 @@ FLAT = {
     "prompts of 32 tokens": replace(MANY, prompt_lengths=(32, 32)),
     "answers of 17 tokens each": replace(MANY, new_tokens=17, mean_length=0.0),  # their mean in the other cases
 }
-CONTENDERS = ("ours", "default", "static", "default+draw")
+CONTENDERS = ("ours", "ours-pytorch", "default", "static", "default+draw")
 
 
 # ------------------------------------------------------------------------------------------------- in the processes
@@ -162,11 +163,15 @@ def theirs(case: Case, dtype: str, manner: str, device: str):
 def worker(case: Case, dtype: str, contender: str, device: str) -> None:
     import torch
 
+    from wukong.model import kernels
     from wukong.training.compute import compute_for
 
     compute_for("float32", device)  # the allocator is told to keep memory: for the peer as for us
     torch.manual_seed(0)
-    run = ours(case, dtype, device) if contender == "ours" else theirs(case, dtype, contender, device)
+    if contender == "ours-pytorch":
+        kernels.library = lambda: None
+    own = contender.startswith("ours")
+    run = ours(case, dtype, device) if own else theirs(case, dtype, contender, device)
     for notes in turns():
         notes["tokens"] = run()
 
@@ -175,7 +180,7 @@ def worker(case: Case, dtype: str, contender: str, device: str) -> None:
 
 
 def contender(case: Case, dtype: str, who: str, name: str, directory: Path, options: argparse.Namespace) -> Contender:
-    path = [str(ROOT / "src")] if who == "ours" else [options.peer_dir, str(ROOT / "src")]
+    path = [str(ROOT / "src")] if who.startswith("ours") else [options.peer_dir, str(ROOT / "src")]
     command = [sys.executable, __file__, "worker", json.dumps(vars(case)), dtype, who, options.device]
     return Contender(name, command, directory, options.threads, path)
 
