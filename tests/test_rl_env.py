@@ -136,6 +136,8 @@ def test_its_returns_equal_those_of_the_trainer(tmp_path: Path, tokenizer: Token
     save_reward(tmp_path / "reward", reward(2), tokenizer)
     write_records(tmp_path / "prompts.jsonl", [Prompt(messages=as_messages(text)) for text in PROMPTS])
     rollouts, rewards = [], []
+    # Responses by the policy itself, of which a copy can be kept.
+    monkeypatch.setattr("wukong.stages.episodes.inference_copy", lambda policy, compute: policy)
     spied(
         monkeypatch, "generate",
         lambda sampled, model, prompts: rollouts.append((copy.deepcopy(model), list(prompts), copy.deepcopy(sampled))),

@@ -40,7 +40,7 @@ def model(request) -> Iterator[GPT2]:
     gpt2 = few_tokens()
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "our kernels":
-            if not can_decode(CPU, gpt2.config):
+            if not can_decode(gpt2):
                 pytest.skip(NO_KERNELS)
             yield NativeGPT2(gpt2, torch.float32)
         else:

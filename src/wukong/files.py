@@ -29,10 +29,12 @@ from wukong.errors import DataError, RunError, UsageError
 
 
 def cache_directory() -> Path:
-    """Where is kept what this machine can make again: within the virtual environment, if there is one."""
-    if sys.prefix != sys.base_prefix:
-        return Path(sys.prefix) / "var" / "cache" / "wukong"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wukong"
+    """Where is kept what this machine can find out or make again: in XDG_CACHE_HOME if that is set, else within the
+    virtual environment if that can be written, else in ~/.cache."""
+    named = os.environ.get("XDG_CACHE_HOME")
+    if not named and sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
+        return Path(sys.prefix, "var", "cache", "wukong")
+    return Path(named or Path.home() / ".cache") / "wukong"
 
 
 # What a write fails with when the disk will not take it; other errors in a block are not ours to explain.

@@ -144,7 +144,7 @@ def inference_copy(model: GPT2, compute: Compute) -> GPT2:
     """
     device, sharded = model.wte.weight.device, is_sharded(model)
     packs = can_pack(device, compute.dtype)
-    native = can_decode(device, model.config) and not (packs and multiplies_tiles())
+    native = can_decode(model) and not (packs and multiplies_tiles())
     if sharded:
         model = whole(model, compute.device, None if packs or native else compute.dtype).eval()
     if native:

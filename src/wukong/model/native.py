@@ -18,16 +18,18 @@ from torch import Tensor, nn
 
 from wukong.model import kernels
 from wukong.model.attention import AttentionContext, KVCache
-from wukong.model.gpt2 import GPT2, Block, GPT2Config
+from wukong.model.gpt2 import GPT2, Block
 
 HEAD_WIDTHS = range(16, 129, 16)
 ROOM = 16
 """Rows more than there are, for which the kernels want scratch."""
 
 
-def can_decode(device: torch.device, config: GPT2Config) -> bool:
+def can_decode(model: GPT2) -> bool:
     """Whether there are such kernels for this machine and model."""
-    return device.type == "cpu" and config.n_embd // config.n_head in HEAD_WIDTHS and kernels.library() is not None
+    weight, width = model.wte.weight, model.config.n_embd // model.config.n_head
+    fits = weight.device.type == "cpu" and weight.dtype == torch.float32 and width in HEAD_WIDTHS
+    return fits and kernels.library() is not None
 
 
 class _Matrix(ctypes.Structure):

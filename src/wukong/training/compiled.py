@@ -8,7 +8,6 @@ run goes on as it began, since the two ways round differently.
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from torch import Tensor
 from wukong import processes
 from wukong.console import say
 from wukong.errors import UsageError
-from wukong.files import read_json, write_json
+from wukong.files import cache_directory, read_json, write_json
 from wukong.model.gpt2 import GPT2
 from wukong.training.compute import Compute, matrix_speed
 from wukong.training.parallel import is_sharded
@@ -113,8 +112,7 @@ def _memory(what: str, device: torch.device) -> Path:
     """Where is remembered what was found of it on this machine."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {platform.node()}"
     key = f"{torch.__version__} {device.type} {name} {torch.get_num_threads()} {what}"
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return caches / "wukong" / f"compiled-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    return cache_directory() / f"compiled-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 def _reason(error: RuntimeError) -> str:
