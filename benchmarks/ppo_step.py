@@ -55,10 +55,7 @@ def prompts_of(size: str, episodes: int) -> list[list[int]]:
     return [[draw.randrange(257, SIZES[size][0]) for _ in range(PROMPT)] for _ in range(episodes)]
 
 
-def ours(
-    directory: Path, out: str, size: str, episodes: int, precision: str, value_model: str, device: str,
-    micro_batch_tokens: str,
-) -> None:  # fmt: skip
+def ours(directory: Path, out: str, size: str, episodes: int, precision: str, value_model: str, device: str) -> None:
     import torch
 
     from wukong.model.hub import load_policy, load_reward
@@ -71,7 +68,7 @@ def ours(
         out=Path(out), model=str(directory / "sft"), reward_model=str(directory / "reward"), prompts=["-"],
         batch_size=episodes, episodes=episodes * TURNS, ppo_epochs=EPOCHS, max_new_tokens=RESPONSE, tensorboard=False,
         missing_eos_score=None, precision=precision, value_model=value_model, checkpoint_seconds=1e9,
-        device=device, micro_batch_tokens=int(micro_batch_tokens),
+        device=device,
     )  # fmt: skip
     policy, tokenizer = load_policy(options.model)
     value = first_value_model(options, policy)
@@ -90,7 +87,7 @@ def ours(
             notes |= {phase: metrics[f"{phase}_seconds"] for phase in PHASES}
 
 
-def trl(directory: Path, out: str, size: str, episodes: int, precision: str, _: str, device: str, __: str) -> None:
+def trl(directory: Path, out: str, size: str, episodes: int, precision: str, _: str, device: str) -> None:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
     from trl.experimental.ppo import PPOConfig, PPOTrainer
@@ -182,7 +179,6 @@ def main() -> None:
     parser.add_argument("--trl", type=Path, help="a virtual environment with TRL; made there when absent")
     parser.add_argument("--precisions", nargs="+", help="float32, and bfloat16 where it is faster, when absent")
     parser.add_argument("--value-models", nargs="+", default=["separate"], choices=["separate", "shared"])
-    parser.add_argument("--micro-batch-tokens", default="8192", help="of ours: fewer take less memory")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -204,7 +200,6 @@ def main() -> None:
             for kind, python, value_model in kinds:
                 worker = [kind, str(directory), tempfile.mkdtemp(dir=directory), size, str(episodes), precision]
                 command = [python, __file__, "--worker", *worker, value_model, arguments.device]
-                command += [arguments.micro_batch_tokens]
                 contenders.append(Contender(f"{kind} {precision} {value_model}", command, directory, arguments.threads))
         compete(contenders, arguments.rounds)
         from wukong.model.gpt2 import PRESETS
