@@ -35,7 +35,7 @@ from road import machine
 names = [torch.cuda.get_device_name(), f"CUDA {torch.version.cuda}"] if sys.argv[2] == "cuda" else []
 print(*names, machine(), f"{time.strftime('%Y-%m-%d')}. Written by `benchmarks/tables.sh {sys.argv[2]}`.", sep="; ")
 EOF
-    table Sampling sampling.py "--cases gpt2-16 micro-64 --rounds 2 --device $device" "--peer-dir $peers/transformers"
+    table Sampling sampling.py "--cases gpt2-16 micro-64 --precisions float32 bfloat16 --contenders ours default default+draw --rounds 2 --device $device" "--peer-dir $peers/transformers"
     table 'Sampling, more at once' sampling.py "--cases gpt2-64 micro-ends --contenders ours default --rounds 2 --device $device" "--peer-dir $peers/transformers"
     table 'Sampling, the cost of a token' sampling.py "--cases flat --rounds 2 --device $device" ""
     table 'A pretraining step' pretrain_step.py "--rounds 2 --device $device" "--peer-dir $peers/transformers"
