@@ -3,7 +3,8 @@
 One token at a time a product of a few rows with a large matrix is little more than reading the matrix. PyTorch's
 ordinary linear layer brings it into the kernel's order at every call; here that is done once, when the copy is made,
 and GELU and the residual addition are done by the product's kernel while the result is in its registers. It is what
-`torch.compile` does when it freezes a model (torch/_inductor/fx_passes/mkldnn_fusion.py), without compiling.
+`torch.compile` does when it freezes a model (torch/_inductor/fx_passes/mkldnn_fusion.py), without compiling. It is for
+processors that multiply tiles of bfloat16 (AMX), and for those without a compiler for our own kernels (native.py).
 
 Shape legend: B batch, T time, C channels, V vocabulary.
 """
