@@ -507,6 +507,9 @@ def test_a_head_of_a_width_that_our_kernels_lack_is_left_to_pytorch():
 
 def test_decoding_in_bfloat16_keeps_cache_and_loss(plain, own, monkeypatch):
     copy = inference_copy(plain, Compute(CPU, torch.bfloat16))
+    assert not copy.training
+    if not own:  # ours keeps bfloat16 in its panels, and reads prompts with the model itself
+        assert {p.dtype for p in copy.parameters()} == {torch.bfloat16}
     caches = []
     empty = KVCache.empty
     monkeypatch.setattr(KVCache, "empty", lambda *args, **kw: (caches.append(empty(*args, **kw)), caches[-1])[1])

@@ -27,16 +27,6 @@ from safetensors import SafetensorError
 
 from wukong.errors import DataError, RunError, UsageError
 
-
-def cache_directory() -> Path:
-    """Where is kept what this machine can find out or make again: in XDG_CACHE_HOME if that is set, else within the
-    virtual environment if that can be written, else in ~/.cache."""
-    named = os.environ.get("XDG_CACHE_HOME")
-    if not named and sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
-        return Path(sys.prefix, "var", "cache", "wukong")
-    return Path(named or Path.home() / ".cache") / "wukong"
-
-
 # What a write fails with when the disk will not take it; other errors in a block are not ours to explain.
 _DISK_REFUSES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
@@ -67,6 +57,15 @@ def _belongs_to(file: Path, path: Path) -> bool:
 
 def _cannot_write(path: Path, reason: str | None) -> RunError:
     return RunError(f"{path}: cannot write ({reason or 'unknown reason'}); nothing was half-written")
+
+
+def cache_directory() -> Path:
+    """Where is kept what this machine can find out or make again: in XDG_CACHE_HOME if that is set, else within the
+    virtual environment if that can be written, else in ~/.cache."""
+    named = os.environ.get("XDG_CACHE_HOME")
+    if not named and sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
+        return Path(sys.prefix, "var", "cache", "wukong")
+    return Path(named or Path.home() / ".cache") / "wukong"
 
 
 @contextlib.contextmanager

@@ -81,6 +81,10 @@ class Continuation:
     def over(self) -> bool:
         return self.written.finished or len(self.written.ids) >= self.max_new_tokens
 
+    @property
+    def truncates(self) -> bool:
+        return bool(self.top_k) or self.top_p < 1
+
     @cached_property
     def noise(self) -> np.ndarray:
         return uniforms(self.seed, self.max_new_tokens)
@@ -144,7 +148,7 @@ def inference_copy(model: GPT2, compute: Compute) -> GPT2:
     """
     device, sharded = model.wte.weight.device, is_sharded(model)
     packs = can_pack(device, compute.dtype)
-    native = can_decode(model) and not (packs and multiplies_tiles())
+    native = not (packs and multiplies_tiles()) and can_decode(model)
     if sharded:
         model = whole(model, compute.device, None if packs or native else compute.dtype).eval()
     if native:
@@ -340,7 +344,7 @@ class Decoder:
         temperatures = [one.temperature if one else 1.0 for one in self._rows]
         noise = np.array([one.noise[len(one.written.ids)] if one else 0.0 for one in self._rows], np.float32)
         u = torch.tensor(noise, device=self.device)
-        truncates = any(one and (one.top_k or one.top_p < 1) for one in self._rows)
+        truncates = any(one and one.truncates for one in self._rows)
         if not truncates and self.device.type == "cpu" and (own := kernels.library()):
             return kernels.draw(own, logits, torch.tensor(temperatures, dtype=torch.float32), u)
         if any(t != 1 for t in temperatures):
@@ -360,7 +364,7 @@ class Decoder:
         """Rows of like truncation together. (B, V) -> (B, V)."""
         alike: dict[tuple[int, float], list[int]] = defaultdict(list)
         for row, one in enumerate(self._rows):
-            if one and (one.top_k or one.top_p < 1):
+            if one and one.truncates:
                 alike[one.top_k, one.top_p].append(row)
         for (top_k, top_p), rows in alike.items():
             index = torch.tensor(rows, device=self.device)

@@ -237,11 +237,12 @@ void attend(const Attention<Cached>& a, int64_t row, float* scores) {
         store(scores + s, weights);
         totals += weights;
     }
+    const float total = sum(totals);
     for (int64_t s = 0; s < n; s++)
 #pragma GCC unroll 16
         for (int i = 0; i < V; i++) means[i] += scores[s] * load(values + s * D + i * WIDTH);
 #pragma GCC unroll 16
-    for (int i = 0; i < V; i++) store(a.y + row * D + i * WIDTH, means[i] / sum(totals));
+    for (int i = 0; i < V; i++) store(a.y + row * D + i * WIDTH, means[i] / total);
 }
 
 // V is found from 1 upwards.

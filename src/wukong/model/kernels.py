@@ -89,9 +89,8 @@ def _instructions() -> str:
 
 class _GELU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        kernels, x = library(), x.contiguous()
-        assert kernels is not None
+    def forward(ctx: Any, x: Tensor, kernels: ctypes.CDLL) -> Tensor:
+        ctx.kernels, x = kernels, x.contiguous()
         ctx.save_for_backward(x)
         y = torch.empty_like(x)
         kernels.wukong_gelu(x.data_ptr(), y.data_ptr(), x.numel(), torch.get_num_threads())
@@ -99,14 +98,13 @@ class _GELU(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        kernels, (x,), gradient = library(), ctx.saved_tensors, gradient.contiguous()
-        assert kernels is not None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (x,), gradient = ctx.saved_tensors, gradient.contiguous()
         y = torch.empty_like(x)
-        kernels.wukong_gelu_backward(
+        ctx.kernels.wukong_gelu_backward(
             gradient.data_ptr(), x.data_ptr(), y.data_ptr(), x.numel(), torch.get_num_threads()
         )
-        return y
+        return y, None
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -114,8 +112,10 @@ def gelu(x: Tensor) -> Tensor:
 
     Within what `torch.compile` compiles it is fused with its neighbours and stays PyTorch's.
     """
-    own = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling()
-    return _GELU.apply(x) if own and library() else F.gelu(x, approximate="tanh")
+    ours = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    if ours and (kernels := library()):
+        return _GELU.apply(x, kernels)
+    return F.gelu(x, approximate="tanh")
 
 
 def draw(kernels: ctypes.CDLL, logits: Tensor, temperatures: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
