@@ -26,9 +26,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from wukong import require
 from wukong.console import Bar, console, say
 from wukong.data.batches import by_length, pad
-from wukong.data.prompts import PromptOptions, load_prompts
+from wukong.data.prompts import PROMPTS, PromptOptions, load_prompts
 from wukong.data.shards import TokenShards
 from wukong.data.split import split_by_prompt
 from wukong.errors import DataError, UsageError
@@ -38,8 +39,8 @@ from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy
 from wukong.objectives import best_of_n_kl
 from wukong.options import StageOptions
-from wukong.provenance import begin
 from wukong.records import Prompt
+from wukong.require import Need
 from wukong.rollout import Sampled, generate, inference_copy
 from wukong.seeds import derived_seed
 from wukong.stages.common import (
@@ -132,19 +133,43 @@ class Reference:
     tokenizer: Tokenizer
 
 
-def run(options: EvaluateOptions) -> None:
-    """Raises UsageError or DataError for unusable input, RunError when the judge fails."""
-    models = dict(named(model) for model in options.models)
+def answer_needs(models: Sequence[str], options: AnswerOptions) -> list[Need]:
+    """What models need to answer prompts."""
+    return [
+        *map(require.policy, models),
+        *(require.room(model, options.max_new_tokens) for model in models),
+        *require.data(options.prompts, require.reader(PROMPTS, options)),
+        require.device(options.device),
+    ]
+
+
+def needs(options: EvaluateOptions) -> list[Need]:
+    models = _models(options)
     for name in [*options.raw, *([options.reference] if options.reference else [])]:
         if name not in models:
             raise UsageError(f"no model is named {name!r} in --models: {', '.join(models)}")
-    judge = load_judge(options.judge) if options.judge else None
-    counts = best_of_counts(options, models)
-    picked_by = options.best_of_reward if options.best_of_reward and is_model(options.best_of_reward) else None
-    extra = [p for p in (options.reward_model, options.text, picked_by) if p]
-    work = begin("evaluate", options, [*models.values(), *options.prompts, *extra])
+    best_of_counts(options, models)
+    return [
+        *answer_needs(list(models.values()), options),
+        *([require.reward_model(options.reward_model)] if options.reward_model else []),
+        *([require.shards(options.text, ("valid",))] if options.text else []),
+        *([require.judge(options.best_of_reward)] if options.best_of_reward else []),
+        *([require.judge(options.judge, model=False)] if options.judge else []),
+    ]
+
+
+def _models(options: EvaluateOptions) -> dict[str, str]:
+    return require.distinct_names([named(model) for model in options.models], "--models")
+
+
+def run(options: EvaluateOptions) -> None:
+    """Raises UsageError or DataError for unusable input, RunError when the judge fails."""
+    work = require.open_stage("evaluate", options, needs(options))
     if work.done:
         return
+    models = _models(options)
+    judge = load_judge(options.judge) if options.judge else None
+    counts = best_of_counts(options, models)
     compute = compute_for(options.precision, options.device)
     prompts = chosen_prompts(options)
     # --------------------------------------------------------------------------------------------------- answers

@@ -25,9 +25,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from wukong import processes
+from wukong import processes, require
 from wukong.console import say
 from wukong.data.batches import by_length
+from wukong.data.prompts import PROMPTS
 from wukong.data.shards import TokenShards
 from wukong.errors import RunError, UsageError
 from wukong.files import atomic_directory
@@ -43,7 +44,7 @@ from wukong.objectives import (
     policy_gradient_loss,
     ppo_value_loss,
 )
-from wukong.provenance import begin
+from wukong.require import Need
 from wukong.seeds import derived_seed, permutation
 from wukong.stages.common import (
     distinct_n,
@@ -67,7 +68,7 @@ from wukong.stages.episodes import (
     roll_out,
     tokenised_prompts,
 )
-from wukong.stages.rewards import Answers, Rewards, ScoringOptions, load_rewards, model_inputs
+from wukong.stages.rewards import Answers, Rewards, ScoringOptions, load_rewards, model_inputs, reward_needs
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 from wukong.training.parallel import in_step, whole
@@ -373,12 +374,25 @@ def _guard(session: Session, metrics: dict[str, float], options: OnlineOptions) 
 # ---------------------------------------------------------------------------------------------------------- the run
 
 
+def online_needs(options: OnlineOptions) -> list[Need]:
+    """What every online algorithm needs."""
+    check(options)
+    rewards = reward_needs(options)  # models first: the order in which results have always named their inputs
+    return [
+        require.policy(options.model),
+        *(need for need in rewards if need.source is not None),
+        *require.data(options.prompts, require.reader(PROMPTS, options)),
+        *([require.shards(options.ptx_data, ("train",))] if options.ptx_data else []),
+        *(need for need in rewards if need.source is None),
+        require.room(options.model, options.max_new_tokens),
+        require.device(options.device),
+    ]
+
+
 def train(options: OnlineOptions) -> None:
     """Raises UsageError or DataError for unusable input, RunError when the run goes wrong (docs/ppo.md)."""
     algorithm = options.algorithm()
-    check(options)
-    inputs = [options.model, *model_inputs(options), *options.prompts]
-    work = begin(algorithm.name, options, [*inputs, *([options.ptx_data] if options.ptx_data else [])])
+    work = require.open_stage(algorithm.name, options, online_needs(options))
     if work.done:
         return
     for reward_model in model_inputs(options):
@@ -425,6 +439,7 @@ def train(options: OnlineOptions) -> None:
     staged = options.out / ".staged"
     save_policy(staged, policy.cpu(), tokenizer)
     files = publish(staged, options.out)
+    files += sorted(file for file in (options.out / "policies").rglob("*") if file.is_file())
     keep = ("score", "kl", "termination_rate", "response_length")
     work.finish({name: session.state["last"][name] for name in keep}, files)
     session.discard_checkpoints()

@@ -21,13 +21,14 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
+from wukong import require
 from wukong.console import say
 from wukong.data.shards import TokenShards
 from wukong.errors import UsageError
 from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
 from wukong.model.hub import load_policy, save_policy
 from wukong.processes import is_first, share, size, sums
-from wukong.provenance import begin
+from wukong.require import Need
 from wukong.rollout import generate, inference_copy
 from wukong.seeds import derived_seed
 from wukong.stages.common import language_model_loss, validation_loss
@@ -73,9 +74,27 @@ class PretrainOptions(TrainOptions):
     """Texts that the model continues at each validation, written to samples.jsonl."""
 
 
+def needs(options: PretrainOptions) -> list[Need]:
+    fresh = options.model in PRESETS
+    check_context(options, PRESETS[options.model]["n_positions"] if fresh else None)
+    start = [] if fresh else [require.policy(options.model)]
+    return [require.shards(options.data), *start, require.device(options.device)]
+
+
+def check_context(options: PretrainOptions, longest: int | None) -> int | None:
+    """The context of a row, for a model with at most `longest` (None: not known yet). Raises UsageError for sizes that
+    do not fit."""
+    context = options.context or longest
+    if context is not None and longest is not None and context > longest:
+        raise UsageError(f"--context {context} is longer than the model's {longest}")
+    if context is not None and options.batch_tokens % context:
+        raise UsageError(f"--batch-tokens {options.batch_tokens} is not a multiple of the context {context}")
+    return context
+
+
 def run(options: PretrainOptions) -> None:
     """Raises UsageError for unusable options or shards, RunError when the loss is not finite."""
-    work = begin("pretrain", options, [options.data])
+    work = require.open_stage("pretrain", options, needs(options))
     if work.done:
         return
     # ------------------------------------------------------------------------------------------- model and data
@@ -90,14 +109,10 @@ def run(options: PretrainOptions) -> None:
             raise UsageError(
                 f"{options.data}: made with another tokenizer than {options.model}'s; tokenise it with that"
             )
-    context = options.context or model.config.n_positions
-    if context > model.config.n_positions:
-        raise UsageError(f"--context {context} is longer than the model's {model.config.n_positions}")
+    context = check_context(options, model.config.n_positions) or model.config.n_positions
     for text in options.sample_prompts:
         if not 0 < len(tokenizer.encode(text)) < model.config.n_positions:
             raise UsageError(f"--sample-prompts {text[:40]!r}: empty, or no shorter than the model's context")
-    if options.batch_tokens % context:
-        raise UsageError(f"--batch-tokens {options.batch_tokens} is not a multiple of the context {context}")
     train, valid = (TokenShards.open(options.data / side, tokenizer) for side in ("train", "valid"))
     if len(train) <= context:
         raise UsageError(f"{options.data}: {len(train)} training tokens are fewer than one context of {context}")

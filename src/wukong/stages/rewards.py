@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from wukong import require
 from wukong.console import say
 from wukong.errors import UsageError
 from wukong.feedback.annotators import Judge, Opinion, load_judge
@@ -26,6 +27,7 @@ from wukong.model.hub import load_reward
 from wukong.options import Options
 from wukong.processes import gathered, share
 from wukong.records import Message
+from wukong.require import Need
 from wukong.stages.common import answer_ids, frozen, scores_of
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
@@ -52,6 +54,17 @@ class ScoringOptions(Options):
 def model_inputs(options: ScoringOptions) -> list[str]:
     """The directories among the rewards: what a result depends on."""
     return [*ensemble_of(options), *(name for _, name in map(parsed, options.rewards) if is_model(name))]
+
+
+def reward_needs(options: ScoringOptions) -> list[Need]:
+    """The reward models and judges. Raises UsageError where there is nothing to maximise, or a thing named twice."""
+    if options.ensemble and not options.reward_model:
+        raise UsageError("--ensemble adds to --reward-model: give the first one there")
+    if not options.reward_model and not options.rewards:
+        raise UsageError("there is no reward: give --reward-model, --rewards or both")
+    models, names = ensemble_of(options), [name for _, name in map(parsed, options.rewards)]
+    _names([*models, *names])
+    return [*map(require.reward_model, models), *map(require.judge, names)]
 
 
 def ensemble_of(options: ScoringOptions) -> list[str]:
@@ -148,10 +161,7 @@ def load_rewards(options: ScoringOptions, tokenizer: Tokenizer, compute: Compute
     Raises:
         UsageError: there is nothing to maximise, or a reward that cannot be loaded.
     """
-    if options.ensemble and not options.reward_model:
-        raise UsageError("--ensemble adds to --reward-model: give the first one there")
-    if not options.reward_model and not options.rewards:
-        raise UsageError("there is no reward: give --reward-model, --rewards or both")
+    reward_needs(options)
 
     def model(directory: str) -> Scorer:
         network, its_tokenizer = load_reward(directory)

@@ -17,15 +17,16 @@ from itertools import product
 
 from pydantic import Field
 
+from wukong import require
 from wukong.console import Bar, console, say
-from wukong.data.prompts import PromptOptions, load_prompts
+from wukong.data.prompts import PROMPTS, PromptOptions, load_prompts
 from wukong.data.split import split_by_prompt
 from wukong.errors import DataError, UsageError
 from wukong.feedback.endpoint import client_for, one_line_errors
 from wukong.model.hub import load_policy
 from wukong.options import StageOptions
-from wukong.provenance import begin
 from wukong.records import Prompt, Response, Sampling, write_records
+from wukong.require import Need
 from wukong.rollout import generate, inference_copy
 from wukong.seeds import derived_seed
 from wukong.training.compute import Precision, compute_for
@@ -64,15 +65,27 @@ class SampleOptions(StageOptions, PromptOptions):
     """auto, cpu, cuda or cuda:N."""
 
 
-def run(options: SampleOptions) -> None:
-    """Raises UsageError or DataError for unusable input, RunError when the endpoint fails."""
+def needs(options: SampleOptions) -> list[Need]:
     if not options.models and not options.endpoint:
         raise UsageError("nothing to sample from: give --models, or --endpoint and --endpoint-model")
     if options.endpoint and options.top_k:
         raise UsageError("--top-k is not part of the OpenAI API: leave it out with --endpoint")
     if bool(options.endpoint) != bool(options.endpoint_model):
         raise UsageError("--endpoint and --endpoint-model go together")
-    work = begin("sample", options, [*options.models, *options.prompts], directory=False)
+    if any(temperature < 0 for temperature in options.temperatures) or not options.temperatures:
+        raise UsageError("--temperatures: give one or more, none below 0")
+    return [
+        *map(require.policy, options.models),
+        *(require.room(model, options.max_new_tokens) for model in options.models),
+        *require.data(options.prompts, require.reader(PROMPTS, options)),
+        *require.endpoint(options.endpoint, options.endpoint_model),
+        require.device(options.device),
+    ]
+
+
+def run(options: SampleOptions) -> None:
+    """Raises UsageError or DataError for unusable input, RunError when the endpoint fails."""
+    work = require.open_stage("sample", options, needs(options), directory=False)
     if work.done:
         return
     read = load_prompts(options.prompts, options)

@@ -19,9 +19,10 @@ from collections.abc import Sequence
 import torch
 from pydantic import Field
 
+from wukong import require
 from wukong.console import console, say
 from wukong.data.batches import Example, pack
-from wukong.data.instructions import load_instructions
+from wukong.data.instructions import INSTRUCTIONS, load_instructions
 from wukong.data.sources import DataOptions
 from wukong.data.split import split_by_prompt
 from wukong.data.summary import ReadSummary
@@ -30,8 +31,8 @@ from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, save_policy
 from wukong.objectives import token_logprobs
 from wukong.processes import is_first, share, sums
-from wukong.provenance import begin
 from wukong.records import Conversation
+from wukong.require import Need
 from wukong.stages.common import epoch_batch
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
@@ -93,9 +94,17 @@ def response_loss(model: GPT2, examples: Sequence[Example], compute: Compute) ->
     return -logprobs.sum(), len(logprobs)
 
 
+def needs(options: SFTOptions) -> list[Need]:
+    return [
+        require.policy(options.model, options.template),
+        *require.data(options.data, require.reader(INSTRUCTIONS, options), no=("rankings", "pairs", "responses")),
+        require.device(options.device),
+    ]
+
+
 def run(options: SFTOptions) -> None:
     """Raises UsageError or DataError for unusable input, RunError when the loss is not finite."""
-    work = begin("sft", options, [options.model, *options.data])
+    work = require.open_stage("sft", options, needs(options))
     if work.done:
         return
     # ------------------------------------------------------------------------------------------- model and data

@@ -23,18 +23,19 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from wukong import require
 from wukong.console import Bar, console, say
-from wukong.data.comparisons import load_comparisons
+from wukong.data.comparisons import COMPARISONS, load_comparisons
 from wukong.data.sources import DataOptions
 from wukong.errors import RunError, UsageError
 from wukong.feedback.annotators import load_judge
 from wukong.feedback.pairwise_judge import PairwiseJudge, agreed, question, verdict_of
 from wukong.files import atomic_open, write_json
 from wukong.model.hub import load_policy
-from wukong.provenance import begin
 from wukong.records import Comparison, Prompt, Vote, prompt_id
 from wukong.report.page import interval, percent
-from wukong.stages.evaluate import AnswerOptions, answer_all, chosen_prompts, rewards_of
+from wukong.require import Need
+from wukong.stages.evaluate import AnswerOptions, answer_all, answer_needs, chosen_prompts, rewards_of
 from wukong.studies.answers import Answer, read_answers, split_name
 from wukong.studies.win_rates import Outcomes, compared, in_words, ratings, with_people
 from wukong.training.compute import Compute, compute_for
@@ -59,15 +60,33 @@ class CompareOptions(AnswerOptions):
     """Comparisons or rankings of these very answers by people, in any of the formats of docs/data.md."""
 
 
+def needs(options: CompareOptions) -> list[Need]:
+    models = _models(options)
+    _check(options, models)
+    human = DataOptions(encoding=options.encoding, skip_bad=options.skip_bad)
+    answers = {path for path in models.values() if Path(path).is_file()}
+    return [
+        *(require.some_lines(path) if path in answers else require.policy(path) for path in models.values()),
+        *answer_needs([], options),
+        *([require.reward_model(options.reward_model)] if options.reward_model else []),
+        *require.data(options.human, require.reader(COMPARISONS, human)),
+        *(require.room(path, options.max_new_tokens) for path in models.values() if path not in answers),
+        *([require.judge(options.judge, model=False)] if options.judge else []),
+        *require.endpoint(options.endpoint, options.endpoint_model),
+    ]
+
+
+def _models(options: CompareOptions) -> dict[str, str]:
+    return require.distinct_names([split_name(model) for model in options.models], "--models")
+
+
 def run(options: CompareOptions) -> None:
     """Raises UsageError or DataError for unusable input, RunError when a judge fails."""
-    models = dict(split_name(model) for model in options.models)
-    _check(options, models)
-    judge = load_judge(options.judge) if options.judge else None
-    extra = [options.reward_model] if options.reward_model else []
-    work = begin("compare", options, [*models.values(), *options.prompts, *extra, *options.human])
+    work = require.open_stage("compare", options, needs(options))
     if work.done:
         return
+    models = _models(options)
+    judge = load_judge(options.judge) if options.judge else None
     # --------------------------------------------------------------------------------------------------- answers
     compute = compute_for(options.precision, options.device)
     prompts, answers = _answers(models, options, compute)

@@ -24,6 +24,7 @@ import numpy as np
 from pydantic import Field
 from rich.table import Table
 
+from wukong import require
 from wukong.console import console, say
 from wukong.data.split import halves
 from wukong.errors import UsageError
@@ -31,13 +32,13 @@ from wukong.feedback.annotators import Judge, load_judge
 from wukong.files import atomic_open, read_json, write_json
 from wukong.model.hub import load_policy
 from wukong.objectives import best_of_n_kl
-from wukong.provenance import begin
 from wukong.records import Prompt
 from wukong.report.frontier_page import render_frontier
 from wukong.report.page import number
+from wukong.require import Need
 from wukong.seeds import derived_seed
 from wukong.stages.common import bootstrap_interval
-from wukong.stages.evaluate import AnswerOptions, Reference, answer_all, chosen_prompts, kl_of
+from wukong.stages.evaluate import AnswerOptions, Reference, answer_all, answer_needs, chosen_prompts, kl_of
 from wukong.stages.rewards import is_model, reward_judge
 from wukong.studies.answers import split_name
 from wukong.studies.overoptimisation import Course, Form, best_of_n_weights, curve, fit
@@ -121,8 +122,7 @@ class Ruler:
         return Measured(**{"pick": values["gold"], **values})
 
 
-def run(options: FrontierOptions) -> None:
-    """Raises UsageError or DataError for unusable input, RunError when a judge fails."""
+def needs(options: FrontierOptions) -> list[Need]:
     runs = [split_name(one) for one in options.runs]
     if not runs:
         raise UsageError("no policy is named: write name=directory for each")
@@ -130,12 +130,19 @@ def run(options: FrontierOptions) -> None:
         raise UsageError("--temperature 0: greedy answers have no KL; take the temperature of training")
     if options.raw:
         raise UsageError(f"--raw {options.raw[0]}: policies answer through the chat template that they learnt with")
-    judges = [name for name in (options.gold, options.proxy, options.pick_by) if name and is_model(name)]
-    work = begin(
-        "frontier", options, [*(path for _, path in runs), options.reference, *options.prompts, *dict.fromkeys(judges)]
-    )
+    return [
+        *(Need(lambda planned, path=path: policies_of(Path(path)) and None, path) for _, path in runs),  # type: ignore[misc]
+        *answer_needs([options.reference], options),
+        *map(require.judge, dict.fromkeys(name for name in (options.gold, options.proxy, options.pick_by) if name)),
+    ]
+
+
+def run(options: FrontierOptions) -> None:
+    """Raises UsageError or DataError for unusable input, RunError when a judge fails."""
+    work = require.open_stage("frontier", options, needs(options))
     if work.done:
         return
+    runs = [split_name(one) for one in options.runs]
     prompts = chosen_prompts(options)
     policies = [policies_of(Path(path)) for _, path in runs]
     # -------------------------------------------------------------------------------------------------- measure
