@@ -21,12 +21,12 @@ from wukong.data.comparisons import load_comparisons
 from wukong.data.sources import DataOptions
 from wukong.data.split import split_by_prompt
 from wukong.data.summary import ReadSummary
-from wukong.errors import DataError, UsageError
+from wukong.errors import UsageError
 from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, save_policy
 from wukong.processes import gathered, is_first, share
 from wukong.provenance import begin
-from wukong.records import Message, Preference
+from wukong.records import Preference
 from wukong.stages.common import epoch_batch, frozen, response_logprobs, response_positions
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
@@ -72,17 +72,6 @@ class Answer:
     @property
     def ids(self) -> list[int]:
         return self.prompt + self.response
-
-
-def answer_of(tokenizer: Tokenizer, prompt: Sequence[Message], text: str, context: int) -> Answer | None:
-    """The oldest turns of a prompt that is too long are left out; None when it does not fit even so."""
-    response = tokenizer.response_ids(text, finished=True)
-    if len(response) >= context:
-        return None
-    try:
-        return Answer(tokenizer.prompt_ids(list(prompt), max_tokens=context - len(response)), response)
-    except DataError:
-        return None
 
 
 def response_sums(model: GPT2, answers: Sequence[Answer], temperature: float, compute: Compute) -> Tensor:
