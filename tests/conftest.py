@@ -1,4 +1,4 @@
-"""What all tests share: threads, signals, the real data sets, which tests need other programs, which skips are allowed."""
+"""What all tests share: threads, signals, real data sets, which tests need other programs, which skips are allowed."""
 
 import os
 import signal

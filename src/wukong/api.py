@@ -25,7 +25,8 @@ from wukong.model.heads import ScalarModel
 from wukong.records import Message, PromptLike, Response, Sampling, as_messages, prompt_id
 from wukong.rollout import generate, inference_copy
 from wukong.seeds import derived_seed
-from wukong.stages.common import answer_ids, response_logprobs, response_positions, scores_of
+from wukong.stages.common import response_logprobs, response_positions, scores_of
+from wukong.stages.pairs import answers_ids
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute, Precision, compute_for
 
@@ -159,18 +160,19 @@ class Reward:
         """The reward of each response: only differences mean something, and only between answers to one prompt.
 
         Args:
-            pairs: (prompt, response) each; as in training, the oldest turns of a prompt that is too long are left out.
+            pairs: (prompt, response) each. As in training, a prompt that is too long loses its oldest turns, once for
+                all responses to it in the list, so that the longest of them fits.
 
         Raises:
             UsageError: an empty prompt, or one whose last turn and response do not fit the model's context.
         """
         _check_list(pairs, "(prompt, response) pairs")
         context = self.model.config.n_positions
-        sequences = []
-        for number, (prompt, response) in enumerate(pairs, start=1):
-            if not (ids := answer_ids(self.tokenizer, as_messages(prompt), response, context)):
-                raise UsageError(f"pair {number}: the last turn and the response do not fit the context of {context}")
-            sequences.append(ids)
+        read = answers_ids(self.tokenizer, [(as_messages(prompt), response) for prompt, response in pairs], context)
+        sequences = [ids for ids in read if ids is not None]
+        if len(sequences) < len(read):
+            number = read.index(None) + 1
+            raise UsageError(f"pair {number}: the last turn and the response do not fit the context of {context}")
         return scores_of(self.model, sequences, self.compute, MICRO_BATCH_TOKENS)
 
 

@@ -316,10 +316,12 @@ def rewards_of(
     reward_model: str, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]], options: AnswerOptions,
     compute: Compute,
 ) -> list[list[float]]:  # fmt: skip
-    """The scores of several models' answers to all prompts. Raises UsageError for one that does not fit."""
+    """The scores of several models' answers to all prompts, all answers to a prompt read with the same one. Raises
+    UsageError for one that does not fit."""
     judge = reward_judge(reward_model, compute, options.micro_batch_tokens)
-    asked = [prompt.messages for prompt in prompts]
-    return [[opinion.score for opinion in judge(asked, of_model)] for of_model in texts]
+    asked = [prompt.messages for _ in texts for prompt in prompts]
+    scores = [opinion.score for opinion in judge(asked, [text for of_model in texts for text in of_model])]
+    return [scores[at : at + len(prompts)] for at in range(0, len(scores), len(prompts))]
 
 
 def _measure_text(

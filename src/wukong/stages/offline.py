@@ -22,11 +22,11 @@ from wukong.data.comparisons import COMPARISONS, load_comparisons
 from wukong.data.sources import DataOptions
 from wukong.data.split import split_by_prompt
 from wukong.data.summary import ReadSummary
-from wukong.errors import DataError, UsageError
+from wukong.errors import UsageError
 from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, save_policy
 from wukong.processes import gathered, is_first, share
-from wukong.records import Message, Preference
+from wukong.records import Preference
 from wukong.require import Kind, Need
 from wukong.stages.common import epoch_batch, frozen, response_logprobs, response_positions
 from wukong.tokenizer import Tokenizer
@@ -73,17 +73,6 @@ class Answer:
     @property
     def ids(self) -> list[int]:
         return self.prompt + self.response
-
-
-def answer_of(tokenizer: Tokenizer, prompt: Sequence[Message], text: str, context: int) -> Answer | None:
-    """The oldest turns of a prompt that is too long are left out; None when it does not fit even so."""
-    response = tokenizer.response_ids(text, finished=True)
-    if len(response) >= context:
-        return None
-    try:
-        return Answer(tokenizer.prompt_ids(list(prompt), max_tokens=context - len(response)), response)
-    except DataError:
-        return None
 
 
 def response_sums(model: GPT2, answers: Sequence[Answer], temperature: float, compute: Compute) -> Tensor:

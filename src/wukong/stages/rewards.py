@@ -11,6 +11,7 @@ The sum is what an algorithm maximises; every term is also logged by itself.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +27,10 @@ from wukong.feedback.annotators import Judge, Opinion, load_judge
 from wukong.model.hub import load_reward
 from wukong.options import Options
 from wukong.processes import gathered, share
-from wukong.records import Message
+from wukong.records import Message, prompt_id
 from wukong.require import Need
-from wukong.stages.common import answer_ids, frozen, scores_of
+from wukong.stages.common import frozen, scores_of
+from wukong.stages.pairs import last_turn, shared_prompt
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 
@@ -196,28 +198,41 @@ def _names(sources: Sequence[str]) -> list[str]:
     return [source if short.count(name) > 1 else name for name, source in zip(short, sources, strict=True)]
 
 
-def reward_judge(directory: str, compute: Compute, max_tokens: int) -> Judge:
-    """A reward model as a judge of text, with the tokenizer of its own.
+def reward_judge(directory: str, compute: Compute, max_tokens: int, room: int | None = None) -> Judge:
+    """A reward model as a judge of text, with its own tokenizer.
 
-    An answer that fills the context may be some tokens longer when it is read than it was when it was written: such a
+    All answers to one prompt that it is asked about together are read with the same prompt (`wukong.stages.pairs`). An
+    answer that fills the context may be some tokens longer when it is read than it was when it was written: such a
     one is read up to the end of the context, and their number is said.
+
+    Args:
+        room: leave room in the context for answers of so many tokens, whatever they have: for answers to one prompt
+            that are judged in several calls.
     """
     model, tokenizer = load_reward(directory)
     context = model.config.n_positions
 
+    def read_prompt(prompt: Sequence[Message], lengths: Sequence[int]) -> list[int]:
+        ids = shared_prompt(tokenizer, prompt, lengths, context)
+        ids = tokenizer.prompt_ids(last_turn(prompt)) if ids is None else ids
+        if len(ids) >= context:
+            raise UsageError(f"{directory}: a prompt does not fit its context of {context}")
+        return ids
+
     def judge(prompts: Sequence[Sequence[Message]], texts: Sequence[str]) -> list[Opinion]:
-        read, cut = [], 0
-        for prompt, text in zip(prompts, texts, strict=True):
-            ids = answer_ids(tokenizer, prompt, text, context)
-            if ids is None:
-                asked = tokenizer.prompt_ids(list(prompt))
-                if len(asked) >= context:
-                    raise UsageError(f"{directory}: a prompt does not fit its context of {context}")
-                ids = [*asked, *tokenizer.response_ids(text, finished=False)][:context]
-                cut += 1
-            read.append(ids)
-        if cut:
+        responses = [tokenizer.response_ids(text, finished=False) for text in texts]
+        together: dict[str, list[int]] = defaultdict(list)
+        for i, prompt in enumerate(prompts):
+            together[prompt_id(prompt)].append(i)
+        read: list[list[int]] = [[]] * len(texts)
+        for rows in together.values():
+            lengths = [len(responses[i]) for i in rows] if room is None else [room]
+            ids = read_prompt(prompts[rows[0]], lengths)
+            for i in rows:
+                read[i] = [*ids, *responses[i]]
+        if cut := sum(len(ids) > context for ids in read):
             say(f"{directory}: {cut} of {len(texts)} answers are longer than its context, and read up to there")
+        read = [ids[:context] for ids in read]
         return [Opinion(score, {}, []) for score in scores_of(model, read, compute, max_tokens)]
 
     return judge

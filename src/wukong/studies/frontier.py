@@ -95,7 +95,9 @@ class Ruler:
 
     def _judge(self, name: str) -> Judge:
         if is_model(name):
-            return reward_judge(name, self.compute, self.options.micro_batch_tokens)
+            options = self.options
+            # Policies are judged one after the other: room for the longest answer gives all of them the same prompt.
+            return reward_judge(name, self.compute, options.micro_batch_tokens, options.max_new_tokens)
         return load_judge(name)
 
     def measure(self, name: str, path: str | Path, key: str, repeat: int = 0) -> Measured:

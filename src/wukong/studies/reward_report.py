@@ -42,7 +42,8 @@ from wukong.report.page import interval, percent
 from wukong.report.reward_page import render_reward
 from wukong.require import Need
 from wukong.seeds import permutation
-from wukong.stages.common import answer_ids, bootstrap_interval, chance_problem, scores_of
+from wukong.stages.common import bootstrap_interval, chance_problem, scores_of
+from wukong.stages.pairs import answers_ids
 from wukong.stages.reward import RewardOptions, calibration, fit, groups_of, new_model, records_of
 from wukong.studies.answers import read_answers, split_name
 from wukong.studies.pairs import Pair, agreement, calibration_error, pairs_of, proportion, right, simple_judges, slices
@@ -81,12 +82,13 @@ class Scorer:
     max_tokens: int
 
     def scores(self, answers: Sequence[tuple[Messages, str]]) -> np.ndarray:
-        """The scores (N,) of (prompt, answer); NaN for one that does not fit the context."""
+        """The scores (N,) of (prompt, answer), all answers to a prompt read with the same one; NaN for one that does
+        not fit the context."""
         context = self.model.config.n_positions
         keys = [(prompt_id(messages), text) for messages, text in answers]
         distinct = dict(zip(keys, answers, strict=True))
-        ids = {key: answer_ids(self.tokenizer, *answer, context) for key, answer in distinct.items()}
-        fits = {key: own for key, own in ids.items() if own is not None}
+        read = answers_ids(self.tokenizer, list(distinct.values()), context)
+        fits = {key: ids for key, ids in zip(distinct, read, strict=True) if ids is not None}
         found = scores_of(self.model, list(fits.values()), self.compute, self.max_tokens)
         by_key = dict(zip(fits, found, strict=True))
         return np.array([by_key.get(key, math.nan) for key in keys])

@@ -286,14 +286,15 @@ def rate_uncertainty(store: Store, project_id: int, reward_models: list[Path]) -
 def _scores(path: Path, items: list[tuple[list[Message], list[str]]]) -> list[list[float] | None]:
     """The reward of each answer; None for a task of which one is longer than the model's context."""
     from wukong.model.hub import load_reward
-    from wukong.stages.common import answer_ids, scores_of
+    from wukong.stages.common import scores_of
+    from wukong.stages.pairs import answers_ids
     from wukong.training.compute import compute_for
 
     model, tokenizer = load_reward(str(path))
     compute = compute_for("auto", "auto")
     model.to(compute.device).eval()
     rows = [
-        [answer_ids(tokenizer, prompt, text, model.config.n_positions) for text in texts] for prompt, texts in items
+        answers_ids(tokenizer, [(prompt, text) for text in texts], model.config.n_positions) for prompt, texts in items
     ]
     flat = [ids for row in rows if all(row) for ids in row if ids]
     scores = iter(scores_of(model, flat, compute, 8192) if flat else [])
