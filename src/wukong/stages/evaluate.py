@@ -33,6 +33,7 @@ from wukong.data.shards import TokenShards
 from wukong.data.split import split_by_prompt
 from wukong.errors import DataError, UsageError
 from wukong.feedback.annotators import Judge, Opinion, load_judge
+from wukong.feedback.replies import forget_replies, replies_path
 from wukong.files import atomic_open, write_json
 from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy
@@ -138,8 +139,10 @@ def run(options: EvaluateOptions) -> None:
     for name in [*options.raw, *([options.reference] if options.reference else [])]:
         if name not in models:
             raise UsageError(f"no model is named {name!r} in --models: {', '.join(models)}")
-    judge = load_judge(options.judge) if options.judge else None
+    judge = load_judge(options.judge, replies_path(options.out, directory=True)) if options.judge else None
     counts = best_of_counts(options, models)
+    if options.best_of_reward and not is_model(options.best_of_reward):
+        load_judge(options.best_of_reward)  # before anything is recorded or sampled
     picked_by = options.best_of_reward if options.best_of_reward and is_model(options.best_of_reward) else None
     extra = [p for p in (options.reward_model, options.text, picked_by) if p]
     work = begin("evaluate", options, [*models.values(), *options.prompts, *extra])
@@ -205,6 +208,7 @@ def run(options: EvaluateOptions) -> None:
             f"[{c['interval'][0]:.1%}, {c['interval'][1]:.1%}] by {c['judge']}"
         )
     work.finish({"comparisons": comparisons}, [options.out / "evaluation.json", options.out / "answers.jsonl"])
+    forget_replies(options.out, directory=True)
 
 
 def named(model: str) -> tuple[str, str]:
@@ -239,7 +243,9 @@ def best_of_counts(options: EvaluateOptions, models: dict[str, str]) -> dict[str
 
 def _picking_judge(options: EvaluateOptions, compute: Compute) -> Judge:
     name = str(options.best_of_reward)
-    return reward_judge(name, compute, options.micro_batch_tokens) if is_model(name) else load_judge(name)
+    if is_model(name):
+        return reward_judge(name, compute, options.micro_batch_tokens)
+    return load_judge(name, replies_path(options.out, directory=True))
 
 
 def pick_best(

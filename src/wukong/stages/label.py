@@ -24,6 +24,7 @@ from pydantic import Field
 from wukong.console import say
 from wukong.errors import UsageError
 from wukong.feedback.annotators import load_judge
+from wukong.feedback.replies import forget_replies, replies_path
 from wukong.options import StageOptions
 from wukong.provenance import begin
 from wukong.records import Comparison, Ranking, Response, read_records, write_records
@@ -51,10 +52,13 @@ class LabelOptions(StageOptions):
 def run(options: LabelOptions) -> None:
     """Raises UsageError or DataError for unusable input, RunError when the judge fails."""
     by_model = [options.judge] if is_model(options.judge) else []
+    # Before anything is recorded: the name of a judge could hold a secret, which is refused.
+    judge = None if by_model else load_judge(options.judge, replies_path(options.out, directory=False))
     work = begin("label", options, [options.responses, *by_model], directory=False)
     if work.done:
+        forget_replies(options.out, directory=False)
         return
-    judge = reward_judge(options.judge, compute_for(), 8192) if by_model else load_judge(options.judge)
+    judge = judge or reward_judge(options.judge, compute_for(), 8192)
     by_prompt: dict[str, dict[str, Response]] = defaultdict(dict)  # answers with the same text count once
     responses = read_records(options.responses, Response)
     for response in responses:
@@ -74,6 +78,7 @@ def run(options: LabelOptions) -> None:
     say(f"label: {len(records):,} {options.shape} from {len(responses):,} responses to {len(by_prompt):,} prompts")
     counts = {"records": len(records), "prompts": len(by_prompt), "responses": len(responses)}
     work.finish(counts, [options.out])
+    forget_replies(options.out, directory=False)
 
 
 def _labels(

@@ -29,6 +29,8 @@ from wukong.data.sources import DataOptions
 from wukong.errors import RunError, UsageError
 from wukong.feedback.annotators import load_judge
 from wukong.feedback.pairwise_judge import PairwiseJudge, agreed, question, verdict_of
+from wukong.feedback.remote import checked_url
+from wukong.feedback.replies import forget_replies, replies_path
 from wukong.files import atomic_open, write_json
 from wukong.model.hub import load_policy
 from wukong.provenance import begin
@@ -63,7 +65,9 @@ def run(options: CompareOptions) -> None:
     """Raises UsageError or DataError for unusable input, RunError when a judge fails."""
     models = dict(split_name(model) for model in options.models)
     _check(options, models)
-    judge = load_judge(options.judge) if options.judge else None
+    if options.endpoint:  # before anything is recorded: it could hold a secret, which is refused
+        checked_url(options.endpoint, "--endpoint")
+    judge = load_judge(options.judge, replies_path(options.out, directory=True)) if options.judge else None
     extra = [options.reward_model] if options.reward_model else []
     work = begin("compare", options, [*models.values(), *options.prompts, *extra, *options.human])
     if work.done:
@@ -121,6 +125,7 @@ def run(options: CompareOptions) -> None:
     if (verdicts := options.out / "verdicts.jsonl").exists():
         files.append(verdicts)
     work.finish({name: one["ratings"] for name, one in found.items()}, files)
+    forget_replies(options.out, directory=True)
 
 
 def _check(options: CompareOptions, models: dict[str, str]) -> None:

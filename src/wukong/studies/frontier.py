@@ -28,6 +28,7 @@ from wukong.console import console, say
 from wukong.data.split import halves
 from wukong.errors import UsageError
 from wukong.feedback.annotators import Judge, load_judge
+from wukong.feedback.replies import forget_replies, replies_path
 from wukong.files import atomic_open, read_json, write_json
 from wukong.model.hub import load_policy
 from wukong.objectives import best_of_n_kl
@@ -95,7 +96,7 @@ class Ruler:
     def _judge(self, name: str) -> Judge:
         if is_model(name):
             return reward_judge(name, self.compute, self.options.micro_batch_tokens)
-        return load_judge(name)
+        return load_judge(name, replies_path(self.options.out, directory=True))
 
     def measure(self, name: str, path: str | Path, key: str, repeat: int = 0) -> Measured:
         """The policy at `path`, with other random numbers for each `repeat`; out/measured/KEY.json remembers.
@@ -130,7 +131,10 @@ def run(options: FrontierOptions) -> None:
         raise UsageError("--temperature 0: greedy answers have no KL; take the temperature of training")
     if options.raw:
         raise UsageError(f"--raw {options.raw[0]}: policies answer through the chat template that they learnt with")
-    judges = [name for name in (options.gold, options.proxy, options.pick_by) if name and is_model(name)]
+    named = [name for name in (options.gold, options.proxy, options.pick_by) if name]
+    judges = [name for name in named if is_model(name)]
+    for name in set(named) - set(judges):
+        load_judge(name)  # before anything is recorded or measured
     work = begin(
         "frontier", options, [*(path for _, path in runs), options.reference, *options.prompts, *dict.fromkeys(judges)]
     )
@@ -174,6 +178,7 @@ def run(options: FrontierOptions) -> None:
             say(f"{one['name']}: {one['words']}")
     say(f"frontier: open {files[1]} in a browser")
     work.finish({one["name"]: one["words"] for one in curves}, files)
+    forget_replies(options.out, directory=True)
 
 
 def policies_of(directory: Path) -> list[Policy]:
