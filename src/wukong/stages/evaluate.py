@@ -34,6 +34,7 @@ from wukong.data.shards import TokenShards
 from wukong.data.split import split_by_prompt
 from wukong.errors import DataError, UsageError
 from wukong.feedback.annotators import Judge, Opinion, load_judge
+from wukong.feedback.replies import forget_replies, replies_path
 from wukong.files import atomic_open, write_json
 from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy
@@ -168,7 +169,7 @@ def run(options: EvaluateOptions) -> None:
     if work.done:
         return
     models = _models(options)
-    judge = load_judge(options.judge) if options.judge else None
+    judge = load_judge(options.judge, replies_path(options.out, directory=True)) if options.judge else None
     counts = best_of_counts(options, models)
     compute = compute_for(options.precision, options.device)
     prompts = chosen_prompts(options)
@@ -230,6 +231,7 @@ def run(options: EvaluateOptions) -> None:
             f"[{c['interval'][0]:.1%}, {c['interval'][1]:.1%}] by {c['judge']}"
         )
     work.finish({"comparisons": comparisons}, [options.out / "evaluation.json", options.out / "answers.jsonl"])
+    forget_replies(options.out, directory=True)
 
 
 def named(model: str) -> tuple[str, str]:
@@ -264,7 +266,9 @@ def best_of_counts(options: EvaluateOptions, models: dict[str, str]) -> dict[str
 
 def _picking_judge(options: EvaluateOptions, compute: Compute) -> Judge:
     name = str(options.best_of_reward)
-    return reward_judge(name, compute, options.micro_batch_tokens) if is_model(name) else load_judge(name)
+    if is_model(name):
+        return reward_judge(name, compute, options.micro_batch_tokens)
+    return load_judge(name, replies_path(options.out, directory=True))
 
 
 def pick_best(

@@ -25,6 +25,7 @@ from wukong import require
 from wukong.console import say
 from wukong.errors import UsageError
 from wukong.feedback.annotators import load_judge
+from wukong.feedback.replies import forget_replies, replies_path
 from wukong.options import StageOptions
 from wukong.records import Comparison, Ranking, Response, read_records, write_records
 from wukong.require import Need
@@ -57,9 +58,11 @@ def run(options: LabelOptions) -> None:
     """Raises UsageError or DataError for unusable input, RunError when the judge fails."""
     work = require.open_stage("label", options, needs(options), directory=False)
     if work.done:
+        forget_replies(options.out, directory=False)
         return
     by_model = is_model(options.judge)
-    judge = reward_judge(options.judge, compute_for(), 8192) if by_model else load_judge(options.judge)
+    replies = replies_path(options.out, directory=False)
+    judge = reward_judge(options.judge, compute_for(), 8192) if by_model else load_judge(options.judge, replies)
     by_prompt: dict[str, dict[str, Response]] = defaultdict(dict)  # answers with the same text count once
     responses = read_records(options.responses, Response)
     for response in responses:
@@ -79,6 +82,7 @@ def run(options: LabelOptions) -> None:
     say(f"label: {len(records):,} {options.shape} from {len(responses):,} responses to {len(by_prompt):,} prompts")
     counts = {"records": len(records), "prompts": len(by_prompt), "responses": len(responses)}
     work.finish(counts, [options.out])
+    forget_replies(options.out, directory=False)
 
 
 def _labels(

@@ -31,6 +31,7 @@ from wukong.data.batches import by_length
 from wukong.data.prompts import PROMPTS
 from wukong.data.shards import TokenShards
 from wukong.errors import RunError, UsageError
+from wukong.feedback.replies import forget_replies, replies_path
 from wukong.files import atomic_directory
 from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel, ValueHead
@@ -414,7 +415,8 @@ def train(options: OnlineOptions) -> None:
     ptx_rows = max(1, options.micro_batch_tokens // policy.config.n_positions)  # as asked for, whatever the memory
     with Session(options, modules, iterations, algorithm.name, state) as session:
         frozen(reference, session.compute)
-        rewards = load_rewards(options, tokenizer, session.compute, options.micro_batch_tokens)
+        kept = replies_path(options.out, directory=True)
+        rewards = load_rewards(options, tokenizer, session.compute, options.micro_batch_tokens, kept)
         ptx = (
             _ptx_losses(options, policy, tokenizer, session, ptx_rows)
             if options.ptx_data and options.ptx_coef
@@ -442,6 +444,7 @@ def train(options: OnlineOptions) -> None:
     files += sorted(file for file in (options.out / "policies").rglob("*") if file.is_file())
     keep = ("score", "kl", "termination_rate", "response_length")
     work.finish({name: session.state["last"][name] for name in keep}, files)
+    forget_replies(options.out, directory=True)
     session.discard_checkpoints()
 
 

@@ -153,12 +153,15 @@ def combined(scores: np.ndarray, by: Literal["mean", "min", "mean-std"], uncerta
     return scores.mean(0) - (uncertainty_coef * scores.std(0) if by == "mean-std" else 0)
 
 
-def load_rewards(options: ScoringOptions, tokenizer: Tokenizer, compute: Compute, max_tokens: int) -> Rewards:
+def load_rewards(
+    options: ScoringOptions, tokenizer: Tokenizer, compute: Compute, max_tokens: int, kept: Path | None = None
+) -> Rewards:
     """All rewards of the options, ready to score.
 
     Args:
         tokenizer: the policy's; a reward model must have the same one, template included.
         max_tokens: how many go through a reward model at once.
+        kept: the file in which a judge behind an API keeps its replies, so that a resumed run does not pay twice.
 
     Raises:
         UsageError: there is nothing to maximise, or a reward that cannot be loaded.
@@ -175,7 +178,7 @@ def load_rewards(options: ScoringOptions, tokenizer: Tokenizer, compute: Compute
     def scorer(name: str) -> Scorer:
         if is_model(name):
             return model(name)
-        judge = load_judge(name)
+        judge = load_judge(name, kept)
         return lambda answers: [opinion.score for opinion in judge(answers.prompts, answers.texts)]
 
     models = ensemble_of(options)

@@ -22,7 +22,8 @@ from wukong.console import Bar, console, say
 from wukong.data.prompts import PROMPTS, PromptOptions, load_prompts
 from wukong.data.split import split_by_prompt
 from wukong.errors import DataError, UsageError
-from wukong.feedback.endpoint import client_for, one_line_errors
+from wukong.feedback.endpoint import Endpoint
+from wukong.feedback.replies import Replies, forget_replies, gather, replies_path
 from wukong.model.hub import load_policy
 from wukong.options import StageOptions
 from wukong.records import Prompt, Response, Sampling, write_records
@@ -87,21 +88,25 @@ def run(options: SampleOptions) -> None:
     """Raises UsageError or DataError for unusable input, RunError when the endpoint fails."""
     work = require.open_stage("sample", options, needs(options), directory=False)
     if work.done:
+        forget_replies(options.out, directory=False)
         return
     read = load_prompts(options.prompts, options)
     console.print(read.summary.table("prompts"))
     prompts = split_by_prompt(read.records, options.holdout, options.seed)[0][: options.limit]
+    endpoint = Endpoint(options.endpoint, str(options.endpoint_model)) if options.endpoint else None
+    # The endpoint first: what it answers is kept at once, and it fails before the work of our own models is done.
+    theirs = sample_endpoint(endpoint, prompts, options) if endpoint else []
     responses: list[Response] = []
     for model in options.models:
         responses += sample_model(model, prompts, options)
-    if options.endpoint:
-        responses += sample_endpoint(prompts, options)
+    responses += theirs
     place = {prompt.id: i for i, prompt in enumerate(prompts)}
     responses.sort(key=lambda r: place[r.prompt_id])  # all answers to a prompt together
     write_records(options.out, responses)
     finished = sum(r.finish_reason == "stop" for r in responses) / len(responses)
     say(f"sample: {len(responses):,} responses, {finished:.1%} of them ended by the model")
     work.finish({"responses": len(responses), "termination_rate": finished}, [options.out])
+    forget_replies(options.out, directory=False)
 
 
 def sample_model(model_path: str, prompts: Sequence[Prompt], options: SampleOptions) -> Iterator[Response]:
@@ -145,28 +150,27 @@ def sample_model(model_path: str, prompts: Sequence[Prompt], options: SampleOpti
             )  # fmt: skip
 
 
-def sample_endpoint(prompts: Sequence[Prompt], options: SampleOptions) -> Iterator[Response]:
-    """The responses of a model behind an OpenAI-compatible API."""
-    name = str(options.endpoint_model)
-    jobs = list(product(range(len(prompts)), options.temperatures, range(options.responses_per_prompt)))
-    client = client_for(options.endpoint, name)
-    with one_line_errors(str(options.endpoint)), Bar(f"sampling {name}", len(jobs), unit="response") as bar:
-        for i, temperature, k in jobs:
-            seed = derived_seed(options.seed, prompts[i].id, temperature, k) % 2**31
-            answer = client.chat.completions.create(
-                model=name,
-                messages=[m.model_dump() for m in prompts[i].messages],  # type: ignore[misc]
-                temperature=temperature,
-                top_p=options.top_p,
-                max_tokens=options.max_new_tokens,
-                seed=seed,
-            )
-            choice = answer.choices[0]
-            yield _response(
-                prompts[i], choice.message.content or "", name, _sampling(options, temperature, seed),
-                choice.finish_reason == "stop", answer.usage.completion_tokens if answer.usage else 0,
-            )  # fmt: skip
-            bar.advance()
+def sample_endpoint(endpoint: Endpoint, prompts: Sequence[Prompt], options: SampleOptions) -> list[Response]:
+    """The responses of a model behind an OpenAI-compatible API, each kept as it arrives and asked for once."""
+    replies = Replies(replies_path(options.out, directory=False))
+    jobs = []
+    for prompt, temperature, k in product(prompts, options.temperatures, range(options.responses_per_prompt)):
+        seed = derived_seed(options.seed, prompt.id, temperature, k) % 2**31
+        request = endpoint.request(
+            prompt.messages,
+            temperature=temperature,
+            top_p=options.top_p,
+            max_tokens=options.max_new_tokens,
+            seed=seed,
+        )
+        jobs.append((prompt, _sampling(options, temperature, seed), endpoint.key(request), request))
+    questions = {key: request for _, _, key, request in jobs}
+    with Bar(f"sampling {endpoint.model}", len(questions), unit="response") as bar:
+        gather(questions, endpoint.reply, replies, endpoint.remote, lambda key: bar.advance())
+    return [
+        _response(prompt, replies[key].text, endpoint.model, sampling, replies[key].finished, replies[key].n_tokens)
+        for prompt, sampling, key, _ in jobs
+    ]
 
 
 def _sampling(options: SampleOptions, temperature: float, seed: int) -> Sampling:

@@ -30,6 +30,7 @@ from wukong.data.sources import DataOptions
 from wukong.errors import RunError, UsageError
 from wukong.feedback.annotators import load_judge
 from wukong.feedback.pairwise_judge import PairwiseJudge, agreed, question, verdict_of
+from wukong.feedback.replies import forget_replies, replies_path
 from wukong.files import atomic_open, write_json
 from wukong.model.hub import load_policy
 from wukong.records import Comparison, Prompt, Vote, prompt_id
@@ -86,7 +87,7 @@ def run(options: CompareOptions) -> None:
     if work.done:
         return
     models = _models(options)
-    judge = load_judge(options.judge) if options.judge else None
+    judge = load_judge(options.judge, replies_path(options.out, directory=True)) if options.judge else None
     # --------------------------------------------------------------------------------------------------- answers
     compute = compute_for(options.precision, options.device)
     prompts, answers = _answers(models, options, compute)
@@ -140,6 +141,7 @@ def run(options: CompareOptions) -> None:
     if (verdicts := options.out / "verdicts.jsonl").exists():
         files.append(verdicts)
     work.finish({name: one["ratings"] for name, one in found.items()}, files)
+    forget_replies(options.out, directory=True)
 
 
 def _check(options: CompareOptions, models: dict[str, str]) -> None:

@@ -29,6 +29,7 @@ from wukong.console import console, say
 from wukong.data.split import halves
 from wukong.errors import UsageError
 from wukong.feedback.annotators import Judge, load_judge
+from wukong.feedback.replies import forget_replies, replies_path
 from wukong.files import atomic_open, read_json, write_json
 from wukong.model.hub import load_policy
 from wukong.objectives import best_of_n_kl
@@ -98,7 +99,7 @@ class Ruler:
             options = self.options
             # Policies are judged one after the other: room for the longest answer gives all of them the same prompt.
             return reward_judge(name, self.compute, options.micro_batch_tokens, options.max_new_tokens)
-        return load_judge(name)
+        return load_judge(name, replies_path(self.options.out, directory=True))
 
     def measure(self, name: str, path: str | Path, key: str, repeat: int = 0) -> Measured:
         """The policy at `path`, with other random numbers for each `repeat`; out/measured/KEY.json remembers.
@@ -183,6 +184,7 @@ def run(options: FrontierOptions) -> None:
             say(f"{one['name']}: {one['words']}")
     say(f"frontier: open {files[1]} in a browser")
     work.finish({one["name"]: one["words"] for one in curves}, files)
+    forget_replies(options.out, directory=True)
 
 
 def policies_of(directory: Path) -> list[Policy]:
