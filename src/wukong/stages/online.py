@@ -61,6 +61,7 @@ from wukong.stages.episodes import (
     ScoreFunction,
     TokenisedPrompt,
     ValueModel,
+    ended_no_better,
     final_scores,
     judge,
     micro_batch,
@@ -206,7 +207,9 @@ def iterate(
     episodes = roll_out(policy, prompts, tokenizer, options, derived_seed(options.seed, "roll", session.step), compute)
     clock.append(time.monotonic())
     judged = judge(policy, reference, value_model, score, episodes, options, compute)
-    scores = final_scores(judged.scores, episodes, options.missing_eos_score)
+    scores = final_scores(judged.scores, episodes, options)
+    no_better = ended_no_better(judged.scores, episodes, options)
+    _warn_of_fixed_score(session, no_better, judged.scores, episodes, options)
     mask = episodes.mask
     kl = torch.where(mask, kl_estimate(judged.logprobs, judged.reference_logprobs, "k1"), 0)  # (B, R)
     credit = algorithm.credit(Batch(scores, kl, mask, judged.values, kl_coef, session.state))
@@ -225,6 +228,7 @@ def iterate(
         "score": float(scores.mean()),
         "score_std": float(scores.std(correction=0)),
         "reward_model_score": float(judged.scores.mean()),
+        "ended_no_better": no_better,
         "kl": mean_kl,
         "kl_k3": float(k3.sum(1).mean()),
         "kl_coef": kl_coef,
@@ -249,6 +253,22 @@ def iterate(
             session.sample(**text, score=float(scores[i]), kl=float(kl[i].sum()))
     _guard(session, metrics, options)
     return metrics
+
+
+def _warn_of_fixed_score(
+    session: Session, no_better: float, scores: Tensor, episodes: Episodes, options: OnlineOptions
+) -> None:
+    """Says once in a run that the fixed score is no punishment: with a length penalty, or rewards on another scale,
+    it can be more than what ended responses get."""
+    if all(episodes.ended) or not no_better or session.state.get("warned_of_fixed_score"):
+        return
+    session.state["warned_of_fixed_score"] = True
+    lowest = float(scores[torch.tensor(episodes.ended, device=scores.device)].min())
+    say(
+        f"{options.algorithm().name}: warning: responses that never end score {options.missing_eos_score:g}, and "
+        f"{no_better:.0%} of those that end score no more (the lowest {lowest:.3g}), so that not ending can pay; "
+        "--missing-eos-penalty 1 takes the price off each one's own reward"
+    )
 
 
 def advantage_metrics(advantages: Tensor, mask: Tensor) -> dict[str, float]:
@@ -450,8 +470,13 @@ def train(options: OnlineOptions) -> None:
 
 def check(options: OnlineOptions) -> None:
     """Raises UsageError for options that do not go together."""
-    if options.truncate_at is not None and options.missing_eos_score is None:
-        raise UsageError("--truncate-at needs a --missing-eos-score for responses without that token")
+    if options.missing_eos_score is not None and options.missing_eos_penalty is not None:
+        raise UsageError("--missing-eos-score and --missing-eos-penalty exclude each other: give one")
+    if options.truncate_at is not None and options.missing_eos_score is None and options.missing_eos_penalty is None:
+        needed = "a --missing-eos-score or --missing-eos-penalty"
+        raise UsageError(f"--truncate-at needs {needed} for responses without that token")
+    if options.kl_target is not None and not options.kl_coef:
+        raise UsageError("--kl-target adapts --kl-coef by factors, which leaves 0 at 0: give a --kl-coef above 0")
     if options.episodes % options.batch_size:
         raise UsageError(f"--episodes {options.episodes} is not a multiple of --batch-size {options.batch_size}")
     if options.batch_size % options.samples_per_prompt:
