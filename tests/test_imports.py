@@ -16,7 +16,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "wukong"
 # From the top down. web, serve and rl_env have their place before they exist.
 LAYERS = ["__main__", "cli", "plan", "recipe", "api", "web", "serve", "studies", "stages", "report", "feedback"]
 LAYERS += ["rl_env", "rollout"]
-LAYERS += ["objectives", "training", "kitchen", "data", "model", "tokenizer", "provenance", "records", "seeds"]
+LAYERS += ["objectives", "training", "kitchen", "data", "model", "tokenizer", "tokenizer_files"]
+LAYERS += ["chat_template", "template_renderer", "sampling", "provenance", "records", "seeds"]
 LAYERS += ["options", "console", "files", "processes", "errors"]
 
 

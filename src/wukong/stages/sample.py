@@ -22,7 +22,7 @@ from wukong.data.prompts import PromptOptions, load_prompts
 from wukong.data.split import split_by_prompt
 from wukong.errors import DataError, UsageError
 from wukong.feedback.endpoint import client_for, one_line_errors
-from wukong.model.hub import load_policy
+from wukong.model.hub import load_policy, recommended_sampling
 from wukong.options import StageOptions
 from wukong.provenance import begin
 from wukong.records import Prompt, Response, Sampling, write_records
@@ -44,12 +44,12 @@ class SampleOptions(StageOptions, PromptOptions):
     """The model's name there."""
     responses_per_prompt: int = Field(4, ge=1)
     """K: answers a prompt, for each model and temperature."""
-    temperatures: list[float] = [1.0]
-    """Sampling temperatures; 0 is greedy."""
-    top_k: int = Field(0, ge=0)
-    """Sample from the k likeliest tokens only; 0 is off."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Sample from the likeliest tokens that make up this probability; 1 is off."""
+    temperatures: list[float] = []
+    """Sampling temperatures; 0 is greedy. When absent, what each model recommends (generation_config.json), else 1."""
+    top_k: int | None = Field(None, ge=0)
+    """Sample from the k likeliest tokens only; 0 is off. When absent, as recommended where --temperatures is."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Sample from the likeliest tokens that make up this probability; 1 is off. When absent, as --top-k."""
     max_new_tokens: int = Field(128, ge=1)
     """Responses are cut there."""
     holdout: float = Field(0.0, ge=0, lt=1)
@@ -109,25 +109,30 @@ def sample_model(model_path: str, prompts: Sequence[Prompt], options: SampleOpti
                 file=options.prompts[0],
                 hint=f"the context is {model.config.n_positions}; lower --max-new-tokens or shorten it",
             ) from None
-    for temperature in options.temperatures:
+    recommended = recommended_sampling(model_path)
+    temperatures: Sequence[float | None] = options.temperatures or [None]
+    for given in temperatures:
+        drawing = recommended.unless_given(model_path, given, options.top_k, options.top_p)
+        temperature = drawing.temperature
+        say(f"sample: {model_path} with {drawing.in_words()}")
         jobs = list(product(range(len(prompts)), range(options.responses_per_prompt)))
         seeds = [derived_seed(options.seed, prompts[i].id, temperature, k) for i, k in jobs]
         with Bar(f"sampling {model_path}", len(jobs), unit="response") as bar:
             answers = generate(
                 model,
                 [ids[i] for i, _ in jobs],
-                eos_id=tokenizer.eos_id,
+                eos_id=tokenizer.eos_ids,
                 max_new_tokens=options.max_new_tokens,
                 seeds=seeds,
                 temperature=temperature,
-                top_k=options.top_k,
-                top_p=options.top_p,
+                top_k=drawing.top_k,
+                top_p=drawing.top_p,
                 batch_size=options.batch_size,
                 on_finish=bar.advance,
             )
         for (i, _), seed, answer in zip(jobs, seeds, answers, strict=True):
             yield _response(
-                prompts[i], tokenizer.decode(answer.ids), model_path, _sampling(options, temperature, seed),
+                prompts[i], tokenizer.decode(answer.ids), model_path, Sampling(**drawing.as_dict(), seed=seed),
                 answer.finished, len(answer.ids),
             )  # fmt: skip
 
@@ -135,7 +140,8 @@ def sample_model(model_path: str, prompts: Sequence[Prompt], options: SampleOpti
 def sample_endpoint(prompts: Sequence[Prompt], options: SampleOptions) -> Iterator[Response]:
     """The responses of a model behind an OpenAI-compatible API."""
     name = str(options.endpoint_model)
-    jobs = list(product(range(len(prompts)), options.temperatures, range(options.responses_per_prompt)))
+    top_p = 1.0 if options.top_p is None else options.top_p
+    jobs = list(product(range(len(prompts)), options.temperatures or [1.0], range(options.responses_per_prompt)))
     client = client_for(options.endpoint, name)
     with one_line_errors(str(options.endpoint)), Bar(f"sampling {name}", len(jobs), unit="response") as bar:
         for i, temperature, k in jobs:
@@ -144,20 +150,17 @@ def sample_endpoint(prompts: Sequence[Prompt], options: SampleOptions) -> Iterat
                 model=name,
                 messages=[m.model_dump() for m in prompts[i].messages],  # type: ignore[misc]
                 temperature=temperature,
-                top_p=options.top_p,
+                top_p=top_p,
                 max_tokens=options.max_new_tokens,
                 seed=seed,
             )
             choice = answer.choices[0]
             yield _response(
-                prompts[i], choice.message.content or "", name, _sampling(options, temperature, seed),
+                prompts[i], choice.message.content or "", name,
+                Sampling(temperature=temperature, top_p=top_p, seed=seed),
                 choice.finish_reason == "stop", answer.usage.completion_tokens if answer.usage else 0,
             )  # fmt: skip
             bar.advance()
-
-
-def _sampling(options: SampleOptions, temperature: float, seed: int) -> Sampling:
-    return Sampling(temperature=temperature, top_p=options.top_p, top_k=options.top_k, seed=seed)
 
 
 def _response(
