@@ -131,7 +131,7 @@ def roll_out(
         lambda: generate(
             model,
             [prompts[i] for i in mine],
-            eos_id=tokenizer.eos_id,
+            eos_id=tokenizer.eos_ids,
             max_new_tokens=options.max_new_tokens,
             seeds=[derived_seed(seed, i) for i in mine],
             temperature=options.temperature,

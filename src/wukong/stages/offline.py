@@ -28,6 +28,7 @@ from wukong.model.hub import load_policy, save_policy
 from wukong.processes import gathered, is_first, share
 from wukong.records import Preference
 from wukong.require import Kind, Need
+from wukong.sampling import RecommendOptions, SamplingParameters
 from wukong.stages.common import epoch_batch, frozen, response_logprobs, response_positions
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
@@ -35,7 +36,7 @@ from wukong.training.parallel import whole
 from wukong.training.session import Session, TrainOptions, publish
 
 
-class OfflineOptions(TrainOptions, DataOptions):
+class OfflineOptions(TrainOptions, DataOptions, RecommendOptions):
     """What DPO and KTO share."""
 
     model: str
@@ -204,7 +205,8 @@ def train_offline(
         return
     # ---------------------------------------------------------------------------------------------------- save
     staged = options.out / ".staged"
-    save_policy(staged, policy.cpu(), tokenizer)
+    sampling = SamplingParameters(options.temperature).for_training(options.recommended_temperature)
+    save_policy(staged, policy.cpu(), tokenizer, sampling=sampling)
     files = publish(staged, options.out)
     work.finish({**session.state.get("valid", {}), "records": len(train), "data": read.summary.as_dict()}, files)
     session.discard_checkpoints()

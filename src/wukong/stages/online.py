@@ -46,6 +46,7 @@ from wukong.objectives import (
     ppo_value_loss,
 )
 from wukong.require import Need
+from wukong.sampling import RecommendOptions, SamplingParameters
 from wukong.seeds import derived_seed, permutation
 from wukong.stages.common import (
     distinct_n,
@@ -133,7 +134,7 @@ class Algorithm(ABC):
         return ppo_value_loss(values, old, returns, math.inf)
 
 
-class OnlineOptions(RolloutOptions, ScoringOptions):
+class OnlineOptions(RolloutOptions, ScoringOptions, RecommendOptions):
     """What all online algorithms share."""
 
     model: str
@@ -431,6 +432,7 @@ def train(options: OnlineOptions) -> None:
     iterations, per_batch = options.episodes // options.batch_size, options.batch_size // options.samples_per_prompt
     say(f"{algorithm.name}: {len(prompts):,} prompts, {iterations:,} iterations of {options.batch_size} responses")
     state = {"kl_coef": options.kl_coef, "first_distinct_2": None}
+    sampling = SamplingParameters(options.temperature).for_training(options.recommended_temperature)
     # ---------------------------------------------------------------------------------------------------- loop
     ptx_rows = max(1, options.micro_batch_tokens // policy.config.n_positions)  # as asked for, whatever the memory
     with Session(options, modules, iterations, algorithm.name, state) as session:
@@ -453,13 +455,13 @@ def train(options: OnlineOptions) -> None:
                 plain = whole(policy, "cpu")
                 if processes.is_first():
                     with atomic_directory(options.out / "policies" / f"iteration-{step + 1:06d}") as staged:
-                        save_policy(staged, plain, tokenizer)
+                        save_policy(staged, plain, tokenizer, sampling=sampling)
     policy = whole(policy, "cpu")
     if not processes.is_first():
         return
     # ---------------------------------------------------------------------------------------------------- save
     staged = options.out / ".staged"
-    save_policy(staged, policy.cpu(), tokenizer)
+    save_policy(staged, policy.cpu(), tokenizer, sampling=sampling)
     files = publish(staged, options.out)
     files += sorted(file for file in (options.out / "policies").rglob("*") if file.is_file())
     keep = ("score", "kl", "termination_rate", "response_length")

@@ -26,10 +26,11 @@ from wukong.console import say
 from wukong.data.shards import TokenShards
 from wukong.errors import UsageError
 from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
-from wukong.model.hub import load_policy, save_policy
+from wukong.model.hub import load_policy, recommended_sampling, save_policy
 from wukong.processes import is_first, share, size, sums
 from wukong.require import Need
 from wukong.rollout import generate, inference_copy
+from wukong.sampling import OWN_DISTRIBUTION, RecommendOptions
 from wukong.seeds import derived_seed
 from wukong.stages.common import language_model_loss, validation_loss
 from wukong.tokenizer import Tokenizer
@@ -39,7 +40,7 @@ from wukong.training.parallel import in_step, whole
 from wukong.training.session import Session, TrainOptions, publish
 
 
-class PretrainOptions(TrainOptions):
+class PretrainOptions(TrainOptions, RecommendOptions):
     """Train a GPT-2 on raw text."""
 
     data: Path
@@ -102,9 +103,10 @@ def run(options: PretrainOptions) -> None:
     tokenizer = Tokenizer.load(options.data)
     if options.model in PRESETS:
         config = GPT2Config(vocab_size=tokenizer.vocab_size, **PRESETS[options.model])
-        model = GPT2(replace(config, dropout=options.dropout))
+        model, sampling = GPT2(replace(config, dropout=options.dropout)), OWN_DISTRIBUTION
     else:
         model, own_tokenizer = load_policy(options.model, dropout=options.dropout)
+        sampling = recommended_sampling(options.model)
         if own_tokenizer.fingerprint != tokenizer.fingerprint:
             raise UsageError(
                 f"{options.data}: made with another tokenizer than {options.model}'s; tokenise it with that"
@@ -156,7 +158,7 @@ def run(options: PretrainOptions) -> None:
         return
     # ---------------------------------------------------------------------------------------------------- save
     staged = options.out / ".staged"
-    save_policy(staged, model, tokenizer)
+    save_policy(staged, model, tokenizer, sampling=sampling.for_training(options.recommended_temperature))
     files = publish(staged, options.out)
     work.finish({"valid_loss": session.state["best_loss"], "parameters": model.n_parameters()}, files)
     session.discard_checkpoints()
@@ -171,7 +173,7 @@ def _show_samples(
     written = generate(
         inference_copy(model.eval(), compute),
         prompts,
-        eos_id=tokenizer.eos_id,
+        eos_id=tokenizer.eos_ids,
         max_new_tokens=min(64, room),
         seeds=[derived_seed(options.seed, "sample", i) for i in range(len(prompts))],
     )

@@ -24,7 +24,7 @@ from wukong.data.split import split_by_prompt
 from wukong.errors import DataError, UsageError
 from wukong.feedback.endpoint import Endpoint
 from wukong.feedback.replies import Replies, forget_replies, gather, replies_path
-from wukong.model.hub import load_policy
+from wukong.model.hub import load_policy, recommended_sampling
 from wukong.options import StageOptions
 from wukong.records import Prompt, Response, Sampling, write_records
 from wukong.require import Need
@@ -46,12 +46,12 @@ class SampleOptions(StageOptions, PromptOptions):
     """The model's name there."""
     responses_per_prompt: int = Field(4, ge=1)
     """K: answers a prompt, for each model and temperature."""
-    temperatures: list[float] = [1.0]
-    """Sampling temperatures; 0 is greedy."""
-    top_k: int = Field(0, ge=0)
-    """Sample from the k likeliest tokens only; 0 is off."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Sample from the likeliest tokens that make up this probability; 1 is off."""
+    temperatures: list[float] = []
+    """Sampling temperatures; 0 is greedy. When absent, what each model recommends (generation_config.json), else 1."""
+    top_k: int | None = Field(None, ge=0)
+    """Sample from the k likeliest tokens only; 0 is off. When absent, as recommended where --temperatures is."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Sample from the likeliest tokens that make up this probability; 1 is off. When absent, as --top-k."""
     max_new_tokens: int = Field(128, ge=1)
     """Responses are cut there."""
     holdout: float = Field(0.0, ge=0, lt=1)
@@ -73,8 +73,8 @@ def needs(options: SampleOptions) -> list[Need]:
         raise UsageError("--top-k is not part of the OpenAI API: leave it out with --endpoint")
     if bool(options.endpoint) != bool(options.endpoint_model):
         raise UsageError("--endpoint and --endpoint-model go together")
-    if any(temperature < 0 for temperature in options.temperatures) or not options.temperatures:
-        raise UsageError("--temperatures: give one or more, none below 0")
+    if any(temperature < 0 for temperature in options.temperatures):
+        raise UsageError("--temperatures: none may be below 0")
     return [
         *map(require.policy, options.models),
         *(require.room(model, options.max_new_tokens) for model in options.models),
@@ -127,25 +127,30 @@ def sample_model(model_path: str, prompts: Sequence[Prompt], options: SampleOpti
                 file=options.prompts[0],
                 hint=f"the context is {model.config.n_positions}; lower --max-new-tokens or shorten it",
             ) from None
-    for temperature in options.temperatures:
+    recommended = recommended_sampling(model_path)
+    temperatures: Sequence[float | None] = options.temperatures or [None]
+    for given in temperatures:
+        drawing = recommended.unless_given(model_path, given, options.top_k, options.top_p)
+        temperature = drawing.temperature
+        say(f"sample: {model_path} with {drawing.in_words()}")
         jobs = list(product(range(len(prompts)), range(options.responses_per_prompt)))
         seeds = [derived_seed(options.seed, prompts[i].id, temperature, k) for i, k in jobs]
         with Bar(f"sampling {model_path}", len(jobs), unit="response") as bar:
             answers = generate(
                 model,
                 [ids[i] for i, _ in jobs],
-                eos_id=tokenizer.eos_id,
+                eos_id=tokenizer.eos_ids,
                 max_new_tokens=options.max_new_tokens,
                 seeds=seeds,
                 temperature=temperature,
-                top_k=options.top_k,
-                top_p=options.top_p,
+                top_k=drawing.top_k,
+                top_p=drawing.top_p,
                 batch_size=options.batch_size,
                 on_finish=bar.advance,
             )
         for (i, _), seed, answer in zip(jobs, seeds, answers, strict=True):
             yield _response(
-                prompts[i], tokenizer.decode(answer.ids), model_path, _sampling(options, temperature, seed),
+                prompts[i], tokenizer.decode(answer.ids), model_path, Sampling(**drawing.as_dict(), seed=seed),
                 answer.finished, len(answer.ids),
             )  # fmt: skip
 
@@ -153,17 +158,14 @@ def sample_model(model_path: str, prompts: Sequence[Prompt], options: SampleOpti
 def sample_endpoint(endpoint: Endpoint, prompts: Sequence[Prompt], options: SampleOptions) -> list[Response]:
     """The responses of a model behind an OpenAI-compatible API, each kept as it arrives and asked for once."""
     replies = Replies(replies_path(options.out, directory=False))
+    top_p = 1.0 if options.top_p is None else options.top_p
     jobs = []
-    for prompt, temperature, k in product(prompts, options.temperatures, range(options.responses_per_prompt)):
+    for prompt, temperature, k in product(prompts, options.temperatures or [1.0], range(options.responses_per_prompt)):
         seed = derived_seed(options.seed, prompt.id, temperature, k) % 2**31
         request = endpoint.request(
-            prompt.messages,
-            temperature=temperature,
-            top_p=options.top_p,
-            max_tokens=options.max_new_tokens,
-            seed=seed,
+            prompt.messages, temperature=temperature, top_p=top_p, max_tokens=options.max_new_tokens, seed=seed
         )
-        jobs.append((prompt, _sampling(options, temperature, seed), endpoint.key(request), request))
+        jobs.append((prompt, Sampling(temperature=temperature, top_p=top_p, seed=seed), endpoint.key(request), request))
     questions = {key: request for _, _, key, request in jobs}
     with Bar(f"sampling {endpoint.model}", len(questions), unit="response") as bar:
         gather(questions, endpoint.reply, replies, endpoint.remote, lambda key: bar.advance())
@@ -171,10 +173,6 @@ def sample_endpoint(endpoint: Endpoint, prompts: Sequence[Prompt], options: Samp
         _response(prompt, replies[key].text, endpoint.model, sampling, replies[key].finished, replies[key].n_tokens)
         for prompt, sampling, key, _ in jobs
     ]
-
-
-def _sampling(options: SampleOptions, temperature: float, seed: int) -> Sampling:
-    return Sampling(temperature=temperature, top_p=options.top_p, top_k=options.top_k, seed=seed)
 
 
 def _response(

@@ -28,11 +28,12 @@ from wukong.data.split import split_by_prompt
 from wukong.data.summary import ReadSummary
 from wukong.errors import UsageError
 from wukong.model.gpt2 import GPT2
-from wukong.model.hub import load_policy, save_policy
+from wukong.model.hub import load_policy, recommended_sampling, save_policy
 from wukong.objectives import token_logprobs
 from wukong.processes import is_first, share, sums
 from wukong.records import Conversation
 from wukong.require import Need
+from wukong.sampling import RecommendOptions
 from wukong.stages.common import epoch_batch
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
@@ -40,7 +41,7 @@ from wukong.training.parallel import in_step, whole
 from wukong.training.session import Session, TrainOptions, publish
 
 
-class SFTOptions(TrainOptions, DataOptions):
+class SFTOptions(TrainOptions, DataOptions, RecommendOptions):
     """Fine-tune a model on demonstrations."""
 
     model: str
@@ -109,6 +110,7 @@ def run(options: SFTOptions) -> None:
         return
     # ------------------------------------------------------------------------------------------- model and data
     model, tokenizer = load_policy(options.model, dropout=options.dropout, template=options.template)
+    sampling = recommended_sampling(options.model).for_training(options.recommended_temperature)
     read = load_instructions(options.data, options)
     sides = split_by_prompt(read.records, options.valid_fraction, options.seed)
     train, valid = (examples_of(side, tokenizer, model.config.n_positions, read.summary) for side in sides)
@@ -143,7 +145,7 @@ def run(options: SFTOptions) -> None:
         return
     # ---------------------------------------------------------------------------------------------------- save
     staged = options.out / ".staged"
-    save_policy(staged, model, tokenizer)
+    save_policy(staged, model, tokenizer, sampling=sampling)
     files = publish(staged, options.out)
     work.finish({"valid_loss": session.state.get("best_loss"), "data": read.summary.as_dict()}, files)
     session.discard_checkpoints()

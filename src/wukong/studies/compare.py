@@ -36,6 +36,7 @@ from wukong.model.hub import load_policy
 from wukong.records import Comparison, Prompt, Vote, prompt_id
 from wukong.report.page import interval, percent
 from wukong.require import Need
+from wukong.sampling import SamplingParameters
 from wukong.stages.evaluate import AnswerOptions, answer_all, answer_needs, chosen_prompts, rewards_of
 from wukong.studies.answers import Answer, read_answers, split_name
 from wukong.studies.win_rates import Outcomes, compared, in_words, ratings, with_people
@@ -90,7 +91,7 @@ def run(options: CompareOptions) -> None:
     judge = load_judge(options.judge, replies_path(options.out, directory=True)) if options.judge else None
     # --------------------------------------------------------------------------------------------------- answers
     compute = compute_for(options.precision, options.device)
-    prompts, answers = _answers(models, options, compute)
+    prompts, answers, sampling = _answers(models, options, compute)
     names, texts = list(answers), {name: [one.text for one in of] for name, of in answers.items()}
     lengths = {name: np.array([len(text) for text in of]) for name, of in texts.items()}
     # ---------------------------------------------------------------------------------------------------- judges
@@ -123,7 +124,12 @@ def run(options: CompareOptions) -> None:
     comparison = {
         "n_prompts": len(prompts),
         "models": {
-            name: {"path": path, "mean_characters": float(lengths[name].mean())} for name, path in models.items()
+            name: {
+                "path": path,
+                "mean_characters": float(lengths[name].mean()),
+                "sampling": sampling[name].as_dict() if name in sampling else None,
+            }
+            for name, path in models.items()
         },
         "judges": found,
     }
@@ -162,8 +168,9 @@ def _check(options: CompareOptions, models: dict[str, str]) -> None:
 
 def _answers(
     models: dict[str, str], options: CompareOptions, compute: Compute
-) -> tuple[list[Prompt], dict[str, list[Answer]]]:
-    """The prompts that all files of answers hold (and --prompts, where given), and each model's answer to each.
+) -> tuple[list[Prompt], dict[str, list[Answer]], dict[str, SamplingParameters]]:
+    """The prompts that all files of answers hold (and --prompts, where given), each model's answer to each, and how
+    the models that answered now were sampled.
 
     Of several answers of one model to one prompt the first counts.
     """
@@ -183,7 +190,8 @@ def _answers(
         say(f"compare: {left_out:,} of {len(wanted):,} prompts left out, because not every file answers them")
     if not prompts:
         raise UsageError(f"{', '.join(models.values())}: no prompt is answered by all")
-    answers = {}
+    answers: dict[str, list[Answer]] = {}
+    sampling = {}
     for name, path in models.items():
         if name in given:
             answers[name] = [given[name][prompt_id(p.messages)] for p in prompts]
@@ -191,11 +199,14 @@ def _answers(
         policy, tokenizer = load_policy(path)
         policy.to(compute.device).eval()
         sampled = answer_all(name, path, policy, tokenizer, prompts, options, compute)
+        sampling[name] = sampled.sampling
         answers[name] = [
             Answer(p.id, p.messages, text, p.source, one.finished)
             for p, text, one in zip(prompts, sampled.texts, sampled.sampled, strict=True)
         ]
-    return prompts, answers
+    if len({(one.temperature, one.top_k, one.top_p) for one in sampling.values()}) > 1:
+        say("compare: the models are sampled differently, each as it recommends; --temperature makes them equal")
+    return prompts, answers, sampling
 
 
 # ------------------------------------------------------------------------------------------------------- the judges

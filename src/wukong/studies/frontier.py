@@ -31,7 +31,7 @@ from wukong.errors import UsageError
 from wukong.feedback.annotators import Judge, load_judge
 from wukong.feedback.replies import forget_replies, replies_path
 from wukong.files import atomic_open, read_json, write_json
-from wukong.model.hub import load_policy
+from wukong.model.hub import load_policy, recommended_sampling
 from wukong.objectives import best_of_n_kl
 from wukong.records import Prompt
 from wukong.report.frontier_page import render_frontier
@@ -129,8 +129,6 @@ def needs(options: FrontierOptions) -> list[Need]:
     runs = [split_name(one) for one in options.runs]
     if not runs:
         raise UsageError("no policy is named: write name=directory for each")
-    if options.temperature == 0:
-        raise UsageError("--temperature 0: greedy answers have no KL; take the temperature of training")
     if options.raw:
         raise UsageError(f"--raw {options.raw[0]}: policies answer through the chat template that they learnt with")
     return [
@@ -148,6 +146,11 @@ def run(options: FrontierOptions) -> None:
     runs = [split_name(one) for one in options.runs]
     prompts = chosen_prompts(options)
     policies = [policies_of(Path(path)) for _, path in runs]
+    sampled: list[str | Path] = [options.reference, *(one.path for of_run in policies for one in of_run)]
+    sampling = {str(path): recommended_sampling(path).unless_given(str(path), options.temperature) for path in sampled}
+    if without := [path for path, how in sampling.items() if not how.has_kl]:
+        how = sampling[without[0]].in_words()
+        raise UsageError(f"{without[0]}: answers at {how} have no KL; give the --temperature of training")
     # -------------------------------------------------------------------------------------------------- measure
     ruler = Ruler(options, prompts, compute_for(options.precision, options.device))
     start = ruler.measure("the reference", options.reference, "reference-0")
@@ -170,6 +173,7 @@ def run(options: FrontierOptions) -> None:
         "gold": options.gold,
         "proxy": options.proxy,
         "pick_by": options.pick_by or options.gold,
+        "sampling": {path: how.as_dict() for path, how in sampling.items()},
         "reference": {"path": options.reference, **_point(start, start, options.seed)},
         "curves": curves,
     }

@@ -207,10 +207,11 @@ def generate(request: Request, project_id: int, store: AStore, person: Admin, fo
         raise UsageError("choose a model, and write a prompt a line")
     options = {
         "--responses-per-prompt": str(int(_number(form, "responses", 4))),
-        "--temperatures": str(_number(form, "temperature", 1.0)),
         "--max-new-tokens": str(int(_number(form, "max_new_tokens", 112))),
         "--seed": str(int(now())),
     }
+    if _text(form, "temperature"):
+        options["--temperatures"] = str(_number(form, "temperature", 1.0))
     _start(request, project_id, "sample", lambda: _sample(store, project_id, chosen, prompts, options))
     return RedirectResponse(f"/projects/{project_id}", 303)
 
