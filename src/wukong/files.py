@@ -14,9 +14,9 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import sys
-import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -144,9 +144,10 @@ def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     path = Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        # Not by tempfile, whose files are private: what others may read is for the umask to say.
+        name = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        descriptor = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
         try:
-            os.chmod(name, 0o644)
             with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as out:
                 yield out
                 out.flush()
@@ -173,12 +174,14 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         if aside.exists() and not path.exists():  # killed between the two renames
             os.replace(aside, path)
         remove_leftovers(path.parent, glob.escape(path.name))
-        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        staging.mkdir()
         try:
-            os.chmod(staging, 0o755)
             yield staging
             for file in staging.rglob("*"):
                 if file.is_file():
+                    if file.suffix == ".safetensors":
+                        follow_umask(file)
                     sync_file(file)
             if path.exists():
                 os.replace(path, aside)
@@ -196,6 +199,11 @@ def remove_leftovers(parent: Path, pattern: str) -> None:
     """Removes what a killed `atomic_directory` left in `parent` of directories whose names match `pattern`."""
     for leftover in [*parent.glob(f".{pattern}.*.tmp"), *parent.glob(f".{pattern}.old")]:
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def follow_umask(file: Path) -> None:
+    """Gives a file that a library made private the mode that the umask gave to the new directory around it."""
+    file.chmod(file.parent.stat().st_mode & 0o666)
 
 
 def sync_file(path: Path) -> None:
