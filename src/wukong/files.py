@@ -14,15 +14,15 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import stat
 import sys
-import tempfile
 import threading
 import time
 import weakref
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -214,13 +214,22 @@ def sync_directory(path: Path) -> None:
             os.close(descriptor)
 
 
-def _temporary(path: Path, make: Callable[..., Any]) -> tuple[Path, int | None]:
-    """(a new file or directory beside `path`, its locked descriptor): while the lock holds, it is no leftover."""
+def _temporary(path: Path, directory: bool) -> tuple[Path, int | None]:
+    """(a new file or directory beside `path`, its locked descriptor): while the lock holds, it is no leftover.
+
+    Not by tempfile, whose files are private: what others may read is for the umask to say.
+    """
     while True:
-        made = make(prefix=f".{path.name}.wukong-", suffix=".tmp", dir=path.parent)
-        name, descriptor = (made, _descriptor(Path(made))) if isinstance(made, str) else (made[1], made[0])
+        name = path.with_name(f".{path.name}.wukong-{secrets.token_hex(4)}.tmp")
+        descriptor: int | None
+        if directory:
+            name.mkdir()
+            descriptor = _descriptor(name)
+        else:
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
+            descriptor = os.open(name, flags, 0o666)
         if descriptor is None or _try_lock(descriptor, shared=False) is None or os.fstat(descriptor).st_nlink:
-            return Path(name), descriptor
+            return name, descriptor
         os.close(descriptor)  # another process took it for a leftover before it was locked
 
 
@@ -230,10 +239,9 @@ def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     path = Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        name, descriptor = _temporary(path, tempfile.mkstemp)
+        name, descriptor = _temporary(path, directory=False)
         assert descriptor is not None
         try:
-            os.chmod(name, 0o644)
             with os.fdopen(os.dup(descriptor), mode, encoding=None if "b" in mode else "utf-8") as out:
                 yield out
                 out.flush()
@@ -263,12 +271,13 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
             os.replace(aside, path)
         remove_leftovers(path.parent, glob.escape(path.name))
         remove_set_aside(path.parent, glob.escape(path.name))
-        staging, descriptor = _temporary(path, tempfile.mkdtemp)
+        staging, descriptor = _temporary(path, directory=True)
         try:
-            os.chmod(staging, 0o755)
             yield staging
             for file in staging.rglob("*"):
                 if file.is_file():
+                    if file.suffix == ".safetensors":
+                        follow_umask(file)
                     sync_file(file)
             if path.exists():
                 os.replace(path, aside)
@@ -320,6 +329,11 @@ def _remove_if_abandoned(leftover: Path) -> None:
                 leftover.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
+
+
+def follow_umask(file: Path) -> None:
+    """Gives a file that a library made private the mode that the umask gave to the new directory around it."""
+    file.chmod(file.parent.stat().st_mode & 0o666)
 
 
 def sync_file(path: Path) -> None:

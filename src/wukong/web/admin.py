@@ -442,6 +442,14 @@ def invite(request: Request, store: AStore, person: Admin, form: Form) -> HTMLRe
     return _people(request, store, person, link=str(request.base_url) + f"invite/{token}")
 
 
+@router.post("/people/renew")
+def renew(request: Request, store: AStore, person: Admin, form: Form) -> HTMLResponse:
+    """Another link for an invitation that waits; the one before lets nobody in any more."""
+    with store.write() as session:
+        token = people.renew(session, _text(form, "invitation"))
+    return _people(request, store, person, link=str(request.base_url) + f"invite/{token}")
+
+
 @router.post("/people/withdraw")
 def withdraw(store: AStore, person: Admin, form: Form) -> Response:
     with store.write() as session:
