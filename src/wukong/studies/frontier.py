@@ -126,6 +126,8 @@ def run(options: FrontierOptions) -> None:
     runs = [split_name(one) for one in options.runs]
     if not runs:
         raise UsageError("no policy is named: write name=directory for each")
+    if options.temperature == 0:
+        raise UsageError("--temperature 0: greedy answers have no KL; take the temperature of training")
     if options.raw:
         raise UsageError(f"--raw {options.raw[0]}: policies answer through the chat template that they learnt with")
     judges = [name for name in (options.gold, options.proxy, options.pick_by) if name and is_model(name)]
