@@ -23,10 +23,10 @@ def template(source: str) -> ChatTemplate:
     "body",
     [
         "{{ bos_token }}{{ messages[0]['content'] }}\n",
-        "{%- for m in messages[:1] %}\n    {%- if m.role == 'user' %}\n[{{ m.content | trim }}]\n    {% endif %}\n{% endfor %}",
-        "{{ messages[:1] | tojson }} {{ messages[:1] | tojson(indent=2) }} {{ {'é': '<'} | tojson(ensure_ascii=True) }}",
+        "{%- for m in messages[:1] %}\n    {%- if m.role %}\n[{{ m.content | trim }}]\n    {% endif %}\n{% endfor %}",
+        "{{ messages[:1] | tojson }} {{ messages[:1] | tojson(indent=2) }} {{ 'é<' | tojson(ensure_ascii=True) }}",
         "{% set ns = namespace(n=0) %}{% for m in messages[:1] %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
-        "{% for i in range(9) %}{% if i == 2 %}{% continue %}{% elif i == 5 %}{% break %}{% endif %}{{ i }}{% endfor %}",
+        "{% for i in range(9) %}{% if i > 5 %}{% break %}{% elif i == 2 %}{% continue %}{% endif %}{{ i }}{% endfor %}",
         "{% generation %}{{ messages[0].content }}{% endgeneration %}",
         "{{ unknown_token }}{{ strftime_now('%Y') | length }}{{ add_generation_prompt is defined }}{{ tools is none }}",
         "{% macro say(x) %}{{ x }}!{% endmacro %}{{ say(messages[0].content) }}",
@@ -70,7 +70,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("source", HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_template_is_refused_in_one_line(source):
-    with pytest.raises(UsageError, match="^chat template given as text: ") as error:
+    with pytest.raises(UsageError, match=r"^chat template given as text: ") as error:
         template(source + ENDED)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 600

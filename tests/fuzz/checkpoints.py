@@ -201,12 +201,12 @@ JSON_MUTATIONS: tuple[Callable[[Any, random.Random], Any], ...] = (
 
 
 def _damage_json(file: Path, draw: random.Random) -> str:
-    content = json.loads(file.read_bytes()) if file.exists() else {}
     mutation = draw.choice(JSON_MUTATIONS)
     try:
+        content = json.loads(file.read_bytes()) if file.is_file() else {}
         changed = mutation(content, draw)
         file.write_bytes(changed if isinstance(changed, bytes) else json.dumps(changed).encode())
-    except (OverflowError, RecursionError, ValueError):  # the mutation itself cannot be written down
+    except (OSError, OverflowError, RecursionError, ValueError):  # cannot be read any more, or not be written down
         return "not written"
     return mutation.__name__.strip("_")
 
@@ -348,12 +348,23 @@ def _plain_vocabulary(directory: Path, draw: random.Random) -> None:
 
 def _template(directory: Path, draw: random.Random) -> None:
     parts = (
-        "{% for m in messages %}{{ m.role }}{{ m.content }}{% endfor %}", "{{ eos_token }}", "{% if add_generation_prompt %}",
-        "{% endif %}", "{{ messages[0]['content'] * 10**8 }}", "{{ '%900000000d' | format(1) }}", "{{ range(10**6) }}",
-        "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "{% include 'x' %}", "{{ ''.__class__ }}", "{% generation %}",
-        "{% for a in 'x' * 99999 %}{% for b in 'x' * 99999 %}{% endfor %}{% endfor %}", "{{ raise_exception('no') }}", "\x00",
-        (directory / "chat_template.jinja").read_text(encoding="utf-8"), "{% set x = namespace(a=1) %}{{ x.a ** 9 ** 9 }}",
-    )  # fmt: skip
+        "{% for m in messages %}{{ m.role }}{{ m.content }}{% endfor %}",
+        "{{ eos_token }}",
+        "{% if add_generation_prompt %}",
+        "{% endif %}",
+        "{{ messages[0]['content'] * 10**8 }}",
+        "{{ '%900000000d' | format(1) }}",
+        "{{ range(10**6) }}",
+        "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+        "{% include 'x' %}",
+        "{{ ''.__class__ }}",
+        "{% generation %}",
+        "{% for a in 'x' * 99999 %}{% for b in 'x' * 99999 %}{% endfor %}{% endfor %}",
+        "{{ raise_exception('no') }}",
+        "\x00",
+        (directory / "chat_template.jinja").read_text(encoding="utf-8"),
+        "{% set x = namespace(a=1) %}{{ x.a ** 9 ** 9 }}",
+    )
     text = "".join(draw.choices(parts, k=draw.choice((1, 1, 2, 4))))
     (directory / "chat_template.jinja").write_text(text, encoding="utf-8")
 
@@ -380,7 +391,7 @@ def _damage(directory: Path, draw: random.Random) -> str:
     change = draw.choice((_loop, _fifo, _folder, _gone, _merges, _plain_vocabulary, _template, _template, _template))
     try:
         change(directory, draw)
-    except OSError:
+    except (OSError, ValueError):  # the first fault was in the same file
         return "nothing"
     return f"files: {change.__name__.strip('_')}"
 
@@ -399,13 +410,14 @@ def attempt(directory: Path) -> str:
         )  # fmt: skip
         return "loaded"
     except WukongError as error:
-        assert "\n" not in str(error), f"more than one line: {str(error)[:500]!r}"
-        assert len(str(error)) < 2000, f"a line of {len(str(error))} characters: {str(error)[:200]!r}"
-        try:
-            load_reward(directory)
-        except WukongError:
-            return "refused"
-        return "refused as policy"
+        said = str(error)
+    if "\n" in said or len(said) > 2000:
+        raise AssertionError(f"not one short line: {said[:500]!r}")
+    try:
+        load_reward(directory)
+    except WukongError:
+        return "refused"
+    return "refused as policy"
 
 
 def run(count: int, seed: int) -> Counter:
