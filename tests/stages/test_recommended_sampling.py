@@ -202,7 +202,7 @@ def test_transformers_understands_what_is_written(models):
     assert transformers.GenerationConfig.from_pretrained(models / "greedy").do_sample is False
 
 
-# -------------------------------------------------------------------------------------------------- what every tool does
+# ----------------------------------------------------------------------------------------------- what every tool does
 
 
 def answers(models: Path, name: str, **drawing) -> list[str]:
