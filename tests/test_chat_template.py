@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 
 import pytest
 
@@ -99,16 +98,18 @@ def test_several_threads_and_a_forked_process_may_render_at_once():
     if child := os.fork():
         assert os.waitpid(child, 0)[1] == 0
     else:
-        os._exit(one.render(TALK, False) != "Q <b>éA<end>")
+        failed = True
+        try:
+            failed = one.render(TALK, False) != "Q <b>éA<end>"
+        finally:
+            os._exit(failed)
     assert one.render(TALK, False) == "Q <b>éA<end>"
 
 
 def test_the_shipped_templates_need_no_other_process(monkeypatch):
     monkeypatch.setattr("subprocess.Popen", lambda *a, **k: pytest.fail("a process was started"))
     for name in ("alpaca", "plain"):
-        begin = time.monotonic()
         assert ChatTemplate(name, ROLES, ["<end>"]).render(TALK, False).endswith("A<end>")
-        assert time.monotonic() - begin < 60
 
 
 def test_the_end_token_is_what_the_template_writes_behind_an_answer():
