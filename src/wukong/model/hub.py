@@ -368,8 +368,12 @@ def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise UsageError(f"{file}: no such file")
+    try:
+        found = file.is_file()
+    except (OSError, ValueError):  # a name that is too long, or that no file can have
+        found = False
+    if not found:
+        raise UsageError(f"{file.parent}/{_short(file.name, str)}: no such file")
     try:
         if file.suffix == ".safetensors":
             _check_header(file)
@@ -447,4 +451,4 @@ def _mismatch(tokenizer: Tokenizer, config: GPT2Config) -> str:
 def _short(value: Any, show: Callable[[Any], str] = repr) -> str:
     """Anybody's value in one line of ours."""
     shown = " ".join(show(value).split())
-    return shown if len(shown) <= 80 else shown[:80] + "…"
+    return shown if len(shown) <= 120 else shown[:120] + "…"

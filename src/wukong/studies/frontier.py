@@ -129,6 +129,8 @@ def needs(options: FrontierOptions) -> list[Need]:
     runs = [split_name(one) for one in options.runs]
     if not runs:
         raise UsageError("no policy is named: write name=directory for each")
+    if options.temperature == 0:
+        raise UsageError("--temperature 0: greedy answers have no KL; take the temperature of training")
     if options.raw:
         raise UsageError(f"--raw {options.raw[0]}: policies answer through the chat template that they learnt with")
     return [
