@@ -92,6 +92,44 @@ def frozen(model: Module, compute: Compute) -> Module:
     return model
 
 
+MEASURED_ANSWERS = 32
+"""Answers at which the distance to the starting model is measured."""
+
+
+@torch.no_grad()
+def kl_to_start(model: GPT2, start: GPT2, answers: Sequence[tuple[list[int], Sequence[bool]]]) -> float:
+    """KL(model || start) in nats a token, exact at each response token of the first few answers (token ids, and which
+    of them are a response), given what the answer says before it."""
+    total, count = 0.0, 0
+    for ids, is_response in answers[:MEASURED_ANSWERS]:
+        device, places = model.wte.weight.device, torch.tensor(is_response[1:])
+        tokens = torch.tensor([ids[:-1]], device=device)
+        for some in zip(*(one.eval()(tokens)[0][places.to(device)].split(256) for one in (model, start)), strict=True):
+            ours, theirs = (
+                one.logits(states).float().log_softmax(-1) for one, states in zip((model, start), some, strict=True)
+            )  # (n, V) each
+            total += float((ours.exp() * (ours - theirs)).sum())
+            count += len(ours)
+    return total / max(1, count)
+
+
+def say_how_far(stage: str, kl: float, remedy: str, next_command: str) -> None:
+    """The last words of a stage whose result answers: its distance to the model it began with, in nats a token."""
+    hardly = f": it hardly moved; {remedy}" if kl < HARDLY_MOVED else ""
+    say(f"{stage}: the model moved {kl:.3g} nats a token (KL) from where it began{hardly}")
+    say(f"next: {next_command}")
+
+
+def evaluation_of(stage: str, start: str, out: Path) -> str:
+    """The command that shows what a policy is worth beside the model it began as."""
+    models = f"start={start} {stage}={out}"
+    return f"wukong evaluate --models {models} --reference start --prompts UNSEEN_PROMPTS --out {out}-evaluation"
+
+
+HARDLY_MOVED = 0.005
+"""Nats a token: over a hundred tokens an answer is then as likely as before, but for a factor of less than two."""
+
+
 @torch.no_grad()
 def validation_loss(
     model: GPT2, shards: TokenShards, context: int, max_tokens: int, compute: Compute, rows: int = 16
