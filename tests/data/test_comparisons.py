@@ -302,10 +302,6 @@ def test_labelstudio_comment_beside_a_choice_is_passed_over(write):
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        (
-            {"data": ANSWERS, "annotations": [{"result": [{"type": "polygonlabels", "value": {}}]}]},
-            "field 'annotations[0].result': a Label Studio export of type polygonlabels holds no comparison",
-        ),
         ({"annotations": [pairwise("left")]}, "field 'data': is missing: the texts that were compared"),
         (
             {"data": ANSWERS, "annotations": [pairwise("up")]},

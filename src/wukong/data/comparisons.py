@@ -6,8 +6,9 @@ bottom, so a more specific one stands above a more general one.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from itertools import combinations
 from typing import Any, TypeAlias
 
@@ -15,9 +16,10 @@ from pydantic import ValidationError
 
 from wukong.data.sources import DataOptions, Row, Sources
 from wukong.data.summary import Dropped, Read, Registry
+from wukong.errors import DataError
 from wukong.records import Comparison, Message, Messages, Preference, Ranking, Record, Vote
 
-Found: TypeAlias = Iterable[Preference | Dropped]
+Found: TypeAlias = Iterable[Preference | Dropped | DataError]
 
 
 def load_comparisons(src: Sources, options: DataOptions | None = None) -> Read[Preference]:
@@ -210,12 +212,18 @@ def is_task(r: dict[str, Any]) -> bool:
 
 @COMPARISONS.format("labelstudio", "data, annotations[].result[]", is_task)
 def labelstudio(row: Row) -> Found:
+    """The judgments of a task; an annotation that cannot be read gives its error and leaves the others."""
     name = "annotations" if "annotations" in row.fields else "completions"  # the old name, until version 1.0
-    annotations = row.objects(row.fields.get(name) or [], name)
+    annotations = row.fields.get(name) or []
+    if not isinstance(annotations, list):
+        raise row.error("is not a list of annotations", name)
     if not annotations:
         yield Dropped("task without an annotation")
     for i, annotation in enumerate(annotations):
-        yield from _annotation(row, annotation, f"{name}[{i}]")
+        try:
+            yield from list(_annotation(row, row.object(annotation, f"{name}[{i}]"), f"{name}[{i}]"))
+        except DataError as error:
+            yield error
 
 
 LEFT_RIGHT = re.compile(r"(?P<stem>.*?)(?P<side>[_-]?(?:1|a|left))$", re.IGNORECASE)
@@ -231,7 +239,7 @@ BUCKET_LEVEL = {
 }
 
 
-def _annotation(row: Row, annotation: dict[str, Any], name: str) -> Found:
+def _annotation(row: Row, annotation: dict[str, Any], name: str) -> Iterator[Preference | Dropped]:
     if annotation.get("was_cancelled") or annotation.get("skipped"):
         yield Dropped("cancelled annotation")
         return
@@ -240,26 +248,45 @@ def _annotation(row: Row, annotation: dict[str, Any], name: str) -> Found:
         yield Dropped("annotation without a result")
         return
     readers = {"pairwise": _pairwise, "ranker": _ranker}
-    known = [(i, result) for i, result in enumerate(results) if result.get("type") in readers]
+    known = [(i, result) for i, result in enumerate(results) if str(result.get("type")) in readers]
     if not known:
-        types = ", ".join(sorted({str(result.get("type")) for result in results}))
-        raise row.error(
-            f"a Label Studio export of type {types} holds no comparison",
-            f"{name}.result",
-            "pairwise and ranker are read",
-        )
+        types = ", ".join(sorted({str(result.get("type"))[:40] for result in results}))
+        yield Dropped(f"annotation of type {types}, which compares nothing")
+        return
     if not isinstance(row.fields.get("data"), dict):
         raise row.error("is missing: the texts that were compared", "data", "export the tasks with their data, as JSON")
+    if row.question:
+        others = sorted({_question(result) for _, result in known} - {row.question})
+        known = [(i, result) for i, result in known if _question(result) == row.question]
+        if known:
+            row.notes += [f"answer to {other}, another question than {row.question}" for other in others]
+        else:
+            yield Dropped(f"annotation without an answer to {row.question} (to {', '.join(others)})")
+            return
+    row.asked.update((str(one["type"]), _question(one)) for _, one in known if one.get("from_name"))
+    seconds = annotation.get("lead_time")
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 <= seconds < math.inf:
+        seconds = None  # nobody can have taken that long
     person = annotation.get("completed_by")
     if isinstance(person, dict):
         person = person.get("email") or person.get("id")
     more = {
         "annotator": "" if person is None else str(person),
-        "seconds": annotation.get("lead_time"),
+        "seconds": seconds,
         "source": row.source + (", ground truth" if annotation.get("ground_truth") else ""),
     }
+    given: dict[str, Any] = {}
     for i, result in known:
-        yield from readers[result["type"]](row, result, f"{name}.result[{i}].value", more)
+        value = result.get("value")
+        if given.setdefault(_question(result), value) is value:
+            yield from readers[result["type"]](row, result, f"{name}.result[{i}].value", more)
+        elif given[_question(result)] != value:
+            raise row.error(f"holds two different answers to the question {_question(result)}", f"{name}.result")
+
+
+def _question(result: dict[str, Any]) -> str:
+    """The name of the control that a result belongs to."""
+    return str(result.get("from_name") or result.get("type"))
 
 
 def task_prompt(row: Row) -> Messages:
@@ -272,7 +299,7 @@ def task_prompt(row: Row) -> Messages:
     return []
 
 
-def _pairwise(row: Row, result: dict[str, Any], name: str, more: dict[str, Any]) -> Found:
+def _pairwise(row: Row, result: dict[str, Any], name: str, more: dict[str, Any]) -> Iterator[Preference | Dropped]:
     data = row.fields["data"]
     named = [part.strip() for part in str(result.get("to_name", "")).split(",")]
     if not (len(named) == 2 and all(part in data for part in named)):
@@ -283,8 +310,11 @@ def _pairwise(row: Row, result: dict[str, Any], name: str, more: dict[str, Any])
                 f"cannot tell the two answers among {', '.join(data)}", "data", "name them answer1 and answer2"
             )
         named = list(couples[0])
-    selected = str(row.object(result.get("value"), name).get("selected"))
-    if selected not in SELECTED:
+    selected = row.object(result.get("value") or {}, name).get("selected")
+    if not selected:
+        yield Dropped("annotation without a choice")
+        return
+    if not isinstance(selected, str) or selected not in SELECTED:
         raise row.error(f"is {selected!r}, left or right was expected", f"{name}.selected")
     first, second = (row.string(data[key], f"data.{key}") for key in named)
     yield judged(row, task_prompt(row), first, second, SELECTED[selected], **more)
@@ -296,7 +326,7 @@ def _partner(match: re.Match[str]) -> str:
     return match["stem"] + joint + OTHER_SIDE.get(side, "")
 
 
-def _ranker(row: Row, result: dict[str, Any], name: str, more: dict[str, Any]) -> Found:
+def _ranker(row: Row, result: dict[str, Any], name: str, more: dict[str, Any]) -> Iterator[Preference | Dropped]:
     data = row.fields["data"]
     lists = {key: value for key, value in data.items() if isinstance(value, list) and value and _has_ids(value)}
     key = str(result.get("source", "")).lstrip("$")
@@ -305,15 +335,22 @@ def _ranker(row: Row, result: dict[str, Any], name: str, more: dict[str, Any]) -
             raise row.error(f"cannot tell the ranked items among {', '.join(data)}", "data", "a list of {id, body}")
         key = next(iter(lists))
     items = {str(item["id"]): item for item in lists[key]}
-    levels = _levels(
-        row, row.object(result.get("value"), name).get("ranker"), f"{name}.ranker", str(result.get("from_name"))
-    )
+    if len(items) < len(lists[key]):
+        raise row.error("two items have the same id", f"data.{key}")
+    ranking = row.object(result.get("value") or {}, name).get("ranker")
+    if not ranking:
+        yield Dropped("annotation without a choice")
+        return
+    levels = _levels(row, ranking, f"{name}.ranker", str(result.get("from_name")))
+    ranked = [one for level in levels for one in level]
+    for one in ranked:
+        if one not in items:
+            raise row.error(f"names the item {one!r}, which is not in data.{key}", f"{name}.ranker")
+        if ranked.count(one) > 1:
+            raise row.error(f"names the item {one!r} twice", f"{name}.ranker")
     texts: list[str] = []
     groups: list[list[int]] = []
     for level in levels:
-        for one in level:
-            if one not in items:
-                raise row.error(f"names the item {one!r}, which is not in data.{key}", f"{name}.ranker")
         groups.append(list(range(len(texts), len(texts) + len(level))))
         texts += [_item_text(row, items[one], f"data.{key}") for one in level]
     if len(texts) < len(items):

@@ -21,9 +21,10 @@ from wukong.data.comparisons import (
 )
 from wukong.data.sources import DataOptions, Row, Sources
 from wukong.data.summary import Dropped, Read, Registry
+from wukong.errors import DataError
 from wukong.records import Comparison, Conversation, Message, Messages, Ranking, Vote
 
-Found: TypeAlias = Iterable[Conversation | Dropped]
+Found: TypeAlias = Iterable[Conversation | Dropped | DataError]
 
 
 def load_instructions(src: Sources, options: DataOptions | None = None) -> Read[Conversation]:
@@ -133,7 +134,7 @@ def preference(row: Row) -> Found:
         raise row.error(f"no known format of comparisons has the fields {', '.join(row.fields)}")
     for record in form.convert(row):
         match record:
-            case Dropped():
+            case Dropped() | DataError():
                 yield record
             case Comparison(tie=True):
                 yield Dropped("tie: no answer was preferred")

@@ -24,9 +24,10 @@ from wukong.data.comparisons import (
 from wukong.data.instructions import INSTRUCTIONS
 from wukong.data.sources import DataOptions, Row, Sources
 from wukong.data.summary import Dropped, Format, Read, Registry
+from wukong.errors import DataError
 from wukong.records import Conversation, Message, Messages, Prompt, Response
 
-Found: TypeAlias = Iterable[Prompt | Dropped]
+Found: TypeAlias = Iterable[Prompt | Dropped | DataError]
 
 
 class PromptOptions(DataOptions):
@@ -101,7 +102,7 @@ def _prompts_of(form: Format[Any]) -> Callable[[Row], Found]:
     def convert(row: Row) -> Found:
         given: list[Messages] = []
         for record in form.convert(row):
-            if isinstance(record, Dropped):
+            if isinstance(record, Dropped | DataError):
                 yield record
                 continue
             turns = record.messages[:-1] if isinstance(record, Conversation) else record.prompt

@@ -60,6 +60,9 @@ class DataOptions(BaseModel):
 
     format: str = "auto"
     """The records' format, e.g. "alpaca" or "hh"; "auto" looks at the fields and says what it chose."""
+    question: str = ""
+    """Where records answer several questions, the one that counts: a question of Label Studio by its name (the
+    `name` of its Pairwise or Ranker)."""
     encoding: str = "utf-8"
     """The text encoding of files; some older sets need "latin-1"."""
     skip_bad: int = Field(default=0, ge=0)
@@ -83,6 +86,7 @@ class Row:
 
     `bad` is set instead of `fields` when the record could not even be parsed, so that reading can go on
     behind it where bad records are allowed. `notes` collects what a reader changed, `cuts` what it shortened.
+    `question` is the option of that name, `asked` the questions (kind, name) to which the record holds answers.
     """
 
     file: str
@@ -92,6 +96,8 @@ class Row:
     notes: list[str] = field(default_factory=list)
     cuts: list[str] = field(default_factory=list)
     hub: bool = False
+    question: str = ""
+    asked: set[tuple[str, str]] = field(default_factory=set)
 
     @property
     def source(self) -> str:

@@ -121,7 +121,7 @@ class Format(Generic[T]):
     name: str
     shape: str
     detect: Callable[[dict[str, Any]], bool]
-    convert: Callable[[Row], Iterable[T | Dropped]]
+    convert: Callable[[Row], Iterable[T | Dropped | DataError]]
 
 
 class Registry(Generic[T]):
@@ -139,10 +139,14 @@ class Registry(Generic[T]):
 
     def format(
         self, name: str, shape: str, detect: Callable[[dict[str, Any]], bool]
-    ) -> Callable[[Callable[[Row], Iterable[T | Dropped]]], Callable[[Row], Iterable[T | Dropped]]]:
-        """Registers the decorated converter."""
+    ) -> Callable[
+        [Callable[[Row], Iterable[T | Dropped | DataError]]], Callable[[Row], Iterable[T | Dropped | DataError]]
+    ]:
+        """Registers the decorated converter. A DataError that it yields is one bad item among good ones."""
 
-        def register(convert: Callable[[Row], Iterable[T | Dropped]]) -> Callable[[Row], Iterable[T | Dropped]]:
+        def register(
+            convert: Callable[[Row], Iterable[T | Dropped | DataError]],
+        ) -> Callable[[Row], Iterable[T | Dropped | DataError]]:
             self.formats.append(Format(name, shape, detect, convert))
             return convert
 
@@ -199,24 +203,31 @@ class Registry(Generic[T]):
                 ahead = list(itertools.islice(rows, LOOKED_AT))
                 form = chosen or self.detect(ahead)
                 account.format = form.name
+                asked: set[tuple[str, str]] = set()
                 for row in itertools.chain(ahead, rows):
                     account.read += 1
+                    row.question = options.question
+                    found: list[T | Dropped | DataError] = []
                     try:
                         if row.bad is not None:
                             raise row.bad
                         found = list(form.convert(row))
                         if finish:
-                            found = [one if isinstance(one, Dropped) else finish(row, one) for one in found]
+                            found = [o if isinstance(o, Dropped | DataError) else finish(row, o) for o in found]
                     except DataError as error:
-                        if allowed == 0:
-                            raise _with_hint(error, options.skip_bad) from None
-                        allowed -= 1
-                        account.dropped["bad record"] += 1
-                        account.bad.append(str(error))
-                        continue
+                        found = [error]
                     account.notes.update(row.notes)
                     account.truncated.update(row.cuts)
+                    asked |= row.asked
+                    refuse_several(row, asked)
                     for record in found:
+                        if isinstance(record, DataError):
+                            if allowed == 0:
+                                raise _with_hint(record, options.skip_bad) from None
+                            allowed -= 1
+                            account.dropped["bad record"] += 1
+                            account.bad.append(str(record))
+                            continue
                         reason = record.reason if isinstance(record, Dropped) else self.useless(record)
                         if reason is None and not isinstance(record, Dropped):
                             digest = hashlib.blake2b(repr(self.key(record)).encode(), digest_size=16).digest()
@@ -230,6 +241,23 @@ class Registry(Generic[T]):
         if summary.kept == 0:
             reasons = ", ".join(f"{n} {reason}" for reason, n in summary.all_dropped().items())
             raise DataError(f"no usable {self.what} (dropped: {reasons})", file=", ".join(source_list(src)))
+
+
+def refuse_several(row: Row, asked: set[tuple[str, str]]) -> None:
+    """Answers to different questions are different labels: never one set without somebody's choice.
+
+    Args:
+        asked: (kind, name) of the questions answered in this file so far; questions of two kinds may share it, as long
+            as no record answers both.
+
+    Raises:
+        DataError: there are several, and none was chosen.
+    """
+    kinds = {kind for kind, _ in asked}
+    several = [{name for of, name in asked if of == kind} for kind in kinds] + [{name for _, name in row.asked}]
+    names = max(several, key=len)
+    if len(names) > 1:
+        raise row.error(f"answers several questions: {', '.join(sorted(names))}", hint="choose one with --question")
 
 
 def _with_hint(error: DataError, skip_bad: int) -> DataError:
