@@ -86,7 +86,7 @@ def _product(step: str, stage: str, options: StageOptions, planned: Planned) -> 
     return Product(others.get(stage, "result"), step)
 
 
-Check = Callable[[Planned], None]
+Check = Callable[[Planned], object]
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,11 @@ def _model(planned: Planned, source: str, kind: Literal["policy", "reward model"
     kinds: tuple[Kind, ...] = (kind,) if kind else ("policy", "reward model")
     if _planned_kind(planned, source, *kinds) or (key := (source, kind, template)) in planned.opened:
         return
-    load = {"policy": load_policy, "reward model": load_reward, None: load_trunk}[kind]
-    planned.opened[key] = load(source, template=template)[0].config.n_positions
+    if kind == "reward model":
+        planned.opened[key] = load_reward(source)[0].config.n_positions
+    else:
+        load = load_policy if kind else load_trunk
+        planned.opened[key] = load(source, template=template)[0].config.n_positions
 
 
 def tokenizer(source: str | None, template: str | None) -> list[Need]:
@@ -253,11 +256,11 @@ def judge(name: str, model: bool = True) -> Need:
 
 def endpoint(url: str | None, model: str | None) -> list[Need]:
     """A client of an OpenAI-compatible server; it is not asked yet."""
-    return [Need(lambda planned: client_for(url, str(model)) and None)] if url else []
+    return [Need(lambda planned: client_for(url, str(model)))] if url else []
 
 
 def device(name: str) -> Need:
-    return Need(lambda planned: compute_for("float32", name) and None)
+    return Need(lambda planned: compute_for("float32", name))
 
 
 def room(model: str, tokens: int) -> Need:
