@@ -32,7 +32,8 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # sums of two threads differ in their last bits
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from wukong.cli import main
+import wukong
+from wukong.errors import WukongError
 from wukong.recipe import load_recipe
 
 RECIPE = Path(__file__).with_suffix(".yaml")
@@ -53,7 +54,10 @@ def _command(directory: Path, recipe: Path, step: str) -> None:
     said = os.open("said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(said, 1)
     os.dup2(said, 2)
-    raise SystemExit(main(["run", str(recipe), "--run-dir", "run", "--until", step]))
+    try:
+        wukong.run(recipe, "run", until=step)
+    except WukongError as error:
+        raise SystemExit(str(error)) from None
 
 
 class Sweep:
