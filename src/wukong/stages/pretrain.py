@@ -97,9 +97,12 @@ def training_tokens(options: PretrainOptions, corpus: int) -> int:
 
 
 def needs(options: PretrainOptions) -> list[Need]:
-    fresh = options.model in PRESETS
-    check_context(options, PRESETS[options.model]["n_positions"] if fresh else None)
-    start = [] if fresh else [require.policy(options.model)]
+    if options.model in PRESETS:
+        check_context(options, PRESETS[options.model]["n_positions"])
+        start = []
+    else:
+        sizes = Need(lambda planned: check_context(options, planned.context_of(options.model)))
+        start = [require.policy(options.model), sizes]
     return [require.shards(options.data), *start, require.device(options.device)]
 
 
@@ -107,7 +110,7 @@ def check_context(options: PretrainOptions, longest: int | None) -> int | None:
     """The context of a row, for a model with at most `longest` (None: not known yet). Raises UsageError for sizes that
     do not fit."""
     context = options.context or longest
-    if context is not None and longest is not None and context > longest:
+    if longest is not None and context is not None and context > longest:
         raise UsageError(f"--context {context} is longer than the model's {longest}")
     if context is not None and options.batch_tokens % context:
         raise UsageError(f"--batch-tokens {options.batch_tokens} is not a multiple of the context {context}")
