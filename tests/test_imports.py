@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "wukong"
 LAYERS = ["__main__", "cli", "plan", "recipe", "api", "web", "serve", "studies", "stages", "report", "feedback"]
 LAYERS += ["rl_env", "rollout"]
 LAYERS += ["objectives", "training", "kitchen", "data", "model", "tokenizer", "provenance", "records", "seeds"]
-LAYERS += ["options", "console", "files", "processes", "errors"]
+LAYERS += ["intervals", "options", "console", "files", "processes", "errors"]
 
 
 def imported(source: str) -> Iterator[str]:
