@@ -14,6 +14,7 @@ from wukong.errors import UsageError, WukongError
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_policy, load_reward, load_trunk, save_policy, save_reward
+from wukong.sampling import SamplingParameters
 from wukong.tokenizer import Tokenizer
 
 WHOLE_MODEL = {"rtol": 1e-4, "atol": 1e-4}
@@ -109,7 +110,7 @@ def test_tied_output_layer_is_stored_once(policy_dir):
 
 def test_generation_defaults_reach_transformers(model, tokenizer, tmp_path):
     transformers = pytest.importorskip("transformers")
-    save_policy(tmp_path, model, tokenizer, generation={"do_sample": True, "temperature": 0.7})
+    save_policy(tmp_path, model, tokenizer, sampling=SamplingParameters(0.7))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).generation_config
     assert (theirs.do_sample, theirs.temperature) == (True, 0.7)
     assert theirs.eos_token_id == theirs.pad_token_id == theirs.bos_token_id == tokenizer.eos_id
@@ -383,7 +384,7 @@ BROKEN = {
     "other task": (_config(architectures=["GPT2ForTokenClassification"]), "config.json: architecture GPT2ForTok"),
     "no config": (lambda d: (d / "config.json").unlink(), "config.json: no such file"),
     "config not JSON": (_write("config.json", b"{"), "config.json:1: not valid JSON"),
-    "config a list": (_write("config.json", b"[]"), "config.json: model_type is None"),
+    "config a list": (_write("config.json", b"[]"), "config.json: not a JSON object"),
     "no n_head": (_config(n_head="(absent)"), "config.json: n_head is missing"),
     "text for a size": (_config(n_layer="3"), "config.json: n_layer is '3', not a size"),
     "heads do not divide": (_config(n_head=5), "config.json: n_embd 32 is not a multiple of n_head 5"),
@@ -421,7 +422,7 @@ BROKEN = {
     "shard is a pickle": (_shards_with(x="evil.bin"), "shard 'evil.bin' is not the name"),
     "index of nothing": (
         lambda d: (as_shards(d, "safetensors"), _write("model.safetensors.index.json", b"[]")(d)),
-        "model.safetensors.index.json: not an index of shards",
+        "model.safetensors.index.json: not a JSON object",
     ),
     "no tokenizer": (lambda d: [f.unlink() for f in d.glob("*") if "config" not in f.name and "model" not in f.name],
                      "no tokenizer here"),

@@ -79,6 +79,8 @@ def run(options: ServeOptions) -> None:
         app = create_app(service, Access(key, options.max_body))
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
+        for name, served in models.items():
+            say(f"{name}: {served.sampling.in_words()}, unless a request says otherwise")
         note = "API key needed; Ctrl-C stops" if key else "Ctrl-C stops"
         say(f"serving {', '.join(models)} at http://{shown}:{port}/v1 ({note})")
         config = uvicorn.Config(

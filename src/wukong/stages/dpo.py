@@ -28,7 +28,16 @@ from wukong.model.gpt2 import GPT2
 from wukong.objectives import dpo_loss, grouped_mean, ipo_loss
 from wukong.processes import share, sums
 from wukong.records import Comparison, Preference, Ranking, Vote
-from wukong.stages.offline import Answer, Metrics, OfflineOptions, in_parts, logratios, train_offline
+from wukong.require import Need
+from wukong.stages.offline import (
+    Answer,
+    Metrics,
+    OfflineOptions,
+    in_parts,
+    logratios,
+    offline_needs,
+    train_offline,
+)
 from wukong.stages.pairs import pairs_by_prompt
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
@@ -116,12 +125,22 @@ def learn(
     return metrics
 
 
-def run(options: DPOOptions) -> None:
-    """Raises UsageError or DataError for unusable input, RunError when the loss is not finite."""
+def needs(options: DPOOptions) -> list[Need]:
     if options.loss == "ipo" and options.label_smoothing:
         raise UsageError("--label-smoothing belongs to --loss dpo: ipo has a finite margin without it")
+    return offline_needs(options, options.data, _compares)
+
+
+def _compares(record: Preference) -> None:
+    """Raises DataError for a vote."""
+    if isinstance(record, Vote):
+        raise DataError("a single vote compares nothing", hint="`wukong kto` learns from votes")
+
+
+def run(options: DPOOptions) -> None:
+    """Raises UsageError or DataError for unusable input, RunError when the loss is not finite."""
 
     def learn_batch(policy: GPT2, reference: GPT2, batch: Sequence[Group], compute: Compute, backward) -> Metrics:
         return learn(policy, batch, compute, options, backward)
 
-    train_offline("dpo", options, options.data, groups_of, lambda group: group.answers, learn_batch)
+    train_offline("dpo", options, needs(options), options.data, groups_of, lambda group: group.answers, learn_batch)

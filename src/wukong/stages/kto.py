@@ -27,6 +27,7 @@ from wukong.model.gpt2 import GPT2
 from wukong.objectives import kto_baseline, kto_loss
 from wukong.processes import gathered, share, sums
 from wukong.records import Message, Preference, Ranking, Vote
+from wukong.require import Need
 from wukong.stages.offline import (
     Answer,
     Metrics,
@@ -34,6 +35,7 @@ from wukong.stages.offline import (
     in_parts,
     logratios,
     measure_reference,
+    offline_needs,
     train_offline,
 )
 from wukong.stages.pairs import tokenised_answers
@@ -147,10 +149,20 @@ def learn(
     return metrics
 
 
+def needs(options: KTOOptions) -> list[Need]:
+    return offline_needs(options, options.data, _votes, no=("rankings",))
+
+
+def _votes(record: Preference) -> None:
+    """Raises DataError for a ranking."""
+    if isinstance(record, Ranking):
+        raise DataError("a ranking is neither thumb up nor down", hint="`wukong dpo` learns from rankings")
+
+
 def run(options: KTOOptions) -> None:
     """Raises UsageError or DataError for unusable input, RunError when the loss is not finite."""
 
     def learn_batch(policy: GPT2, reference: GPT2, batch: Sequence[Voted], compute: Compute, backward) -> Metrics:
         return learn(policy, reference, batch, compute, options, backward)
 
-    train_offline("kto", options, options.data, votes_of, lambda vote: [vote.answer], learn_batch)
+    train_offline("kto", options, needs(options), options.data, votes_of, lambda vote: [vote.answer], learn_batch)

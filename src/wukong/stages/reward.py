@@ -27,9 +27,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from wukong import require
 from wukong.console import console, say
 from wukong.data.batches import pad
-from wukong.data.comparisons import load_comparisons
+from wukong.data.comparisons import COMPARISONS, load_comparisons
 from wukong.data.sources import DataOptions
 from wukong.data.split import halves, split_by_prompt
 from wukong.data.summary import ReadSummary
@@ -40,8 +41,8 @@ from wukong.model.heads import HeadKind, Pooling, ScalarModel
 from wukong.model.hub import load_trunk, save_reward
 from wukong.objectives import grouped_mean, pairwise_loss
 from wukong.processes import gathered, is_first, share, sums
-from wukong.provenance import begin
 from wukong.records import Comparison, Message, Preference, Ranking, Response, Vote, read_records
+from wukong.require import Need
 from wukong.seeds import derived_seed, permutation
 from wukong.stages.common import epoch_batch, scores_of
 from wukong.stages.pairs import answers_ids, pairs_by_prompt
@@ -343,10 +344,26 @@ def fit(
         return session.state["quality"], session
 
 
+def needs(options: RewardOptions) -> list[Need]:
+    weights_of(options.annotators)
+    read, reference = require.reader(COMPARISONS, options), options.reference_responses
+    return [
+        require.any_model(options.model),
+        *require.data([*options.data, *options.eval_data], read, _compares, no=("responses",)),
+        *([require.records(reference, Response, "responses")] if reference else []),
+        require.device(options.device),
+    ]
+
+
+def _compares(record: Preference) -> None:
+    """Raises DataError for a vote."""
+    if isinstance(record, Vote):
+        raise DataError("a single vote compares nothing: a reward model needs pairs", hint="use pairs or rankings")
+
+
 def run(options: RewardOptions) -> None:
     """Raises UsageError or DataError for unusable input, RunError when the loss is not finite."""
-    inputs = [options.model, *options.data, *options.eval_data]
-    work = begin("reward", options, [*inputs, *([options.reference_responses] if options.reference_responses else [])])
+    work = require.open_stage("reward", options, needs(options))
     if work.done:
         return
     # ------------------------------------------------------------------------------------------- model and data

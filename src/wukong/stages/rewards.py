@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from wukong import require
 from wukong.console import say
 from wukong.errors import UsageError
 from wukong.feedback.annotators import Judge, Opinion, load_judge
@@ -27,6 +28,7 @@ from wukong.model.hub import load_reward
 from wukong.options import Options
 from wukong.processes import gathered, share
 from wukong.records import Message, prompt_id
+from wukong.require import Need
 from wukong.stages.common import frozen, scores_of
 from wukong.stages.pairs import last_turn, shared_prompt
 from wukong.tokenizer import Tokenizer
@@ -54,6 +56,17 @@ class ScoringOptions(Options):
 def model_inputs(options: ScoringOptions) -> list[str]:
     """The directories among the rewards: what a result depends on."""
     return [*ensemble_of(options), *(name for _, name in map(parsed, options.rewards) if is_model(name))]
+
+
+def reward_needs(options: ScoringOptions) -> list[Need]:
+    """The reward models and judges. Raises UsageError where there is nothing to maximise, or a thing named twice."""
+    if options.ensemble and not options.reward_model:
+        raise UsageError("--ensemble adds to --reward-model: give the first one there")
+    if not options.reward_model and not options.rewards:
+        raise UsageError("there is no reward: give --reward-model, --rewards or both")
+    models, names = ensemble_of(options), [name for _, name in map(parsed, options.rewards)]
+    _names([*models, *names])
+    return [*map(require.reward_model, models), *map(require.judge, names)]
 
 
 def ensemble_of(options: ScoringOptions) -> list[str]:
@@ -140,20 +153,20 @@ def combined(scores: np.ndarray, by: Literal["mean", "min", "mean-std"], uncerta
     return scores.mean(0) - (uncertainty_coef * scores.std(0) if by == "mean-std" else 0)
 
 
-def load_rewards(options: ScoringOptions, tokenizer: Tokenizer, compute: Compute, max_tokens: int) -> Rewards:
+def load_rewards(
+    options: ScoringOptions, tokenizer: Tokenizer, compute: Compute, max_tokens: int, kept: Path | None = None
+) -> Rewards:
     """All rewards of the options, ready to score.
 
     Args:
         tokenizer: the policy's; a reward model must have the same one, template included.
         max_tokens: how many go through a reward model at once.
+        kept: the file in which a judge behind an API keeps its replies, so that a resumed run does not pay twice.
 
     Raises:
         UsageError: there is nothing to maximise, or a reward that cannot be loaded.
     """
-    if options.ensemble and not options.reward_model:
-        raise UsageError("--ensemble adds to --reward-model: give the first one there")
-    if not options.reward_model and not options.rewards:
-        raise UsageError("there is no reward: give --reward-model, --rewards or both")
+    reward_needs(options)
 
     def model(directory: str) -> Scorer:
         network, its_tokenizer = load_reward(directory)
@@ -165,7 +178,7 @@ def load_rewards(options: ScoringOptions, tokenizer: Tokenizer, compute: Compute
     def scorer(name: str) -> Scorer:
         if is_model(name):
             return model(name)
-        judge = load_judge(name)
+        judge = load_judge(name, kept)
         return lambda answers: [opinion.score for opinion in judge(answers.prompts, answers.texts)]
 
     models = ensemble_of(options)

@@ -25,21 +25,23 @@ import numpy as np
 from pydantic import Field, ValidationError
 from rich.table import Table
 
+from wukong import require
 from wukong.console import console, say
-from wukong.data.comparisons import load_comparisons
+from wukong.data.comparisons import COMPARISONS, load_comparisons
 from wukong.data.sources import DataOptions
 from wukong.data.split import group_of
 from wukong.data.summary import ReadSummary
 from wukong.errors import UsageError
-from wukong.files import atomic_open, read_json, write_json
+from wukong.files import atomic_open, write_json
 from wukong.intervals import FEWEST_PROMPTS, decisive, mean_interval, shown
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_reward
 from wukong.options import StageOptions
-from wukong.provenance import begin
+from wukong.provenance import read_record
 from wukong.records import Messages, Preference, prompt_id
 from wukong.report.page import interval, percent
 from wukong.report.reward_page import render_reward
+from wukong.require import Need
 from wukong.seeds import permutation
 from wukong.stages.common import chance_problem, scores_of
 from wukong.stages.pairs import answers_ids
@@ -103,15 +105,34 @@ class Scorer:
         return np.array(count)
 
 
-def run(options: RewardReportOptions) -> None:
-    """Raises UsageError or DataError for unusable input, RunError when a fit fails."""
+def needs(options: RewardReportOptions) -> list[Need]:
     if any(not 0 < fraction < 1 for fraction in options.fractions):
         raise UsageError("--fractions: each must lie between 0 and 1")
-    samples = dict(split_name(one) for one in options.samples)
-    trained = _trained_with(options.reward_model)
-    work = begin("reward-report", options, [options.reward_model, *options.data, *samples.values()])
+    samples = _samples(options)
+    if _trained_with(options.reward_model) is None and not options.data:
+        raise UsageError(NO_DATA.format(options.reward_model))
+    return [
+        require.reward_model(options.reward_model),
+        *require.data(options.data, require.reader(COMPARISONS, options)),
+        *map(require.some_lines, samples.values()),
+        require.device(options.device),
+    ]
+
+
+NO_DATA = "{}: has no provenance.json of wukong reward that names data; give --data"
+
+
+def _samples(options: RewardReportOptions) -> dict[str, str]:
+    return require.distinct_names([split_name(one) for one in options.samples], "--samples")
+
+
+def run(options: RewardReportOptions) -> None:
+    """Raises UsageError or DataError for unusable input, RunError when a fit fails."""
+    work = require.open_stage("reward-report", options, needs(options))
     if work.done:
         return
+    samples = _samples(options)
+    trained = _trained_with(options.reward_model)
     # ------------------------------------------------------------------------------------------- model and data
     model, tokenizer = load_reward(options.reward_model)
     compute = compute_for(options.precision, options.device)
@@ -171,7 +192,7 @@ def _trained_with(reward_model: str) -> tuple[RewardOptions, dict[str, Any]] | N
     path = Path(reward_model) / "provenance.json"
     if not path.is_file():
         return None
-    record = read_json(path)
+    record = read_record(path) or {}
     if record.get("stage") != "reward":
         raise UsageError(f"{reward_model}: holds the result of '{record.get('stage')}', a reward model is needed here")
     try:
@@ -189,10 +210,6 @@ def _records(
 
     A prompt of the training data is no test, so it is left out of --data.
     """
-    if trained is None and not options.data:
-        raise UsageError(
-            f"{options.reward_model}: has no provenance.json of wukong reward that names data; give --data"
-        )
     train: list[Preference] = []
     test: list[Preference] = []
     notes: list[str] = []
