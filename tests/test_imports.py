@@ -18,7 +18,7 @@ LAYERS = ["__main__", "cli", "plan", "accept", "recipe", "api", "web", "serve", 
 LAYERS += ["require", "feedback", "rl_env", "rollout"]
 LAYERS += ["objectives", "training", "kitchen", "data", "model", "tokenizer", "tokenizer_files"]
 LAYERS += ["chat_template", "template_renderer", "sampling", "provenance", "places", "records", "seeds"]
-LAYERS += ["options", "console", "files", "processes", "errors"]
+LAYERS += ["intervals", "options", "console", "files", "processes", "errors"]
 
 
 def imported(source: str) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -18,10 +17,11 @@ from wukong.data.batches import by_length, pad
 from wukong.data.shards import TokenShards
 from wukong.errors import UsageError
 from wukong.files import read_json
+from wukong.intervals import FEWEST_PROMPTS, exact_interval, shown
 from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel
 from wukong.objectives import token_logprobs
-from wukong.seeds import derived_seed, permutation
+from wukong.seeds import permutation
 from wukong.training.compute import Compute
 from wukong.training.parallel import in_step
 
@@ -171,37 +171,19 @@ def scores_of(model: ScalarModel, sequences: Sequence[list[int]], compute: Compu
     return scores
 
 
-def bootstrap_interval(sums: np.ndarray, counts: np.ndarray, seed: int, draws: int = 2000) -> list[float]:
-    """The 95 % percentile interval of sum(sums)/sum(counts), resampling prompts, whose members hang together.
-
-    sums, counts: (prompts,). Efron 1979.
-    """
-    generator = np.random.Generator(np.random.Philox(derived_seed(seed, "bootstrap")))
-    picks = generator.integers(len(counts), size=(draws, len(counts)))
-    totals = counts[picks].sum(1)
-    ratios = sums[picks].sum(1)[totals > 0] / totals[totals > 0]
-    return [float(x) for x in np.percentile(ratios, [2.5, 97.5])]
-
-
-def wilson_interval(hits: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a proportion of n independent outcomes (Wilson 1927): unlike a bootstrap it does not shrink
-    to a point when a few outcomes are all alike."""
-    z = 1.959964
-    centre, spread = (hits + z * z / 2) / (n + z * z), z * math.sqrt(hits * (n - hits) / n + z * z / 4) / (n + z * z)
-    return max(0.0, centre - spread), min(1.0, centre + spread)
-
-
-def chance_problem(accuracy: float, interval: Sequence[float], pairs: int) -> str | None:
+def chance_problem(accuracy: float, interval: Sequence[float], pairs: int, prompts: int | None = None) -> str | None:
     """Why a reward model with this accuracy on held-out pairs cannot be told from a coin; None when it can.
 
-    interval: the bootstrap's 95 %, over prompts. Of a handful of pairs that are all right it is a point, so Wilson's
-    interval has to lie above one half too.
+    interval: its 95 %, over prompts. Results of earlier versions have a bootstrap's, which is a point for a handful of
+    pairs that are all right, and do not say of how many prompts they are: the exact interval of so many independent
+    pairs has to lie above one half too.
     """
-    low, high = min(interval[0], wilson_interval(accuracy * pairs, pairs)[0]), interval[1]
-    if low > 0.5:
+    low, high = min(interval[0], exact_interval(accuracy * pairs, pairs)[0]), interval[1]
+    if shown([low, high], pairs if prompts is None else prompts) > 0:
         return None
+    few = f" of {prompts:,} prompts" if prompts is not None and prompts < FEWEST_PROMPTS else ""
     return (
-        f"its accuracy on {pairs:,} held-out pairs is {100 * accuracy:.0f} % [{100 * low:.0f}, {100 * high:.0f}], "
+        f"its accuracy on {pairs:,} held-out pairs{few} is {100 * accuracy:.0f} % [{100 * low:.0f}, {100 * high:.0f}], "
         "which cannot be told from chance"
     )
 
@@ -224,7 +206,8 @@ def require_better_than_chance(reward_model: str | Path, insist: bool = False) -
     if not results.get("valid_pairs"):
         say(f"{reward_model}: nobody measured its accuracy on held-out pairs; wukong reward-report does")
         return
-    problem = chance_problem(results["valid_accuracy"], results["valid_accuracy_interval"], results["valid_pairs"])
+    measured = results["valid_accuracy"], results["valid_accuracy_interval"], results["valid_pairs"]
+    problem = chance_problem(*measured, prompts=results.get("valid_prompts"))
     if problem and not insist:
         raise UsageError(
             f"{reward_model}: {problem}; label more, see wukong reward-report {reward_model}, or give --insist"

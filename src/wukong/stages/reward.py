@@ -35,6 +35,7 @@ from wukong.data.split import halves, split_by_prompt
 from wukong.data.summary import ReadSummary
 from wukong.errors import DataError, UsageError
 from wukong.feedback.consensus import by_annotators, decide, weights_of
+from wukong.intervals import rate_interval
 from wukong.model.heads import HeadKind, Pooling, ScalarModel
 from wukong.model.hub import load_trunk, save_reward
 from wukong.objectives import grouped_mean, pairwise_loss
@@ -42,7 +43,7 @@ from wukong.processes import gathered, is_first, share, sums
 from wukong.records import Comparison, Message, Preference, Ranking, Response, Vote, read_records
 from wukong.require import Need
 from wukong.seeds import derived_seed, permutation
-from wukong.stages.common import bootstrap_interval, epoch_batch, scores_of
+from wukong.stages.common import epoch_batch, scores_of
 from wukong.stages.pairs import answers_ids, pairs_by_prompt
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
@@ -239,7 +240,7 @@ def _parts(groups: Sequence[Group], max_tokens: int) -> list[list[Group]]:
 def evaluate_pairs(
     model: ScalarModel, groups: Sequence[Group], options: RewardOptions, compute: Compute
 ) -> dict[str, float | list]:
-    """Accuracy on pairs that are no ties, with a 95 % interval (bootstrap over prompts, whose pairs hang together)."""
+    """Accuracy on pairs that are no ties, with a 95 % interval over prompts; equal scores are half right."""
     model.eval()
     losses, hits, difference, longer, counts = [], [], [], [], []
     parts = _parts(groups, options.micro_batch_tokens)
@@ -259,7 +260,7 @@ def evaluate_pairs(
         for group in part:
             values = list(islice(rest, len(group.pairs)))
             kept = [i for i, tie in enumerate(group.ties) if not tie]
-            hits.append(sum(values[i] > 0 for i in kept))
+            hits.append(sum((values[i] > 0) + 0.5 * (values[i] == 0) for i in kept))
             counts.append(len(kept))
             difference += [values[i] for i in kept]
             lengths = [(len(group.answers[group.pairs[i][0]]), len(group.answers[group.pairs[i][1]])) for i in kept]
@@ -269,8 +270,9 @@ def evaluate_pairs(
     return {
         "valid_loss": sum(losses) / len(groups),
         "valid_accuracy": sum(hits) / sum(counts),
-        "valid_accuracy_interval": bootstrap_interval(np.array(hits), np.array(counts), options.seed),
+        "valid_accuracy_interval": rate_interval(np.array(hits), np.array(counts)),
         "valid_pairs": sum(counts),
+        "valid_prompts": sum(count > 0 for count in counts),
         "length_accuracy": float(np.mean(longer)),
         "calibration": calibration(np.array(difference)),
     }
