@@ -164,7 +164,7 @@ def test_cancelled_empty_and_repeated_annotations_are_counted(written, tmp_path,
     [
         ([{"instruction": "x", "output": "y"}], "export.json:1: is no Label Studio task"),
         ([{"data": {"x": "y"}, "annotations": [{"result": [{"type": "choices", "value": {}}]}]}],
-         "field 'annotations[0].result': a Label Studio export of type choices holds no comparison"),
+         "annotation of type choices, which compares nothing"),
         ([{"data": {"x": "y"}, "annotations": []}], "no judgment in it (left out: 1 task without an annotation)"),
     ],
 )  # fmt: skip
