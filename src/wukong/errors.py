@@ -7,7 +7,6 @@ without a traceback; any other exception is a bug of ours and keeps its tracebac
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 
@@ -46,8 +45,7 @@ class DataError(UsageError):
         self.problem, self.file, self.line, self.field, self.hint = problem, file, line, field, hint
         where = "" if file is None else f"{file}:{line}: " if line is not None else f"{file}: "
         inside = f"field {field!r}: " if field else ""
-        text = f"{where}{inside}{problem}" + (f" ({hint})" if hint else "")
-        super().__init__(re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]+", " ", text))  # names in files may hold anything
+        super().__init__(f"{where}{inside}{problem}" + (f" ({hint})" if hint else ""))
 
 
 class RunError(WukongError):

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from wukong import strict_json
+from wukong import foreign_json
 from wukong.data.row import Row, is_turns, type_name
 from wukong.errors import DataError
 from wukong.files import (
@@ -128,14 +128,14 @@ def _refuse_binary(path: Path, head: bytes) -> None:
 
 def _first_line(path: Path, encoding: str) -> Any:
     try:
-        return strict_json.parse(next((line for _, line in numbered_lines(path, encoding) if line.strip()), ""))[0]
+        return foreign_json.parse(next((line for _, line in numbered_lines(path, encoding) if line.strip()), ""))[0]
     except (DataError, ValueError):
         return None
 
 
 def _is_one_document(path: Path, encoding: str) -> bool:
     try:
-        return bool(strict_json.parse(whole_text(path, encoding))[0])
+        return bool(foreign_json.parse(whole_text(path, encoding))[0])
     except (DataError, ValueError):
         return False
 
@@ -148,7 +148,7 @@ def jsonl_rows(path: Path, encoding: str) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            value, suspicious = strict_json.parse(line)
+            value, suspicious = foreign_json.parse(line)
         except ValueError as error:
             problem = (
                 f"not valid JSON: {error.msg}" if isinstance(error, json.JSONDecodeError) else f"not JSON: {error}"
@@ -162,7 +162,7 @@ def jsonl_rows(path: Path, encoding: str) -> Iterator[Row]:
 def json_rows(path: Path, encoding: str) -> Iterator[Row]:
     """An array of records, or one record that is the whole file; located by number within the array."""
     try:
-        value, suspicious = strict_json.parse(whole_text(path, encoding))
+        value, suspicious = foreign_json.parse(whole_text(path, encoding))
     except json.JSONDecodeError as error:
         raise DataError(f"not valid JSON: {error.msg}", file=path, line=error.lineno) from None
     except ValueError as error:
@@ -194,7 +194,7 @@ def _checked(file: Path, number: int, value: Any, suspicious: bool) -> Row:
         value = {"messages": value}
     if not isinstance(value, dict):
         row.bad = row.error(f"{type_name(value)} stands where a JSON object was expected")
-    elif suspicious and (found := strict_json.fault(value)) is not None:
+    elif suspicious and (found := foreign_json.fault(value)) is not None:
         row.bad = row.error(found[1], found[0] or None)
     else:
         row.fields = value
@@ -243,12 +243,12 @@ def unpack_messages(row: Row) -> Row:
 def _unpack(row: Row, name: str) -> None:
     """A list or object that was written into a cell as text, as the value it was."""
     try:
-        value, suspicious = strict_json.parse(row.fields[name])
+        value, suspicious = foreign_json.parse(row.fields[name])
     except ValueError:
         problem = "is a list or object in Python's notation, not in JSON"
         row.bad = row.error(problem, name, "write it with json.dumps, or save as JSONL or parquet")
         return
-    found = strict_json.fault(value) if suspicious else None
+    found = foreign_json.fault(value) if suspicious else None
     if found is not None:
         row.bad = row.error(found[1], f"{name}.{found[0]}" if found[0] else name)
     row.fields[name] = value
