@@ -1,7 +1,9 @@
 # What a developer and CI run. It needs Python 3.11 or newer and, the first time, a package index for pip.
 #
 #   make run      the kitchen from raw text to the report, with ARGS for more: make run ARGS="--seed 1"
-#   make test     all tests
+#   make test     all tests that need only the environment, in at most four minutes on two cores
+#   make test-interop  the others: TRL, Label Studio (both are installed at the first time), PostgreSQL, Chromium, and
+#                 whatever takes long
 #   make lint     style and types
 #   make bench    our speed beside that of transformers and TRL, written to docs/benchmarks-cpu.md
 #   make docs     the pages that are written from the code
@@ -15,14 +17,18 @@ TORCH_ARGS ?=
 ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: run test lint format bench docs screenshots clean
+.PHONY: run test test-interop lint format bench docs screenshots clean
 
 run: $(INSTALLED)
 	$(BIN)/wukong run recipes/kitchen.yaml $(ARGS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(PYTEST) -m "not slow and not interop" $(ARGS)
+
+test-interop: $(INSTALLED)
+	$(PYTEST) -m "slow or interop" $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

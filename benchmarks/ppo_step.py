@@ -4,7 +4,7 @@
     python benchmarks/ppo_step.py --trl ~/trl-venv --value-models separate shared
 
 The same random weights, prompts of 32 tokens, responses of 48, episodes and epochs on both sides, one update an epoch;
-entropy, masks and metrics included. TRL 0.29.1 runs in an environment of its own, which is made where it is absent.
+entropy, masks and metrics included. TRL 1.12.0 runs in an environment of its own, which is made where it is absent.
 Each contender is a process that waits for its turn: they take turns step by step, so that a change of the machine's
 speed meets all. The first step of each, a warm-up, does not count. All have the same settings for memory and threads.
 On a machine that is busy otherwise, --threads 1 and the column of processor seconds say more than the clock.
@@ -109,7 +109,7 @@ def trl(directory: Path, out: str, size: str, episodes: int, precision: str, _: 
         output_dir=out, per_device_train_batch_size=episodes, gradient_accumulation_steps=1, num_ppo_epochs=EPOCHS,
         num_mini_batches=1, local_rollout_forward_batch_size=episodes, response_length=RESPONSE, temperature=1.0,
         total_episodes=episodes * TURNS, num_sample_generations=0, report_to=[], save_strategy="no",
-        use_cpu=device == "cpu", bf16=precision == "bfloat16", learning_rate=1e-5,
+        use_cpu=device == "cpu", bf16=precision == "bfloat16", gradient_checkpointing=False, learning_rate=1e-5,
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(directory / "sft", padding_side="left")
     tokenizer.pad_token = tokenizer.eos_token

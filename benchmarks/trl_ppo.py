@@ -2,8 +2,8 @@
 
     python benchmarks/trl_ppo.py runs/kitchen --trl ~/trl-venv --seeds 0 1 2 --out docs/trl-ppo
 
-TRL 0.29.1 was the last release with a PPO trainer. It needs an older transformers, so it runs in an environment of its
-own (requirements-trl.txt; made at --trl when absent). Both trainers are run with both settings: "ours", those of the
+TRL 1.12.0 is the last release with a PPO trainer. It runs in an environment of its own (requirements-trl.txt; made at
+--trl when absent). Both trainers are run with both settings: "ours", those of the
 run's recipe, and "trl", the defaults of its PPOConfig with the penalty and the stop token that its documentation
 recommends; "once" is ours, but for a single pass over each batch, in minibatches of 8. Batch size and sampling are the
 recipe's in every case.
@@ -38,7 +38,7 @@ TARGET = 0.75
 """The win rate to which the time is told."""
 
 # TRL's names and ours for the options in which the settings differ. TRL's recommended ones: the defaults of PPOConfig
-# 0.29.1; it has no gradient clipping at all.
+# 1.12.0; it has no gradient clipping at all.
 NAMES = {"learning_rate": "lr", "num_ppo_epochs": "ppo_epochs", "kl_coef": "kl_coef", "adam_epsilon": "adam_eps"}
 RECOMMENDED = {"learning_rate": 3e-6, "num_ppo_epochs": 4, "kl_coef": 0.05, "adam_epsilon": 1e-8}
 
@@ -106,7 +106,7 @@ def train_with_trl(job: dict[str, Any]) -> None:
         per_device_train_batch_size=batch, gradient_accumulation_steps=1, num_mini_batches=minibatches,
         local_rollout_forward_batch_size=batch, response_length=job["max_new_tokens"], temperature=job["temperature"],
         missing_eos_penalty=1.0, stop_token="eos", num_sample_generations=0, report_to=[], save_strategy="no",
-        use_cpu=not torch.cuda.is_available(), bf16=False, disable_tqdm=True, **job["settings"],
+        use_cpu=not torch.cuda.is_available(), bf16=False, gradient_checkpointing=False, disable_tqdm=True, **job["settings"],
     )  # fmt: skip
     trainer = PPOTrainer(
         args=config, processing_class=tokenizer, model=policy, ref_model=reference, reward_model=reward_model,
@@ -231,7 +231,7 @@ def draw(curves: Sequence[dict[str, Any]], file: Path) -> None:
                     mean_x = [statistics.mean(p[x] for p in at) / divisor for at in zip(*of, strict=True)]
                     mean_y = [statistics.mean(p[y] for p in at) for at in zip(*of, strict=True)]
                     whose = {"ours": "our settings", "trl": "TRL's settings", "once": "one pass"}[settings]
-                    name = "Wukong" if trainer == "wukong" else "TRL 0.29.1"
+                    name = "Wukong" if trainer == "wukong" else "TRL 1.12.0"
                     axis.plot(mean_x, mean_y, lw=2, label=f"{name}, {whose}", **look)
             if y == "win_rate":
                 axis.axhline(TARGET, color="grey", lw=0.8, ls=":")

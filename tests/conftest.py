@@ -1,11 +1,17 @@
-"""What all tests share: threads, the real data sets, and which skips are allowed."""
+"""What all tests share: threads, signals, real data sets, which tests need other programs, which skips are allowed."""
 
 import os
+import signal
 
 # One thread a process, set before torch is imported: parallel workers with a pool of threads each would spend their
 # time waiting for one another, tiny products gain nothing from threads, and the sums of two differ in the last bits.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on the network
+
+# A shell starts what runs in the background with SIGINT ignored, and every process started here would inherit that:
+# the tests of Ctrl-C start from the same disposition however the suite was started.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +38,19 @@ def shared() -> Callable[[str], Path]:
         return SHARED / name
 
     return find
+
+
+NEED_PROGRAMS = {"postgres": "PostgreSQL", "chromium": "Chromium"}
+"""Fixtures of programs that the Python environment does not bring along."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need another program are `interop` tests, without anybody having to say so at each."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        uses = set(getattr(item, "fixturenames", ()))
+        if uses & set(NEED_PROGRAMS) or (callspec and callspec.params.get("database_url") == "postgresql"):
+            item.add_marker(pytest.mark.interop)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """The Python interface, on tiny random models."""
 
 import inspect
+import json
+import shutil
 
 import pytest
 import torch
@@ -229,3 +231,10 @@ def test_readers_raise_the_packages_own_error(tmp_path):
         wukong.read_instructions(tmp_path / "a.jsonl")
     assert isinstance(caught.value, wukong.WukongError)
     assert isinstance(caught.value, DataError)
+
+
+def test_an_answer_ends_at_any_of_the_end_tokens_that_the_model_names(directories, tmp_path):
+    shutil.copytree(directories / "policy", tmp_path / "many")
+    (tmp_path / "many" / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(280))}))
+    for response in wukong.load_policy(tmp_path / "many", device="cpu").generate(["Boil"] * 4, max_new_tokens=9):
+        assert (response.n_tokens, response.finish_reason) == (1, "stop")

@@ -357,3 +357,20 @@ def test_a_directory_is_locked_until_its_holder_ends_however_it_ends(tmp_path):
     with exclusive(place, "busy"):
         assert is_locked(place)
     assert list(place.iterdir()) == [], "nothing is left behind"
+
+
+@pytest.mark.parametrize(
+    ("mask", "file", "directory"), [(0o077, 0o600, 0o700), (0o027, 0o640, 0o750), (0, 0o666, 0o777)]
+)
+def test_what_others_may_read_is_for_the_umask_to_say(tmp_path, mask, file, directory):
+    before = os.umask(mask)
+    try:
+        with atomic_open(tmp_path / "a.txt") as out:
+            out.write("x")
+        with atomic_directory(tmp_path / "d") as staging:
+            (staging / "b.txt").write_text("x")
+            (staging / "c.safetensors").touch(0o600)  # as the library makes it
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("a.txt", "d", "d/b.txt", "d/c.safetensors")]
+    assert modes == [file, directory, file, file]

@@ -48,9 +48,11 @@ def test_what_a_result_came_from_lies_beside_it(work, directory):
     work(directory=directory, seed=7)
     record = json.loads(Path("out/provenance.json" if directory else "out.jsonl.provenance.json").read_text())
     assert record["stage"] == "bake"
-    assert record["options"] == {"out": "out" if directory else "out.jsonl", "seed": 7, "size": 3, "device": "auto"}
+    out = "{run}/out" if directory else "{run}/out.jsonl"  # the run may be moved
+    assert record["options"] == {"out": out, "seed": 7, "size": 3, "device": "auto"}
+    assert record["command"] == ["wukong", "bake", "--out", out, "--seed", "7"]
     # echo -n "some data" | sha256sum; echo -n "bread" | sha256sum
-    assert record["inputs"] == {"data.jsonl": "1307990e6ba5ca145eb35e99182a9bec46531bc54ddf656a602c780fa0240dee"}
+    assert record["inputs"] == {"{run}/data.jsonl": "1307990e6ba5ca145eb35e99182a9bec46531bc54ddf656a602c780fa0240dee"}
     name = "model/weights" if directory else "out.jsonl"
     assert record["files"] == {name: "985604c2b60243122c24d4e18363e6434c535923be05f760204a1aef023aae9b"}
     assert record["version"] == wukong.__version__

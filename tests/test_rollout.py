@@ -1,6 +1,9 @@
 """The sampler: exact draws, and responses that depend on prompt, model and seed alone."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -394,6 +397,77 @@ def test_a_sequence_does_not_depend_on_who_comes_and_goes_meanwhile(model, monke
             assert one.written.ids == expected.ids[:2]
         else:
             assert one.written == pytest_approx(expected)
+
+
+FORMS = ["PyTorch's", "PyTorch's, bfloat16", "packed", "packed, bfloat16", "native", "native, bfloat16"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_random_arrivals_at_three_quarters_occupancy_and_more_change_no_response(form):
+    """Newcomers take the lowest vacant rows, so that the highest stay vacant for longer than any sequence lasts."""
+    model, random = form_of(few_tokens(), form), np.random.default_rng(0)
+    decoder, every = Decoder(model, eos_id=-1), list[Continuation]()
+    for step in range(150):
+        wanted = 20 if step == 0 else int(random.integers(15, 20))
+        new = [
+            Continuation(PROMPTS[int(random.integers(17))], int(random.integers(1, 28)), seed=len(every) + i)
+            for i in range(wanted - len(decoder))
+        ]
+        every += new
+        decoder.admit(new)
+        decoder.step()
+    assert len(every) > 150
+    tolerance = 0.1 if "bfloat16" in form else 1e-5
+    for one in every[::4]:
+        ids = torch.tensor([[*one.prompt, *one.written.ids]])
+        with torch.no_grad():
+            expected = model.logits(model(ids)[0, len(one.prompt) - 1 : -1]).double().log_softmax(-1)
+        drawn = torch.tensor(one.written.ids)[:, None]
+        found = torch.tensor(one.written.logprobs, dtype=torch.float64)
+        torch.testing.assert_close(found, expected.gather(1, drawn)[:, 0], rtol=0, atol=tolerance)
+        behind, u = expected.exp().cumsum(1).gather(1, drawn)[:, 0], torch.from_numpy(one.noise[: len(drawn)])
+        assert (u < behind + tolerance).all()
+        assert (u > behind - found.exp() - tolerance).all()
+
+
+def form_of(gpt2: GPT2, form: str) -> GPT2:
+    kind, _, narrow = form.partition(", ")
+    if form == "packed, bfloat16" and not can_pack(CPU, torch.bfloat16):
+        pytest.skip("this processor has no bfloat16 instructions")
+    if kind == "native" and not can_decode(gpt2):
+        pytest.skip(NO_KERNELS)
+    dtype = torch.bfloat16 if narrow else torch.float32
+    return {"native": NativeGPT2, "packed": PackedGPT2}.get(kind, lambda gpt2, dtype: gpt2.to(dtype))(gpt2, dtype)
+
+
+@pytest.mark.skipif(kernels.library() is None, reason=NO_KERNELS)
+def test_sanitizers_find_nothing_in_kernels_that_serve_random_arrivals():
+    script = Path(__file__).parents[1] / "benchmarks" / "decoder_stress.py"
+    paths = ["--path", "pytorch float32", "native float32", "native bfloat16"]
+    done = subprocess.run(
+        [sys.executable, script, "--requests", "60", *paths],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "our kernels with address,undefined" in done.stdout
+    assert done.stdout.count("60 requests") == 3
+    assert done.stdout.count("0 failed, 0 differ") == 3
+
+
+def test_a_row_that_is_full_takes_no_token(model):
+    cache = model.empty_cache(2, 5)
+    with torch.no_grad():
+        model(torch.tensor([[1, 2, 3, 4], [1, 2, 3, 0]]), lengths=torch.tensor([4, 3]), cache=cache)
+        cache.advance(torch.tensor([4, 3]), 4)
+        model(torch.tensor([[1], [2]]), cache=cache)
+        cache.advance()
+        with pytest.raises(ValueError, match="6 tokens do not fit the cache's 5 slots"):
+            model(torch.tensor([[1], [2]]), cache=cache)
+        with pytest.raises(ValueError, match="6 tokens do not fit the cache's 5 slots"):
+            model(torch.tensor([[1, 2, 3, 4, 5, 6]]), cache=model.empty_cache(1, 5))
 
 
 def test_newcomers_take_vacant_rows_before_the_cache_grows(model):

@@ -275,7 +275,6 @@ def _only_vocabulary(directory: Path) -> None:
     [
         (_edit(lambda c: c["model"].update(type="WordPiece")), "not a BPE tokenizer"),
         (_edit(lambda c: c["pre_tokenizer"].update(type="Metaspace")), "not split as GPT-2"),
-        (_edit(lambda c: c["pre_tokenizer"].update(add_prefix_space=True)), "add_prefix_space"),
         (_edit(lambda c: c.update(normalizer={"type": "NFC"})), "not split as GPT-2"),
         (_edit(lambda c: c["model"]["merges"].append(["never", "seen"])), "do not fit each other"),
         (_edit(lambda c: c["model"]["merges"].append(["a"])), "damaged"),

@@ -24,8 +24,10 @@ from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel
 from wukong.records import Message, PromptLike, Response, Sampling, as_messages, prompt_id
 from wukong.rollout import generate, inference_copy
+from wukong.sampling import OWN_DISTRIBUTION, SamplingParameters
 from wukong.seeds import derived_seed
-from wukong.stages.common import answer_ids, response_logprobs, response_positions, scores_of
+from wukong.stages.common import response_logprobs, response_positions, scores_of
+from wukong.stages.pairs import answers_ids
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute, Precision, compute_for
 
@@ -39,10 +41,19 @@ class Policy:
         model: the GPT-2, weights in float32, in eval mode.
         tokenizer: its tokenizer and chat template.
         name: where it was loaded from.
+        sampling: how it wants to be sampled (its generation_config.json), which `generate` does unless told.
     """
 
-    def __init__(self, model: GPT2, tokenizer: Tokenizer, compute: Compute, name: str) -> None:
+    def __init__(
+        self,
+        model: GPT2,
+        tokenizer: Tokenizer,
+        compute: Compute,
+        name: str,
+        sampling: SamplingParameters = OWN_DISTRIBUTION,
+    ) -> None:
         self.model, self.tokenizer, self.compute, self.name = model.to(compute.device).eval(), tokenizer, compute, name
+        self.sampling = sampling
 
     @cached_property
     def _decoder(self) -> GPT2:
@@ -53,9 +64,9 @@ class Policy:
         prompts: Sequence[PromptLike],
         *,
         max_new_tokens: int | None = None,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
         seed: int = 0,
         batch_size: int = 128,
     ) -> list[Response]:
@@ -68,6 +79,7 @@ class Policy:
             temperature: the logits are divided by it; 0 always takes the likeliest token.
             top_k, top_p: draw from the k likeliest tokens, or from the likeliest with this much probability in sum;
                 0 and 1 mean from all.
+                Those that are absent are the model's own (`sampling`), top_k and top_p only without a temperature.
             seed: the same seed gives the same response to a prompt, whatever else is in the list.
             batch_size: how many are decoded together.
 
@@ -79,18 +91,19 @@ class Policy:
         length = min(128, context // 2) if max_new_tokens is None else max_new_tokens
         if not 1 <= length < context:
             raise UsageError(f"max_new_tokens {length} must be at least 1 and below the model's context of {context}")
-        if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+        drawing = self.sampling.unless_given(self.name, temperature, top_k, top_p)
+        if drawing.temperature < 0 or drawing.top_k < 0 or not 0 < drawing.top_p <= 1:
             raise UsageError("temperature and top_k must not be negative, top_p must be above 0 and at most 1")
         conversations = [as_messages(prompt) for prompt in prompts]
         names = [prompt_id(messages) for messages in conversations]
         # As `wukong sample` seeds them, so that both give the same responses.
-        temperature = float(temperature)
+        temperature, top_k, top_p = drawing.temperature, drawing.top_k, drawing.top_p
         repeats = zip(names, _repeats(names), strict=True)
         seeds = [derived_seed(seed, name, temperature, repeat) for name, repeat in repeats]
         sampled = generate(
             self._decoder,
             [self.tokenizer.prompt_ids(messages, max_tokens=context - length) for messages in conversations],
-            eos_id=self.tokenizer.eos_id,
+            eos_id=self.tokenizer.eos_ids,
             max_new_tokens=length,
             seeds=seeds,
             temperature=temperature,
@@ -159,18 +172,19 @@ class Reward:
         """The reward of each response: only differences mean something, and only between answers to one prompt.
 
         Args:
-            pairs: (prompt, response) each; as in training, the oldest turns of a prompt that is too long are left out.
+            pairs: (prompt, response) each. As in training, a prompt that is too long loses its oldest turns, once for
+                all responses to it in the list, so that the longest of them fits.
 
         Raises:
             UsageError: an empty prompt, or one whose last turn and response do not fit the model's context.
         """
         _check_list(pairs, "(prompt, response) pairs")
         context = self.model.config.n_positions
-        sequences = []
-        for number, (prompt, response) in enumerate(pairs, start=1):
-            if not (ids := answer_ids(self.tokenizer, as_messages(prompt), response, context)):
-                raise UsageError(f"pair {number}: the last turn and the response do not fit the context of {context}")
-            sequences.append(ids)
+        read = answers_ids(self.tokenizer, [(as_messages(prompt), response) for prompt, response in pairs], context)
+        sequences = [ids for ids in read if ids is not None]
+        if len(sequences) < len(read):
+            number = read.index(None) + 1
+            raise UsageError(f"pair {number}: the last turn and the response do not fit the context of {context}")
         return scores_of(self.model, sequences, self.compute, MICRO_BATCH_TOKENS)
 
 
@@ -193,7 +207,7 @@ def load_policy(
         UsageError: one line that says which file is wrong and how.
     """
     model, tokenizer = hub.load_policy(source, template=template)
-    return Policy(model, tokenizer, compute_for(precision, device), str(source))
+    return Policy(model, tokenizer, compute_for(precision, device), str(source), hub.recommended_sampling(source))
 
 
 def load_reward(

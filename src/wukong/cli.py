@@ -205,9 +205,14 @@ def _stage(name: str, stage: Stage, arguments: Sequence[str]) -> None:
         del given[stage.positional]
     options = _build(options_class, given, command, stage.positional)
     if redo and isinstance(options, StageOptions):
-        out = options.out
-        processes.by_first(lambda: remove_result(name, out))
+        processes.by_first(lambda: _remove_result(name, stage, options))
     call(options)
+
+
+def _remove_result(name: str, stage: Stage, options: StageOptions) -> None:
+    """Deletes what is to be made again, once it is known that it can be."""
+    stage.check(options)
+    remove_result(name, options.out)
 
 
 def _run(arguments: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ without a traceback; any other exception is a bug of ours and keeps its tracebac
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 
@@ -14,6 +15,12 @@ class WukongError(Exception):
     """Something a person can mend; `str(error)` is one line that says what, where and what to do."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """Names of files and fields may hold anything: what would break the line or the terminal becomes a space, and
+        what no encoding can print its escape."""
+        text = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in super().__str__())
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 class UsageError(WukongError):

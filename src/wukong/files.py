@@ -17,15 +17,19 @@ import json
 import lzma
 import os
 import re
+import secrets
 import shutil
+import stat
 import sys
-import tempfile
+import threading
 import time
+import weakref
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
+import yaml
 from safetensors import SafetensorError
 
 from wukong.errors import DataError, RunError, UsageError
@@ -71,64 +75,136 @@ def cache_directory() -> Path:
     return Path(named or Path.home() / ".cache") / "wukong"
 
 
-@contextlib.contextmanager
-def exclusive(directory: Path, busy: str, patience: float = 1.0) -> Iterator[None]:
-    """Locks a directory, made when absent, for as long as the block lasts; the system frees it when the process ends,
-    however it ends. The lock is on the directory itself, so that no file is left behind.
+# ------------------------------------------------------------------------------------------------------------- locks
 
-    Where directories have no locks (Windows, some network file systems) nobody is held back.
+
+class Hold:
+    """A lock that this process has, until `release`, or until nobody refers to it any more."""
+
+    def __init__(self, descriptor: int, place: Path) -> None:
+        self.descriptor, self.thread, self.for_a_block = descriptor, threading.get_ident(), False
+        self.release = weakref.finalize(self, _unlock, descriptor, place)
+
+    def handed_over(self, place: Path) -> Hold:
+        self.release.detach()
+        return Hold(self.descriptor, place)
+
+
+def _unlock(descriptor: int, place: Path) -> None:
+    if place.suffix == LOCK_SUFFIX:
+        place.unlink(missing_ok=True)
+    os.close(descriptor)
+
+
+LOCK_SUFFIX = ".lock"
+_HELD: weakref.WeakValueDictionary[tuple[int, int], Hold] = weakref.WeakValueDictionary()
+"""By device and inode. Two descriptors of one process would shut each other out."""
+_GUARD = threading.RLock()
+
+
+def hold(place: Path, busy: str, patience: float = 1.0) -> Hold | None:
+    """Locks a directory, made when absent, or a file that is made for it (`*.lock`), until the hold is released; the
+    system does that when the process ends, however it ends. What this thread holds already it may hold anew: a command
+    that failed in a notebook is given again. (Within its own `exclusive` block it needs no hold, and gets None.)
+
+    Where there are no locks (Windows, some network file systems) nobody is held back, and the result is None.
 
     Args:
-        directory: what is locked.
-        busy: what the error says when another process holds it.
+        place: what is locked.
+        busy: what the error says when another process or thread holds it.
         patience: seconds to try again, for somebody may just be looking (`is_locked`).
 
     Raises:
-        UsageError: another process holds the lock.
+        UsageError: somebody else holds the lock. RunError: the place cannot be made.
     """
-    with disk_errors(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-    with _lock(directory) as locked:
-        deadline = time.monotonic() + patience
-        while not locked(False):
-            if time.monotonic() > deadline:
-                raise UsageError(busy)
-            time.sleep(0.05)
+    deadline = time.monotonic() + patience
+    while True:
+        with disk_errors(place):
+            (place.parent if place.suffix == LOCK_SUFFIX else place).mkdir(parents=True, exist_ok=True)
+            descriptor = _descriptor(place)
+        if descriptor is None:
+            return None
+        status = os.fstat(descriptor)
+        key = status.st_dev, status.st_ino
+        with _GUARD:
+            mine = _HELD.get(key)
+            mine = mine if mine is not None and mine.release.alive else None
+            if mine is not None and mine.thread == threading.get_ident():
+                os.close(descriptor)
+                if mine.for_a_block:
+                    return None
+                _HELD[key] = again = mine.handed_over(place)
+                return again
+            got = None if mine is not None else _try_lock(descriptor, shared=False)
+            if got and os.fstat(descriptor).st_nlink:  # not deleted in the meantime by the one who had it
+                _HELD[key] = taken = Hold(descriptor, place)
+                return taken
+        os.close(descriptor)
+        if got is None and mine is None:
+            return None
+        if time.monotonic() > deadline:
+            raise UsageError(busy)
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def exclusive(directory: Path, busy: str, patience: float = 1.0) -> Iterator[None]:
+    """Holds a directory's lock for as long as the block lasts (`hold`). The lock is on the directory itself, so that no
+    file is left behind."""
+    deadline = time.monotonic() + patience
+    while (held := hold(directory, busy, patience)) is None and _held_for_a_block(directory):
+        if time.monotonic() > deadline:
+            raise UsageError(busy)
+        time.sleep(0.05)
+    if held is not None:
+        held.for_a_block = True
+    try:
         yield
+    finally:
+        if held is not None:
+            held.release()
+
+
+def _held_for_a_block(directory: Path) -> bool:
+    status = directory.stat()
+    held = _HELD.get((status.st_dev, status.st_ino))
+    return held is not None and held.release.alive and held.for_a_block
 
 
 def is_locked(directory: Path) -> bool:
     """Whether a process holds this directory's lock at the moment."""
-    if not directory.is_dir():
+    if not directory.is_dir() or (descriptor := _descriptor(directory)) is None:
         return False
-    with _lock(directory) as locked:
-        return not locked(True)
+    try:
+        return _try_lock(descriptor, shared=True) is False
+    finally:
+        os.close(descriptor)
 
 
-@contextlib.contextmanager
-def _lock(directory: Path) -> Iterator[Callable[[bool], bool]]:
-    """A function that tries once to lock, shared with others or not; true also where there are no locks."""
+def _descriptor(place: Path) -> int | None:
+    """Something to lock; None where directories cannot be opened (Windows)."""
+    if place.suffix == LOCK_SUFFIX:
+        return os.open(place, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        return os.open(place, os.O_RDONLY)
+    except OSError:
+        return None
+
+
+def _try_lock(descriptor: int, shared: bool) -> bool | None:
+    """Whether it is locked now; None where there are no locks."""
     try:
         import fcntl
 
-        descriptor = os.open(directory, os.O_RDONLY)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     except (ImportError, OSError):
-        yield lambda shared: True
-        return
+        return None
+    return True
 
-    def locked(shared: bool) -> bool:
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:  # this file system has none
-            return True
-        return True
 
-    try:
-        yield locked
-    finally:
-        os.close(descriptor)
+# ----------------------------------------------------------------------------------------------------------- writing
 
 
 def sync_directory(path: Path) -> None:
@@ -141,16 +217,35 @@ def sync_directory(path: Path) -> None:
             os.close(descriptor)
 
 
+def _temporary(path: Path, directory: bool) -> tuple[Path, int | None]:
+    """(a new file or directory beside `path`, its locked descriptor): while the lock holds, it is no leftover.
+
+    Not by tempfile, whose files are private: what others may read is for the umask to say.
+    """
+    while True:
+        name = path.with_name(f".{path.name}.wukong-{secrets.token_hex(4)}.tmp")
+        descriptor: int | None
+        if directory:
+            name.mkdir()
+            descriptor = _descriptor(name)
+        else:
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
+            descriptor = os.open(name, flags, 0o666)
+        if descriptor is None or _try_lock(descriptor, shared=False) is None or os.fstat(descriptor).st_nlink:
+            return name, descriptor
+        os.close(descriptor)  # another process took it for a leftover before it was locked
+
+
 @contextlib.contextmanager
 def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """A file that appears under `path` only when the block ended well. Raises RunError on a full disk."""
     path = Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        name, descriptor = _temporary(path, directory=False)
+        assert descriptor is not None
         try:
-            os.chmod(name, 0o644)
-            with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as out:
+            with os.fdopen(os.dup(descriptor), mode, encoding=None if "b" in mode else "utf-8") as out:
                 yield out
                 out.flush()
                 os.fsync(out.fileno())
@@ -159,6 +254,8 @@ def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
             with contextlib.suppress(OSError):
                 os.unlink(name)
             raise
+        finally:
+            os.close(descriptor)
         sync_directory(path.parent)
 
 
@@ -176,12 +273,14 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         if aside.exists() and not path.exists():  # killed between the two renames
             os.replace(aside, path)
         remove_leftovers(path.parent, glob.escape(path.name))
-        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        remove_set_aside(path.parent, glob.escape(path.name))
+        staging, descriptor = _temporary(path, directory=True)
         try:
-            os.chmod(staging, 0o755)
             yield staging
             for file in staging.rglob("*"):
                 if file.is_file():
+                    if file.suffix == ".safetensors":
+                        follow_umask(file)
                     sync_file(file)
             if path.exists():
                 os.replace(path, aside)
@@ -191,14 +290,53 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
             if aside.exists() and not path.exists():
                 os.replace(aside, path)
             raise
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
         sync_directory(path.parent)
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def remove_leftovers(parent: Path, pattern: str) -> None:
-    """Removes what a killed `atomic_directory` left in `parent` of directories whose names match `pattern`."""
-    for leftover in [*parent.glob(f".{pattern}.*.tmp"), *parent.glob(f".{pattern}.old")]:
-        shutil.rmtree(leftover, ignore_errors=True)
+_OURS = re.compile(r"\..+\.wukong-[a-z0-9_]{8}\.tmp")
+_OURS_BEFORE = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
+"""As older versions named them, which anybody might: those are looked for by the name of their file only."""
+A_DAY = 86_400.0
+
+
+def remove_leftovers(parent: Path, pattern: str = "*", deep: bool = False) -> None:
+    """Removes what killed processes left in `parent` (and below it: `deep`) of files and directories whose names match
+    `pattern`. What a living process writes is locked, and stays; where there are no locks, it stays for a day."""
+    ours = _OURS if pattern == "*" else re.compile(f"{_OURS.pattern}|{_OURS_BEFORE.pattern}")
+    for leftover in list((parent.rglob if deep else parent.glob)(f".{pattern}.*.tmp")):
+        if ours.fullmatch(leftover.name):
+            _remove_if_abandoned(leftover)
+
+
+def remove_set_aside(parent: Path, pattern: str) -> None:
+    """Removes the directories that a killed `atomic_directory` had replaced (it has put back those that it had not)."""
+    for aside in parent.glob(f".{pattern}.old"):
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove_if_abandoned(leftover: Path) -> None:
+    try:
+        descriptor = os.open(leftover, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except OSError:
+        return
+    try:
+        locked = _try_lock(descriptor, shared=False)
+        if locked or (locked is None and time.time() - os.fstat(descriptor).st_mtime > A_DAY):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def follow_umask(file: Path) -> None:
+    """Gives a file that a library made private the mode that the umask gave to the new directory around it."""
+    file.chmod(file.parent.stat().st_mode & 0o666)
 
 
 def sync_file(path: Path) -> None:
@@ -214,16 +352,102 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Raises UsageError for a missing file and DataError (with the line) for one that is not JSON."""
+    """Raises UsageError for a missing file, or one that is none (a directory, a pipe), and DataError (with the line
+    where it is known) for one that is not JSON, or JSON that Python cannot hold."""
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file") from None
+        text = _regular_bytes(path).decode()
+        value = json.loads(text)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except json.JSONDecodeError as error:
         raise DataError(f"not valid JSON: {error.msg}", file=path, line=error.lineno) from None
     except UnicodeDecodeError:
         raise DataError("not UTF-8 text", file=path) from None
+    except UnicodeEncodeError:
+        raise DataError("holds half a character (a lone surrogate such as \\ud800)", file=path) from None
+    except RecursionError:
+        raise DataError("nested too deeply", file=path) from None
+    except ValueError as error:  # a number of thousands of digits
+        raise DataError(f"not usable JSON: {error}", file=path) from None
+
+
+def _regular_bytes(path: Path) -> bytes:
+    """A file's bytes. A pipe is refused, which would keep its reader waiting for ever."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(descriptor, "rb") as handle:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise UsageError(f"{path}: a file was expected, not a pipe or a device")
+            return handle.read()
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise UsageError(f"{path}: is a directory, a file was expected") from None
+    except (OSError, ValueError) as error:  # no permission, a name that is too long or holds a NUL
+        raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+YAML_BYTES, YAML_NODES, YAML_DEPTH, YAML_NUMBER = 1 << 20, 100_000, 64, 400
+"""A recipe is small: what is larger (with aliases written out), deeper, or a longer number is a mistake or worse."""
+
+
+def read_yaml(path: str | Path) -> tuple[Any, yaml.Node | None]:
+    """(the content, the nodes that know their lines) of a YAML file, which can run no code and is bounded in size.
+
+    Raises UsageError for a missing file and DataError, with the line, for anything but ordinary YAML.
+    """
+    path = Path(path)
+    if path.exists() and path.stat().st_size > YAML_BYTES:
+        raise DataError(f"is larger than the {YAML_BYTES >> 10:,} kB that a recipe may have", file=path)
+    text = whole_text(path)
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is None:
+            return None, None
+        _bounded(root, path, {}, 0)
+        return yaml.safe_load(text), root
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        raise DataError(f"not valid YAML: {error.problem}", file=path, line=mark.line + 1 if mark else None) from None
+    except yaml.YAMLError as error:
+        raise DataError(f"not valid YAML: {error}", file=path) from None
+    except RecursionError:
+        raise DataError("nested too deeply", file=path) from None
+    except (ValueError, TypeError, OverflowError, AttributeError, KeyError) as error:  # 2024-13-45, 0x_, !!binary
+        raise DataError(f"holds a value that YAML does not allow: {error}", file=path) from None
+
+
+def _bounded(node: yaml.Node, path: Path, sizes: dict[int, int], depth: int) -> int:
+    """How many nodes this one is with all aliases written out. Each is counted once, however often it is named."""
+
+    def wrong(problem: str, at: yaml.Node = node) -> DataError:
+        return DataError(problem, file=path, line=at.start_mark.line + 1)
+
+    if (known := sizes.get(id(node))) is not None:
+        if not known:
+            raise wrong("an alias stands inside of what it names")
+        return known
+    if depth > YAML_DEPTH:
+        raise wrong("nested too deeply")
+    size, sizes[id(node)] = 1, 0  # 0: still being counted
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag not in (_TEXT, _MERGE):
+                raise wrong("a key must be text; put it in quotes", key)
+            size += 1 + _bounded(value, path, sizes, depth + 1)
+    elif isinstance(node, yaml.SequenceNode):
+        size += sum(_bounded(item, path, sizes, depth + 1) for item in node.value)
+    elif node.tag != _TEXT and len(node.value) > YAML_NUMBER:
+        raise wrong(f"a number or date of {len(node.value):,} characters")
+    if size > YAML_NODES:
+        raise wrong(f"more than {YAML_NODES:,} values, with aliases written out")
+    sizes[id(node)] = size
+    return size
+
+
+_TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 
 def compression(path: Path, head: bytes) -> str | None:
@@ -366,12 +590,33 @@ def whole_text(path: str | Path, encoding: str = "utf-8") -> str:
 
 def fingerprint(path: str | Path) -> str:
     """SHA-256 of a file's bytes, or of the names and bytes of all files below a directory."""
-    path, digest = Path(path), hashlib.sha256()
-    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
-    for file in files:
-        if file is not path:
-            digest.update(str(file.relative_to(path)).encode())
+    path = Path(path)
+    if path.is_file():
+        return _sha256(path)
+    digest = hashlib.sha256()
+    for file in sorted(f for f in path.rglob("*") if f.is_file()):
+        digest.update(str(file.relative_to(path)).encode("utf-8", "surrogateescape"))
         with file.open("rb") as handle:
             while block := handle.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+_HASHES: dict[tuple[Any, ...], str] = {}
+_SETTLED = 1.0
+"""Seconds after a file's last change before its hash is remembered: clocks of file systems tick slowly."""
+
+
+def _sha256(file: Path) -> str:
+    """Of a file that did not change since this process hashed it, the hash of then. A change is known by size, inode,
+    and the times of the last change of content and of status, the second of which nobody can set back; other processes
+    hash anew. So a run reads a model of 500 MB once, and one that was damaged before the run is always noticed."""
+    status = file.stat()
+    key = (str(file.absolute()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
+    if (known := _HASHES.get(key)) is not None:
+        return known
+    with file.open("rb") as handle:
+        found = hashlib.file_digest(handle, "sha256").hexdigest()
+    if time.time() - status.st_ctime_ns / 1e9 > _SETTLED:
+        _HASHES[key] = found
+    return found

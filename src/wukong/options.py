@@ -2,15 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
+
+LARGEST = 1 << 53
+"""No count, size or seed is larger: beyond it, numbers in JSON and floats lose units."""
 
 
 class Options(BaseModel):
-    """Unknown names are refused; the docstring under a field is its help text."""
+    """Unknown names are refused, and so are nan, inf and text that no file can hold; the docstring under a field is its
+    help text."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _can_be_stored(cls, value: Any) -> Any:
+        for part in _parts(value):
+            text = str(part) if isinstance(part, str | Path) else ""
+            if "\0" in text:
+                raise ValueError("holds a NUL character")
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise ValueError("holds bytes that are not UTF-8, or half a character")
+            if isinstance(part, Path) and any(character < " " or character == "\x7f" for character in text):
+                raise ValueError("is a path with a line break or another control character")
+            if isinstance(part, int) and abs(part) > LARGEST:
+                raise ValueError(f"is larger than {LARGEST:,}")
+        return value
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """The texts, paths and numbers in a value."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _parts(key)
+            yield from _parts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _parts(item)
+    else:
+        yield value
 
 
 class StageOptions(Options):

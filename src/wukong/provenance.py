@@ -2,7 +2,10 @@
 
 A directory `out/` carries `options.json` from the start (so that another command cannot continue it by accident)
 and `provenance.json` when complete; a file `out.jsonl` carries `out.jsonl.provenance.json`, and until then a hidden
-`.out.jsonl.options.json` that says whose it is.
+`.out.jsonl.options.json` that says whose it is. `read_record` reads either.
+
+Paths inside the run directory are stored as `{run}/...` (wukong.places), so that a run can be moved. The hashes of
+what a stage made are stored with it: a result is only taken as complete, or as an input, while its bytes have them.
 """
 
 from __future__ import annotations
@@ -11,20 +14,185 @@ import glob
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic_core import to_jsonable_python
 
 import wukong
 from wukong import processes
 from wukong.console import say
-from wukong.errors import UsageError
-from wukong.files import fingerprint, read_json, write_json
+from wukong.errors import DataError, UsageError
+from wukong.files import LOCK_SUFFIX, Hold, fingerprint, hold, read_json, remove_leftovers, write_json
 from wukong.options import WITHOUT_EFFECT, StageOptions
+from wukong.places import here, mapped, moved, portable, read_recipe, run_of
+
+DIRECTORY_RECORD, FILE_RECORD, STARTED = "provenance.json", ".provenance.json", "options.json"
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+
+def record_path(result: Path) -> Path:
+    """Where the record of a complete result lies."""
+    inside = result / DIRECTORY_RECORD
+    return inside if result.is_dir() else Path(f"{result}{FILE_RECORD}")
+
+
+def read_record(result: str | Path) -> dict[str, Any] | None:
+    """How a result came about: `stage`, `options`, `inputs` (path or hub id -> hash), `files` (what it made, named
+    relative to it -> hash), `results` (its numbers), `result` (one hash of all files), `version`, ...
+
+    Paths are those of now, wherever the run was moved to. None where nothing of the kind lies there.
+
+    Args:
+        result: a directory or file that a stage made, or the record itself.
+
+    Raises:
+        DataError: the record is damaged.
+    """
+    result = Path(result)
+    if result.name in (DIRECTORY_RECORD, STARTED):
+        path, result = result, result.parent
+    elif result.name.endswith(FILE_RECORD):
+        path, result = result, result.with_name(result.name.removesuffix(FILE_RECORD))
+    else:
+        path = record_path(result)
+    return _read(path, result) if path.is_file() else None
+
+
+def _read(path: Path, result: Path) -> dict[str, Any]:
+    record = read_json(path)
+    if not isinstance(record, dict) or not isinstance(record.get("stage"), str):
+        raise DataError("not a record of a stage", file=path, field="stage")
+    for part in ("options", "inputs", "results", "files"):
+        if not isinstance(record.setdefault(part, {}), dict):
+            raise DataError("not an object", file=path, field=part)
+    return _located(record, path, result)
+
+
+def _located(record: dict[str, Any], path: Path, result: Path) -> dict[str, Any]:
+    """The record with the paths of now."""
+    run = record.get("run")
+    if isinstance(run, str):
+        place = Path(os.path.normpath(path.parent / run))
+        changed = {part: here(record[part], place) for part in ("options", "command") if part in record}
+        return record | changed | {"inputs": {here(name, place): value for name, value in record["inputs"].items()}}
+    return record | _translated(record, result)
+
+
+def _translated(record: dict[str, Any], result: Path) -> dict[str, Any]:
+    """`options` and `inputs` of an older version's record, which called the run what it was called then. Where the run
+    itself was the working directory, it had no name in them, and the inputs that are there are its own."""
+    now, out = run_of(result), str(record["options"].get("out", ""))
+    place = os.path.relpath(result, now)
+    if out == place:
+        own = {name for name in record["inputs"] if not os.path.isabs(name) and (now / name).exists()}
+
+        def change(value: Any) -> Any:
+            return mapped(value, lambda path: str(now / path) if path in own or path == out else path)
+    else:
+        named_alike = out.endswith(f"/{place}")
+        old = out.removesuffix(f"/{place}") if named_alike else os.path.dirname(out)
+        now = now if named_alike else result.parent
+
+        def change(value: Any) -> Any:
+            return moved(value, old, now)
+
+    inputs = {change(name): value for name, value in record["inputs"].items()}
+    return {"options": change(record["options"]), "inputs": inputs}
+
+
+# ----------------------------------------------------------------------------------------------------------- verifying
+
+
+def _recorded(path: Path) -> Iterator[tuple[Path, str, Path]]:
+    """(file, its hash, the result it belongs to) of every file at or below a path that a record names."""
+    if (record := read_record(path)) is not None:
+        base = path if path.is_dir() else path.parent
+        yield from ((base / name, str(value), path) for name, value in record["files"].items())
+        return
+    for above in path.absolute().parents:
+        if not (above / DIRECTORY_RECORD).is_file():
+            continue
+        try:
+            record = read_record(above)
+        except DataError:  # another tool's file of that name
+            continue
+        owner = path.parent / os.path.relpath(above, path.absolute().parent)
+        owner = Path(os.path.normpath(owner))
+        for name, value in (record or {"files": {}})["files"].items():
+            if (above / name).is_relative_to(path.absolute()):
+                yield owner / name, str(value), owner
+
+
+def _found(source: str | Path) -> list[Path]:
+    """What an input names on this disk: nothing for a hub id."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return [path]
+    return [file for file in map(Path, sorted(glob.glob(str(path), recursive=True))) if file.is_file()]
+
+
+def verify(source: str | Path) -> None:
+    """Raises DataError where an input that one of our stages made is not, byte for byte, what it made: which file, and
+    the command that makes it again. What has no recorded hash (other data, an older version's) is let pass."""
+    for path in _found(source):
+        for file, expected, result in _recorded(path):
+            if not file.exists():
+                raise DataError("is gone", file=file, hint=_remedy(result, accept=False))
+            if fingerprint(file) != expected:
+                raise _damaged(file, result)
+
+
+def _damaged(file: Path, result: Path) -> DataError:
+    stage = (read_record(result) or {}).get("stage")
+    return DataError(f"damaged or changed: not what wukong {stage} wrote", file=file, hint=_remedy(result))
+
+
+def _remedy(result: Path, accept: bool = True) -> str:
+    kept = f"; if you changed it on purpose, keep it: wukong accept {shlex.quote(str(result))}" if accept else ""
+    return f"make it again: {rebuild_command(result)}{kept}"
+
+
+def rebuild_command(result: Path) -> str:
+    """The command that makes a result again."""
+    run = run_of(result)
+    for step, options in read_recipe(run)["steps"].items():
+        if os.path.abspath(str(options.get("out"))) == os.path.abspath(result):
+            return shlex.join(["wukong", "run", str(run / "recipe.yaml"), "--redo", step])
+    record = read_record(result) or {}
+    command = record.get("command")
+    if isinstance(command, list):
+        return shlex.join([*map(str, command), "--redo"])
+    return f"the command that made it (wukong {record.get('stage')}), with --redo"
+
+
+def accept(result: Path) -> list[str]:
+    """Records the hashes of a result as it is now, which somebody changed on purpose. Returns the changed files.
+
+    Raises:
+        UsageError: no complete result lies there, or a file of it is gone.
+    """
+    path = record_path(result)
+    record = read_json(path) if path.is_file() else None
+    if read_record(result) is None or record is None:
+        raise UsageError(f"{result}: no complete result of a stage lies there (no {path.name})")
+    base = result if result.is_dir() else result.parent
+    if gone := [name for name in record["files"] if not (base / name).is_file()]:
+        raise UsageError(f"{base / gone[0]}: is gone; {_remedy(result, accept=False)}")
+    hashes = {name: fingerprint(base / name) for name in record["files"]}
+    changed = [name for name, value in hashes.items() if value != record["files"][name]]
+    if changed:
+        accepted = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        write_json(path, record | {"files": hashes, "result": _digest(hashes), "accepted": accepted})
+    return changed
+
+
+# ----------------------------------------------------------------------------------------------------------- one stage
 
 
 def _git_commit() -> str | None:
@@ -38,79 +206,170 @@ def _git_commit() -> str | None:
 
 
 def _input_hash(source: str | Path) -> str | None:
-    """A stage's directory by the files it made, anything else (also what a glob names) by its bytes; None for a
-    hub id."""
+    """A stage's result by what it recorded, anything else (also what a glob names) by its bytes; None for a hub id, and
+    for what is not there."""
+    found = _found(source)
     path = Path(source).expanduser()
-    if not path.exists():
-        found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
-        return _digest([fingerprint(file) for file in found if file.is_file()]) if found else None
-    if path.is_dir() and (path / "provenance.json").exists():
-        return str(read_json(path / "provenance.json").get("result"))
-    return fingerprint(path)
+    if found == [path]:
+        record = read_record(path)
+        if record is None:
+            return fingerprint(path)
+        if path.is_dir():
+            return str(record.get("result"))
+        return str(record["files"].get(path.name) or fingerprint(path))
+    return _digest([fingerprint(file) for file in found]) if found else None
 
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-class Work:
-    """One stage's place on disk, from `begin` to `finish`."""
+State = Literal["new", "begun", "done"]
 
-    def __init__(self, stage: str, options: StageOptions, inputs: Sequence[str | Path], directory: bool) -> None:
-        self.out = options.out
+
+class Work:
+    """One stage's place on disk, from `begin` to `finish`.
+
+    Args:
+        later: inputs that an earlier step of the same run has yet to make: nobody looks at them.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        options: StageOptions,
+        inputs: Sequence[str | Path],
+        directory: bool,
+        later: Sequence[str | Path] = (),
+    ) -> None:
+        self.stage, self.options, self.out = stage, options, options.out
         self.base = self.out if directory else self.out.parent  # the files made are named relative to it
-        self.path = self.out / "provenance.json" if directory else Path(f"{self.out}.provenance.json")
+        self.path = self.out / DIRECTORY_RECORD if directory else Path(f"{self.out}{FILE_RECORD}")
         self.is_directory = directory
-        self.started_path = self.out / "options.json" if directory else self.base / f".{self.out.name}.options.json"
-        self.record: dict[str, Any] = {
-            "stage": stage,
-            "options": options.model_dump(mode="json"),
-            "inputs": {str(source): _input_hash(source) for source in inputs},
-        }
+        self.started_path = self.out / STARTED if directory else self.base / f".{self.out.name}.{STARTED}"
+        self.run = run_of(self.out)
+        self.sources, self.later = list(map(str, inputs)), set(map(str, later))
+        self.inputs = {name: None if name in self.later else _input_hash(name) for name in self.sources}
         # An option that came after a result was made counts as its default, which does what was done before.
         fields = type(options).model_fields.items()
         defaults = {name: field.get_default() for name, field in fields if not field.is_required()}
         self.defaults = to_jsonable_python(defaults)
         self.done = False
         self._begin = time.monotonic()
+        self._hold: Hold | None = None
 
-    def _refuse_if_other(self, path: Path) -> None:
-        before = read_json(path)
-        if before.get("stage") != self.record["stage"]:
-            raise UsageError(f"{self.out}: holds the result of '{before.get('stage')}'; choose another --out")
-        old, new = self.defaults | before.get("options", {}), self.record["options"]
-        changed = [k for k in {**old, **new} if k not in WITHOUT_EFFECT and old.get(k) != new.get(k)]
+    # -------------------------------------------------------------------------------------- what lies there
+
+    def state(self) -> State:
+        """What lies at `out`, without touching it.
+
+        Raises:
+            UsageError: the result of other options or inputs, another stage's, or nobody's.
+            DataError: a finished result that is damaged.
+        """
+        if self.path.exists():
+            record = _read(self.path, self.out)
+            self._refuse_if_other(record, finished=True)
+            if not record["files"]:
+                say(f"warning: {self.path} has no hashes (an older version wrote it): whether {self.out} is whole is "
+                    "not known")  # fmt: skip
+            for name, expected in record["files"].items():
+                file = self.base / name
+                if not file.exists():
+                    say(f"{self.stage}: {file} is gone, so {self.out} is made again")
+                    return "new"
+                if expected and fingerprint(file) != expected:
+                    raise _damaged(file, self.out)
+            return "done"
+        if self.is_directory and self.started_path.exists() and self._anything_made():
+            self._refuse_if_other(_read(self.started_path, self.out), finished=False)
+            return "begun"
+        if not self.is_directory and self.out.exists() and not self.started_path.exists():
+            raise UsageError(f"{self.out}: a file that wukong did not make; move it away or choose another --out")
+        return "new"
+
+    def _refuse_if_other(self, before: dict[str, Any], finished: bool) -> None:
+        if before["stage"] != self.stage:
+            raise UsageError(f"{self.out}: holds the result of '{before['stage']}'; choose another --out")
+        old, new = self.defaults | before["options"], self.options.model_dump(mode="json")
+        names = {*self.sources, *before["inputs"]}
+
+        def same(a: Any, b: Any) -> bool:
+            """Whether two values are equal, or are paths to the same place, or to equal files."""
+            if a == b or portable(a, self.run, names) == portable(b, self.run, names):
+                return True
+            return mapped(a, lambda path: before["inputs"].get(path) or path) == mapped(
+                b, lambda path: self.inputs.get(path) or path
+            )
+
+        changed = [k for k in {**old, **new} if k not in WITHOUT_EFFECT and not same(old.get(k), new.get(k))]
         if changed:
             differences = ", ".join(f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted(changed))
             raise UsageError(
                 f"{self.out}: made with other options ({differences}); use another --out, or make it anew with --redo"
             )
-        old_inputs = list(before.get("inputs", {}).values())
-        if old_inputs != list(self.record["inputs"].values()):
+        if self._other_inputs(list(before["inputs"].values()), finished):
             raise UsageError(f"{self.out}: made from other input files than now; make it anew with --redo")
 
-    def begin(self) -> Work:
-        if self.path.exists():
-            self._refuse_if_other(self.path)
-            missing = [name for name in read_json(self.path).get("files", {}) if not (self.base / name).exists()]
-            if missing:
-                say(f"{self.record['stage']}: {self.base / missing[0]} is gone, so {self.out} is made again")
-                return self
-            self.done = True
-            say(f"{self.record['stage']}: {self.out} is complete, nothing to do")
-        elif self.is_directory and self.started_path.exists() and self._anything_made():
-            self._refuse_if_other(self.started_path)
-        else:
-            if not self.is_directory and self.out.exists() and not self.started_path.exists():
-                raise UsageError(f"{self.out}: a file that wukong did not make; move it away or choose another --out")
-            if processes.is_first():
-                write_json(self.started_path, self.record)
-        return self
+    def _other_inputs(self, old: list[Any], finished: bool) -> bool:
+        """Whether the inputs' hashes differ. One that has none is no difference: a hub id, an older version's, one that
+        an earlier step will make, or one that is no longer there, which a finished stage can do without."""
+        new = list(self.inputs.items())
+        if len(old) != len(new):  # an older version did not count all of them
+            return not self.later and bool({value for value in old if value} - set(self.inputs.values()))
+        for before, (name, now) in zip(old, new, strict=True):
+            unknown = before is None or name in self.later or (now is None and finished)
+            if not unknown and before != now:
+                return True
+        return False
 
     def _anything_made(self) -> bool:
         """Whether a run began here that others could continue: one that stopped at an error in its options did not,
         and must not stand in the way of the corrected command."""
         return any(file != self.started_path and not file.name.startswith(".") for file in self.out.iterdir())
+
+    # ----------------------------------------------------------------------------------------- begin, finish
+
+    def begin(self) -> Work:
+        if processes.is_first():
+            place = self.out if self.is_directory else self.base / f".{self.out.name}{LOCK_SUFFIX}"
+            self._hold = hold(
+                place, f"{self.out}: another process writes there; wait for its end, or choose another --out"
+            )
+        state = self.state()
+        if state == "done":
+            self.done = True
+            say(f"{self.stage}: {self.out} is complete, nothing to do")
+            self._let_go()
+            return self
+        for source in self.sources:
+            verify(source)
+        if processes.is_first():
+            remove_leftovers(self.out.parent, glob.escape(self.out.name))
+            if self.is_directory:
+                remove_leftovers(self.out, deep=True)
+            if state == "new" and not self.path.exists():
+                write_json(self.started_path, self.record())
+        return self
+
+    def _let_go(self) -> None:
+        if self._hold is not None:
+            self._hold.release()
+            self._hold = None
+
+    def record(self) -> dict[str, Any]:
+        """What is known when the stage begins, with `{run}` in paths."""
+        typed = (str(value) for value in self.options.model_dump().values() if isinstance(value, Path))
+        paths, options = {*self.sources, *typed}, self.options.model_dump(mode="json")
+        given = {name: value for name, value in options.items() if value != self.defaults.get(name)}
+        command = ["wukong", self.stage, *(word for name, value in given.items() for word in _words(name, value))]
+        return {
+            "stage": self.stage,
+            "run": os.path.relpath(os.path.abspath(self.run), os.path.abspath(self.started_path.parent)),
+            "options": portable(options, self.run, paths),
+            "inputs": {portable(name, self.run, paths): value for name, value in self.inputs.items()},
+            "command": portable(command, self.run, paths),
+        }
 
     def _name(self, file: Path) -> str:
         return file.relative_to(self.base).as_posix() if file.is_relative_to(self.base) else str(file.absolute())
@@ -121,7 +380,7 @@ class Work:
         write_json(
             self.path,
             {
-                **self.record,
+                **self.record(),
                 "version": wukong.__version__,
                 "git_commit": _git_commit(),
                 "seconds": round(time.monotonic() - self._begin, 1),
@@ -134,12 +393,35 @@ class Work:
         )
         if not self.is_directory:
             self.started_path.unlink(missing_ok=True)
+        self._let_go()
+
+
+def _words(option: str, value: Any) -> list[str]:
+    """An option as it is typed."""
+    flag = option.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    return [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
 
 
 def begin(stage: str, options: StageOptions, inputs: Sequence[str | Path] = (), *, directory: bool = True) -> Work:
-    """Opens a stage: `.done` says that its complete result already lies there.
+    """Opens a stage: `.done` says that its complete result already lies there. Until it finishes, no other process can
+    open a stage at the same place.
 
     Raises:
-        UsageError: an input is missing, or what lies there was made with other options or from other inputs.
+        UsageError: what lies there was made with other options or from other inputs, or another process works on it.
+        DataError: the result or an input is damaged.
     """
     return Work(stage, options, inputs, directory).begin()
+
+
+def look(
+    stage: str,
+    options: StageOptions,
+    inputs: Sequence[str | Path],
+    *,
+    directory: bool,
+    later: Sequence[str | Path] = (),
+) -> State:
+    """What `begin` would find, without changing anything. Errors as there."""
+    return Work(stage, options, inputs, directory, later).state()

@@ -22,9 +22,10 @@ import importlib
 import os
 import re
 import shutil
+import tempfile
 import time
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,10 @@ from pydantic import Field, ValidationError
 from wukong import processes
 from wukong.console import say
 from wukong.errors import DataError, UsageError, WukongError
-from wukong.files import atomic_open, exclusive, read_json, whole_text
+from wukong.files import atomic_open, exclusive, read_yaml, remove_leftovers
 from wukong.options import POLICY_STAGES, Options, StageOptions
+from wukong.places import HERE, RUN, settled
+from wukong.provenance import DIRECTORY_RECORD, FILE_RECORD, STARTED, look, read_record
 
 # ------------------------------------------------------------------------------------------------------- the stages
 
@@ -49,6 +52,8 @@ class Stage:
     summary: str
     positional: str = ""
     """The option that needs no name on the command line."""
+    makes_file: bool = False
+    """Whether its result is a file and not a directory."""
 
     def load(self) -> tuple[type[Options], Callable[[Any], None]]:
         """(the options class, the function that runs it)."""
@@ -59,6 +64,22 @@ class Stage:
 
             run = processes.together(run, trains=issubclass(options, TrainOptions))
         return options, run
+
+    def needs(self, options: Any) -> Sequence[Any]:
+        """What must be there before it can start (wukong.require). Raises UsageError for options at odds."""
+        return importlib.import_module(self.module).needs(options)
+
+    def check(self, options: StageOptions, planned: Any = None) -> None:
+        """Raises UsageError or DataError for whatever would keep it from starting.
+
+        Args:
+            planned: what earlier steps will have made by then (wukong.require.Planned).
+        """
+        from wukong import require
+
+        planned = planned or require.Planned()
+        needs = [*self.needs(options), require.writable(options.out, not self.makes_file)]
+        require.check_needs(needs, planned)
 
     @property
     def example(self) -> str:
@@ -72,8 +93,8 @@ STAGES = {
     "tokenize": Stage("wukong.stages.tokenize", "text -> a tokenizer and token shards"),
     "pretrain": Stage("wukong.stages.pretrain", "token shards -> a base model that continues text"),
     "sft": Stage("wukong.stages.sft", "base model + demonstrations -> a model that answers"),
-    "sample": Stage("wukong.stages.sample", "prompts + models -> several responses to each prompt"),
-    "label": Stage("wukong.stages.label", "responses -> rankings, by simulated annotators"),
+    "sample": Stage("wukong.stages.sample", "prompts + models -> several responses to each prompt", makes_file=True),
+    "label": Stage("wukong.stages.label", "responses -> rankings, by simulated annotators", makes_file=True),
     "reward": Stage("wukong.stages.reward", "rankings -> a reward model"),
     "ppo": Stage("wukong.stages.ppo", "SFT model + reward model -> the policy people prefer"),
     "reinforce": Stage("wukong.stages.reinforce", "the same by REINFORCE, with a running or learned baseline"),
@@ -83,7 +104,7 @@ STAGES = {
     "dpo": Stage("wukong.stages.dpo", "SFT model + rankings -> a policy, without reward model (DPO, IPO)"),
     "kto": Stage("wukong.stages.kto", "SFT model + thumbs up and down -> a policy"),
     "evaluate": Stage("wukong.stages.evaluate", "models + unseen prompts -> win rates, KL, diversity"),
-    "report": Stage("wukong.stages.report", "a run directory -> one self-contained HTML page"),
+    "report": Stage("wukong.stages.report", "a run directory -> one self-contained HTML page", makes_file=True),
 }
 """What a recipe's steps can be, in the order of the road."""
 
@@ -129,7 +150,9 @@ class Recipe(Options):
     seed: int = 0
     """The seed of every step that has none of its own."""
     run_dir: Path | None = None
-    """The run directory; runs/<name> when absent."""
+    """The run directory; runs/<name> when absent. "{here}" is the directory that the recipe lies in."""
+    called_from: str | None = None
+    """In the recipe that a run leaves in its directory: where relative paths begin, as seen from there."""
     steps: dict[str, dict[str, Any]] = Field(min_length=1)
     """The options of each step, in the order in which they run."""
 
@@ -164,20 +187,12 @@ def load_recipe(path: str | Path) -> Loaded:
         UsageError: a missing file. DataError: what is wrong, with the line.
     """
     path = Path(path)
-    text = whole_text(path)
-    lines: Lines = {}
-    try:
-        if (root := yaml.compose(text, Loader=yaml.SafeLoader)) is not None:
-            lines.update(_key_lines(root, path))
-        content = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        raise DataError(f"not valid YAML: {error.problem}", file=path, line=mark.line + 1 if mark else None) from None
-    except yaml.YAMLError as error:
-        raise DataError(f"not valid YAML: {' '.join(str(error).split())}", file=path) from None
+    content, root = read_yaml(path)
+    lines: Lines = {} if root is None else dict(_key_lines(root, path))
     if not isinstance(content, dict) or not isinstance(content.get("steps"), dict):
         raise DataError("a recipe needs `name:` and `steps:`", file=path, hint="docs/recipes.md shows one")
     content["steps"] = {str(name): {} if given is None else given for name, given in content["steps"].items()}
+    content = settled(content, path)
     try:
         loaded = Loaded(path, Recipe.model_validate(content), lines)
     except ValidationError as error:
@@ -202,7 +217,7 @@ def _key_lines(root: yaml.Node, path: Path) -> Iterator[tuple[tuple[str, ...], i
             return
         seen = set()
         for key, value in node.value:
-            if key.value in seen:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
                 raise DataError(f"{key.value!r} is given twice", file=path, line=key.start_mark.line + 1)
             seen.add(key.value)
             name = (*above, str(key.value))
@@ -220,6 +235,8 @@ class Step:
     name: str
     options: StageOptions
     run: Callable[[Any], None]
+    written: StageOptions
+    """The same options with `{run}` for the run directory."""
 
     @property
     def stage(self) -> str:
@@ -262,15 +279,19 @@ def resolve(
         if "seed" in options_class.model_fields:
             values.setdefault("seed", recipe.seed if seed is None else seed)
         try:
-            options = options_class.model_validate({key: _filled(v, run_dir) for key, v in values.items()})
+            options, portable = (
+                options_class.model_validate({key: _filled(value, run) for key, value in values.items()})
+                for run in (run_dir, Path(RUN))
+            )
         except ValidationError as error:
             option, problem = complaint(error, options_class)
             raise wrong(problem, option) from None
         assert isinstance(options, StageOptions)
+        assert isinstance(portable, StageOptions)
         for other in steps:
-            if other.options.out == options.out:
+            if os.path.abspath(other.options.out) == os.path.abspath(options.out):
                 raise wrong(f"{options.out} is the result of step {other.name} already", "out")
-        steps.append(Step(name, options, run))
+        steps.append(Step(name, options, run, portable))
     return run_dir, steps
 
 
@@ -325,8 +346,8 @@ def _is_made(text: str, run_dir: Path, steps: list[Step]) -> bool:
 
 def check_removable(stage: str, out: Path) -> None:
     """Raises UsageError where `out` holds the result of another stage, or a directory of anything else."""
-    marks = [out / "provenance.json", out / "options.json", _side_file(out)]
-    made_by = next((read_json(mark).get("stage") for mark in marks if mark.is_file()), None)
+    marks = [out / DIRECTORY_RECORD, out / STARTED, _side_file(out)]
+    made_by = next((record["stage"] for mark in marks if (record := read_record(mark)) is not None), None)
     if made_by is not None and made_by != stage:
         raise UsageError(f"{out}: holds the result of '{made_by}', so --redo does not delete it; choose another --out")
     if made_by is None and out.is_dir() and any(out.iterdir()):
@@ -337,7 +358,7 @@ def check_removable(stage: str, out: Path) -> None:
 
 
 def _side_file(out: Path) -> Path:
-    return Path(f"{out}.provenance.json")
+    return Path(f"{out}{FILE_RECORD}")
 
 
 def remove_result(stage: str, out: Path) -> None:
@@ -346,12 +367,15 @@ def remove_result(stage: str, out: Path) -> None:
     Raises:
         UsageError: what lies there is not, or not only, the result of this stage.
     """
-    check_removable(stage, out)
     if out.is_dir():
-        doomed = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-        out.replace(doomed)
-        shutil.rmtree(doomed)
-    elif _side_file(out).exists():  # a file without one was not made here, or is drawn anew each time, as the report
+        with exclusive(out, f"{out}: another process writes there; wait for its end"):
+            check_removable(stage, out)
+            doomed = Path(tempfile.mkdtemp(prefix=f".{out.name}.wukong-", suffix=".tmp", dir=out.parent))
+            out.replace(doomed)  # the lock goes with it
+            shutil.rmtree(doomed)
+        return
+    check_removable(stage, out)
+    if _side_file(out).exists():  # a file without one was not made here, or is drawn anew each time, as the report
         _side_file(out).unlink()
         out.unlink(missing_ok=True)
 
@@ -411,8 +435,8 @@ def _run_steps(
     recipe: Recipe, directory: Path, steps: list[Step], seed: int | None, until: str | None, redo: str | None
 ) -> None:
     names = [step.name for step in steps]
-    processes.by_first(lambda: _prepare(directory, recipe, seed, steps, redo))
     count = names.index(until) + 1 if until else len(steps)
+    processes.by_first(lambda: _prepare(directory, recipe, seed, steps, count, redo))
     for number, step in enumerate(steps[:count], start=1):
         say(f"[{number}/{count}] {step.name} -> {step.options.out}")
         begin = time.monotonic()
@@ -426,16 +450,44 @@ def _run_steps(
     _say_what_next(steps[:count])
 
 
-def _prepare(directory: Path, recipe: Recipe, seed: int | None, steps: list[Step], redo: str | None) -> None:
-    """Deletes what is to be made again, and leaves the resolved recipe in the run directory."""
-    if redo:
-        again = steps[[step.name for step in steps].index(redo) :]
-        for step in again:
+def _prepare(
+    directory: Path, recipe: Recipe, seed: int | None, steps: list[Step], count: int, redo: str | None
+) -> None:
+    """Checks all steps; then deletes what is to be made again, and leaves the resolved recipe in the run directory."""
+    again = steps[[step.name for step in steps].index(redo) :] if redo else []
+    _check_steps(steps[:count], again)
+    for step in again:
+        with _named(step.name):
             check_removable(step.stage, step.options.out)
-        for step in reversed(again):
-            remove_result(step.stage, step.options.out)
+    for step in reversed(again):
+        remove_result(step.stage, step.options.out)
+    remove_leftovers(directory)
     if redo or not (directory / "recipe.yaml").exists():
         _write_resolved(directory, recipe, seed, steps)
+
+
+def _check_steps(steps: Sequence[Step], again: Sequence[Step]) -> None:
+    """What is wrong with the last step should not be learnt after an hour, nor after the results were deleted.
+
+    Raises:
+        UsageError: a step could not start, or its result was made with other options. DataError: a finished result,
+            or an input, is damaged.
+    """
+    from wukong.require import Planned, sources
+
+    planned = Planned()
+    for step in steps:
+        stage, options = STAGES[step.stage], step.options
+        with _named(step.name):
+            needs = stage.needs(options)
+            state = "new"
+            if step not in again and step.stage != "report":  # which is a view, drawn anew each time
+                later = [source for source in sources(needs) if planned.find(source) is not None]
+                directory = not stage.makes_file
+                state = look(step.stage, options, sources(needs), directory=directory, later=later)
+            if state != "done":
+                stage.check(options, planned)
+                planned.add(step.name, step.stage, options)
 
 
 FINISHED_SECONDS = 0.1
@@ -445,14 +497,20 @@ FINISHED_SECONDS = 0.1
 def _write_resolved(directory: Path, recipe: Recipe, seed: int | None, steps: list[Step]) -> None:
     """`recipe.yaml` in the run directory: the options of every step, spelled out; itself a recipe that runs."""
     content: dict[str, Any] = {"name": recipe.name, "seed": recipe.seed if seed is None else seed}
-    content |= {"run_dir": str(directory), "steps": {}}
+    content |= {"run_dir": HERE, "called_from": _called_from(directory), "steps": {}}
     for step in steps:
-        options = step.options.model_dump(mode="json")
+        options = step.written.model_dump(mode="json")
         if options["seed"] == content["seed"]:
             del options["seed"]  # so that --seed still changes it
         content["steps"][step.name] = options
     with atomic_open(directory / "recipe.yaml") as out:
         yaml.safe_dump(content, out, sort_keys=False, allow_unicode=True, width=118)
+
+
+def _called_from(directory: Path) -> str:
+    """The working directory, as seen from a run that lies in it; else where it is."""
+    here, run = os.getcwd(), os.path.abspath(directory)
+    return os.path.relpath(here, run) if Path(run).is_relative_to(here) else here
 
 
 @contextlib.contextmanager

@@ -155,7 +155,7 @@ class ResponseEnv(gymnasium.Env[np.ndarray, np.int64]):
         token = int(action)
         kl = self._log_ratio(token) if self.kl_coef else 0.0
         self._response.append(token)
-        ended = token == self.tokenizer.eos_id
+        ended = token in self.tokenizer.eos_ids
         self._over = ended or len(self._response) == self.max_new_tokens
         reward = -self.kl_coef * kl
         info: dict[str, Any] = {"kl": kl}

@@ -162,7 +162,7 @@ def generate(
     model: GPT2,
     prompts: Sequence[Sequence[int]],
     *,
-    eos_id: int,
+    eos_id: int | Sequence[int],
     max_new_tokens: int,
     seeds: Sequence[int],
     temperature: float = 1.0,
@@ -176,7 +176,7 @@ def generate(
     Args:
         model: in eval mode, in the precision it is to decode in.
         prompts: token ids; prompt + max_new_tokens must fit the model's context.
-        eos_id: the token that ends a response.
+        eos_id: the token that ends a response, or several of which any does.
         max_new_tokens: responses are cut there.
         seeds: one per prompt.
         temperature: the logits are divided by it; 0 takes the likeliest token (greedy).
@@ -213,7 +213,7 @@ def stream(
     model: GPT2,
     prompt: Sequence[int],
     *,
-    eos_id: int,
+    eos_id: int | Sequence[int],
     max_new_tokens: int,
     seed: int,
     temperature: float = 1.0,
@@ -222,8 +222,8 @@ def stream(
 ) -> Iterator[int]:
     """The tokens of one response as they are drawn, for whoever reads along; the same ones as `generate` gives.
 
-    Arguments and errors as for `generate`; the caller may stop at any token. The last one is `eos_id` when the model
-    ended its response.
+    Arguments and errors as for `generate`; the caller may stop at any token. The last one is an end token when the
+    model ended its response.
     """
     require_room(model, prompt, max_new_tokens)
     one = Continuation(prompt, max_new_tokens, seed, temperature, top_k, top_p)
@@ -252,11 +252,11 @@ class Decoder:
 
     Args:
         model: in eval mode, in the precision it is to decode in.
-        eos_id: the token that ends a response.
+        eos_id: the token that ends a response, or several of which any does.
     """
 
-    def __init__(self, model: GPT2, eos_id: int) -> None:
-        self.model, self.eos_id = model, eos_id
+    def __init__(self, model: GPT2, eos_id: int | Sequence[int]) -> None:
+        self.model, self.ends = model, {eos_id} if isinstance(eos_id, int) else set(eos_id)
         self.device = model.wte.weight.device
         self._clear()
 
@@ -327,7 +327,7 @@ class Decoder:
         for row, one in writing:
             one.written.ids.append(tokens[row])
             one.written.logprobs.append(logprobs[row])
-            one.written.finished = tokens[row] == self.eos_id
+            one.written.finished = tokens[row] in self.ends
         self._leave([row for row, one in writing if one.over])
         return [one for _, one in writing]
 

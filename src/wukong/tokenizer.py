@@ -11,95 +11,124 @@ an answer follows or not, so what is trained on is exactly what is sampled.
 from __future__ import annotations
 
 import codecs
-import datetime
+import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import jinja2
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import ValidationError
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers, trainers
 
+from wukong.chat_template import DEFAULT_TEMPLATE, TEMPLATES, ChatTemplate
 from wukong.errors import DataError, UsageError
-from wukong.files import numbered_lines, read_json, write_json
+from wukong.files import write_json
 from wukong.records import Message, PromptLike, as_messages
+from wukong.tokenizer_files import EOS, TOKENIZER_FILES, gpt2_definition, is_gpt2s, pair_of, read_tokenizer
 
-EOS = "<|endoftext|>"
-TEMPLATES = Path(__file__).parent / "templates"
-DEFAULT_TEMPLATE = "alpaca"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-    "encoder.json",
-    "vocab.bpe",
-)
+__all__ = ["DEFAULT_TEMPLATE", "EOS", "TEMPLATES", "TOKENIZER_FILES", "StreamDecoder", "Tokenizer", "local_directory"]
+
+OWN_ROLES = {f"{role}_token": EOS for role in ("bos", "eos", "unk", "pad")}
 
 
 class Tokenizer:
-    """GPT-2's byte-level BPE with a chat template; made by `train` or `load`.
+    """Byte-level BPE with a chat template; made by `train` or `load`.
 
     Args:
-        vocab: token -> id, in GPT-2's printable spelling of bytes; the ids are 0..len-1.
-        merges: pairs of tokens, the first learnt first.
-        added: further tokens (id, text, special) as `tokenizer.json` lists them; `<|endoftext|>` needs no mention.
+        definition: the content of a tokenizer.json, checked (`tokenizer_files.read_tokenizer`).
+        roles: role -> text of the special token, e.g. {"eos_token": "<|endoftext|>"}.
+        end_ids: the tokens that end an answer, where the model names some; those it has no token for are never drawn.
         template: "alpaca", "plain", the path of a Jinja file, or Jinja source.
 
+    Attributes:
+        eos_id: the token that ends a document (`eos_token`).
+        eos_ids: the tokens that end an answer; the first is the one with which the template does.
+        vocab_size: how many tokens there are; their ids are 0..vocab_size-1.
+        roles: as given.
+
     Raises:
-        UsageError: a vocabulary that is not byte-level BPE with `<|endoftext|>`, or an unusable template.
+        UsageError: a vocabulary that is not byte-level BPE with an end token, or an unusable template.
     """
 
     def __init__(
         self,
-        vocab: dict[str, int],
-        merges: Sequence[tuple[str, str]],
+        definition: Mapping[str, Any],
         *,
-        added: Sequence[dict[str, Any]] = (),
+        roles: Mapping[str, str] = OWN_ROLES,
+        end_ids: Sequence[int] = (),
         template: str | Path = DEFAULT_TEMPLATE,
     ) -> None:
-        missing = [symbol for symbol in pre_tokenizers.ByteLevel.alphabet() if symbol not in vocab]
+        self._vocab: dict[str, int] = definition["model"]["vocab"]
+        missing = [symbol for symbol in pre_tokenizers.ByteLevel.alphabet() if symbol not in self._vocab]
         if missing:
             raise UsageError(f"not a byte-level BPE vocabulary: {len(missing)} of the 256 bytes have no token")
-        self._vocab, self._merges, self._added = vocab, list(merges), list(added)
-        try:
-            self._backend = Backend(models.BPE(vocab=vocab, merges=self._merges))
-        except Exception as error:  # the Rust side raises bare exceptions, e.g. for a merge of unknown tokens
-            raise UsageError(f"the vocabulary and the merges do not fit each other: {error}") from None
-        self._backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        self._backend.decoder = decoders.ByteLevel()
-        self._specials: dict[str, int] = {}
-        for token in sorted(added, key=lambda token: token["id"]):
-            self._add(token["content"], token.get("special", True), token["id"])
-        if EOS not in self._specials:
-            if EOS not in vocab:
-                raise UsageError(f"the vocabulary has no {EOS} token, which ends GPT-2's documents and answers")
-            self._add(EOS, True, vocab[EOS])
-        self.eos_id: int = self._specials[EOS]
+        self._backend = _backend_of(definition)
+        self._merges = [pair_of(merge) for merge in definition["model"]["merges"]]
         self.vocab_size: int = self._backend.get_vocab_size()
         if sorted(self._backend.get_vocab().values()) != list(range(self.vocab_size)):
             raise UsageError(f"the vocabulary's ids are not 0 to {self.vocab_size - 1}, each once")
-        self._backend.encode_special_tokens = True  # special tokens written in a text are ordinary characters
-        self._chat = _ChatTemplate(template)
+        added = self._backend.get_added_tokens_decoder()
+        for token in definition["added_tokens"]:
+            if token["id"] not in added or added[token["id"]].content != token["content"]:
+                raise UsageError(f"the added token {token['content']!r} cannot have the id {token['id']}")
+        end_ids = [index for index in end_ids if index < self.vocab_size]
+        self.roles = dict(roles)
+        if "eos_token" not in self.roles:
+            ends = [text for index in end_ids if (text := self._backend.id_to_token(index))]
+            if not (ends := ends or [EOS] * (EOS in self._vocab)):
+                raise UsageError("no token ends documents and answers: name it as eos_token in tokenizer_config.json")
+            self.roles["eos_token"] = ends[0]
+        self._make_special(
+            definition, [self.roles["eos_token"], *filter(None, map(self._backend.id_to_token, end_ids))]
+        )
+        self.eos_id: int = self._specials[self.roles["eos_token"]]
+        self._chat = ChatTemplate(template, self.roles, self._specials)
+        others = {self.eos_id, *end_ids} if not end_ids else set(end_ids)
+        first = self._specials[self._chat.end]
+        self.eos_ids: tuple[int, ...] = (first, *sorted(others - {first}))
+        self._end_ids = tuple(end_ids)
 
-    def _add(self, text: str, special: bool, expected_id: int) -> None:
-        self._backend.add_tokens([AddedToken(text, special=special, normalized=False)])
-        if self._backend.token_to_id(text) != expected_id:
-            raise UsageError(f"the added token {text!r} cannot have the id {expected_id}")
-        if special:
-            self._specials[text] = expected_id
+    def _make_special(self, definition: Mapping[str, Any], ends: Sequence[str]) -> None:
+        """What ends an answer must be special, whatever its files say: nobody may forge it in a text."""
+        tokens = self._backend.get_added_tokens_decoder()
+        special = {token.content for token in tokens.values() if token.special}
+        ordinary = [text for text in dict.fromkeys(ends) if text not in special]
+        if ordinary:
+            kept = [token for token in definition["added_tokens"] if token["content"] not in ordinary]
+            new = [
+                {"id": self._backend.token_to_id(text), "content": text, "special": True, "normalized": False}
+                | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+                for text in ordinary
+            ]
+            added = sorted([*kept, *new], key=lambda token: token["id"])
+            self._backend = _backend_of({**definition, "added_tokens": added})
+            tokens = self._backend.get_added_tokens_decoder()
+        self._specials = {token.content: index for index, token in sorted(tokens.items()) if token.special}
+        self._backend.encode_special_tokens = True  # special tokens written in a text are ordinary characters
+        ids = self._backend.encode("a").ids
+        self._before_text = ids[: len(ids) - len(self._backend.encode("a", add_special_tokens=False).ids)]
+        self._continuing = self._backend
+        splitter = definition["pre_tokenizer"]
+        parts = splitter.get("pretokenizers", [splitter])
+        if parts[-1].get("add_prefix_space"):
+            plain = copy.deepcopy(splitter)
+            plain.get("pretokenizers", [plain])[-1]["add_prefix_space"] = False
+            content = json.loads(self._backend.to_str())
+            self._continuing = _backend_of({**content, "pre_tokenizer": plain})
+            self._continuing.encode_special_tokens = True
 
     def __reduce__(self):
-        # The compiled template cannot be pickled, and the backend's copy would forget `encode_special_tokens`.
-        return _rebuild, (self._vocab, self._merges, self._added, self.template)
+        # The template's process cannot be pickled, and the backend's copy would forget `encode_special_tokens`.
+        definition = json.loads(self._backend.to_str())
+        return _rebuild, (definition, self.roles, self._end_ids, self.template)
+
+    def role_id(self, role: str) -> int:
+        """The token with a role such as "pad_token"; that which ends documents where none has it."""
+        return self._specials[self.roles.get(role, self.roles["eos_token"])]
 
     # ------------------------------------------------------------------------------------------ made and stored
 
@@ -125,61 +154,55 @@ class Tokenizer:
         )
         backend.train_from_iterator(_checked(texts), trainer)
         model = json.loads(backend.to_str())["model"]
-        vocab, merges = model["vocab"], [_pair(merge) for merge in model["merges"]]
+        vocab, merges = model["vocab"], [pair_of(merge) for merge in model["merges"]]
         if len(vocab) < vocab_size - 1:
             raise UsageError(
                 f"vocab_size {vocab_size} is too large, these texts repeat too little: lower it to {len(vocab) + 1}"
             )
-        return cls({**vocab, EOS: len(vocab)}, merges, template=template)
+        end = {"id": len(vocab), "content": EOS, "special": True, "normalized": False}
+        added = [end | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)]
+        return cls(gpt2_definition({**vocab, EOS: len(vocab)}, merges, added), template=template)
 
     @classmethod
     def load(cls, source: str | Path, *, template: str | Path | None = None) -> Tokenizer:
         """Reads a tokenizer from a directory or a Hugging Face hub id.
 
         Args:
-            source: holds tokenizer.json, or vocab.json + merges.txt, or OpenAI's encoder.json + vocab.bpe.
+            source: holds tokenizer.json, or vocab.json + merges.txt, or OpenAI's encoder.json + vocab.bpe; the files
+                beside it are honoured: tokenizer_config.json, special_tokens_map.json, added_tokens.json, chat
+                templates, and the end tokens of generation_config.json or config.json.
             template: instead of the one stored beside the tokenizer ("alpaca" where none is stored).
 
         Raises:
             UsageError: nothing there, or not GPT-2's kind of tokenizer.
         """
         directory = local_directory(source, TOKENIZER_FILES)
-        if template is None:
-            template = _stored_template(directory)
-        if (file := directory / "tokenizer.json").is_file():
-            vocab, merges, added = _read_tokenizer_json(file)
-            return cls._from_file(file, vocab, merges, added, template)
-        for vocab_name, merges_name in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
-            if (file := directory / vocab_name).is_file():
-                return cls._from_file(file, read_json(file), _read_merges(directory / merges_name), (), template)
-        raise UsageError(f"{directory}: no tokenizer here (tokenizer.json, vocab.json or encoder.json)")
-
-    @classmethod
-    def _from_file(cls, file: Path, vocab: Any, merges: Any, added: Any, template: str | Path) -> Tokenizer:
-        if not isinstance(vocab, dict) or not all(type(index) is int for index in vocab.values()):
-            raise UsageError(f"{file}: not a vocabulary (an object of token: id)")
+        files = read_tokenizer(directory)
+        chosen = files.template if template is None else template
         try:
-            return cls(vocab, merges, added=added, template=template)
+            return cls(files.definition, roles=files.roles, end_ids=files.end_ids, template=chosen)
         except UsageError as error:
-            raise UsageError(f"{file.parent}: {error}") from None
+            where = "" if str(error).startswith("chat template /") else f"{directory}: "
+            raise UsageError(f"{where}{error}") from None
 
     def save(self, directory: str | Path, *, model_max_length: int | None = None) -> None:
         """Writes the files from which `load` and `transformers.AutoTokenizer` make the same tokenizer."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        names = {f"{role}_token": EOS for role in ("bos", "eos", "unk", "pad")}
-        config = {
-            "tokenizer_class": "GPT2Tokenizer",
-            "add_prefix_space": False,
+        definition = json.loads(self._backend.to_str())
+        splits_as_gpt2 = is_gpt2s(definition)
+        config: dict[str, Any] = {
+            "tokenizer_class": "GPT2Tokenizer" if splits_as_gpt2 else "PreTrainedTokenizerFast",
+            "add_prefix_space": self._continuing is not self._backend,
             "clean_up_tokenization_spaces": False,
             "errors": "replace",
-            **names,
+            **self.roles,
         }
         if model_max_length is not None:
             config["model_max_length"] = model_max_length
         write_json(directory / "tokenizer_config.json", config)
-        write_json(directory / "special_tokens_map.json", names)
-        write_json(directory / "tokenizer.json", json.loads(self._backend.to_str()))
+        write_json(directory / "special_tokens_map.json", self.roles)
+        write_json(directory / "tokenizer.json", definition)
         write_json(directory / "vocab.json", self._vocab)
         merges = "".join(f"{left} {right}\n" for left, right in self._merges)
         (directory / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8", newline="\n")
@@ -188,18 +211,28 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of vocabulary, merges, special tokens and template: equal means equal tokens for any input."""
-        parts = [sorted(self._backend.get_vocab().items()), self._merges, self._specials, self._chat.source]
+        parts: list[Any] = [sorted(self._backend.get_vocab().items()), self._merges, self._specials, self._chat.source]
+        definition = json.loads(self._backend.to_str())
+        if not is_gpt2s(definition) or self._continuing is not self._backend:
+            parts.append([definition["normalizer"], definition["pre_tokenizer"]])
+        if {self.roles["eos_token"], self._chat.end} != {EOS} or len(self.eos_ids) > 1:
+            parts.append([self.roles["eos_token"], self.eos_ids])
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     # ------------------------------------------------------------------------------------------ text and tokens
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, no special token among them. Raises DataError for a lone surrogate."""
-        return self._backend.encode(_check(text)).ids
+        return self._backend.encode(_check(text), add_special_tokens=False).ids
+
+    def raw_ids(self, text: str) -> list[int]:
+        """Token ids of a text to be continued as it stands, behind the token that the model has before each text, if
+        it has one (a `bos_token`, GPT-2 none)."""
+        return self._before_text + self.encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """As `encode`, for many texts on all cores."""
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(_checked(texts)))]
+        return [e.ids for e in self._backend.encode_batch_fast(list(_checked(texts)), add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of token ids. Bytes that are not UTF-8 and ids that have no token show as U+FFFD."""
@@ -220,7 +253,10 @@ class Tokenizer:
         added = {index: token.content for index, token in self._backend.get_added_tokens_decoder().items()}
         of_symbol = _byte_of_symbol()
         table = {
-            index: bytes(of_symbol[c] for c in token) for token, index in self._vocab.items() if index not in added
+            # As the ByteLevel decoder does: a token with a character that spells no byte is its own text.
+            index: bytes(of_symbol[c] for c in token) if of_symbol.keys() >= set(token) else token.encode()
+            for token, index in self._vocab.items()
+            if index not in added
         }
         return table | {index: text.encode() for index, text in added.items()}
 
@@ -262,11 +298,21 @@ class Tokenizer:
         return ids
 
     def response_ids(self, text: str, finished: bool = True) -> list[int]:
-        """Tokens of an answer; `finished` appends `<|endoftext|>`, an answer cut off by its length has none."""
-        return self.encode(text) + [self.eos_id] * finished
+        """Tokens of an answer; `finished` appends the token that ends the assistant's turn (`<|endoftext|>`, or what
+        the model's template has there), an answer cut off by its length has none."""
+        return self._answer_ids(text) + [self.eos_ids[0]] * finished
+
+    def _answer_ids(self, text: str) -> list[int]:
+        """An answer follows its prompt: it begins with a space of its own (`add_prefix_space`) only where that ends
+        with a special token."""
+        return self._continued(text) if self._chat.answer_follows_text else self.encode(text)
+
+    def _continued(self, text: str) -> list[int]:
+        """Token ids of a text that follows another one directly."""
+        return self._continuing.encode(_check(text), add_special_tokens=False).ids
 
     def conversation_ids(self, messages: PromptLike) -> tuple[list[int], list[bool]]:
-        """Tokens of a whole conversation, and True for each token the assistant says, `<|endoftext|>` included.
+        """Tokens of a whole conversation, and True for each token the assistant says, its end token included.
 
         `prompt_ids(messages[:-1]) + response_ids(messages[-1].content)` gives the same tokens.
         """
@@ -286,19 +332,42 @@ class Tokenizer:
         for turn in turns:
             for text, veil in veils.items():
                 turn["content"] = turn["content"].replace(text, veil)
+        follows_text = False
         for text, is_response in self._chat.turns(turns, waiting):
-            for part in self._special_pattern.split(text):
-                if part in self._specials:
-                    yield self._specials[part], is_response
+            for part, special_id in self._split(text):
+                if special_id is not None:
+                    yield special_id, is_response
+                    follows_text = False
                     continue
                 for special, veil in veils.items():
                     part = part.replace(veil, special)
-                yield from ((index, is_response) for index in self.encode(part))
+                if is_response:
+                    ids = self._answer_ids(part)
+                else:
+                    ids = self._continued(part) if follows_text else self.encode(part)
+                yield from ((index, is_response) for index in ids)
+                follows_text = True
+
+    def _split(self, text: str) -> Iterator[tuple[str, int | None]]:
+        """The template's text cut at its special tokens: (text, None) or (token, its id)."""
+        done = 0
+        for match in self._special_pattern.finditer(text):
+            if match.start() > done:
+                yield text[done : match.start()], None
+            yield match[0], self._specials[match[0].strip() if match[0] not in self._specials else match[0]]
+            done = match.end()
+        if done < len(text):
+            yield text[done:], None
 
     @cached_property
     def _special_pattern(self) -> re.Pattern[str]:
-        longest_first = sorted(self._specials, key=len, reverse=True)
-        return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        """The longest of those that begin at a place; white space beside it belongs to some (`lstrip`, `rstrip`)."""
+        tokens = [token for token in self._backend.get_added_tokens_decoder().values() if token.special]
+        longest_first = sorted(tokens, key=lambda token: len(token.content), reverse=True)
+        return re.compile("|".join(
+            ("\\s*" if token.lstrip else "") + re.escape(token.content) + ("\\s*" if token.rstrip else "")
+            for token in longest_first
+        ))  # fmt: skip
 
 
 class StreamDecoder:
@@ -317,57 +386,6 @@ class StreamDecoder:
     def finish(self) -> str:
         """What is left: U+FFFD where the last character stayed incomplete, else nothing."""
         return self._utf8.decode(b"", final=True)
-
-
-class _ChatTemplate:
-    """A Jinja template, run as `transformers` runs it: sandboxed, as it may come from the hub, and trimmed alike."""
-
-    def __init__(self, template: str | Path) -> None:
-        name, self.source = _template_source(template)
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-        self._name = f"chat template {name}"
-        try:
-            self._compiled = environment.from_string(self.source)
-        except jinja2.TemplateSyntaxError as error:
-            raise UsageError(f"{self._name}: line {error.lineno}: {error.message}") from None
-        probe = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
-        said = [text for text, is_response in self.turns(probe, waiting=False) if is_response]
-        if said != ["A" + EOS]:
-            raise UsageError(
-                f"{self._name}: after its generation prompt an assistant's turn must be the content and {EOS} "
-                f"(eos_token), not {said[0]!r}; choose another with template='alpaca'"
-            )
-
-    def render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        try:
-            return self._compiled.render(
-                messages=messages,
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **{f"{role}_token": EOS for role in ("bos", "eos", "unk", "pad")},
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
-            raise UsageError(f"{self._name}: {error}") from None
-
-    def turns(self, messages: list[dict[str, str]], waiting: bool) -> Iterator[tuple[str, bool]]:
-        """The rendered conversation cut before and after each of the assistant's turns: (text, is_response)."""
-        done = ""
-        for i, message in enumerate(messages):
-            if message["role"] == "assistant":
-                prompt = self.render(messages[:i], True)
-                yield self._beyond(done, prompt), False
-                done = self.render(messages[: i + 1], False)
-                yield self._beyond(prompt, done), True
-        yield self._beyond(done, self.render(messages, waiting)), False
-
-    def _beyond(self, start: str, text: str) -> str:
-        if not text.startswith(start):
-            raise UsageError(f"{self._name}: a later turn changes the text of an earlier one; use template='alpaca'")
-        return text[len(start) :]
 
 
 def local_directory(source: str | Path, files: Sequence[str]) -> Path:
@@ -432,8 +450,19 @@ def _checked_messages(prompt: PromptLike) -> list[Message]:
         raise DataError(f"message: {first['msg']}", field=".".join(map(str, first["loc"]))) from None
 
 
-def _rebuild(vocab: dict[str, int], merges: list, added: list, template: str) -> Tokenizer:
-    return Tokenizer(vocab, merges, added=added, template=template)
+def _backend_of(definition: Mapping[str, Any]) -> Backend:
+    """Raises UsageError for what the `tokenizers` library does not take."""
+    try:
+        return Backend.from_str(json.dumps(definition))
+    except BaseException as error:  # the Rust side raises bare exceptions, and a panic is none of those
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = (str(error).splitlines() or ["damaged"])[0]
+        raise UsageError(f"the vocabulary and the merges do not fit each other: {reason[:200]}") from None
+
+
+def _rebuild(definition: dict, roles: dict[str, str], end_ids: Sequence[int], template: str) -> Tokenizer:
+    return Tokenizer(definition, roles=roles, end_ids=end_ids, template=template)
 
 
 def _dicts(messages: Iterable[Message]) -> list[dict[str, str]]:
@@ -445,72 +474,3 @@ def _byte_of_symbol() -> dict[str, int]:
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in visible]
     return {chr(byte): byte for byte in visible} | {chr(0x100 + i): byte for i, byte in enumerate(hidden)}
-
-
-def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
-    left, right = merge.split(" ") if isinstance(merge, str) else merge
-    return left, right
-
-
-def _read_merges(file: Path) -> list[tuple[str, str]]:
-    merges = []
-    for number, line in numbered_lines(file):
-        if not line or (number == 1 and line.startswith("#version")):
-            continue
-        try:
-            merges.append(_pair(line))
-        except ValueError:
-            raise DataError("a merge is two tokens with a space between", file=file, line=number) from None
-    return merges
-
-
-def _read_tokenizer_json(file: Path) -> tuple[Any, list[tuple[str, str]], list[dict]]:
-    """Vocabulary, merges and added tokens. Raises UsageError where the file would not tokenise as GPT-2 does."""
-    content = read_json(file)
-    model = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or "merges" not in model:
-        raise UsageError(f"{file}: not a BPE tokenizer, GPT-2's is needed")
-    splitter = content.get("pre_tokenizer") or {}
-    if splitter.get("type") != "ByteLevel" or not splitter.get("use_regex", True) or content.get("normalizer"):
-        raise UsageError(f"{file}: text is not split as GPT-2 does (ByteLevel, no normalizer)")
-    if splitter.get("add_prefix_space"):
-        raise UsageError(f"{file}: add_prefix_space is set, GPT-2 was trained without it")
-    try:
-        merges = [_pair(merge) for merge in model["merges"]]
-        added = [
-            {"id": int(t["id"]), "content": str(t["content"]), "special": t["special"]} for t in content["added_tokens"]
-        ]
-    except (ValueError, TypeError, KeyError):
-        raise UsageError(f"{file}: its merges or added_tokens are damaged") from None
-    return model.get("vocab"), merges, added
-
-
-def _stored_template(directory: Path) -> str | Path:
-    if (file := directory / "chat_template.jinja").is_file():
-        return file
-    if (file := directory / "tokenizer_config.json").is_file():
-        stored = read_json(file).get("chat_template")
-        if isinstance(stored, str):
-            return stored
-    return DEFAULT_TEMPLATE
-
-
-def _template_source(template: str | Path) -> tuple[str, str]:
-    """(what to call it in an error, Jinja source)."""
-    name = str(template)
-    if isinstance(template, str) and ("{{" in template or "{%" in template):
-        return "given as text", template
-    built_in = TEMPLATES / f"{name}.jinja"
-    file = built_in if re.fullmatch(r"\w+", name) and built_in.is_file() else Path(template)
-    if not file.is_file():
-        known = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
-        raise UsageError(f"chat template {name}: neither a file nor one of {known}")
-    return name, file.read_text(encoding="utf-8")
-
-
-def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)

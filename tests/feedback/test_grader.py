@@ -31,7 +31,7 @@ def test_grades_come_in_the_order_of_the_answers(server, monkeypatch) -> None:
     url, requests = server(by_length)
     found = load_judge(f"openai:tiny@{url}")(PROMPTS, TEXTS)
     assert [opinion.score for opinion in found] == [1 + i % 9 for i in range(20)]
-    assert len(requests) == 20
+    assert len(requests) == len(set(zip(map(str, PROMPTS), TEXTS, strict=True))) == 18, "the same is asked once"
     assert {body["model"] for _, body in requests} == {"tiny"}
     assert all(body["temperature"] == 0 for _, body in requests)
     assert any("user: Boil an egg" in body["messages"][1]["content"] for _, body in requests)
@@ -55,7 +55,7 @@ def test_an_answer_without_a_grade_is_asked_for_again_and_then_stops_the_run(ser
 
 def test_a_server_that_fails_stops_the_run_with_one_line(server) -> None:
     url, _ = server(lambda body: 404)
-    with pytest.raises(RunError, match=r"openai:tiny@http.*NotFoundError") as caught:
+    with pytest.raises(RunError, match=r"http:.*: status 404: .*no such model") as caught:
         load_judge(f"openai:tiny@{url}")(PROMPTS[:1], ["x"])
     assert "\n" not in str(caught.value)
 

@@ -29,7 +29,7 @@ TOKEN = "0123456789abcdef0123456789abcdef01234567"
 PERSON = "ann@example.org"
 SHARED = Path(os.environ.get("WUKONG_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data"
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.interop
 
 
 def installed() -> str:

@@ -82,7 +82,7 @@ def test_replies_come_in_order_and_are_remembered(server, tmp_path, monkeypatch)
 def test_a_server_that_refuses_is_one_line(server, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     judge = PairwiseJudge(server[0], "other", tmp_path / "verdicts.jsonl")
-    with pytest.raises(RunError, match="NotFoundError"):
+    with pytest.raises(RunError, match="status 404"):
         judge.ask([question(as_messages("q"), "a", "b")], lambda n: None)
-    with pytest.raises(RunError, match="APIConnectionError"):
+    with pytest.raises(RunError, match="is the server running there"):
         PairwiseJudge("http://127.0.0.1:9/v1", "m", tmp_path / "v.jsonl").ask(["q"], lambda n: None)

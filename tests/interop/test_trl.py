@@ -32,7 +32,7 @@ CONVERSATION = [
 PROMPTS = [as_messages(prompt) for prompt in (*QUESTIONS, CONVERSATION)]
 SAME = {"rtol": 1e-4, "atol": 1e-4}
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.interop
 
 
 def comparisons() -> list[Preference]:

@@ -1,8 +1,10 @@
 """Models that go to `transformers` and come from it, and what is said of those that cannot."""
 
 import json
+import os
 import pickle
 import shutil
+import zipfile
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from wukong.errors import UsageError, WukongError
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_policy, load_reward, load_trunk, save_policy, save_reward
+from wukong.sampling import SamplingParameters
 from wukong.tokenizer import Tokenizer
 
 WHOLE_MODEL = {"rtol": 1e-4, "atol": 1e-4}
@@ -109,7 +112,7 @@ def test_tied_output_layer_is_stored_once(policy_dir):
 
 def test_generation_defaults_reach_transformers(model, tokenizer, tmp_path):
     transformers = pytest.importorskip("transformers")
-    save_policy(tmp_path, model, tokenizer, generation={"do_sample": True, "temperature": 0.7})
+    save_policy(tmp_path, model, tokenizer, sampling=SamplingParameters(0.7))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).generation_config
     assert (theirs.do_sample, theirs.temperature) == (True, 0.7)
     assert theirs.eos_token_id == theirs.pad_token_id == theirs.bos_token_id == tokenizer.eos_id
@@ -378,12 +381,57 @@ def _lose_shard(directory: Path) -> None:
     (directory / "model-00002-of-00002.safetensors").unlink()
 
 
+def _spoilt(name: str, value: float):
+    """One number of a tensor, in the middle, is another."""
+    return _tensors(lambda tensors: tensors[name].view(-1).__setitem__(7, value))
+
+
+def _header(length: int):
+    def change(directory: Path) -> None:
+        file = directory / "model.safetensors"
+        file.write_bytes(length.to_bytes(8, "little") + file.read_bytes()[8:])
+
+    return change
+
+
+def _bin_changed(change):
+    def damage(directory: Path) -> None:
+        tensors = load_file(directory / "model.safetensors")
+        change(tensors)
+        _bin_with(tensors)(directory)
+
+    return damage
+
+
+def _packed_bin(directory: Path) -> None:
+    as_bin(directory)
+    file = directory / "pytorch_model.bin"
+    with zipfile.ZipFile(file) as archive:
+        parts = [(part, archive.read(part)) for part in archive.namelist()]
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for part, content in parts:
+            archive.writestr(part, content)
+
+
+def _twice_in_shards(directory: Path) -> None:
+    as_shards(directory, "safetensors")
+    for number in (1, 2):
+        file = directory / f"model-0000{number}-of-00002.safetensors"
+        tensors = load_file(file)
+        tensors["transformer.ln_f.bias"] = torch.ones(32)
+        save_file(tensors, file)
+
+
+def _linked(name: str):
+    return lambda directory: ((directory / name).unlink(), (directory / name).symlink_to(name))
+
+
 BROKEN = {
     "other model": (_config(model_type="llama"), "config.json: model_type is 'llama', only GPT-2"),
     "other task": (_config(architectures=["GPT2ForTokenClassification"]), "config.json: architecture GPT2ForTok"),
     "no config": (lambda d: (d / "config.json").unlink(), "config.json: no such file"),
     "config not JSON": (_write("config.json", b"{"), "config.json:1: not valid JSON"),
-    "config a list": (_write("config.json", b"[]"), "config.json: model_type is None"),
+    "config a list": (_write("config.json", b"[]"), "config.json: not a JSON object"),
     "no n_head": (_config(n_head="(absent)"), "config.json: n_head is missing"),
     "text for a size": (_config(n_layer="3"), "config.json: n_layer is '3', not a size"),
     "heads do not divide": (_config(n_head=5), "config.json: n_embd 32 is not a multiple of n_head 5"),
@@ -421,7 +469,68 @@ BROKEN = {
     "shard is a pickle": (_shards_with(x="evil.bin"), "shard 'evil.bin' is not the name"),
     "index of nothing": (
         lambda d: (as_shards(d, "safetensors"), _write("model.safetensors.index.json", b"[]")(d)),
-        "model.safetensors.index.json: not an index of shards",
+        "model.safetensors.index.json: not a JSON object",
+    ),
+    "a million layers": (_config(n_layer=1_000_000), "tensor h.3.ln_1.weight is missing"),
+    "layers beyond counting": (_config(n_layer=10**30), "tensor h.3.ln_1.weight is missing"),
+    "a giant vocabulary": (_config(vocab_size=10**12), "tensor wte.weight is (300, 32) float32, "),
+    "a giant context": (_config(n_positions=10**15), "tensor wpe.weight is (64, 32) float32, "),
+    "a giant width": (_config(n_embd=10**18), "tensor wte.weight is (300, 32) float32, "),
+    "no layer": (_config(n_layer=0), "n_layer is 0, not a size"),
+    "a negative size": (_config(n_head=-2), "n_head is -2, not a size"),
+    "a size that is true": (_config(n_layer=True), "n_layer is True, not a size"),
+    "a fraction for a size": (_config(n_embd=32.0), "n_embd is 32.0, not a size"),
+    "a list for a size": (_config(vocab_size=[300]), "vocab_size is [300], not a size"),
+    "architectures a text": (_config(architectures="GPT2LMHeadModel"), "architecture GPT2LMHeadModel is none of"),
+    "architectures an object": (_config(architectures={"a": 1}), "is none of"),
+    "architectures of objects": (_config(architectures=[{}]), "architecture {} is none of"),
+    "model type a list": (_config(model_type=["gpt2"]), "model_type is ['gpt2'], only GPT-2"),
+    "an activation that is a list": (_config(activation_function=["gelu_new"]), "activation_function is ['gelu_new']"),
+    "another gelu": (_config(activation_function="gelu"), "activation_function is 'gelu', only 'gelu_new'"),
+    "epsilon of zero": (_config(layer_norm_epsilon=0.0), "layer_norm_epsilon is 0.0"),
+    "epsilon that is no number": (_config(layer_norm_epsilon=float("nan")), "layer_norm_epsilon is nan"),
+    "config nested deeply": (_write("config.json", b'{"a":' * 100_000), "config.json: "),
+    "config with an endless number": (_write("config.json", b'{"a": ' + b"9" * 9000 + b"}"), "config.json: "),
+    "NaN": (_spoilt("transformer.h.1.mlp.c_fc.weight", float("nan")), "tensor h.1.mlp.c_fc.weight holds NaN"),
+    "infinity": (_spoilt("transformer.wte.weight", float("-inf")), "tensor wte.weight holds NaN or infinite numbers"),
+    "too large for float32": (
+        _tensors(lambda t: t.update({"transformer.ln_f.bias": torch.full((32,), 1e300, dtype=torch.float64)})),
+        "tensor ln_f.bias holds NaN or infinite numbers",
+    ),
+    "complex numbers": (
+        _tensors(lambda t: t.update({"transformer.ln_f.bias": torch.ones(32, dtype=torch.complex64)})),
+        "tensor ln_f.bias is (32,) complex64",
+    ),
+    "a name twice": (
+        _tensors(lambda t: t.update({"wpe.weight": t["transformer.wpe.weight"].clone()})),
+        "tensor wpe.weight is there twice",
+    ),
+    "a layer of a giant number": (_tensors(lambda t: t.update({"h.99999999999999.x": torch.ones(1)})), "has no place"),
+    "a giant header": (_header(2**63), "damaged weights file (its header has 9,223,372,036,854,775,808 bytes)"),
+    "a long header": (_header(2**25), "damaged weights file (its header has 33,554,432 bytes)"),
+    "a header of nothing": (_header(0), "model.safetensors: damaged weights file"),
+    "a stretched number": (
+        _bin_changed(lambda t: t.update({"transformer.wte.weight": torch.ones(1, 1).expand(300, 32)})),
+        "tensor transformer.wte.weight is not stored as plain numbers",
+    ),
+    "a sparse tensor": (
+        _bin_changed(lambda t: t.update({"transformer.ln_f.bias": torch.ones(32).to_sparse()})),
+        "tensor transformer.ln_f.bias is not stored as plain numbers",
+    ),
+    "a packed archive": (_packed_bin, "pytorch_model.bin: its tensors are compressed"),
+    "a shard of a long name": (_shards_with(x="y" * 5000 + ".safetensors"), "yyy…: no such file"),
+    "a shard elsewhere, absolutely": (_shards_with(x="/etc/passwd"), "shard '/etc/passwd' is not the name"),
+    "a tensor in no shard": (_shards_with(x="model-00001-of-00002.safetensors"), "tensor x is in none of its shards"),
+    "a tensor in both shards": (_twice_in_shards, "tensor transformer.ln_f.bias is in another shard, too"),
+    "weights that are a link to themselves": (_linked("model.safetensors"), "no weights here"),
+    "a config that is a link to itself": (_linked("config.json"), "config.json: no such file"),
+    "a config that is a pipe": (
+        lambda d: ((d / "config.json").unlink(), os.mkfifo(d / "config.json")),
+        "config.json: not a file",
+    ),
+    "a config that is a directory": (
+        lambda d: ((d / "config.json").unlink(), (d / "config.json").mkdir()),
+        "config.json: not a file",
     ),
     "no tokenizer": (lambda d: [f.unlink() for f in d.glob("*") if "config" not in f.name and "model" not in f.name],
                      "no tokenizer here"),

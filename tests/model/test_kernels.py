@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from wukong import rollout
 from wukong.model import kernels
+from wukong.model.attention import AttentionContext
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.kernels import gelu
 from wukong.model.native import NativeGPT2, PanelLinear
@@ -138,6 +139,50 @@ def test_a_sequence_decodes_to_the_same_bits_in_any_company(library, monkeypatch
     for step in range(4, 30):
         assert torch.equal(native(ids[13:14, step : step + 1], cache=alone)[0, 0], together[13][step - 4])
         alone.advance()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [-1, 8, 9, 1 << 40])
+def test_a_length_that_does_not_fit_the_cache_is_refused_before_anything_is_written(
+    library, monkeypatch, dtype, length
+):
+    monkeypatch.setattr(kernels, "library", lambda: library)
+    native = NativeGPT2(model_with(2, 16), dtype)
+    cache = native.empty_cache(3, 8)
+    cache.advance(torch.tensor([2, 7, length]), 7)
+    with pytest.raises(ValueError, match=f"row 2 of the cache holds {length} tokens in 8 slots"):
+        native.h[0](noise(3, 1, 32), 0, AttentionContext(cache=cache))
+    assert not any(tensor.any() for tensor in (*cache.keys, *cache.values))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(1, 1, 32), (3, 1, 32), (2, 2, 32), (2, 1, 48)])
+def test_what_is_not_one_token_for_each_row_of_the_cache_is_refused(library, monkeypatch, shape):
+    monkeypatch.setattr(kernels, "library", lambda: library)
+    native = NativeGPT2(model_with(2, 16), torch.float32)
+    cache = native.empty_cache(2, 8)
+    cache.advance(torch.tensor([2, 3]), 3)
+    with pytest.raises(ValueError, match="is not one token in float32 for each of the cache's 2 rows"):
+        native.h[0](noise(*shape), 0, AttentionContext(cache=cache))
+
+
+def test_tensors_that_the_kernels_would_misread_are_refused(library):
+    linear = PanelLinear(library, noise(24, 32), None, torch.float32)
+    for x in (noise(3, 32).double(), noise(3, 32).bfloat16(), noise(3, 31)):
+        with pytest.raises(ValueError, match="in float32"):
+            linear(x)
+    fine = noise(3, 50), torch.ones(3), torch.full((3,), 0.5)
+    for place, wrong in [
+        (0, fine[0].double()),
+        (0, noise(3, 0)),
+        (1, torch.ones(2)),
+        (2, torch.ones(4)),
+        (2, fine[2].half()),
+    ]:
+        given = [wrong if i == place else tensor for i, tensor in enumerate(fine)]
+        with pytest.raises(ValueError, match="in float32"):
+            kernels.draw(library, *given)
 
 
 # ------------------------------------------------------------------------------------------------------------- GELU

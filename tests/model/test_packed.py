@@ -1,4 +1,5 @@
-"""bfloat16 weights packed for oneDNN: the same model up to bfloat16's rounding."""
+"""Weights packed for oneDNN: the same model up to bfloat16's rounding. In float32, which needs no special instructions,
+the same code is tested on every processor."""
 
 import pytest
 import torch
@@ -9,38 +10,43 @@ from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.packed import PackedGPT2, PackedLinear, can_pack
 
 CPU = torch.device("cpu")
-pytestmark = pytest.mark.skipif(not can_pack(CPU, torch.bfloat16), reason="this processor has no bfloat16 instructions")
-
 EXACT = {"rtol": 0, "atol": 0}
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def dtype(request) -> torch.dtype:
+    if request.param == torch.bfloat16 and not can_pack(CPU, torch.bfloat16):
+        pytest.skip("this processor has no bfloat16 instructions")
+    return request.param
 
 
 def integers(*shape: int, seed: int) -> torch.Tensor:
     """Small integers: bfloat16 holds them, and sums of their products, without rounding."""
-    return torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+    return torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
 @pytest.mark.parametrize("rows", [(1,), (5,), (64,), (3, 7)])
-def test_a_packed_product_is_the_product(rows):
-    weight, bias, x = integers(24, 16, seed=0), integers(24, seed=1), integers(*rows, 16, seed=2)
+def test_a_packed_product_is_the_product(rows, dtype):
+    weight, bias, x = integers(24, 16, seed=0), integers(24, seed=1), integers(*rows, 16, seed=2).to(dtype)
     expected = torch.einsum("...i,oi->...o", x.double(), weight.double()) + bias.double()
     assert expected.abs().max() <= 256, "integers up to there are exact in bfloat16"
-    packed = PackedLinear(weight, bias)
+    packed = PackedLinear(weight, bias, dtype)
     torch.testing.assert_close(packed(x).double(), expected, **EXACT)
-    residual = integers(*rows, 24, seed=3)
+    residual = integers(*rows, 24, seed=3).to(dtype)
     torch.testing.assert_close(packed(x, residual=residual).double(), expected + residual, **EXACT)
-    torch.testing.assert_close(PackedLinear(weight)(x).double(), expected - bias, **EXACT)
+    torch.testing.assert_close(PackedLinear(weight, None, dtype)(x).double(), expected - bias, **EXACT)
     gelu = nn.functional.gelu(expected, approximate="tanh")
     torch.testing.assert_close(packed(x, gelu=True).double(), gelu, rtol=2**-8, atol=1e-2)
 
 
 @pytest.fixture(scope="module")
-def pair() -> tuple[GPT2, PackedGPT2]:
+def pair(dtype) -> tuple[GPT2, PackedGPT2]:
     torch.manual_seed(0)
     model = GPT2(GPT2Config(vocab_size=300, n_positions=40, n_embd=64, n_layer=3, n_head=2)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))  # biases too
-    return model, PackedGPT2(model)
+    return model, PackedGPT2(model, dtype)
 
 
 def mean_logprob(logits: torch.Tensor, ids: torch.Tensor) -> float:
@@ -75,14 +81,14 @@ def test_cached_decoding_equals_the_full_forward_pass_in_loss(pair):
 
 
 @torch.no_grad()
-def test_the_copy_keeps_the_weights_it_was_made_of(pair):
+def test_the_copy_keeps_the_weights_it_was_made_of(pair, dtype):
     model, _ = pair
-    packed, ids = PackedGPT2(model), torch.randint(0, 300, (2, 10))
+    packed, ids = PackedGPT2(model, dtype), torch.randint(0, 300, (2, 10))
     before, original = packed.logits(packed(ids)), [p.clone() for p in model.parameters()]
     for parameter in model.parameters():
         parameter.mul_(1.5)
     assert torch.equal(packed.logits(packed(ids)), before)
-    assert not torch.allclose(PackedGPT2(model).logits(PackedGPT2(model)(ids)), before, atol=1e-2)
+    assert not torch.allclose(PackedGPT2(model, dtype).logits(PackedGPT2(model, dtype)(ids)), before, atol=1e-2)
     for parameter, value in zip(model.parameters(), original, strict=True):
         parameter.copy_(value)
 

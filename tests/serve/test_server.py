@@ -280,6 +280,7 @@ def test_a_signal_lets_answers_finish(models, sign):
         client = openai.OpenAI(base_url=line.split()[3], api_key="secret-key", timeout=120)
         pieces = iter(client.chat.completions.create(**CHAT, max_tokens=80, seed=0, stream=True))
         first = next(pieces)
+        assert process.stderr.readline() == "policy: temperature 1 (the model's own), unless a request says otherwise\n"
         process.send_signal(sign)
         last = [first, *pieces][-1]
         assert last.choices[0].finish_reason in ("stop", "length")

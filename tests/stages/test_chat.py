@@ -80,7 +80,7 @@ def scripted(monkeypatch):
         def fake(model, ids, *, eos_id, max_new_tokens, seed, **drawing):
             asked.append({"ids": ids, "text": tokenizer.decode(ids, skip_special=False), "seed": seed, **drawing})
             answer = remaining.pop(0)
-            for token in [*tokenizer.encode(answer), eos_id] if isinstance(answer, str) else answer:
+            for token in [*tokenizer.encode(answer), eos_id[0]] if isinstance(answer, str) else answer:
                 if token is KeyboardInterrupt:
                     signal.raise_signal(signal.SIGINT)
                 yield token
@@ -422,13 +422,13 @@ def test_prompts_are_conversations_of_their_own_answered_by_all(talk, scripted):
     asked = scripted(["A", "B", "C", "D"])
     out, err = talk("never read", prompt=["eggs", "butter"])
     assert out == "== sft ==\nA\n== policy ==\nB\n== sft ==\nC\n== policy ==\nD\n"
-    assert err == ""
+    assert err == "sft: temperature 1\npolicy: temperature 1\n"
     assert "eggs" not in asked[2]["text"]
 
 
 def test_one_model_answers_without_its_name(talk, scripted):
     scripted([" for six"])
-    assert talk("", "sft", prompt=["How to make pizza"], raw=True) == (" for six\n", "")
+    assert talk("", "sft", prompt=["How to make pizza"], raw=True) == (" for six\n", "sft: temperature 1\n")
 
 
 def test_a_prompt_that_is_too_long_is_an_error(talk):

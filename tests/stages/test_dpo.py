@@ -14,7 +14,9 @@ from wukong.files import read_json
 from wukong.model.hub import load_policy
 from wukong.records import Comparison, Ranking, Record, Vote, as_messages, write_records
 from wukong.stages.dpo import DPOOptions, groups_of, learn, run
-from wukong.stages.offline import answer_of, logratios, measure_reference, response_sums
+from wukong.stages.offline import Answer, logratios, measure_reference, response_sums
+from wukong.stages.pairs import tokenised_answers
+from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 
 CPU = Compute(torch.device("cpu"), torch.float32)
@@ -32,6 +34,11 @@ def options(tiny_models: Path, tmp_path: Path):
         return DPOOptions(**(given | {"lr": 1e-3, "valid_fraction": 0.0} | FAST | changes))
 
     return make
+
+
+def answers_of(tokenizer: Tokenizer, prompt: str, *texts: str) -> list[Answer]:
+    read = tokenised_answers(tokenizer, [(as_messages(prompt), text) for text in texts], 64, finished=True)
+    return [Answer(*one) for one in read if one is not None]
 
 
 def margin(directory: Path, sft: Path, temperature: float = 1.0) -> float:
@@ -65,7 +72,7 @@ B_WINS = comparison("Q", "b", "a", annotator="another")
     ids=["dpo", "ipo", "conservative"],
 )  # fmt: skip
 def test_the_margin_ends_where_the_papers_say(options, tiny_models, records, changes, expected) -> None:
-    made = options(records, beta=0.5, batch_size=4, epochs=400 / len(records) * 4, warmup_steps=0, **changes)
+    made = options(records, beta=0.5, batch_size=1, epochs=400, warmup_steps=0, **changes)
     run(made)
     assert margin(made.out, tiny_models / "sft") == pytest.approx(expected, abs=0.05)
     assert margin(tiny_models / "sft", tiny_models / "sft") == pytest.approx(0, abs=1e-9)
@@ -95,8 +102,7 @@ def test_the_loss_of_a_batch_is_that_of_its_paper(options, tiny_models) -> None:
 
 def test_prompt_tokens_count_for_nothing_and_the_end_token_counts(tiny_models) -> None:
     model, tokenizer = load_policy(tiny_models / "sft")
-    answer = answer_of(tokenizer, as_messages("abc"), "xy", 64)
-    assert answer is not None
+    [answer] = answers_of(tokenizer, "abc", "xy")
     assert answer.response == [*tokenizer.encode("xy"), tokenizer.eos_id]
     hidden = []
     hook = model.ln_f.register_forward_hook(lambda _, __, out: (out.retain_grad(), hidden.append(out))[0])
@@ -109,7 +115,7 @@ def test_prompt_tokens_count_for_nothing_and_the_end_token_counts(tiny_models) -
 
 def test_padding_changes_no_logratio(tiny_models) -> None:
     model, tokenizer = load_policy(tiny_models / "sft")
-    answers = [answer_of(tokenizer, as_messages("abc"), text, 64) for text in ("x", "a much longer answer")]
+    answers = answers_of(tokenizer, "abc", "x", "a much longer answer")
     measure_reference(model, answers, 1.0, CPU, 4096)
     with torch.no_grad():
         assert logratios(model, answers, 1.0, CPU).abs().max() < 1e-4

@@ -18,7 +18,7 @@ from wukong.records import Prompt, as_messages, write_records
 from wukong.stages import episodes as rollouts
 from wukong.stages import online, ppo, tokenize
 from wukong.stages.common import frozen, response_logprobs, scores_of
-from wukong.stages.episodes import Episodes, final_scores, judge, roll_out
+from wukong.stages.episodes import Episodes, ended_no_better, final_scores, judge, roll_out
 from wukong.stages.online import Credit, iterate
 from wukong.stages.ppo import PPOOptions
 from wukong.stages.tokenize import TokenizeOptions
@@ -195,8 +195,27 @@ def test_the_reward_model_reads_query_and_response_without_the_end_token(tokeniz
 
 def test_a_response_that_never_ended_gets_the_fixed_score() -> None:
     episodes = Episodes([], [], [], [], [True, False], torch.zeros(0), torch.zeros(0))
-    assert final_scores(torch.tensor([2.0, 3.0]), episodes, -1.0).tolist() == [2.0, -1.0]
-    assert final_scores(torch.tensor([2.0, 3.0]), episodes, None).tolist() == [2.0, 3.0]
+    scores = torch.tensor([2.0, 3.0])
+    assert final_scores(scores, episodes, options(Path("x"), missing_eos_score=-1.0)).tolist() == [2.0, -1.0]
+    assert final_scores(scores, episodes, options(Path("x"), missing_eos_score=None)).tolist() == [2.0, 3.0]
+
+
+def test_a_subtracted_penalty_keeps_the_order_whatever_the_scale_of_the_rewards() -> None:
+    """Two answers worth -30 (a length penalty), of which one ends: under the fixed score -1 not ending pays by 29."""
+    episodes = Episodes([], [], [], [], [True, False, False], torch.zeros(0), torch.zeros(0))
+    scores = torch.tensor([-30.0, -30.0, 5.0])
+    subtracted = PPOOptions(out="x", model="", prompts=["-"], missing_eos_penalty=2.5)
+    assert subtracted.missing_eos_score is None
+    assert final_scores(scores, episodes, subtracted).tolist() == [-30.0, -32.5, 2.5]
+    assert final_scores(scores, episodes, PPOOptions(out="x", model="", prompts=["-"])).tolist() == [-30.0, -1.0, -1.0]
+
+
+def test_how_many_ended_responses_score_no_more_than_the_fixed_score() -> None:
+    episodes = Episodes([], [], [], [], [True, True, True, True, False], torch.zeros(0), torch.zeros(0))
+    scores = torch.tensor([-2.0, -1.0, -0.9, 3.0, -9.0])
+    assert ended_no_better(scores, episodes, options(Path("x"), missing_eos_score=-1.0)) == 0.5
+    assert ended_no_better(scores, episodes, options(Path("x"), missing_eos_score=-2.1)) == 0.0
+    assert ended_no_better(scores, episodes, options(Path("x"), missing_eos_score=None)) == 0.0
 
 
 def test_truncation_cuts_what_is_scored_but_not_what_is_trained_on(tokenizer: Tokenizer) -> None:
@@ -447,6 +466,8 @@ def test_a_collapse_of_distinct_2_stops_the_run(world: Path, monkeypatch: pytest
         ({"minibatch_size": 5}, "does not divide"),
         ({"ptx_coef": 1.0}, "--ptx-data"),
         ({"truncate_at": "."}, "--missing-eos-score"),
+        ({"missing_eos_score": -1.0, "missing_eos_penalty": 1.0}, "exclude each other"),
+        ({"kl_coef": 0.0, "kl_target": 6.0}, "--kl-coef above 0"),
         ({"max_new_tokens": 64}, "leaves no room"),
         ({"max_new_tokens": 62}, "no prompt leaves room"),
     ],
@@ -455,3 +476,18 @@ def test_impossible_options_are_refused_before_anything_is_written(world: Path, 
     with pytest.raises(UsageError, match=words):
         ppo.run(whole(world, "policy", **changes))
     assert not (world / "policy" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "no_better"), [({"missing_eos_score": -1.0}, 1.0), ({"missing_eos_penalty": 1.0}, 0.0)]
+)
+def test_a_fixed_score_above_those_of_ended_responses_is_warned_of_once(
+    world: Path, capsys: pytest.CaptureFixture, changes: dict, no_better: float
+) -> None:
+    """A length penalty of 10 a token puts every response below -1; some of them end."""
+    few = whole(world, "policy", **changes)
+    ppo.run(few.model_copy(update={"length_penalty": 10.0, "max_new_tokens": 24, "batch_size": 64, "episodes": 128}))
+    assert capsys.readouterr().err.count("100% of those that end score no more (the lowest -") == no_better
+    metrics = read_metrics(world / "policy")
+    assert [m["ended_no_better"] for m in metrics] == [no_better] * 2
+    assert all(0 < m["termination_rate"] < 1 for m in metrics)

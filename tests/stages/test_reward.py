@@ -12,7 +12,8 @@ from wukong.errors import DataError, UsageError
 from wukong.model.hub import load_reward
 from wukong.records import Comparison, Ranking, Response, Vote, as_messages, prompt_id, write_records
 from wukong.stages import reward
-from wukong.stages.common import answer_ids, bootstrap_interval, scores_of
+from wukong.stages.common import bootstrap_interval, scores_of
+from wukong.stages.pairs import answers_ids
 from wukong.stages.reward import RewardOptions, forward_pairs, groups_of, off_prompt_groups
 from wukong.training.compute import Compute
 
@@ -72,7 +73,7 @@ def test_off_prompt_pairs_prefer_the_own_best_answer_to_that_of_another_prompt(
         assert own == f"good {number}"
         assert strange.startswith("good")
         assert strange != own
-        assert group.answers == [answer_ids(byte_tokenizer, group.prompt, text, 64) for text in (own, strange)]
+        assert group.answers == answers_ids(byte_tokenizer, [(group.prompt, own), (group.prompt, strange)], 64)
     assert off_prompt_groups(groups, byte_tokenizer, 64, count=2, seed=3) == found
     assert off_prompt_groups(groups[:1], byte_tokenizer, 64, count=2, seed=3) == []  # no other prompt
 
@@ -135,7 +136,7 @@ def test_it_learns_normalises_and_reports(tmp_path: Path, tiny_models: Path, byt
     assert results["length_accuracy"] == 1.0
     assert sum(bin_["n"] for bin_ in results["calibration"]) == results["valid_pairs"]
     model, tokenizer = load_reward(tmp_path / "reward")
-    ids = [answer_ids(tokenizer, r.messages, r.text, 64) for r in responses]
+    ids = answers_ids(tokenizer, [(r.messages, r.text) for r in responses], 64)
     scores = scores_of(model, ids, CPU, 1000)
     assert np.mean(scores) == pytest.approx(0, abs=1e-4)
     assert np.std(scores) == pytest.approx(1, abs=1e-4)

@@ -12,8 +12,9 @@ from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_reward, save_reward
 from wukong.records import Prompt, Ranking, Response, as_messages, prompt_id, read_records, write_records
 from wukong.stages import label, rloo
-from wukong.stages.common import answer_ids, scores_of
+from wukong.stages.common import scores_of
 from wukong.stages.label import LabelOptions
+from wukong.stages.pairs import answers_ids
 from wukong.stages.rewards import Answers, ScoringOptions, combined, load_rewards, model_inputs, parsed
 from wukong.stages.rloo import RLOOOptions
 from wukong.tokenizer import Tokenizer
@@ -34,7 +35,7 @@ def asked(prompts, texts):
 def answers(tokenizer: Tokenizer) -> Answers:
     prompts = [as_messages("Hi"), as_messages("Hello")]
     texts = ["abc", "a"]
-    read = [answer_ids(tokenizer, p, t, 64) for p, t in zip(prompts, texts, strict=True)]
+    read = answers_ids(tokenizer, list(zip(prompts, texts, strict=True)), 64)
     return Answers(prompts, texts, [ids for ids in read if ids], [4, 2])
 
 
@@ -181,6 +182,6 @@ def test_a_reward_model_labels_responses(models, tmp_path) -> None:
     write_records(tmp_path / "r.jsonl", records)
     label.run(LabelOptions(out=tmp_path / "c.jsonl", responses=str(tmp_path / "r.jsonl"), judge=models[0]))
     model, tokenizer = load_reward(models[0])
-    expected = scores_of(model, [ids for t in texts if (ids := answer_ids(tokenizer, messages, t, 64))], CPU, 4096)
+    expected = scores_of(model, [i for i in answers_ids(tokenizer, [(messages, t) for t in texts], 64) if i], CPU, 4096)
     order = [group[0] for group in read_records(tmp_path / "c.jsonl", Ranking)[0].groups]
     assert order == sorted(range(3), key=lambda i: -expected[i])

@@ -98,7 +98,7 @@ def test_an_openai_compatible_endpoint_is_sampled(tmp_path: Path, prompts: str, 
     assert [r.text for r in found] == ["hello say 0"] * 2 + ["hello say 1"] * 2
     assert [r.n_tokens for r in found] == [2] * 4
     assert {a["temperature"] for a in asked} == {1.0}
-    with pytest.raises(RunError, match="NotFoundError"):
+    with pytest.raises(RunError, match="status 404"):
         sample.run(SampleOptions(out=tmp_path / "r2.jsonl", endpoint_model="other", **fixed))
 
 

@@ -1,5 +1,7 @@
 """Where and in what precision a run computes."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -63,10 +65,17 @@ def test_a_device_that_is_not_there_is_refused(device):
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
-def test_a_gpu_is_asked_and_not_timed(monkeypatch, device):
+@pytest.mark.parametrize("capable", [True, False])
+def test_a_gpu_is_asked_for_bf16_that_is_not_emulated(monkeypatch, device, capable):
+    """PyTorch's default answer counts emulation, which every GPU has."""
+    asked = []
     compute._bfloat16_pays.cache_clear()
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert compute._bfloat16_pays(device)
+    monkeypatch.setattr(torch.cuda, "device", lambda name: asked.append(name) or nullcontext())
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or capable
+    )
+    assert compute._bfloat16_pays(device) is capable
+    assert asked == [device], "not the first GPU in its place"
     compute._bfloat16_pays.cache_clear()
 
 

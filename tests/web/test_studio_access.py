@@ -64,7 +64,7 @@ def test_every_admin_form_refuses_annotators(store, sign_in, make_project, brows
     client, project = sign_in("Ann"), make_project()
     paths = ["/projects/new", f"/projects/{project}/settings", f"/projects/{project}/import", "/people/invite",
              f"/projects/{project}/generate", f"/projects/{project}/uncertainty", "/people/withdraw",
-             "/people/active"]  # fmt: skip
+             "/people/renew", "/people/active"]  # fmt: skip
     for path in paths:
         form = {"csrf": client.headers["x-csrf-token"], "name": "evil", "kind": "pairwise"}
         assert client.post(path, data=form).status_code == 403, path
@@ -337,6 +337,18 @@ def test_pages_have_no_inline_script_or_style_and_no_foreign_address(sign_in, ma
         assert not re.search(r"\son\w+=", text)
         assert not re.search(r"\sstyle=|<style", text)
         assert not re.search(r"(src|href)=\"(https?:)?//", text)
+
+
+def test_an_invitations_link_can_be_renewed_on_the_page_of_people(store, sign_in, browser):
+    root = sign_in("Root", "admin")
+    with store.write() as session:
+        old = invite(session, note="for Ann")
+    (row,) = [one for one in everything(store, Invitation) if one.used_at is None]
+    page = root.post("/people/renew", data={"csrf": root.headers["x-csrf-token"], "invitation": row.id}).text
+    new = re.search(r'value="http://127.0.0.1/invite/([^"]+)"', page)[1]
+    client = browser()
+    for token, status in ((old, 403), (new, 303)):
+        assert client.post(f"/invite/{token}", data={"name": "Ann", "csrf": csrf_of(client)}).status_code == status
 
 
 def test_withdrawn_invitations_let_nobody_in(store, sign_in, browser):

@@ -110,8 +110,8 @@ def test_a_conversation_goes_on_and_is_edited_beside_the_old_one(store, sign_in)
 
 def test_drawn_again_and_judged_is_a_comparison_that_trains(store, sign_in, tmp_path):
     root = sign_in("Root", "admin")
-    asked, old, before = say(root, "Eggs?", seed=1)
-    _, new, last = say(root, parent=asked, seed=2, against=before["turn"])
+    asked, old, before = say(root, "Eggs?", seed=1, temperature=0.7)
+    _, new, last = say(root, parent=asked, seed=2, temperature=0.7, against=before["turn"])
     assert old != new
     (task,) = rows(store, Task)
     (assignment,) = rows(store, Assignment)

@@ -11,10 +11,15 @@ from collections.abc import Sequence
 from typing import TypeAlias, TypeVar
 
 from wukong.errors import UsageError
-from wukong.records import Conversation, Preference, Prompt, Response, prompt_id
+from wukong.records import Conversation, Message, Preference, Prompt, Response, prompt_id
 
 Splittable: TypeAlias = Prompt | Conversation | Response | Preference | str
 T = TypeVar("T", bound=Splittable)
+
+
+def prompt_key(messages: Sequence[Message]) -> str:
+    """The same for prompts that differ in white space alone: what several people judged as one prompt."""
+    return prompt_id([Message(role=m.role, content=" ".join(m.content.split())) for m in messages])
 
 
 def group_of(record: Splittable) -> str:

@@ -34,9 +34,16 @@ class Opinion:
 Judge = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[Opinion]]
 
 
-def load_judge(name: str) -> Judge:
-    """The judge of this name. Raises UsageError when there is none; the judge itself raises RunError when the named
-    function or endpoint fails, or returns the wrong count, the wrong type or a number that is not finite."""
+def load_judge(name: str, kept: Path | None = None) -> Judge:
+    """The judge of this name.
+
+    Args:
+        kept: the file in which a judge that is paid for keeps its replies as they arrive, so that none is paid twice.
+
+    Raises:
+        UsageError: there is no such judge. The judge itself raises RunError when the named function or endpoint fails,
+            or returns the wrong count, the wrong type or a number that is not finite.
+    """
     if name == "rubric":
         return _rubric
     if name == "lexicon":
@@ -44,7 +51,7 @@ def load_judge(name: str) -> Judge:
     if name.startswith("openai:"):
         from wukong.feedback.grader import load_grader
 
-        return load_grader(name)
+        return load_grader(name, kept)
     if ":" in name and not Path(name).exists():
         return _function(name)
     raise UsageError(f"unknown judge {name!r}: use rubric, lexicon, openai:MODEL or module:function")

@@ -1,44 +1,117 @@
-"""Models behind an OpenAI-compatible API: the client, and one line for whatever goes wrong with it."""
+"""Models behind an OpenAI-compatible API: one question, one reply, and one line for whatever comes instead.
+
+Some such servers send the text in parts, beside the model's reasoning, or under a null: the reply is the text where
+there is one, and an error where there is none.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any
 
-from wukong.errors import RunError, UsageError
+import httpx
 
-if TYPE_CHECKING:
-    from openai import OpenAI
+from wukong.errors import UsageError
+from wukong.feedback.remote import Remote, checked_key, checked_url
+from wukong.feedback.replies import Reply
+from wukong.records import Message
+
+OPENAI = "https://api.openai.com/v1"
+PATH = "/chat/completions"
 
 
-def client_for(url: str | None, model: str) -> OpenAI:
-    """The client of a server: of `url`, else of $OPENAI_BASE_URL, else OpenAI's own. Its key is $OPENAI_API_KEY.
+class Endpoint:
+    """A model on a server: of `url`, else of $OPENAI_BASE_URL, else OpenAI's own. Its key is $OPENAI_API_KEY.
 
-    A server of one's own seldom asks for a key, but the client insists on one: without any it gets a dash.
+    Args:
+        url: the base URL, e.g. http://127.0.0.1:8000/v1.
+        model: the model's name there.
+        name: what messages call it.
+        transport: what carries the requests; None is the network.
 
     Raises:
-        UsageError: OpenAI's own server is meant, and there is no key.
+        UsageError: the URL is none or holds a secret, or OpenAI's own server is meant and there is no key.
     """
-    from openai import OpenAI, OpenAIError
 
-    own_server = url or os.environ.get("OPENAI_BASE_URL")
-    try:
-        return OpenAI(base_url=url or None, api_key=os.environ.get("OPENAI_API_KEY") or ("-" if own_server else None))
-    except OpenAIError:
-        raise UsageError(
-            f"{model}: set OPENAI_API_KEY, or name a server of your own, such as http://127.0.0.1:8000/v1"
-        ) from None
+    def __init__(
+        self, url: str | None, model: str, name: str | None = None, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        own_server = url or os.environ.get("OPENAI_BASE_URL")
+        key = os.environ.get("OPENAI_API_KEY", "").strip()
+        if not own_server and not key:
+            raise UsageError(
+                f"{name or model}: set OPENAI_API_KEY, or name a server of your own, such as http://127.0.0.1:8000/v1"
+            )
+        self.model = model
+        self._headers = {"Authorization": f"Bearer {checked_key(key, 'OPENAI_API_KEY')}"} if key else {}
+        for header, variable in (("OpenAI-Organization", "OPENAI_ORG_ID"), ("OpenAI-Project", "OPENAI_PROJECT_ID")):
+            if value := os.environ.get(variable, "").strip():
+                self._headers[header] = checked_key(value, variable)
+        self.remote = Remote(checked_url(own_server or OPENAI, "the endpoint's URL"), [key], transport)
+
+    def request(self, messages: Sequence[Message], **parameters: Any) -> dict[str, Any]:
+        """The body of a request."""
+        return {"model": self.model, "messages": [m.model_dump() for m in messages], **parameters}
+
+    def key(self, request: dict[str, Any]) -> str:
+        """What a reply to this request of this server is remembered by."""
+        asked = json.dumps([self.remote.url, request], sort_keys=True)
+        return hashlib.sha256(asked.encode()).hexdigest()[:32]
+
+    def reply(self, request: dict[str, Any]) -> Reply:
+        """Raises ServerError for whatever is no reply."""
+        answer = self.remote.json("POST", PATH, request, headers=self._headers)
+        try:
+            return reply_of(answer)
+        except ValueError as problem:
+            raise self.remote.unexpected(PATH, str(problem), answer) from None
 
 
-@contextmanager
-def one_line_errors(name: str) -> Iterator[None]:
-    """Raises RunError, one line, for what a client raises in the block."""
-    from openai import OpenAIError
+def reply_of(answer: Any) -> Reply:
+    """The reply in the JSON of a chat completion. Raises ValueError, with the reason, where there is none."""
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    if not isinstance(choices, list) or not choices:
+        raise ValueError("the answer holds no choices")
+    choice = choices[0]
+    if not isinstance(choice, dict) or choice.get("error"):
+        raise ValueError("the answer's choice is an error")
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        raise ValueError("the answer's choice holds no message")
+    usage = answer.get("usage")
+    tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or not 0 <= tokens < 2**53:
+        tokens = 0  # nobody counted
+    return Reply(_text(message), choice.get("finish_reason") == "stop", tokens)
 
-    try:
-        yield
-    except OpenAIError as error:
-        problem = (str(error).splitlines() or [""])[0]
-        raise RunError(f"{name}: {type(error).__name__}: {problem}") from error
+
+def _text(message: dict[str, Any]) -> str:
+    content = message.get("content")
+    if isinstance(content, list):
+        content = _joined(content)
+    if content is None and isinstance(message.get("refusal"), str):
+        content = message["refusal"]  # OpenAI's own place for the words in which a model declines
+    if not content and (message.get("reasoning_content") or message.get("reasoning")):
+        raise ValueError("the model thought and did not answer (allow it more new tokens)")
+    if content is None:
+        raise ValueError("the answer's message holds no text")
+    if not isinstance(content, str):
+        raise ValueError(f"the answer's text is of type {type(content).__name__}")
+    return content
+
+
+def _joined(parts: list[Any]) -> str | None:
+    """The text of a message in parts; None where no part is text. What the model thought is not its answer."""
+    texts: list[str] = []
+    for part in parts:
+        kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        text = part.get("text") if isinstance(part, dict) else part
+        if kind in ("thinking", "reasoning"):
+            continue
+        if kind not in ("text", "output_text") or not isinstance(text, str):
+            raise ValueError("a part of the answer's message is no text")
+        texts.append(text)
+    return "".join(texts) if texts else None

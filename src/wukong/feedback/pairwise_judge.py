@@ -8,20 +8,14 @@ stands there is not asked for again.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from wukong.feedback.endpoint import client_for, one_line_errors
-from wukong.files import numbered_lines
+from wukong.feedback.endpoint import Endpoint
+from wukong.feedback.replies import Replies, gather
 from wukong.records import Message
-
-WORKERS = 8
-"""Questions that wait for an answer at the same time."""
 
 INSTRUCTIONS = """You are an impartial judge. Below stand a conversation and two answers to its last message. \
 Decide which answer is better: more helpful, more accurate, safer, better written. Do not prefer an answer because it \
@@ -54,19 +48,13 @@ class PairwiseJudge:
         endpoint: the base URL, e.g. http://127.0.0.1:8000/v1 (key: OPENAI_API_KEY).
         model: the model's name there.
         memory: the JSONL file of replies; read first, then appended to.
+
+    Raises:
+        UsageError: the URL is none, or holds a secret.
     """
 
     def __init__(self, endpoint: str, model: str, memory: Path) -> None:
-        self.endpoint, self.model, self.memory = endpoint, model, memory
-        self._lock = threading.Lock()
-        self._replies: dict[str, str] = {}
-        if memory.exists():
-            whole = memory.read_bytes()
-            whole = whole[: whole.rfind(b"\n") + 1]  # a kill may have cut the last line: it is asked for again
-            memory.write_bytes(whole)
-            for _, line in numbered_lines(memory):
-                entry = json.loads(line)
-                self._replies[entry["key"]] = entry["reply"]
+        self.endpoint, self.model, self.replies = Endpoint(endpoint, model), model, Replies(memory)
 
     def ask(self, questions: Sequence[str], on_reply: Callable[[int], None]) -> list[str]:
         """The replies, in order; `on_reply` is called with the number that came since the last call.
@@ -76,35 +64,13 @@ class PairwiseJudge:
         """
         keys = [hashlib.sha256(f"{self.model}\0{INSTRUCTIONS}\0{one}".encode()).hexdigest()[:32] for one in questions]
         times = Counter(keys)
-        for key in set(keys) & set(self._replies):
-            on_reply(times[key])
-        new = {key: one for key, one in zip(keys, questions, strict=True) if key not in self._replies}
-        client = client_for(self.endpoint, self.model)
-        with one_line_errors(self.endpoint):
-            self.memory.parent.mkdir(parents=True, exist_ok=True)
-            with self.memory.open("a", encoding="utf-8") as out, ThreadPoolExecutor(WORKERS) as pool:
-
-                def reply(key: str, text: str) -> None:
-                    answer = client.chat.completions.create(
-                        model=self.model,
-                        messages=[{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": text}],
-                        temperature=0,
-                    )
-                    said = answer.choices[0].message.content or ""
-                    with self._lock:
-                        self._replies[key] = said
-                        out.write(json.dumps({"key": key, "reply": said}, ensure_ascii=False) + "\n")
-                        out.flush()
-                        on_reply(times[key])
-
-                futures = [pool.submit(reply, key, text) for key, text in new.items()]
-                try:
-                    for future in futures:
-                        future.result()
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
-        return [self._replies[key] for key in keys]
+        system = Message(role="system", content=INSTRUCTIONS)
+        requests = {
+            key: self.endpoint.request([system, Message(role="user", content=one)], temperature=0)
+            for key, one in zip(keys, questions, strict=True)
+        }
+        gather(requests, self.endpoint.reply, self.replies, self.endpoint.remote, lambda key: on_reply(times[key]))
+        return [self.replies[key].text for key in keys]
 
 
 def agreed(forward: float | None, backward: float | None) -> float | None:

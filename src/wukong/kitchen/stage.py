@@ -17,8 +17,13 @@ from wukong.provenance import begin
 class KitchenOptions(StageOptions):
     """Write the kitchen world: corpus, demonstrations, training and test prompts."""
 
-    megabytes: float = Field(3.0, gt=0)
+    megabytes: float = Field(3.0, gt=0, le=1e5)
     """Size of the pretraining corpus."""
+
+
+def needs(options: KitchenOptions) -> list:
+    """Nothing."""
+    return []
 
 
 def run(options: KitchenOptions) -> None:

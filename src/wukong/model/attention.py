@@ -25,6 +25,9 @@ class KVCache:
     beyond its length; decoding overwrites them one by one, and attention never reads past the length.
 
     The tensors may hold more rows than `lengths`: room for sequences that come later (`place`).
+
+    A vacant row (`vacate`) holds no sequence until one is placed there. Its length stays 0, so that what is computed
+    in it is written to its first slot and never beyond the last, however long the others go on.
     """
 
     keys: list[Tensor]  # per layer (B or more, H, S, D)
@@ -32,9 +35,15 @@ class KVCache:
     lengths: Tensor  # (B,) int64
     longest: int = 0  # max(lengths), kept on the host so that decoding never waits for the device
     rows: Tensor = field(init=False)  # (B,) 0..B-1, for scattered writes
+    occupied: Tensor = field(init=False)  # (B,) int64, 1 or, where the row is vacant, 0: what a step adds to a length
 
     def __post_init__(self) -> None:
         self.rows = torch.arange(len(self.lengths), device=self.lengths.device)
+        self.occupied = torch.ones_like(self.lengths)
+
+    @property
+    def slots(self) -> int:
+        return self.keys[0].shape[2]
 
     @classmethod
     def empty(cls, config: GPT2Config, batch: int, slots: int, like: Tensor) -> KVCache:
@@ -51,7 +60,14 @@ class KVCache:
         lengths = self.lengths[rows]
         keys = [k.index_select(0, rows) for k in self.keys]
         values = [v.index_select(0, rows) for v in self.values]
-        return KVCache(keys, values, lengths, int(lengths.max()))
+        fewer = KVCache(keys, values, lengths, int(lengths.max()))
+        fewer.occupied = self.occupied[rows]
+        return fewer
+
+    def require_room(self, steps: int) -> None:
+        """Raises ValueError when the longest row has no room for so many more tokens."""
+        if self.longest + steps > self.slots:
+            raise ValueError(f"{self.longest + steps} tokens do not fit the cache's {self.slots} slots a row")
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Stores k, v (B, H, T, D) behind each row's tokens; returns the keys and values attention may read."""
@@ -79,6 +95,7 @@ class KVCache:
             mine[places, :, : other.longest] = theirs[sources, :, : other.longest]
         longer = F.pad(self.lengths, (0, count - len(self.rows)))
         self.lengths = longer.index_copy(0, places, other.lengths[sources])
+        self.occupied = F.pad(self.occupied, (0, count - len(self.rows))).index_fill(0, places, 1)
         self.longest = max(self.longest, other.longest)
         self.rows = torch.arange(count, device=self.lengths.device)
 
@@ -94,18 +111,15 @@ class KVCache:
                 tensors[layer][:B, :, :S] = old
 
     def vacate(self, rows: Sequence[int], longest: int) -> None:
-        """The sequences of these rows are over, and `longest` is the maximum of the others' lengths.
-
-        What is computed in a vacant row is rubbish. It counts from slot 0, behind every sequence that goes on, so
-        that it cannot run out of slots before they do.
-        """
-        self.lengths = self.lengths.index_fill(0, torch.tensor(rows, device=self.lengths.device), 0)
+        """The sequences of these rows are over, and `longest` is the maximum of the others' lengths."""
+        places = torch.tensor(rows, device=self.lengths.device)
+        self.lengths, self.occupied = self.lengths.index_fill(0, places, 0), self.occupied.index_fill(0, places, 0)
         self.longest = longest
 
     def advance(self, lengths: Tensor | None = None, longest: int | None = None) -> None:
         """After a prompt: its true `lengths` and their maximum. After one decoded token: no arguments."""
         if lengths is None:
-            self.lengths = self.lengths + 1
+            self.lengths = self.lengths + self.occupied
             self.longest += 1
         else:
             assert longest is not None

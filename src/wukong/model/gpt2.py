@@ -137,13 +137,16 @@ class GPT2(nn.Module):
             (B, T, C).
 
         Raises:
-            ValueError: T (with what is cached) is longer than the model's context, or arguments exclude each other.
+            ValueError: T (with what is cached) is longer than the model's context or than the cache's room, or
+                arguments exclude each other.
         """
         T = input_ids.shape[1]
         if T + (cache.longest if cache else 0) > self.config.n_positions:
             raise ValueError(
                 f"{T + (cache.longest if cache else 0)} tokens do not fit the context of {self.config.n_positions}"
             )
+        if cache is not None:
+            cache.require_room(T)
         if lengths is not None and (segments is not None or (cache and cache.longest)):
             raise ValueError("lengths are for rows padded on the right: no segments, and no cache that is filled")
         steps = torch.arange(T, device=input_ids.device)  # (T,)

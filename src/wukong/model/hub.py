@@ -10,9 +10,12 @@ Saving writes files only: the caller gives a staging directory (`wukong.files.at
 
 from __future__ import annotations
 
+import json
+import math
 import pickle
 import re
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -22,15 +25,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wukong.errors import UsageError
-from wukong.files import disk_errors, read_json, write_json
+from wukong.files import disk_errors, write_json
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.heads import HeadKind, Pooling, ScalarModel
+from wukong.sampling import SamplingParameters
 from wukong.tokenizer import TOKENIZER_FILES, Tokenizer, local_directory
+from wukong.tokenizer_files import read_object
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _SAFE_FILES = (
-    "config.json",
-    *TOKENIZER_FILES,
+    *TOKENIZER_FILES,  # config.json and generation_config.json among them
     "model.safetensors",
     "model.safetensors.index.json",
     "model-*.safetensors",
@@ -40,6 +44,8 @@ _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "m
 _POLICIES = ("GPT2LMHeadModel", "GPT2Model")
 _REWARDS = ("GPT2ForSequenceClassification", "WukongRewardModel")
 _OWN_TYPE = "wukong_reward"
+LARGEST_HEADER = 1 << 24
+"""Bytes of a safetensors file's header; GPT-2 XL's has 70,000."""
 
 # What GPT-2 is, where Hugging Face's implementation has options. A missing one means the first value here.
 _GPT2_OPTIONS: dict[str, tuple[Any, ...]] = {
@@ -61,19 +67,19 @@ def save_policy(
     tokenizer: Tokenizer,
     *,
     dtype: torch.dtype = torch.float32,
-    generation: Mapping[str, Any] | None = None,
+    sampling: SamplingParameters | None = None,
 ) -> None:
     """Writes a model that `transformers.AutoModelForCausalLM` loads.
 
     Args:
         dtype: of the stored weights.
-        generation: what `generate` should use there by default, e.g. {"do_sample": True, "temperature": 0.7}.
+        sampling: how it should be sampled when nobody says otherwise, here and there (`recommended_sampling`).
     """
     directory = Path(directory)
     config = _config_json(model.config, tokenizer, dtype) | {"architectures": ["GPT2LMHeadModel"]}
     _save(directory, config, _trunk_tensors(model), tokenizer, dtype)
-    end = {f"{role}_token_id": tokenizer.eos_id for role in ("bos", "eos", "pad")}
-    write_json(directory / "generation_config.json", {**end, **(generation or {})})
+    ids = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    write_json(directory / "generation_config.json", {**ids, **(sampling.as_generation_config() if sampling else {})})
 
 
 def save_reward(
@@ -126,9 +132,9 @@ def _config_json(config: GPT2Config, tokenizer: Tokenizer, dtype: torch.dtype) -
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,
         "initializer_range": 0.02,
-        "bos_token_id": tokenizer.eos_id,
-        "eos_token_id": tokenizer.eos_id,
-        "pad_token_id": tokenizer.eos_id,
+        "bos_token_id": tokenizer.role_id("bos_token"),
+        "eos_token_id": tokenizer.eos_ids[0] if len(tokenizer.eos_ids) == 1 else list(tokenizer.eos_ids),
+        "pad_token_id": tokenizer.role_id("pad_token"),
         "tie_word_embeddings": True,
         "dtype": str(dtype).removeprefix("torch."),
     }
@@ -165,17 +171,26 @@ class _Checkpoint:
     weights_file: Path
     tensors: dict[str, Tensor]
 
-    def take(self, name: str, shape: torch.Size) -> Tensor:
-        """The tensor in float32, in memory of its own (not the mapped file's), our way round."""
+    def require(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The tensor as it is in the file, our way round. Raises UsageError for one of another shape or kind."""
         if name not in self.tensors:
             raise UsageError(f"{self.weights_file}: tensor {name} is missing")
-        tensor = self.tensors.pop(name)
+        tensor = self.tensors[name]
         if name.endswith(_TRANSPOSED) and tensor.ndim == 2:
             tensor = tensor.t()
-        if tensor.shape != shape or not tensor.is_floating_point():
+        if tuple(tensor.shape) != shape or not tensor.is_floating_point():
             found = f"{tuple(tensor.shape)} {tensor.dtype}".replace("torch.", "")
-            raise UsageError(f"{self.weights_file}: tensor {name} is {found}, {self.config_file} says {tuple(shape)}")
-        return tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+            raise UsageError(f"{self.weights_file}: tensor {name} is {found}, {self.config_file} says {shape}")
+        return tensor
+
+    def take(self, name: str, shape: torch.Size) -> Tensor:
+        """The tensor in float32, in memory of its own (not the mapped file's)."""
+        tensor = self.require(name, tuple(shape))
+        del self.tensors[name]
+        tensor = tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        if not all(math.isfinite(extreme) for extreme in torch.aminmax(tensor)):
+            raise UsageError(f"{self.weights_file}: tensor {name} holds NaN or infinite numbers; the model is broken")
+        return tensor
 
     def fill(self, module: nn.Module) -> None:
         """Gives a module on the meta device its weights, by their names in the module."""
@@ -266,34 +281,50 @@ def _open(directory: Path) -> _Checkpoint:
     return _Checkpoint(directory / "config.json", config, is_reward, weights_file, _our_names(weights_file, tensors))
 
 
+def recommended_sampling(source: str | Path) -> SamplingParameters:
+    """How a model wants to be sampled: its generation_config.json, else the model's own distribution.
+
+    Raises UsageError for values of wrong types.
+    """
+    file = local_directory(source, _SAFE_FILES) / "generation_config.json"
+    return SamplingParameters.of_generation_config(file, read_object(file) if file.is_file() else {})
+
+
 def _read_config(file: Path) -> tuple[dict[str, Any], bool]:
     """(config.json, whether it is a reward model's)."""
-    config = read_json(file)
-    if not isinstance(config, dict) or config.get("model_type") not in ("gpt2", _OWN_TYPE):
-        found = config.get("model_type") if isinstance(config, dict) else None
-        raise UsageError(f"{file}: model_type is {found!r}, only GPT-2 can be loaded")
-    architectures = config.get("architectures") or [_POLICIES[0] if config["model_type"] == "gpt2" else _REWARDS[-1]]
-    if architectures[0] not in _POLICIES + _REWARDS:
-        raise UsageError(f"{file}: architecture {architectures[0]} is none of {', '.join(_POLICIES + _REWARDS)}")
+    config = read_object(file)
+    if config.get("model_type") not in ("gpt2", _OWN_TYPE):
+        raise UsageError(f"{file}: model_type is {_short(config.get('model_type'))}, only GPT-2 can be loaded")
+    default = _POLICIES[0] if config["model_type"] == "gpt2" else _REWARDS[-1]
+    architectures = config.get("architectures") or [default]
+    if not isinstance(architectures, list) or architectures[0] not in _POLICIES + _REWARDS:
+        found = architectures[0] if isinstance(architectures, list) else architectures
+        raise UsageError(f"{file}: architecture {_short(found, str)} is none of {', '.join(_POLICIES + _REWARDS)}")
     return config, architectures[0] in _REWARDS
 
 
 def _gpt2_config(checkpoint: _Checkpoint, dropout: float) -> GPT2Config:
+    """The sizes, each compared with the tensors before anything is made of them. Raises UsageError."""
     file, config = checkpoint.config_file, checkpoint.config
     sizes: dict[str, int] = {}
     for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
         value = config.get(name)
         if type(value) is not int or value < 1:
-            raise UsageError(f"{file}: {name} is {'missing' if name not in config else f'{value!r}, not a size'}")
+            raise UsageError(f"{file}: {name} is {'missing' if name not in config else f'{_short(value)}, not a size'}")
         sizes[name] = value
     for name, allowed in _GPT2_OPTIONS.items():
         if config.get(name, allowed[0]) not in allowed:
-            raise UsageError(f"{file}: {name} is {config[name]!r}, only {allowed[0]!r} is GPT-2 and supported")
+            raise UsageError(f"{file}: {name} is {_short(config[name])}, only {allowed[0]!r} is GPT-2 and supported")
     if config.get("n_inner") not in (None, 4 * sizes["n_embd"]):
-        raise UsageError(f"{file}: n_inner is {config['n_inner']!r}, only 4 x n_embd is GPT-2 and supported")
+        raise UsageError(f"{file}: n_inner is {_short(config['n_inner'])}, only 4 x n_embd is GPT-2 and supported")
     epsilon = config.get("layer_norm_epsilon", 1e-5)
     if not isinstance(epsilon, float) or not 0 < epsilon < 1:
-        raise UsageError(f"{file}: layer_norm_epsilon is {epsilon!r}, not a small number")
+        raise UsageError(f"{file}: layer_norm_epsilon is {_short(epsilon)}, not a small number")
+    checkpoint.require("wte.weight", (sizes["vocab_size"], sizes["n_embd"]))
+    checkpoint.require("wpe.weight", (sizes["n_positions"], sizes["n_embd"]))
+    layers = {int(m[1]) for name in checkpoint.tensors if (m := re.match(r"h\.(\d{1,9})\.", name))}
+    if (first_missing := next(i for i in range(len(layers) + 1) if i not in layers)) < sizes["n_layer"]:
+        raise UsageError(f"{checkpoint.weights_file}: tensor h.{first_missing}.ln_1.weight is missing")
     try:
         return GPT2Config(**sizes, dropout=dropout, layer_norm_epsilon=epsilon)
     except ValueError as error:
@@ -318,43 +349,88 @@ def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
             continue
         if file.suffix != ".json":
             return file, _read_tensors(file)
-        index = read_json(file)
-        shards = index.get("weight_map") if isinstance(index, dict) else None
+        index = read_object(file)
+        shards = index.get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
             raise UsageError(f"{file}: not an index of shards (weight_map is missing)")
         tensors: dict[str, Tensor] = {}
         for shard in sorted(set(shards.values())):
             if Path(shard).name != shard or Path(shard).suffix != Path(name.removesuffix(".index.json")).suffix:
-                raise UsageError(f"{file}: shard {shard!r} is not the name of a weights file beside it")
-            tensors |= _read_tensors(directory / shard)
+                raise UsageError(f"{file}: shard {_short(shard)} is not the name of a weights file beside it")
+            found = _read_tensors(directory / shard)
+            if twice := found.keys() & tensors.keys():
+                raise UsageError(f"{directory / shard}: tensor {_short(min(twice), str)} is in another shard, too")
+            tensors |= found
+        if absent := shards.keys() - tensors.keys():
+            raise UsageError(f"{file}: tensor {_short(min(absent), str)} is in none of its shards")
         return file, tensors
     raise UsageError(f"{directory}: no weights here ({_WEIGHTS[0]} or {_WEIGHTS[2]})")
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise UsageError(f"{file}: no such file")
+    try:
+        found = file.is_file()
+    except (OSError, ValueError):  # a name that is too long, or that no file can have
+        found = False
+    if not found:
+        raise UsageError(f"{file.parent}/{_short(file.name, str)}: no such file")
     try:
         if file.suffix == ".safetensors":
+            _check_header(file)
             return load_file(file)
+        _check_archive(file)
         tensors = torch.load(file, map_location="cpu", weights_only=True)  # never runs code from the file
+    except UsageError:
+        raise
     except pickle.UnpicklingError:
         raise UsageError(f"{file}: damaged, or holds more than weights and was not opened for safety") from None
     except Exception as error:  # on arbitrary bytes either reader raises whatever comes: IndexError, RuntimeError, ...
         reason = (str(error).splitlines() or ["it is empty"])[0]
-        raise UsageError(f"{file}: damaged weights file ({reason})") from None
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise UsageError(f"{file}: damaged weights file ({reason[:200]})") from None
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
+    ):
         raise UsageError(f"{file}: not a dictionary of tensors")
+    for name, tensor in tensors.items():
+        # A view can be larger than what it shows: one number stretched to a terabyte.
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or not _is_stored_whole(tensor):
+            raise UsageError(f"{file}: tensor {_short(name, str)} is not stored as plain numbers")
     return tensors
+
+
+def _is_stored_whole(tensor: Tensor) -> bool:
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def _check_header(file: Path) -> None:
+    """Before the library reads all of it. Raises UsageError for a safetensors file whose header is no header."""
+    with file.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        if length > LARGEST_HEADER:
+            raise UsageError(f"{file}: damaged weights file (its header has {length:,} bytes)")
+        header = json.loads(handle.read(length))
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    if isinstance(metadata, dict) and metadata.get("format", "pt") != "pt":
+        raise UsageError(f"{file}: weights of another framework ({_short(metadata['format'])}), PyTorch's are needed")
+
+
+def _check_archive(file: Path) -> None:
+    """Raises UsageError for a .bin whose parts are packed: a megabyte could unpack to a terabyte."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise UsageError(f"{file}: its tensors are compressed, PyTorch writes them as they are")
 
 
 def _our_names(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Drops the `transformer.` prefix, old files' mask buffers and the output layer, which must be the tied one."""
-    ours = {
-        name.removeprefix("transformer."): tensor
-        for name, tensor in tensors.items()
-        if not re.search(r"\bh\.\d+\.attn\.(masked_)?bias$", name)
-    }
+    ours: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if re.search(r"\bh\.\d+\.attn\.(masked_)?bias$", name):
+            continue
+        if (own := name.removeprefix("transformer.")) in ours:
+            raise UsageError(f"{file}: tensor {own} is there twice, with the prefix transformer. and without")
+        ours[own] = tensor
     output = ours.pop("lm_head.weight", None)
     if output is not None and not torch.equal(output, ours.setdefault("wte.weight", output)):
         raise UsageError(f"{file}: lm_head differs from wte, GPT-2's output layer is tied to its embedding")
@@ -370,3 +446,9 @@ def _load_tokenizer(directory: Path, config: GPT2Config, template: str | Path | 
 
 def _mismatch(tokenizer: Tokenizer, config: GPT2Config) -> str:
     return f"tokenizer does not match the model: {tokenizer.vocab_size} tokens, {config.vocab_size} embeddings"
+
+
+def _short(value: Any, show: Callable[[Any], str] = repr) -> str:
+    """Anybody's value in one line of ours."""
+    shown = " ".join(show(value).split())
+    return shown if len(shown) <= 120 else shown[:120] + "…"

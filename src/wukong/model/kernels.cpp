@@ -347,9 +347,12 @@ void wukong_linear(const float* x, const Matrix* matrix, int is_bfloat16, float*
 
 // A layer of GPT-2 for one new token of each of B sequences: x (B, H * D) becomes its output. Its keys and values are
 // put behind the lengths[b] tokens of which keys and values (B, H, S, D) hold them; D of 16 or a multiple up to 128.
-// scratch: (B + 16) * 10 * H * D floats.
-void wukong_layer(const Layer* layer, float* x, void* keys, void* values, const int64_t* lengths, float* scratch,
-                  int64_t B, int64_t H, int64_t S, int64_t D, int threads) {
+// scratch: (B + 16) * 10 * H * D floats. Returns -1, or the first row whose length leaves no slot for the new token:
+// then nothing was written.
+int64_t wukong_layer(const Layer* layer, float* x, void* keys, void* values, const int64_t* lengths, float* scratch,
+                     int64_t B, int64_t H, int64_t S, int64_t D, int threads) {
+    for (int64_t b = 0; b < B; b++)
+        if (lengths[b] < 0 || lengths[b] >= S) return b;
     const int64_t C = H * D;
     float *narrow = scratch, *columns = narrow + B * C, *wide = columns + (B + 16) * 4 * C;
     const auto product = [=](const float* from, const Matrix& matrix, const float* residual, bool through_gelu, float* to,
@@ -370,6 +373,7 @@ void wukong_layer(const Layer* layer, float* x, void* keys, void* values, const 
     normalise(x, layer->ln_2_weight, layer->ln_2_bias, layer->epsilon, narrow, B, C, threads);
     product(narrow, layer->mlp_in, nullptr, true, wide, C, 4 * C);
     product(wide, layer->mlp_out, x, false, x, 4 * C, C);
+    return -1;
 }
 
 // A token for each row of logits (B, V) with its log-prob, all (B).

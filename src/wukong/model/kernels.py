@@ -2,6 +2,9 @@
 
 They are used on Linux where there is a C++ compiler and the processor has AVX2 or more. Elsewhere PyTorch's own do the
 same work, to within rounding.
+
+$WUKONG_SANITIZE names sanitizers to compile them with, for example "address,undefined"; the first needs the compiler's
+libasan.so in $LD_PRELOAD (benchmarks/decoder_stress.py does both).
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from wukong.console import say
 from wukong.files import cache_directory
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-Wno-psabi")
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-Wno-psabi", "-mtune=haswell")
 
 
 @functools.cache
@@ -39,20 +42,23 @@ def library() -> ctypes.CDLL | None:
         say(f"no C++ compiler ({compiler}): PyTorch's own kernels write responses, which takes up to twice as long")
         return None
     try:
-        return load(compiler, "native")
+        return load(compiler, "native", os.environ.get("WUKONG_SANITIZE", ""))
     except (OSError, subprocess.CalledProcessError) as error:
         said = error.stderr.strip().splitlines() if isinstance(error, subprocess.CalledProcessError) else [str(error)]
         say(f"{SOURCE.name} cannot be compiled here ({next(iter(said), error)}): PyTorch's own kernels are used")
         return None
 
 
-def load(compiler: str, processor: str) -> ctypes.CDLL:
+def load(compiler: str, processor: str, sanitizers: str = "") -> ctypes.CDLL:
     """The kernels, compiled for a processor by its name (GCC's -march) unless that was done before.
+
+    sanitizers: names with commas between (GCC's -fsanitize); what they find ends the process.
 
     Raises OSError or CalledProcessError when they cannot be compiled or loaded.
     """
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout
-    key = "\n".join([SOURCE.read_text(), *FLAGS, processor, version, _instructions(), torch.__version__])
+    checks = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g"] if sanitizers else []
+    key = "\n".join([SOURCE.read_text(), *FLAGS, *checks, processor, version, _instructions(), torch.__version__])
     file = cache_directory() / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -61,8 +67,8 @@ def load(compiler: str, processor: str) -> ctypes.CDLL:
         with tempfile.TemporaryDirectory(dir=file.parent) as directory:
             objects, built = f"{directory}/kernels.o", f"{directory}/kernels.so"
             for command in (
-                [compiler, *FLAGS, f"-march={processor}", "-c", str(SOURCE), "-o", objects],
-                [compiler, "-shared", objects, *(own or ["-lgomp"]), "-o", built],
+                [compiler, *FLAGS, *checks, f"-march={processor}", "-c", str(SOURCE), "-o", objects],
+                [compiler, *checks, "-shared", objects, *(own or ["-lgomp"]), "-o", built],
             ):
                 subprocess.run(command, check=True, capture_output=True, text=True)
             os.replace(built, file)  # whole or not at all, whoever else builds it now
@@ -77,7 +83,7 @@ def load(compiler: str, processor: str) -> ctypes.CDLL:
         "gelu_backward": [tensor, tensor, tensor, size, number],
     }.items():
         function = getattr(kernels, f"wukong_{name}")
-        function.argtypes, function.restype = arguments, number if name == "width" else None
+        function.argtypes, function.restype = arguments, {"width": number, "layer": size}.get(name)
     return kernels
 
 
@@ -122,9 +128,12 @@ def draw(kernels: ctypes.CDLL, logits: Tensor, temperatures: Tensor, u: Tensor) 
     """A token for each row by inverse-CDF sampling, and its log-prob at that temperature.
 
     logits: (B, V) float32; temperatures: (B,), 0 for the likeliest token; u: (B,) in [0, 1). Returns (B,) int64 and
-    (B,) float32.
+    (B,) float32. Raises ValueError for other shapes or types: the kernel would read past the end.
     """
-    (B, V), logits = logits.shape, logits.contiguous()
+    (B, V), logits, temperatures, u = logits.shape, *(t.contiguous() for t in (logits, temperatures, u))
+    if not (logits.dtype == temperatures.dtype == u.dtype == torch.float32 and len(temperatures) == len(u) == B and V):
+        given = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in (logits, temperatures, u))
+        raise ValueError(f"not logits (B, V), temperatures (B,) and u (B,) in float32: {given}")
     tokens, logprobs = logits.new_empty(B, dtype=torch.int64), logits.new_empty(B)
     pointers = (tensor.data_ptr() for tensor in (logits, temperatures, u, tokens, logprobs))
     kernels.wukong_draw(*pointers, B, V, torch.get_num_threads())

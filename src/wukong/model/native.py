@@ -62,6 +62,8 @@ class PanelLinear:
         self.matrix = _Matrix(self.panels.data_ptr(), self.bias.data_ptr())
 
     def __call__(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.float32 or x.shape[-1] != self.K:
+            raise ValueError(f"{tuple(x.shape)} {x.dtype} is not (..., {self.K}) in float32")
         rows, x = x.shape[:-1].numel(), x.contiguous()
         y, columns = x.new_empty(*x.shape[:-1], self.N), x.new_empty((rows + ROOM) * self.K)
         self.library.wukong_linear(
@@ -94,13 +96,19 @@ class NativeBlock(nn.Module):
         keys, values = cache.keys[layer], cache.values[layer]
         if keys.dtype != self.panels[0].panels.dtype:
             raise ValueError(f"the cache is {keys.dtype}: make it by this model's empty_cache")
-        _, H, S, D = keys.shape
-        (B, _, C), x = x.shape, x.clone(memory_format=torch.contiguous_format)  # the kernel writes to it
+        (rows, H, S, D), (B, T, C), lengths = keys.shape, x.shape, cache.lengths.contiguous()
+        if x.dtype != torch.float32 or T != 1 or len(lengths) != B or rows < B or H * D != C:
+            raise ValueError(
+                f"{tuple(x.shape)} {x.dtype} is not one token in float32 for each of the cache's {len(lengths)} rows"
+            )
+        x = x.clone(memory_format=torch.contiguous_format)  # the kernel writes to it
         scratch = x.new_empty((B + ROOM) * 10 * C)
-        self.library.wukong_layer(
-            ctypes.byref(self.layer), x.data_ptr(), keys.data_ptr(), values.data_ptr(), cache.lengths.data_ptr(),
+        full = self.library.wukong_layer(
+            ctypes.byref(self.layer), x.data_ptr(), keys.data_ptr(), values.data_ptr(), lengths.data_ptr(),
             scratch.data_ptr(), B, H, S, D, torch.get_num_threads(),
         )  # fmt: skip
+        if full >= 0:
+            raise ValueError(f"row {full} of the cache holds {int(lengths[full])} tokens in {S} slots: no room for one")
         return x
 
 

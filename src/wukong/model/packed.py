@@ -39,16 +39,16 @@ def multiplies_tiles() -> bool:
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def _bfloat16(module: Module) -> Module:
-    return copy.deepcopy(module).bfloat16()
+def _copy(module: Module, dtype: torch.dtype) -> Module:
+    return copy.deepcopy(module).to(dtype)
 
 
 class PackedLinear:
-    """x -> x W^T + b, (..., C) -> (..., N), in bfloat16; in the end plus `residual` (..., N), or through GELU."""
+    """x -> x W^T + b, (..., C) -> (..., N), in `dtype`; in the end plus `residual` (..., N), or through GELU."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().bfloat16())
-        self.bias = None if bias is None else bias.detach().bfloat16()
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype = torch.bfloat16) -> None:
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype, copy=True))
+        self.bias = None if bias is None else bias.detach().to(dtype, copy=True)
 
     def __call__(self, x: Tensor, *, residual: Tensor | None = None, gelu: bool = False) -> Tensor:
         if residual is not None:
@@ -60,12 +60,12 @@ class PackedLinear:
 class PackedBlock(nn.Module):
     """`Block` for inference."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, dtype: torch.dtype) -> None:
         super().__init__()
         self.n_head = block.attn.n_head
-        self.ln_1, self.ln_2 = _bfloat16(block.ln_1), _bfloat16(block.ln_2)
+        self.ln_1, self.ln_2 = _copy(block.ln_1, dtype), _copy(block.ln_2, dtype)
         self.qkv, self.attn_proj, self.c_fc, self.mlp_proj = (
-            PackedLinear(linear.weight, linear.bias)
+            PackedLinear(linear.weight, linear.bias, dtype)
             for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
         )
 
@@ -78,12 +78,13 @@ class PackedBlock(nn.Module):
 class PackedGPT2(GPT2):
     """A copy of a model for inference only, by `rollout.inference_copy`. It does not follow the original's training."""
 
-    def __init__(self, model: GPT2) -> None:
+    def __init__(self, model: GPT2, dtype: torch.dtype = torch.bfloat16) -> None:
+        """dtype: of weights and arithmetic; float32 needs no such instructions (only bfloat16 pays, `can_pack`)."""
         with torch.device("meta"):  # no memory: every part is replaced
             super().__init__(model.config)
-        self.wte, self.wpe, self.ln_f = _bfloat16(model.wte), _bfloat16(model.wpe), _bfloat16(model.ln_f)
-        self.h = nn.ModuleList(PackedBlock(block) for block in model.h)  # type: ignore[arg-type]
-        self.output = PackedLinear(model.wte.weight)
+        self.wte, self.wpe, self.ln_f = (_copy(module, dtype) for module in (model.wte, model.wpe, model.ln_f))
+        self.h = nn.ModuleList(PackedBlock(block, dtype) for block in model.h)  # type: ignore[arg-type]
+        self.output = PackedLinear(model.wte.weight, None, dtype)
         self.eval()
 
     def logits(self, hidden: Tensor) -> Tensor:

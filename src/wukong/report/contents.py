@@ -13,14 +13,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wukong.errors import DataError, UsageError
-from wukong.files import numbered_lines, read_json, whole_text
+from wukong.files import numbered_lines, read_json
+from wukong.places import read_recipe
+from wukong.provenance import DIRECTORY_RECORD, FILE_RECORD, STARTED, read_record
 from wukong.records import Message
 
-SIDE_FILE = ".provenance.json"
 INTERNAL = ("checkpoints", "tensorboard", ".staged")
 
 
@@ -249,23 +249,9 @@ def read_steps(root: Path) -> RunContents:
     return RunContents(root, str(recipe["name"] or root.absolute().name), [*known, *others], not_run, planned)
 
 
-def read_recipe(root: Path) -> dict[str, Any]:
-    """`name`, `run_dir` and `steps` of recipe.yaml; empty where there is none, for stages that were run one by one."""
-    path = root / "recipe.yaml"
-    if not path.exists():
-        return {"name": None, "run_dir": None, "steps": {}}
-    try:
-        content = yaml.safe_load(whole_text(path))
-    except yaml.YAMLError as error:
-        raise DataError(f"not valid YAML: {' '.join(str(error).split())}", file=path) from None
-    if not isinstance(content, dict) or not isinstance(content.get("steps"), dict):
-        raise DataError("not a recipe: no steps", file=path)
-    steps = {str(name): options if isinstance(options, dict) else {} for name, options in content["steps"].items()}
-    return {"name": content.get("name"), "run_dir": content.get("run_dir"), "steps": steps}
-
-
 def _place(out: Any, root: Path) -> str:
-    """An `out` of the recipe relative to the run directory, which may have been moved since: "runs/x/sft" -> "sft"."""
+    """An `out` of the recipe relative to the run directory: "runs/x/sft" -> "sft". One of an older version may call it
+    what it was called before it was moved."""
     path, root = Path(str(out)), root.absolute()
     if path.absolute().is_relative_to(root):
         return path.absolute().relative_to(root).as_posix()
@@ -279,22 +265,12 @@ def _steps(root: Path) -> Iterator[tuple[Path, bool, dict[str, Any]]]:
         inside = path.relative_to(root)
         if any(part in INTERNAL or part.startswith(".") for part in inside.parts):
             continue
-        if path.name == "provenance.json" and path.parent != root:
-            yield path.parent, True, _record(path)
-        elif path.name.endswith(SIDE_FILE):
-            yield path.with_name(path.name.removesuffix(SIDE_FILE)), True, _record(path)
-        elif path.name == "options.json" and path.parent != root and not (path.parent / "provenance.json").exists():
-            yield path.parent, False, _record(path)
-
-
-def _record(path: Path) -> dict[str, Any]:
-    record = read_json(path)
-    if not isinstance(record, dict) or not isinstance(record.get("stage"), str):
-        raise DataError("not a record of a stage", file=path, field="stage")
-    for part in ("options", "inputs", "results", "files"):
-        if not isinstance(record.setdefault(part, {}), dict):
-            raise DataError("not an object", file=path, field=part)
-    return record
+        if path.name == DIRECTORY_RECORD and path.parent != root:
+            yield path.parent, True, read_record(path) or {}
+        elif path.name.endswith(FILE_RECORD):
+            yield path.with_name(path.name.removesuffix(FILE_RECORD)), True, read_record(path) or {}
+        elif path.name == STARTED and path.parent != root and not (path.parent / DIRECTORY_RECORD).exists():
+            yield path.parent, False, read_record(path) or {}
 
 
 def _named(step: tuple[Path, bool, dict[str, Any]], root: Path, places: dict[str, str]) -> Step:

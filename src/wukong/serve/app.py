@@ -172,6 +172,7 @@ def _model(served: Served) -> dict[str, Any]:
         "owned_by": "wukong",
         "context_length": served.context,
         "parameters": served.model.n_parameters(),
+        "sampling": served.sampling.as_dict(),
     }
 
 

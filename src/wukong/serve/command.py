@@ -81,6 +81,8 @@ def run(options: ServeOptions) -> None:
         shown = f"[{host}]" if ":" in host else host
         note = "API key needed; Ctrl-C stops" if key else "Ctrl-C stops"
         say(f"serving {', '.join(models)} at http://{shown}:{port}/v1 ({note})")
+        for name, served in models.items():
+            say(f"{name}: {served.sampling.in_words()}, unless a request says otherwise")
         config = uvicorn.Config(
             app,
             log_level="warning",

@@ -95,9 +95,9 @@ class ModelRequest(BaseModel):
 
     model: str
     max_tokens: int | None = Field(None, ge=1)
-    temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)  # not OpenAI's; the `openai` client sends it in extra_body
+    temperature: float | None = Field(None, ge=0, le=2)  # these three: what the model recommends when absent
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)  # not OpenAI's; the `openai` client sends it in extra_body
     n: int = Field(1, ge=1, le=128)
     seed: int | None = None
     stop: str | list[str] = Field([], max_length=1000)

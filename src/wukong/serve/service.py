@@ -24,9 +24,10 @@ from typing import Literal
 
 from wukong.errors import RunError, UsageError
 from wukong.model.gpt2 import GPT2
-from wukong.model.hub import load_policy
+from wukong.model.hub import load_policy, recommended_sampling
 from wukong.records import PromptLike, as_messages, prompt_id
 from wukong.rollout import Continuation, Decoder, inference_copy
+from wukong.sampling import OWN_DISTRIBUTION, SamplingParameters
 from wukong.seeds import derived_seed
 from wukong.serve.metrics import Metrics
 from wukong.tokenizer import StreamDecoder, Tokenizer
@@ -56,6 +57,8 @@ class Served:
     model: GPT2
     tokenizer: Tokenizer
     created: int
+    sampling: SamplingParameters = OWN_DISTRIBUTION
+    """What it recommends, which an answer is drawn with unless the request says otherwise."""
 
     @property
     def context(self) -> int:
@@ -66,7 +69,10 @@ def load_model(name: str, source: str, precision: Precision = "auto", device: st
     """A model directory of ours or of `transformers`, or a hub id. Raises UsageError for one that cannot be loaded."""
     compute: Compute = compute_for(precision, device)
     model, tokenizer = load_policy(source)
-    return Served(name, source, inference_copy(model.to(compute.device).eval(), compute), tokenizer, int(time.time()))
+    sampling = recommended_sampling(source)
+    return Served(
+        name, source, inference_copy(model.to(compute.device).eval(), compute), tokenizer, int(time.time()), sampling
+    )
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ class Drawing:
     """How answers are drawn; names and meanings as in `Policy.generate`, so that both give the same ones.
 
     Attributes:
+        temperature, top_k, top_p: None takes what the model recommends.
         max_new_tokens: None takes the service's default, or what is left of the context when that is less.
         seed: None takes a random one.
         n: answers to each prompt.
@@ -83,9 +90,9 @@ class Drawing:
     """
 
     max_new_tokens: int | None = None
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
     seed: int | None = None
     n: int = 1
     stop: Sequence[str] = ()
@@ -317,7 +324,7 @@ class Service:
         every = []
         for prompt in prompts:
             if isinstance(prompt, str):
-                ids = await asyncio.to_thread(served.tokenizer.encode, prompt)
+                ids = await asyncio.to_thread(served.tokenizer.raw_ids, prompt)
             else:
                 ids = list(prompt)
             if bad := [index for index in ids if not 0 <= index < served.tokenizer.vocab_size]:
@@ -328,7 +335,7 @@ class Service:
     def _submit(self, served: Served, prompts: Sequence[tuple[str, list[int]]], drawing: Drawing) -> Answer:
         """prompts: (what its seeds are derived from, token ids) each."""
         seed = secrets.randbits(31) if drawing.seed is None else drawing.seed
-        temperature = float(drawing.temperature)
+        drawn = served.sampling.unless_given(served.source, drawing.temperature, drawing.top_k, drawing.top_p)
         answer = Answer(served, [len(ids) for _, ids in prompts], seed, len(prompts) * drawing.n)
         new = [
             _Writing(
@@ -337,10 +344,10 @@ class Service:
                 Continuation(
                     ids,
                     self._length(served, len(ids), drawing.max_new_tokens),
-                    derived_seed(seed, name, temperature, k),  # as `Policy.generate` derives them
-                    temperature,
-                    drawing.top_k,
-                    drawing.top_p,
+                    derived_seed(seed, name, drawn.temperature, k),  # as `Policy.generate` derives them
+                    drawn.temperature,
+                    drawn.top_k,
+                    drawn.top_p,
                     drawing.top_logprobs,
                 ),
                 drawing.stop,
@@ -392,7 +399,7 @@ class Service:
                 try:
                     if key not in decoders:
                         served = joining[0].answer.served
-                        decoders[key] = Decoder(served.model, served.tokenizer.eos_id)
+                        decoders[key] = Decoder(served.model, served.tokenizer.eos_ids)
                     parcels += self._step(decoders[key], mine, joining)
                     if not len(decoders[key]):
                         del decoders[key]

@@ -16,7 +16,8 @@ import torch
 from pydantic import Field
 
 from wukong.objectives import Average, best_of_groups, sequence_rewards
-from wukong.stages.online import Algorithm, Batch, Credit, GroupOptions, train
+from wukong.require import Need
+from wukong.stages.online import Algorithm, Batch, Credit, GroupOptions, online_needs, train
 
 
 class BestOfNOptions(GroupOptions):
@@ -43,6 +44,10 @@ class BestOfN(Algorithm):
         best = best_of_groups(rewards, self.size)
         metrics = {"kept_score": float(batch.scores[best].mean())}
         return Credit(torch.where(batch.mask, 1.0, 0.0), rows=best, metrics=metrics)
+
+
+def needs(options: BestOfNOptions) -> list[Need]:
+    return online_needs(options)
 
 
 def run(options: BestOfNOptions) -> None:

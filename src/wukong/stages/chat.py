@@ -27,10 +27,11 @@ from pydantic import Field
 from wukong.console import console, say
 from wukong.errors import UsageError, WukongError
 from wukong.model.gpt2 import GPT2
-from wukong.model.hub import load_policy
+from wukong.model.hub import load_policy, recommended_sampling
 from wukong.options import Options
 from wukong.records import Conversation, Message, read_records, write_records
 from wukong.rollout import inference_copy, stream
+from wukong.sampling import OWN_DISTRIBUTION, SamplingParameters
 from wukong.seeds import derived_seed
 from wukong.tokenizer import StreamDecoder, Tokenizer
 from wukong.training.compute import Precision, compute_for
@@ -47,12 +48,14 @@ class ChatOptions(Options):
     """A system message that heads the conversation."""
     raw: bool = False
     """Continue the text as it stands, without the chat template: what a base model was trained to do."""
-    temperature: float = Field(0.7, ge=0, le=100)
-    """The logits are divided by it; 0 always takes the likeliest token."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Draw from the likeliest tokens that together have this probability; 1 from all."""
-    top_k: int = Field(0, ge=0)
-    """Draw from so many of the likeliest tokens; 0 from all."""
+    temperature: float | None = Field(None, ge=0, le=100)
+    """The logits are divided by it; 0 always takes the likeliest token. When absent, what each model recommends
+    (generation_config.json), else 1."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Draw from the likeliest tokens that together have this probability; 1 from all. When absent, as recommended
+    where --temperature is."""
+    top_k: int | None = Field(None, ge=0)
+    """Draw from so many of the likeliest tokens; 0 from all. When absent, as --top-p."""
     max_new_tokens: int = Field(128, ge=1)
     """Answers are cut there, or at half the model's context if that is shorter."""
     seed: int = 0
@@ -72,6 +75,7 @@ class Speaker:
     model: GPT2
     tokenizer: Tokenizer
     room: int
+    recommended: SamplingParameters = OWN_DISTRIBUTION
 
 
 def named_sources(models: Sequence[str]) -> dict[str, str]:
@@ -101,7 +105,10 @@ def load_speakers(options: ChatOptions) -> list[Speaker]:
         room = min(options.max_new_tokens, model.config.n_positions // 2)
         if room < options.max_new_tokens:
             say(f"{name}: its context is {model.config.n_positions} tokens, its answers are cut at {room}")
-        speakers.append(Speaker(name, source, model, tokenizer, room))
+        recommended = recommended_sampling(source)
+        drawing = recommended.unless_given(source, options.temperature, options.top_k, options.top_p)
+        say(f"{name}: {drawing.in_words()}")
+        speakers.append(Speaker(name, source, model, tokenizer, room, recommended))
     return speakers
 
 
@@ -226,7 +233,7 @@ class Chat:
         if not self.raw:
             heading = [Message(role="system", content=self.system)] if self.system else []
             return speaker.tokenizer.prompt_ids([*heading, *asked], max_tokens=room)
-        ids = speaker.tokenizer.encode(text)
+        ids = speaker.tokenizer.raw_ids(text)
         if len(ids) > room:
             raise UsageError(f"the text has {len(ids)} tokens, {speaker.name} has room for {room}")
         return ids
@@ -239,19 +246,22 @@ class Chat:
 
     def _speak(self, speaker: Speaker, ids: list[int], turn: int) -> str:
         """Draws and prints an answer; returns what was said of it."""
+        drawing = speaker.recommended.unless_given(
+            speaker.source, self.temperature, self.options.top_k, self.options.top_p
+        )
         decoder, said, note = StreamDecoder(speaker.tokenizer), "", f"(cut at {speaker.room} tokens)"
         try:
             for token in stream(
                 speaker.model,
                 ids,
-                eos_id=speaker.tokenizer.eos_id,
+                eos_id=speaker.tokenizer.eos_ids,
                 max_new_tokens=speaker.room,
                 seed=derived_seed(self.options.seed, "chat", turn, self.attempt),
-                temperature=self.temperature,
-                top_k=self.options.top_k,
-                top_p=self.options.top_p,
+                temperature=drawing.temperature,
+                top_k=drawing.top_k,
+                top_p=drawing.top_p,
             ):
-                if token == speaker.tokenizer.eos_id:
+                if token in speaker.tokenizer.eos_ids:
                     note = "" if said else "(no answer: the model ended its turn at once)"
                     break
                 piece = decoder.push(token)  # the last character of a cut answer may stay incomplete: not shown

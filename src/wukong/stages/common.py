@@ -16,14 +16,12 @@ from wukong import processes
 from wukong.console import say
 from wukong.data.batches import by_length, pad
 from wukong.data.shards import TokenShards
-from wukong.errors import DataError, UsageError
+from wukong.errors import UsageError
 from wukong.files import read_json
 from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel
 from wukong.objectives import token_logprobs
-from wukong.records import Message
 from wukong.seeds import derived_seed, permutation
-from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 from wukong.training.parallel import in_step
 
@@ -121,21 +119,9 @@ def distinct_n(responses: Sequence[Sequence[int]], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
-def answer_ids(tokenizer: Tokenizer, prompt: Sequence[Message], text: str, context: int) -> list[int] | None:
-    """Prompt + answer as the reward model reads them: without the closing end token; the oldest turns of a prompt
-    that is too long are left out. None when it does not fit even so."""
-    answer = tokenizer.response_ids(text, finished=False)
-    if len(answer) >= context:
-        return None
-    try:
-        return tokenizer.prompt_ids(list(prompt), max_tokens=context - len(answer)) + answer
-    except DataError:
-        return None
-
-
 @torch.inference_mode()
 def scores_of(model: ScalarModel, sequences: Sequence[list[int]], compute: Compute, max_tokens: int) -> list[float]:
-    """The reward of each token sequence (as `answer_ids` makes them), in order."""
+    """The reward of each token sequence (as `wukong.stages.pairs.answers_ids` makes them), in order."""
     model.eval().to(compute.device)
     scores = [0.0] * len(sequences)
     for rows in by_length([len(s) for s in sequences], max_tokens):

@@ -8,8 +8,8 @@ Out: the policy's model directory, metrics.jsonl.
 Direct preference optimisation (Rafailov et al. 2023): the best policy for a reward r under a KL penalty is
 pi ~ pi_ref exp(r/beta), so beta log(pi/pi_ref) is a reward, and the Bradley-Terry loss of reward models trains the
 policy itself. IPO (Azar et al. 2023) and label smoothing (cDPO, Mitchell 2023) keep it from going to extremes.
-Departure: all pairs of a ranking weigh as one record, as in InstructGPT's reward model, and each answer passes through
-the model once.
+Departure: all pairs of a prompt, whoever judged them, weigh as one record, as in InstructGPT's reward model, and each
+answer passes through the model once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,17 @@ from wukong.model.gpt2 import GPT2
 from wukong.objectives import dpo_loss, grouped_mean, ipo_loss
 from wukong.processes import share, sums
 from wukong.records import Comparison, Preference, Ranking, Vote
-from wukong.stages.offline import Answer, Metrics, OfflineOptions, answer_of, in_parts, logratios, train_offline
+from wukong.require import Need
+from wukong.stages.offline import (
+    Answer,
+    Metrics,
+    OfflineOptions,
+    in_parts,
+    logratios,
+    offline_needs,
+    train_offline,
+)
+from wukong.stages.pairs import pairs_by_prompt
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 from wukong.training.parallel import in_step
@@ -47,7 +57,7 @@ class DPOOptions(OfflineOptions):
 
 @dataclass(frozen=True)
 class Group:
-    """The answers of one record and its pairs (better, worse)."""
+    """The answers to one prompt and its pairs (better, worse), whoever judged them."""
 
     answers: list[Answer]
     pairs: list[tuple[int, int]]
@@ -56,27 +66,22 @@ class Group:
 def groups_of(
     records: Sequence[Preference], tokenizer: Tokenizer, context: int, summary: ReadSummary
 ) -> list[Group]:  # fmt: skip
-    """A group for each comparison and ranking; ties, and what does not fit the context, are dropped and counted.
+    """A group for each prompt; ties, and what does not fit the context, are dropped and counted.
 
     Raises DataError for votes, which compare nothing.
     """
-    groups = []
+    judged: list[Comparison | Ranking] = []
     for record in records:
         if isinstance(record, Vote):
             raise DataError("a single vote compares nothing", hint="`wukong kto` learns from votes")
         if isinstance(record, Comparison) and record.tie:
             summary.dropped["a tie"] += 1
-            continue
-        texts = record.responses if isinstance(record, Ranking) else [record.chosen, record.rejected]
-        wanted = list(record.pairs()) if isinstance(record, Ranking) else [(0, 1)]
-        found = [answer_of(tokenizer, record.prompt, text, context) for text in texts]
-        place = {old: new for new, old in enumerate(i for i, answer in enumerate(found) if answer)}
-        pairs = [(place[b], place[w]) for b, w in wanted if b in place and w in place and texts[b] != texts[w]]
-        if pairs:
-            groups.append(Group([answer for answer in found if answer], pairs))
         else:
-            summary.dropped[f"longer than the context of {context} tokens"] += 1
-    return groups
+            judged.append(record)
+    return [
+        Group([Answer(prompt, response) for prompt, response in one.answers], one.pairs)
+        for one in pairs_by_prompt(judged, tokenizer, context, summary, finished=True)
+    ]
 
 
 def pair_losses(chosen: Tensor, rejected: Tensor, options: DPOOptions) -> Tensor:
@@ -120,12 +125,22 @@ def learn(
     return metrics
 
 
-def run(options: DPOOptions) -> None:
-    """Raises UsageError or DataError for unusable input, RunError when the loss is not finite."""
+def needs(options: DPOOptions) -> list[Need]:
     if options.loss == "ipo" and options.label_smoothing:
         raise UsageError("--label-smoothing belongs to --loss dpo: ipo has a finite margin without it")
+    return offline_needs(options, options.data, _compares)
+
+
+def _compares(record: Preference) -> None:
+    """Raises DataError for a vote."""
+    if isinstance(record, Vote):
+        raise DataError("a single vote compares nothing", hint="`wukong kto` learns from votes")
+
+
+def run(options: DPOOptions) -> None:
+    """Raises UsageError or DataError for unusable input, RunError when the loss is not finite."""
 
     def learn_batch(policy: GPT2, reference: GPT2, batch: Sequence[Group], compute: Compute, backward) -> Metrics:
         return learn(policy, batch, compute, options, backward)
 
-    train_offline("dpo", options, options.data, groups_of, lambda group: group.answers, learn_batch)
+    train_offline("dpo", options, needs(options), options.data, groups_of, lambda group: group.answers, learn_batch)

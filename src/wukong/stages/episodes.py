@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from wukong.console import console
@@ -45,10 +46,19 @@ class RolloutOptions(TrainOptions, PromptOptions):
     """Logits are divided by it in rollout, reference and update alike."""
     missing_eos_score: float | None = -1.0
     """The score of a response that never ended, in place of the reward; None (null in a recipe) keeps it."""
+    missing_eos_penalty: float | None = Field(None, ge=0)
+    """Taken off the reward of a response that never ended, in place of --missing-eos-score: whatever the scale of the
+    rewards, an answer then scores less than the same answer with an end."""
     truncate_at: str | None = None
     """Score the response only up to the first such token, e.g. "." (it is trained on untruncated all the same)."""
     truncate_after: int = Field(16, ge=0)
     """Where --truncate-at begins to look, in tokens."""
+
+    @model_validator(mode="after")
+    def _penalty_in_place_of_score(self) -> Self:
+        if self.missing_eos_penalty is not None and "missing_eos_score" not in self.model_fields_set:
+            self.missing_eos_score = None
+        return self
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,7 @@ def roll_out(
         lambda: generate(
             model,
             [prompts[i] for i in mine],
-            eos_id=tokenizer.eos_id,
+            eos_id=tokenizer.eos_ids,
             max_new_tokens=options.max_new_tokens,
             seeds=[derived_seed(seed, i) for i in mine],
             temperature=options.temperature,
@@ -223,9 +233,21 @@ def judge(
     return Judged(logprobs, reference_logprobs, values, entropies, score(episodes))
 
 
-def final_scores(scores: Tensor, episodes: Episodes, missing_eos_score: float | None) -> Tensor:
-    """A response that never ended gets a fixed score, so that ending is learnt (the "EOS trick"). (B,) -> (B,)."""
-    if missing_eos_score is None:
-        return scores
+def final_scores(scores: Tensor, episodes: Episodes, options: RolloutOptions) -> Tensor:
+    """What ending is learnt from, (B,) -> (B,): a response that never ended gets a fixed score (the "EOS trick"), or
+    the penalty is taken off its reward."""
     ended = torch.tensor(episodes.ended, device=scores.device)
-    return torch.where(ended, scores, missing_eos_score)
+    if options.missing_eos_penalty is not None:
+        return torch.where(ended, scores, scores - options.missing_eos_penalty)
+    if options.missing_eos_score is not None:
+        return torch.where(ended, scores, options.missing_eos_score)
+    return scores
+
+
+def ended_no_better(scores: Tensor, episodes: Episodes, options: RolloutOptions) -> float:
+    """The part of the ended responses whose reward, (B,), is not above the fixed score: for those not ending would
+    have cost nothing. 0 without a fixed score."""
+    if options.missing_eos_score is None or not any(episodes.ended):
+        return 0.0
+    ended = scores[torch.tensor(episodes.ended, device=scores.device)]
+    return float((ended <= options.missing_eos_score).float().mean())

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,21 +26,24 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from wukong import require
 from wukong.console import Bar, console, say
 from wukong.data.batches import by_length, pad
-from wukong.data.prompts import PromptOptions, load_prompts
+from wukong.data.prompts import PROMPTS, PromptOptions, load_prompts
 from wukong.data.shards import TokenShards
 from wukong.data.split import split_by_prompt
 from wukong.errors import DataError, UsageError
 from wukong.feedback.annotators import Judge, Opinion, load_judge
+from wukong.feedback.replies import forget_replies, replies_path
 from wukong.files import atomic_open, write_json
 from wukong.model.gpt2 import GPT2
-from wukong.model.hub import load_policy
+from wukong.model.hub import load_policy, recommended_sampling
 from wukong.objectives import best_of_n_kl
 from wukong.options import StageOptions
-from wukong.provenance import begin
 from wukong.records import Prompt
+from wukong.require import Need
 from wukong.rollout import Sampled, generate, inference_copy
+from wukong.sampling import OWN_DISTRIBUTION, SamplingParameters
 from wukong.seeds import derived_seed
 from wukong.stages.common import (
     bootstrap_interval,
@@ -67,8 +70,8 @@ class AnswerOptions(StageOptions, PromptOptions):
     """Take only the first so many prompts."""
     max_new_tokens: int = Field(128, ge=1)
     """Responses are cut there."""
-    temperature: float = Field(1.0, ge=0)
-    """Sampling temperature; 0 is greedy."""
+    temperature: float | None = Field(None, ge=0)
+    """Sampling temperature; 0 is greedy. When absent, what each model recommends (generation_config.json), else 1."""
     batch_size: int = Field(128, ge=1)
     """Responses decoded together."""
     micro_batch_tokens: int = Field(8192, ge=1)
@@ -114,6 +117,7 @@ class Answers:
     bits_per_byte: float | None = None
     path: str = ""
     best_of: int = 1
+    sampling: SamplingParameters = OWN_DISTRIBUTION
 
 
 @dataclass(frozen=True)
@@ -132,19 +136,43 @@ class Reference:
     tokenizer: Tokenizer
 
 
-def run(options: EvaluateOptions) -> None:
-    """Raises UsageError or DataError for unusable input, RunError when the judge fails."""
-    models = dict(named(model) for model in options.models)
+def answer_needs(models: Sequence[str], options: AnswerOptions) -> list[Need]:
+    """What models need to answer prompts."""
+    return [
+        *map(require.policy, models),
+        *(require.room(model, options.max_new_tokens) for model in models),
+        *require.data(options.prompts, require.reader(PROMPTS, options)),
+        require.device(options.device),
+    ]
+
+
+def needs(options: EvaluateOptions) -> list[Need]:
+    models = _models(options)
     for name in [*options.raw, *([options.reference] if options.reference else [])]:
         if name not in models:
             raise UsageError(f"no model is named {name!r} in --models: {', '.join(models)}")
-    judge = load_judge(options.judge) if options.judge else None
-    counts = best_of_counts(options, models)
-    picked_by = options.best_of_reward if options.best_of_reward and is_model(options.best_of_reward) else None
-    extra = [p for p in (options.reward_model, options.text, picked_by) if p]
-    work = begin("evaluate", options, [*models.values(), *options.prompts, *extra])
+    best_of_counts(options, models)
+    return [
+        *answer_needs(list(models.values()), options),
+        *([require.reward_model(options.reward_model)] if options.reward_model else []),
+        *([require.shards(options.text, ("valid",))] if options.text else []),
+        *([require.judge(options.best_of_reward)] if options.best_of_reward else []),
+        *([require.judge(options.judge, model=False)] if options.judge else []),
+    ]
+
+
+def _models(options: EvaluateOptions) -> dict[str, str]:
+    return require.distinct_names([named(model) for model in options.models], "--models")
+
+
+def run(options: EvaluateOptions) -> None:
+    """Raises UsageError or DataError for unusable input, RunError when the judge fails."""
+    work = require.open_stage("evaluate", options, needs(options))
     if work.done:
         return
+    models = _models(options)
+    judge = load_judge(options.judge, replies_path(options.out, directory=True)) if options.judge else None
+    counts = best_of_counts(options, models)
     compute = compute_for(options.precision, options.device)
     prompts = chosen_prompts(options)
     # --------------------------------------------------------------------------------------------------- answers
@@ -158,7 +186,7 @@ def run(options: EvaluateOptions) -> None:
         policy, tokenizer = load_policy(path)
         policy.to(compute.device).eval()
         one = answers[name] = answer_all(name, path, policy, tokenizer, prompts, options, compute, picker)
-        if reference is not None and one.best_of == 1 and name not in options.raw and options.temperature > 0:
+        if reference is not None and one.best_of == 1 and name not in options.raw and one.sampling.has_kl:
             if tokenizer.fingerprint != reference.tokenizer.fingerprint:
                 raise UsageError(f"{path}: its tokenizer is not the reference's, so their KL means nothing")
             one.kl = kl_of(policy, reference.model, one, options, compute)
@@ -183,7 +211,7 @@ def run(options: EvaluateOptions) -> None:
         "n_prompts": len(prompts),
         "scorer": options.judge,
         "reward_model": options.reward_model,
-        "temperature": options.temperature,
+        "temperature": common_temperature(answers.values()),
         "max_new_tokens": options.max_new_tokens,
         "seed": options.seed,
         "models": {name: describe(one, prompts, options) for name, one in answers.items()},
@@ -205,6 +233,13 @@ def run(options: EvaluateOptions) -> None:
             f"[{c['interval'][0]:.1%}, {c['interval'][1]:.1%}] by {c['judge']}"
         )
     work.finish({"comparisons": comparisons}, [options.out / "evaluation.json", options.out / "answers.jsonl"])
+    forget_replies(options.out, directory=True)
+
+
+def common_temperature(answers: Iterable[Answers]) -> float | None:
+    """That of all models; None where each has its own (then `sampling` of a model says which)."""
+    temperatures = {one.sampling.temperature for one in answers}
+    return temperatures.pop() if len(temperatures) == 1 else None
 
 
 def named(model: str) -> tuple[str, str]:
@@ -239,7 +274,9 @@ def best_of_counts(options: EvaluateOptions, models: dict[str, str]) -> dict[str
 
 def _picking_judge(options: EvaluateOptions, compute: Compute) -> Judge:
     name = str(options.best_of_reward)
-    return reward_judge(name, compute, options.micro_batch_tokens) if is_model(name) else load_judge(name)
+    if is_model(name):
+        return reward_judge(name, compute, options.micro_batch_tokens)
+    return load_judge(name, replies_path(options.out, directory=True))
 
 
 def pick_best(
@@ -264,37 +301,43 @@ def answer_all(
     raw = name in options.raw
     try:
         ids = [
-            tokenizer.encode(p.messages[-1].content) if raw else tokenizer.prompt_ids(p.messages, max_tokens=room)
+            tokenizer.raw_ids(p.messages[-1].content) if raw else tokenizer.prompt_ids(p.messages, max_tokens=room)
             for p in prompts
         ]
     except DataError as error:
         raise DataError(error.problem, file=options.prompts[0], hint="lower --max-new-tokens or shorten it") from None
     n = picker.counts.get(name, 1) if picker else 1
+    sampling = recommended_sampling(path).unless_given(path, options.temperature)
+    say(f"answers of {name}: {sampling.in_words()}")
     first = [derived_seed(options.seed, "evaluate", p.id) for p in prompts]  # the same for all models
     with Bar(f"answers of {name}", len(prompts) * n, unit="response") as bar:
         sampled = generate(
             inference_copy(policy, compute),
             [prompt for prompt in ids for _ in range(n)],
-            eos_id=tokenizer.eos_id,
+            eos_id=tokenizer.eos_ids,
             max_new_tokens=options.max_new_tokens,
             seeds=[derived_seed(seed, k) if k else seed for seed in first for k in range(n)],
-            temperature=options.temperature,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
             batch_size=options.batch_size,
             on_finish=bar.advance,
         )
     if picker and n > 1:
         sampled = pick_best(sampled, prompts, n, picker.judge, tokenizer)
-    return Answers(ids, sampled, [tokenizer.decode(s.ids) for s in sampled], path=path, best_of=n)
+    return Answers(ids, sampled, [tokenizer.decode(s.ids) for s in sampled], path=path, best_of=n, sampling=sampling)
 
 
 def rewards_of(
     reward_model: str, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]], options: AnswerOptions,
     compute: Compute,
 ) -> list[list[float]]:  # fmt: skip
-    """The scores of several models' answers to all prompts. Raises UsageError for one that does not fit."""
+    """The scores of several models' answers to all prompts, all answers to a prompt read with the same one. Raises
+    UsageError for one that does not fit."""
     judge = reward_judge(reward_model, compute, options.micro_batch_tokens)
-    asked = [prompt.messages for prompt in prompts]
-    return [[opinion.score for opinion in judge(asked, of_model)] for of_model in texts]
+    asked = [prompt.messages for _ in texts for prompt in prompts]
+    scores = [opinion.score for opinion in judge(asked, [text for of_model in texts for text in of_model])]
+    return [scores[at : at + len(prompts)] for at in range(0, len(scores), len(prompts))]
 
 
 def _measure_text(
@@ -317,7 +360,8 @@ def kl_of(policy: GPT2, reference: GPT2, answers: Answers, options: AnswerOption
         predicts = response_positions(prompts, responses, ids.shape[1]).to(compute.device)
         ids = ids.to(compute.device)
         of_policy, of_reference = (
-            response_logprobs(model, ids, predicts, options.temperature, compute)[0] for model in (policy, reference)
+            response_logprobs(model, ids, predicts, answers.sampling.temperature, compute)[0]
+            for model in (policy, reference)
         )
         kl[rows] = [float(part.sum()) for part in (of_policy - of_reference).split(responses)]
     return kl
@@ -349,6 +393,7 @@ def describe(answers: Answers, prompts: Sequence[Prompt], options: EvaluateOptio
     return {
         "path": answers.path,
         "best_of": answers.best_of,
+        "sampling": answers.sampling.as_dict(),
         "score_mean": score_mean,
         "score_std": None if scores is None else float(scores.std()),
         "score_interval": score_interval,

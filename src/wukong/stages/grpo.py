@@ -20,7 +20,8 @@ from pydantic import Field
 from torch import Tensor
 
 from wukong.objectives import Average, Scale, group_advantages, kl_estimate, ppo_policy_loss, sequence_rewards
-from wukong.stages.online import Algorithm, Batch, Credit, GroupOptions, advantage_metrics, train
+from wukong.require import Need
+from wukong.stages.online import Algorithm, Batch, Credit, GroupOptions, advantage_metrics, online_needs, train
 
 
 class GRPOOptions(GroupOptions):
@@ -65,6 +66,10 @@ class GRPO(Algorithm):
         if self.options.kl_in == "loss":
             losses = losses + kl_coef * kl_estimate(logprobs, reference, "k3")
         return losses
+
+
+def needs(options: GRPOOptions) -> list[Need]:
+    return online_needs(options)
 
 
 def run(options: GRPOOptions) -> None:

@@ -26,17 +26,19 @@ from wukong.errors import DataError
 from wukong.model.gpt2 import GPT2
 from wukong.objectives import kto_baseline, kto_loss
 from wukong.processes import gathered, share, sums
-from wukong.records import Comparison, Preference, Ranking
+from wukong.records import Message, Preference, Ranking, Vote
+from wukong.require import Need
 from wukong.stages.offline import (
     Answer,
     Metrics,
     OfflineOptions,
-    answer_of,
     in_parts,
     logratios,
     measure_reference,
+    offline_needs,
     train_offline,
 )
+from wukong.stages.pairs import tokenised_answers
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 from wukong.training.parallel import in_step
@@ -65,27 +67,25 @@ class Voted:
 
 
 def votes_of(records: Sequence[Preference], tokenizer: Tokenizer, context: int, summary: ReadSummary) -> list[Voted]:
-    """Every vote, and both sides of a comparison; what does not fit the context is dropped and counted.
+    """Every vote, and both sides of a comparison; what does not fit the context is dropped and counted. Votes on one
+    prompt read the same prompt, cut once by the longest of its answers.
 
     Raises DataError for rankings, whose middle is neither good nor bad.
     """
-    votes = []
+    said: list[tuple[list[Message], str, bool]] = []
     for record in records:
         if isinstance(record, Ranking):
             raise DataError("a ranking is neither thumb up nor down", hint="`wukong dpo` learns from rankings")
-        if isinstance(record, Comparison):
-            if record.tie:
-                summary.dropped["a tie"] += 1
-                continue
-            sides = [(record.chosen, True), (record.rejected, False)]
+        if isinstance(record, Vote):
+            said.append((record.prompt, record.response, record.vote > 0))
+        elif record.tie:
+            summary.dropped["a tie"] += 1
         else:
-            sides = [(record.response, record.vote > 0)]
-        for text, good in sides:
-            answer = answer_of(tokenizer, record.prompt, text, context)
-            if answer is None:
-                summary.dropped[f"longer than the context of {context} tokens"] += 1
-            else:
-                votes.append(Voted(answer, good))
+            said += [(record.prompt, record.chosen, True), (record.prompt, record.rejected, False)]
+    read = tokenised_answers(tokenizer, [(prompt, text) for prompt, text, _ in said], context, finished=True)
+    votes = [Voted(Answer(*one), good) for one, (*_, good) in zip(read, said, strict=True) if one is not None]
+    if len(votes) < len(said):
+        summary.dropped[f"longer than the context of {context} tokens"] += len(said) - len(votes)
     return votes
 
 
@@ -149,10 +149,20 @@ def learn(
     return metrics
 
 
+def needs(options: KTOOptions) -> list[Need]:
+    return offline_needs(options, options.data, _votes, no=("rankings",))
+
+
+def _votes(record: Preference) -> None:
+    """Raises DataError for a ranking."""
+    if isinstance(record, Ranking):
+        raise DataError("a ranking is neither thumb up nor down", hint="`wukong dpo` learns from rankings")
+
+
 def run(options: KTOOptions) -> None:
     """Raises UsageError or DataError for unusable input, RunError when the loss is not finite."""
 
     def learn_batch(policy: GPT2, reference: GPT2, batch: Sequence[Voted], compute: Compute, backward) -> Metrics:
         return learn(policy, reference, batch, compute, options, backward)
 
-    train_offline("kto", options, options.data, votes_of, lambda vote: [vote.answer], learn_batch)
+    train_offline("kto", options, needs(options), options.data, votes_of, lambda vote: [vote.answer], learn_batch)

@@ -21,12 +21,14 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from wukong import require
 from wukong.console import say
 from wukong.errors import UsageError
 from wukong.feedback.annotators import load_judge
+from wukong.feedback.replies import forget_replies, replies_path
 from wukong.options import StageOptions
-from wukong.provenance import begin
 from wukong.records import Comparison, Ranking, Response, read_records, write_records
+from wukong.require import Need
 from wukong.seeds import derived_seed
 from wukong.stages.rewards import is_model, reward_judge
 from wukong.training.compute import compute_for
@@ -48,13 +50,19 @@ class LabelOptions(StageOptions):
     """Scores at most this far apart are a tie."""
 
 
+def needs(options: LabelOptions) -> list[Need]:
+    return [require.records(options.responses, Response, "responses"), require.judge(options.judge)]
+
+
 def run(options: LabelOptions) -> None:
     """Raises UsageError or DataError for unusable input, RunError when the judge fails."""
-    by_model = [options.judge] if is_model(options.judge) else []
-    work = begin("label", options, [options.responses, *by_model], directory=False)
+    work = require.open_stage("label", options, needs(options), directory=False)
     if work.done:
+        forget_replies(options.out, directory=False)
         return
-    judge = reward_judge(options.judge, compute_for(), 8192) if by_model else load_judge(options.judge)
+    by_model = is_model(options.judge)
+    replies = replies_path(options.out, directory=False)
+    judge = reward_judge(options.judge, compute_for(), 8192) if by_model else load_judge(options.judge, replies)
     by_prompt: dict[str, dict[str, Response]] = defaultdict(dict)  # answers with the same text count once
     responses = read_records(options.responses, Response)
     for response in responses:
@@ -74,6 +82,7 @@ def run(options: LabelOptions) -> None:
     say(f"label: {len(records):,} {options.shape} from {len(responses):,} responses to {len(by_prompt):,} prompts")
     counts = {"records": len(records), "prompts": len(by_prompt), "responses": len(responses)}
     work.finish(counts, [options.out])
+    forget_replies(options.out, directory=False)
 
 
 def _labels(

@@ -15,18 +15,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from wukong import require
 from wukong.console import console, say
 from wukong.data.batches import by_length, pad
-from wukong.data.comparisons import load_comparisons
+from wukong.data.comparisons import COMPARISONS, load_comparisons
 from wukong.data.sources import DataOptions
 from wukong.data.split import split_by_prompt
 from wukong.data.summary import ReadSummary
-from wukong.errors import DataError, UsageError
+from wukong.errors import UsageError
 from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, save_policy
 from wukong.processes import gathered, is_first, share
-from wukong.provenance import begin
-from wukong.records import Message, Preference
+from wukong.records import Preference
+from wukong.require import Kind, Need
+from wukong.sampling import RecommendOptions, SamplingParameters
 from wukong.stages.common import epoch_batch, frozen, response_logprobs, response_positions
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
@@ -34,7 +36,7 @@ from wukong.training.parallel import whole
 from wukong.training.session import Session, TrainOptions, publish
 
 
-class OfflineOptions(TrainOptions, DataOptions):
+class OfflineOptions(TrainOptions, DataOptions, RecommendOptions):
     """What DPO and KTO share."""
 
     model: str
@@ -72,17 +74,6 @@ class Answer:
     @property
     def ids(self) -> list[int]:
         return self.prompt + self.response
-
-
-def answer_of(tokenizer: Tokenizer, prompt: Sequence[Message], text: str, context: int) -> Answer | None:
-    """The oldest turns of a prompt that is too long are left out; None when it does not fit even so."""
-    response = tokenizer.response_ids(text, finished=True)
-    if len(response) >= context:
-        return None
-    try:
-        return Answer(tokenizer.prompt_ids(list(prompt), max_tokens=context - len(response)), response)
-    except DataError:
-        return None
 
 
 def response_sums(model: GPT2, answers: Sequence[Answer], temperature: float, compute: Compute) -> Tensor:
@@ -138,9 +129,19 @@ def in_parts(
     return parts
 
 
+def offline_needs(
+    options: OfflineOptions, data: Sequence[str], accepts: Callable[[Preference], None], no: Sequence[Kind] = ()
+) -> list[Need]:
+    """What DPO and KTO need; `accepts` raises DataError for a record that they cannot learn from."""
+    read = require.reader(COMPARISONS, options)
+    learnt = require.data([*data, *options.eval_data], read, accepts, no=("responses", *no))
+    return [require.policy(options.model), *learnt, require.device(options.device)]
+
+
 def train_offline(
     stage: str,
     options: OfflineOptions,
+    needs: Sequence[Need],
     data: list[str],
     items_of: Callable[[Sequence[Preference], Tokenizer, int, ReadSummary], list[Item]],
     answers_of: Callable[[Item], Sequence[Answer]],
@@ -158,7 +159,7 @@ def train_offline(
     Raises:
         UsageError or DataError: unusable input. RunError: the loss is not finite.
     """
-    work = begin(stage, options, [options.model, *data, *options.eval_data])
+    work = require.open_stage(stage, options, needs)
     if work.done:
         return
     # ------------------------------------------------------------------------------------------- model and data
@@ -204,7 +205,8 @@ def train_offline(
         return
     # ---------------------------------------------------------------------------------------------------- save
     staged = options.out / ".staged"
-    save_policy(staged, policy.cpu(), tokenizer)
+    sampling = SamplingParameters(options.temperature).for_training(options.recommended_temperature)
+    save_policy(staged, policy.cpu(), tokenizer, sampling=sampling)
     files = publish(staged, options.out)
     work.finish({**session.state.get("valid", {}), "records": len(train), "data": read.summary.as_dict()}, files)
     session.discard_checkpoints()

@@ -25,11 +25,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from wukong import processes
+from wukong import processes, require
 from wukong.console import say
 from wukong.data.batches import by_length
+from wukong.data.prompts import PROMPTS
 from wukong.data.shards import TokenShards
 from wukong.errors import RunError, UsageError
+from wukong.feedback.replies import forget_replies, replies_path
 from wukong.files import atomic_directory
 from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel, ValueHead
@@ -43,7 +45,8 @@ from wukong.objectives import (
     policy_gradient_loss,
     ppo_value_loss,
 )
-from wukong.provenance import begin
+from wukong.require import Need
+from wukong.sampling import RecommendOptions, SamplingParameters
 from wukong.seeds import derived_seed, permutation
 from wukong.stages.common import (
     distinct_n,
@@ -59,6 +62,7 @@ from wukong.stages.episodes import (
     ScoreFunction,
     TokenisedPrompt,
     ValueModel,
+    ended_no_better,
     final_scores,
     judge,
     micro_batch,
@@ -67,7 +71,7 @@ from wukong.stages.episodes import (
     roll_out,
     tokenised_prompts,
 )
-from wukong.stages.rewards import Answers, Rewards, ScoringOptions, load_rewards, model_inputs
+from wukong.stages.rewards import Answers, Rewards, ScoringOptions, load_rewards, model_inputs, reward_needs
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 from wukong.training.parallel import in_step, whole
@@ -130,7 +134,7 @@ class Algorithm(ABC):
         return ppo_value_loss(values, old, returns, math.inf)
 
 
-class OnlineOptions(RolloutOptions, ScoringOptions):
+class OnlineOptions(RolloutOptions, ScoringOptions, RecommendOptions):
     """What all online algorithms share."""
 
     model: str
@@ -204,7 +208,9 @@ def iterate(
     episodes = roll_out(policy, prompts, tokenizer, options, derived_seed(options.seed, "roll", session.step), compute)
     clock.append(time.monotonic())
     judged = judge(policy, reference, value_model, score, episodes, options, compute)
-    scores = final_scores(judged.scores, episodes, options.missing_eos_score)
+    scores = final_scores(judged.scores, episodes, options)
+    no_better = ended_no_better(judged.scores, episodes, options)
+    _warn_of_fixed_score(session, no_better, judged.scores, episodes, options)
     mask = episodes.mask
     kl = torch.where(mask, kl_estimate(judged.logprobs, judged.reference_logprobs, "k1"), 0)  # (B, R)
     credit = algorithm.credit(Batch(scores, kl, mask, judged.values, kl_coef, session.state))
@@ -223,6 +229,7 @@ def iterate(
         "score": float(scores.mean()),
         "score_std": float(scores.std(correction=0)),
         "reward_model_score": float(judged.scores.mean()),
+        "ended_no_better": no_better,
         "kl": mean_kl,
         "kl_k3": float(k3.sum(1).mean()),
         "kl_coef": kl_coef,
@@ -247,6 +254,22 @@ def iterate(
             session.sample(**text, score=float(scores[i]), kl=float(kl[i].sum()))
     _guard(session, metrics, options)
     return metrics
+
+
+def _warn_of_fixed_score(
+    session: Session, no_better: float, scores: Tensor, episodes: Episodes, options: OnlineOptions
+) -> None:
+    """Says once in a run that the fixed score is no punishment: with a length penalty, or rewards on another scale,
+    it can be more than what ended responses get."""
+    if all(episodes.ended) or not no_better or session.state.get("warned_of_fixed_score"):
+        return
+    session.state["warned_of_fixed_score"] = True
+    lowest = float(scores[torch.tensor(episodes.ended, device=scores.device)].min())
+    say(
+        f"{options.algorithm().name}: warning: responses that never end score {options.missing_eos_score:g}, and "
+        f"{no_better:.0%} of those that end score no more (the lowest {lowest:.3g}), so that not ending can pay; "
+        "--missing-eos-penalty 1 takes the price off each one's own reward"
+    )
 
 
 def advantage_metrics(advantages: Tensor, mask: Tensor) -> dict[str, float]:
@@ -373,12 +396,25 @@ def _guard(session: Session, metrics: dict[str, float], options: OnlineOptions) 
 # ---------------------------------------------------------------------------------------------------------- the run
 
 
+def online_needs(options: OnlineOptions) -> list[Need]:
+    """What every online algorithm needs."""
+    check(options)
+    rewards = reward_needs(options)  # models first: the order in which results have always named their inputs
+    return [
+        require.policy(options.model),
+        *(need for need in rewards if need.source is not None),
+        *require.data(options.prompts, require.reader(PROMPTS, options)),
+        *([require.shards(options.ptx_data, ("train",))] if options.ptx_data else []),
+        *(need for need in rewards if need.source is None),
+        require.room(options.model, options.max_new_tokens),
+        require.device(options.device),
+    ]
+
+
 def train(options: OnlineOptions) -> None:
     """Raises UsageError or DataError for unusable input, RunError when the run goes wrong (docs/ppo.md)."""
     algorithm = options.algorithm()
-    check(options)
-    inputs = [options.model, *model_inputs(options), *options.prompts]
-    work = begin(algorithm.name, options, [*inputs, *([options.ptx_data] if options.ptx_data else [])])
+    work = require.open_stage(algorithm.name, options, online_needs(options))
     if work.done:
         return
     for reward_model in model_inputs(options):
@@ -396,11 +432,13 @@ def train(options: OnlineOptions) -> None:
     iterations, per_batch = options.episodes // options.batch_size, options.batch_size // options.samples_per_prompt
     say(f"{algorithm.name}: {len(prompts):,} prompts, {iterations:,} iterations of {options.batch_size} responses")
     state = {"kl_coef": options.kl_coef, "first_distinct_2": None}
+    sampling = SamplingParameters(options.temperature).for_training(options.recommended_temperature)
     # ---------------------------------------------------------------------------------------------------- loop
     ptx_rows = max(1, options.micro_batch_tokens // policy.config.n_positions)  # as asked for, whatever the memory
     with Session(options, modules, iterations, algorithm.name, state) as session:
         frozen(reference, session.compute)
-        rewards = load_rewards(options, tokenizer, session.compute, options.micro_batch_tokens)
+        kept = replies_path(options.out, directory=True)
+        rewards = load_rewards(options, tokenizer, session.compute, options.micro_batch_tokens, kept)
         ptx = (
             _ptx_losses(options, policy, tokenizer, session, ptx_rows)
             if options.ptx_data and options.ptx_coef
@@ -417,23 +455,30 @@ def train(options: OnlineOptions) -> None:
                 plain = whole(policy, "cpu")
                 if processes.is_first():
                     with atomic_directory(options.out / "policies" / f"iteration-{step + 1:06d}") as staged:
-                        save_policy(staged, plain, tokenizer)
+                        save_policy(staged, plain, tokenizer, sampling=sampling)
     policy = whole(policy, "cpu")
     if not processes.is_first():
         return
     # ---------------------------------------------------------------------------------------------------- save
     staged = options.out / ".staged"
-    save_policy(staged, policy.cpu(), tokenizer)
+    save_policy(staged, policy.cpu(), tokenizer, sampling=sampling)
     files = publish(staged, options.out)
+    files += sorted(file for file in (options.out / "policies").rglob("*") if file.is_file())
     keep = ("score", "kl", "termination_rate", "response_length")
     work.finish({name: session.state["last"][name] for name in keep}, files)
+    forget_replies(options.out, directory=True)
     session.discard_checkpoints()
 
 
 def check(options: OnlineOptions) -> None:
     """Raises UsageError for options that do not go together."""
-    if options.truncate_at is not None and options.missing_eos_score is None:
-        raise UsageError("--truncate-at needs a --missing-eos-score for responses without that token")
+    if options.missing_eos_score is not None and options.missing_eos_penalty is not None:
+        raise UsageError("--missing-eos-score and --missing-eos-penalty exclude each other: give one")
+    if options.truncate_at is not None and options.missing_eos_score is None and options.missing_eos_penalty is None:
+        needed = "a --missing-eos-score or --missing-eos-penalty"
+        raise UsageError(f"--truncate-at needs {needed} for responses without that token")
+    if options.kl_target is not None and not options.kl_coef:
+        raise UsageError("--kl-target adapts --kl-coef by factors, which leaves 0 at 0: give a --kl-coef above 0")
     if options.episodes % options.batch_size:
         raise UsageError(f"--episodes {options.episodes} is not a multiple of --batch-size {options.batch_size}")
     if options.batch_size % options.samples_per_prompt:

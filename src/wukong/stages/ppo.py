@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from wukong.objectives import Average, gae, ppo_policy_loss, ppo_value_loss, token_rewards, whiten
+from wukong.require import Need
 from wukong.stages.online import (
     Algorithm,
     Batch,
@@ -26,6 +27,7 @@ from wukong.stages.online import (
     OnlineOptions,
     ValueModelKind,
     advantage_metrics,
+    online_needs,
     train,
     value_metrics,
 )
@@ -81,6 +83,10 @@ class PPO(Algorithm):
 
     def value_losses(self, values: Tensor, old: Tensor, returns: Tensor) -> Tensor:
         return ppo_value_loss(values, old, returns, self.options.value_clip_range)
+
+
+def needs(options: PPOOptions) -> list[Need]:
+    return online_needs(options)
 
 
 def run(options: PPOOptions) -> None:

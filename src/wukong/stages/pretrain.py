@@ -21,14 +21,16 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
+from wukong import require
 from wukong.console import say
 from wukong.data.shards import TokenShards
 from wukong.errors import UsageError
 from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
-from wukong.model.hub import load_policy, save_policy
+from wukong.model.hub import load_policy, recommended_sampling, save_policy
 from wukong.processes import is_first, share, size, sums
-from wukong.provenance import begin
+from wukong.require import Need
 from wukong.rollout import generate, inference_copy
+from wukong.sampling import OWN_DISTRIBUTION, RecommendOptions
 from wukong.seeds import derived_seed
 from wukong.stages.common import language_model_loss, validation_loss
 from wukong.tokenizer import Tokenizer
@@ -38,7 +40,7 @@ from wukong.training.parallel import in_step, whole
 from wukong.training.session import Session, TrainOptions, publish
 
 
-class PretrainOptions(TrainOptions):
+class PretrainOptions(TrainOptions, RecommendOptions):
     """Train a GPT-2 on raw text."""
 
     data: Path
@@ -73,9 +75,27 @@ class PretrainOptions(TrainOptions):
     """Texts that the model continues at each validation, written to samples.jsonl."""
 
 
+def needs(options: PretrainOptions) -> list[Need]:
+    fresh = options.model in PRESETS
+    check_context(options, PRESETS[options.model]["n_positions"] if fresh else None)
+    start = [] if fresh else [require.policy(options.model)]
+    return [require.shards(options.data), *start, require.device(options.device)]
+
+
+def check_context(options: PretrainOptions, longest: int | None) -> int | None:
+    """The context of a row, for a model with at most `longest` (None: not known yet). Raises UsageError for sizes that
+    do not fit."""
+    context = options.context or longest
+    if context is not None and longest is not None and context > longest:
+        raise UsageError(f"--context {context} is longer than the model's {longest}")
+    if context is not None and options.batch_tokens % context:
+        raise UsageError(f"--batch-tokens {options.batch_tokens} is not a multiple of the context {context}")
+    return context
+
+
 def run(options: PretrainOptions) -> None:
     """Raises UsageError for unusable options or shards, RunError when the loss is not finite."""
-    work = begin("pretrain", options, [options.data])
+    work = require.open_stage("pretrain", options, needs(options))
     if work.done:
         return
     # ------------------------------------------------------------------------------------------- model and data
@@ -83,21 +103,18 @@ def run(options: PretrainOptions) -> None:
     tokenizer = Tokenizer.load(options.data)
     if options.model in PRESETS:
         config = GPT2Config(vocab_size=tokenizer.vocab_size, **PRESETS[options.model])
-        model = GPT2(replace(config, dropout=options.dropout))
+        model, sampling = GPT2(replace(config, dropout=options.dropout)), OWN_DISTRIBUTION
     else:
         model, own_tokenizer = load_policy(options.model, dropout=options.dropout)
+        sampling = recommended_sampling(options.model)
         if own_tokenizer.fingerprint != tokenizer.fingerprint:
             raise UsageError(
                 f"{options.data}: made with another tokenizer than {options.model}'s; tokenise it with that"
             )
-    context = options.context or model.config.n_positions
-    if context > model.config.n_positions:
-        raise UsageError(f"--context {context} is longer than the model's {model.config.n_positions}")
+    context = check_context(options, model.config.n_positions) or model.config.n_positions
     for text in options.sample_prompts:
         if not 0 < len(tokenizer.encode(text)) < model.config.n_positions:
             raise UsageError(f"--sample-prompts {text[:40]!r}: empty, or no shorter than the model's context")
-    if options.batch_tokens % context:
-        raise UsageError(f"--batch-tokens {options.batch_tokens} is not a multiple of the context {context}")
     train, valid = (TokenShards.open(options.data / side, tokenizer) for side in ("train", "valid"))
     if len(train) <= context:
         raise UsageError(f"{options.data}: {len(train)} training tokens are fewer than one context of {context}")
@@ -141,7 +158,7 @@ def run(options: PretrainOptions) -> None:
         return
     # ---------------------------------------------------------------------------------------------------- save
     staged = options.out / ".staged"
-    save_policy(staged, model, tokenizer)
+    save_policy(staged, model, tokenizer, sampling=sampling.for_training(options.recommended_temperature))
     files = publish(staged, options.out)
     work.finish({"valid_loss": session.state["best_loss"], "parameters": model.n_parameters()}, files)
     session.discard_checkpoints()
@@ -156,7 +173,7 @@ def _show_samples(
     written = generate(
         inference_copy(model.eval(), compute),
         prompts,
-        eos_id=tokenizer.eos_id,
+        eos_id=tokenizer.eos_ids,
         max_new_tokens=min(64, room),
         seeds=[derived_seed(options.seed, "sample", i) for i in range(len(prompts))],
     )

@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 
 from wukong.objectives import gae, sequence_rewards, token_rewards
+from wukong.require import Need
 from wukong.stages.online import (
     Algorithm,
     Batch,
@@ -24,6 +25,7 @@ from wukong.stages.online import (
     OnlineOptions,
     ValueModelKind,
     advantage_metrics,
+    online_needs,
     train,
     value_metrics,
 )
@@ -69,6 +71,10 @@ class Reinforce(Algorithm):
         advantages = torch.where(mask, to_come - baseline, 0)
         metrics = {"baseline": baseline}
         return Credit(advantages, metrics=metrics | advantage_metrics(advantages, mask))
+
+
+def needs(options: ReinforceOptions) -> list[Need]:
+    return online_needs(options)
 
 
 def run(options: ReinforceOptions) -> None:

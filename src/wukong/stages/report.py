@@ -36,6 +36,11 @@ class ReportOptions(StageOptions):
     """Prompts shown with every model's answer, the pinned ones included; the others are drawn by --seed."""
 
 
+def needs(options: ReportOptions) -> list:
+    """Nothing: of a run that has hardly begun it says so."""
+    return []
+
+
 def run(options: ReportOptions) -> None:
     """Raises UsageError for a directory without a run, DataError for a damaged file in it."""
     if options.out.is_dir():

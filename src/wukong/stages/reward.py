@@ -27,9 +27,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from wukong import require
 from wukong.console import console, say
 from wukong.data.batches import pad
-from wukong.data.comparisons import load_comparisons
+from wukong.data.comparisons import COMPARISONS, load_comparisons
 from wukong.data.sources import DataOptions
 from wukong.data.split import halves, split_by_prompt
 from wukong.data.summary import ReadSummary
@@ -39,10 +40,11 @@ from wukong.model.heads import HeadKind, Pooling, ScalarModel
 from wukong.model.hub import load_trunk, save_reward
 from wukong.objectives import grouped_mean, pairwise_loss
 from wukong.processes import gathered, is_first, share, sums
-from wukong.provenance import begin
-from wukong.records import Comparison, Message, Preference, Ranking, Response, Vote, prompt_id, read_records
+from wukong.records import Comparison, Message, Preference, Ranking, Response, Vote, read_records
+from wukong.require import Need
 from wukong.seeds import derived_seed, permutation
-from wukong.stages.common import answer_ids, bootstrap_interval, epoch_batch, scores_of
+from wukong.stages.common import bootstrap_interval, epoch_batch, scores_of
+from wukong.stages.pairs import answers_ids, pairs_by_prompt
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 from wukong.training.parallel import in_step, whole
@@ -110,9 +112,14 @@ class Group:
 
     @property
     def best(self) -> int:
-        """The index of the first answer that won a pair and lost none; where errors leave no such one, of the first
-        that won; with nothing but ties, of the first."""
-        won = [pair for pair, tie in zip(self.pairs, self.ties, strict=True) if not tie]
+        """The index of the first answer that won a pair and lost none, by what most people said of each pair (by their
+        weights); where errors leave no such one, of the first that won; with nothing but ties, of the first."""
+        votes: dict[tuple[int, int], float] = defaultdict(float)
+        for pair, tie, weight in zip(self.pairs, self.ties, self.weights, strict=True):
+            if not tie:
+                votes[pair] += weight
+        decided = [(a, b) for (a, b), weight in votes.items() if weight > votes.get((b, a), 0.0)]
+        won = decided or list(votes)
         winners, losers = [better for better, _ in won], {worse for _, worse in won}
         return next((answer for answer in winners if answer not in losers), winners[0] if winners else 0)
 
@@ -120,69 +127,39 @@ class Group:
 def groups_of(
     records: Sequence[Preference], tokenizer: Tokenizer, context: int, options: RewardOptions, summary: ReadSummary
 ) -> list[Group]:
-    """Comparisons of one prompt and all pairs of a ranking, as one group each. A pair that does not fit the context
+    """All pairs of a prompt, whoever compared or ranked its answers, as one group. A pair that does not fit the context
     even without its prompt's oldest turns is dropped and counted.
 
     Raises DataError for votes, which compare nothing.
     """
-    by_prompt: dict[str, list[Comparison]] = defaultdict(list)
     # A majority's weights were counted when it was made.
     weights = weights_of(options.annotators) if options.judgments == "all" else {}
-    groups = []
+    judged: list[Comparison | Ranking] = []
     for record in records:
         if isinstance(record, Vote):
             raise DataError("a single vote compares nothing: a reward model needs pairs", hint="use pairs or rankings")
-        if isinstance(record, Comparison):
-            if record.tie and options.ties == "drop":
-                summary.dropped["a tie (--ties half trains on them)"] += 1
-            else:
-                by_prompt[prompt_id(record.prompt)].append(record)
-            continue
-        group = _ranking_group(record, tokenizer, context, weights.get(record.annotator, 1.0))
-        if group.pairs:
-            groups.append(group)
+        if isinstance(record, Comparison) and record.tie and options.ties == "drop":
+            summary.dropped["a tie (--ties half trains on them)"] += 1
         else:
-            why = f"longer than the context of {context} tokens" if any(record.pairs()) else "a ranking of equals"
-            summary.dropped[why] += 1
-    for comparisons in by_prompt.values():
-        group = Group(comparisons[0].prompt)
-        for one in comparisons:
-            better, worse = (_add(group, one, text, tokenizer, context) for text in (one.chosen, one.rejected))
-            if better is None or worse is None:
-                summary.dropped[f"longer than the context of {context} tokens"] += 1
-                continue
-            group.pairs.append((better, worse))
-            group.ties.append(one.tie)
-            group.margins.append(options.margin * (one.strength if one.strength is not None else 1.0))
-            group.weights.append(weights.get(one.annotator, 1.0))
-        if group.pairs:
-            groups.append(group)
-    return groups
+            judged.append(record)
+    return [
+        Group(
+            one.prompt,
+            [[*prompt, *response] for prompt, response in one.answers],
+            one.texts,
+            one.pairs,
+            [isinstance(record, Comparison) and record.tie for record in one.records],
+            [_margin(record, options) for record in one.records],
+            [weights.get(record.annotator, 1.0) for record in one.records],
+        )
+        for one in pairs_by_prompt(judged, tokenizer, context, summary, finished=False)
+    ]
 
 
-def _add(group: Group, record: Comparison | Ranking, text: str, tokenizer: Tokenizer, context: int) -> int | None:
-    """The index of an answer in its group, added when new; None when it does not fit."""
-    if text in group.texts:
-        return group.texts.index(text)
-    ids = answer_ids(tokenizer, record.prompt, text, context)
-    if ids is None:
-        return None
-    group.texts.append(text)
-    group.answers.append(ids)
-    return len(group.texts) - 1
-
-
-def _ranking_group(record: Ranking, tokenizer: Tokenizer, context: int, weight: float) -> Group:
-    group = Group(record.prompt)
-    places = [_add(group, record, text, tokenizer, context) for text in record.responses]
-    for better, worse in record.pairs():
-        pair = places[better], places[worse]
-        if pair[0] is not None and pair[1] is not None and pair[0] != pair[1]:
-            group.pairs.append((pair[0], pair[1]))
-            group.ties.append(False)
-            group.margins.append(0.0)
-            group.weights.append(weight)
-    return group
+def _margin(record: Comparison | Ranking, options: RewardOptions) -> float:
+    if isinstance(record, Ranking):
+        return 0.0
+    return options.margin * (1.0 if record.strength is None else record.strength)
 
 
 def off_prompt_groups(
@@ -197,12 +174,16 @@ def off_prompt_groups(
     found = []
     for turn in range(count):
         order = permutation(len(groups), seed, "off-prompt", turn)
-        for here, there in zip(order, np.roll(order, 1), strict=True):  # a cycle: no prompt meets itself
+        for here, there in zip(
+            order, np.roll(order, 1), strict=True
+        ):  # a cycle of different prompts: none meets itself
             group, other = groups[here], groups[there]
             own, foreign = group.texts[group.best], other.texts[other.best]
-            foreign_ids = answer_ids(tokenizer, group.prompt, foreign, context)
-            if foreign_ids is not None and foreign != own:
-                answers = [group.answers[group.best], foreign_ids]
+            if foreign == own:
+                continue
+            read = answers_ids(tokenizer, [(group.prompt, own), (group.prompt, foreign)], context)
+            answers = [ids for ids in read if ids is not None]
+            if len(answers) == 2:
                 found.append(Group(group.prompt, answers, [own, foreign], [(0, 1)], [False], [0.0], [1.0]))
     return found
 
@@ -361,10 +342,26 @@ def fit(
         return session.state["quality"], session
 
 
+def needs(options: RewardOptions) -> list[Need]:
+    weights_of(options.annotators)
+    read, reference = require.reader(COMPARISONS, options), options.reference_responses
+    return [
+        require.any_model(options.model),
+        *require.data([*options.data, *options.eval_data], read, _compares, no=("responses",)),
+        *([require.records(reference, Response, "responses")] if reference else []),
+        require.device(options.device),
+    ]
+
+
+def _compares(record: Preference) -> None:
+    """Raises DataError for a vote."""
+    if isinstance(record, Vote):
+        raise DataError("a single vote compares nothing: a reward model needs pairs", hint="use pairs or rankings")
+
+
 def run(options: RewardOptions) -> None:
     """Raises UsageError or DataError for unusable input, RunError when the loss is not finite."""
-    inputs = [options.model, *options.data, *options.eval_data]
-    work = begin("reward", options, [*inputs, *([options.reference_responses] if options.reference_responses else [])])
+    work = require.open_stage("reward", options, needs(options))
     if work.done:
         return
     # ------------------------------------------------------------------------------------------- model and data
@@ -401,8 +398,7 @@ def _normalise(
     """Rescales the head so that the reference's answers score mean 0, standard deviation 1. Returns what they were."""
     if options.reference_responses:
         responses = read_records(options.reference_responses, Response)
-        texts = [(r.messages, r.text) for r in responses]
-        found = [answer_ids(tokenizer, messages, text, model.config.n_positions) for messages, text in texts]
+        found = answers_ids(tokenizer, [(r.messages, r.text) for r in responses], model.config.n_positions)
         answers = [ids for ids in found if ids is not None]
     else:
         answers = [answer for group in train for answer in group.answers]

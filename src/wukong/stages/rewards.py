@@ -11,6 +11,7 @@ The sum is what an algorithm maximises; every term is also logged by itself.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +20,17 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from wukong import require
 from wukong.console import say
 from wukong.errors import UsageError
 from wukong.feedback.annotators import Judge, Opinion, load_judge
 from wukong.model.hub import load_reward
 from wukong.options import Options
 from wukong.processes import gathered, share
-from wukong.records import Message
-from wukong.stages.common import answer_ids, frozen, scores_of
+from wukong.records import Message, prompt_id
+from wukong.require import Need
+from wukong.stages.common import frozen, scores_of
+from wukong.stages.pairs import last_turn, shared_prompt
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 
@@ -52,6 +56,17 @@ class ScoringOptions(Options):
 def model_inputs(options: ScoringOptions) -> list[str]:
     """The directories among the rewards: what a result depends on."""
     return [*ensemble_of(options), *(name for _, name in map(parsed, options.rewards) if is_model(name))]
+
+
+def reward_needs(options: ScoringOptions) -> list[Need]:
+    """The reward models and judges. Raises UsageError where there is nothing to maximise, or a thing named twice."""
+    if options.ensemble and not options.reward_model:
+        raise UsageError("--ensemble adds to --reward-model: give the first one there")
+    if not options.reward_model and not options.rewards:
+        raise UsageError("there is no reward: give --reward-model, --rewards or both")
+    models, names = ensemble_of(options), [name for _, name in map(parsed, options.rewards)]
+    _names([*models, *names])
+    return [*map(require.reward_model, models), *map(require.judge, names)]
 
 
 def ensemble_of(options: ScoringOptions) -> list[str]:
@@ -138,20 +153,20 @@ def combined(scores: np.ndarray, by: Literal["mean", "min", "mean-std"], uncerta
     return scores.mean(0) - (uncertainty_coef * scores.std(0) if by == "mean-std" else 0)
 
 
-def load_rewards(options: ScoringOptions, tokenizer: Tokenizer, compute: Compute, max_tokens: int) -> Rewards:
+def load_rewards(
+    options: ScoringOptions, tokenizer: Tokenizer, compute: Compute, max_tokens: int, kept: Path | None = None
+) -> Rewards:
     """All rewards of the options, ready to score.
 
     Args:
         tokenizer: the policy's; a reward model must have the same one, template included.
         max_tokens: how many go through a reward model at once.
+        kept: the file in which a judge behind an API keeps its replies, so that a resumed run does not pay twice.
 
     Raises:
         UsageError: there is nothing to maximise, or a reward that cannot be loaded.
     """
-    if options.ensemble and not options.reward_model:
-        raise UsageError("--ensemble adds to --reward-model: give the first one there")
-    if not options.reward_model and not options.rewards:
-        raise UsageError("there is no reward: give --reward-model, --rewards or both")
+    reward_needs(options)
 
     def model(directory: str) -> Scorer:
         network, its_tokenizer = load_reward(directory)
@@ -163,7 +178,7 @@ def load_rewards(options: ScoringOptions, tokenizer: Tokenizer, compute: Compute
     def scorer(name: str) -> Scorer:
         if is_model(name):
             return model(name)
-        judge = load_judge(name)
+        judge = load_judge(name, kept)
         return lambda answers: [opinion.score for opinion in judge(answers.prompts, answers.texts)]
 
     models = ensemble_of(options)
@@ -186,28 +201,41 @@ def _names(sources: Sequence[str]) -> list[str]:
     return [source if short.count(name) > 1 else name for name, source in zip(short, sources, strict=True)]
 
 
-def reward_judge(directory: str, compute: Compute, max_tokens: int) -> Judge:
-    """A reward model as a judge of text, with the tokenizer of its own.
+def reward_judge(directory: str, compute: Compute, max_tokens: int, room: int | None = None) -> Judge:
+    """A reward model as a judge of text, with its own tokenizer.
 
-    An answer that fills the context may be some tokens longer when it is read than it was when it was written: such a
+    All answers to one prompt that it is asked about together are read with the same prompt (`wukong.stages.pairs`). An
+    answer that fills the context may be some tokens longer when it is read than it was when it was written: such a
     one is read up to the end of the context, and their number is said.
+
+    Args:
+        room: leave room in the context for answers of so many tokens, whatever they have: for answers to one prompt
+            that are judged in several calls.
     """
     model, tokenizer = load_reward(directory)
     context = model.config.n_positions
 
+    def read_prompt(prompt: Sequence[Message], lengths: Sequence[int]) -> list[int]:
+        ids = shared_prompt(tokenizer, prompt, lengths, context)
+        ids = tokenizer.prompt_ids(last_turn(prompt)) if ids is None else ids
+        if len(ids) >= context:
+            raise UsageError(f"{directory}: a prompt does not fit its context of {context}")
+        return ids
+
     def judge(prompts: Sequence[Sequence[Message]], texts: Sequence[str]) -> list[Opinion]:
-        read, cut = [], 0
-        for prompt, text in zip(prompts, texts, strict=True):
-            ids = answer_ids(tokenizer, prompt, text, context)
-            if ids is None:
-                asked = tokenizer.prompt_ids(list(prompt))
-                if len(asked) >= context:
-                    raise UsageError(f"{directory}: a prompt does not fit its context of {context}")
-                ids = [*asked, *tokenizer.response_ids(text, finished=False)][:context]
-                cut += 1
-            read.append(ids)
-        if cut:
+        responses = [tokenizer.response_ids(text, finished=False) for text in texts]
+        together: dict[str, list[int]] = defaultdict(list)
+        for i, prompt in enumerate(prompts):
+            together[prompt_id(prompt)].append(i)
+        read: list[list[int]] = [[]] * len(texts)
+        for rows in together.values():
+            lengths = [len(responses[i]) for i in rows] if room is None else [room]
+            ids = read_prompt(prompts[rows[0]], lengths)
+            for i in rows:
+                read[i] = [*ids, *responses[i]]
+        if cut := sum(len(ids) > context for ids in read):
             say(f"{directory}: {cut} of {len(texts)} answers are longer than its context, and read up to there")
+        read = [ids[:context] for ids in read]
         return [Opinion(score, {}, []) for score in scores_of(model, read, compute, max_tokens)]
 
     return judge

@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 
 from wukong.objectives import leave_one_out_advantages, sequence_rewards
-from wukong.stages.online import Algorithm, Batch, Credit, GroupOptions, advantage_metrics, train
+from wukong.require import Need
+from wukong.stages.online import Algorithm, Batch, Credit, GroupOptions, advantage_metrics, online_needs, train
 
 
 class RLOOOptions(GroupOptions):
@@ -35,6 +36,10 @@ class RLOO(Algorithm):
         better = leave_one_out_advantages(rewards, self.size)  # (B,)
         advantages = torch.where(batch.mask, better.unsqueeze(1), 0)
         return Credit(advantages, metrics=advantage_metrics(advantages, batch.mask))
+
+
+def needs(options: RLOOOptions) -> list[Need]:
+    return online_needs(options)
 
 
 def run(options: RLOOOptions) -> None:

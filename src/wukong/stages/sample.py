@@ -17,15 +17,17 @@ from itertools import product
 
 from pydantic import Field
 
+from wukong import require
 from wukong.console import Bar, console, say
-from wukong.data.prompts import PromptOptions, load_prompts
+from wukong.data.prompts import PROMPTS, PromptOptions, load_prompts
 from wukong.data.split import split_by_prompt
 from wukong.errors import DataError, UsageError
-from wukong.feedback.endpoint import client_for, one_line_errors
-from wukong.model.hub import load_policy
+from wukong.feedback.endpoint import Endpoint
+from wukong.feedback.replies import Replies, forget_replies, gather, replies_path
+from wukong.model.hub import load_policy, recommended_sampling
 from wukong.options import StageOptions
-from wukong.provenance import begin
 from wukong.records import Prompt, Response, Sampling, write_records
+from wukong.require import Need
 from wukong.rollout import generate, inference_copy
 from wukong.seeds import derived_seed
 from wukong.training.compute import Precision, compute_for
@@ -44,12 +46,12 @@ class SampleOptions(StageOptions, PromptOptions):
     """The model's name there."""
     responses_per_prompt: int = Field(4, ge=1)
     """K: answers a prompt, for each model and temperature."""
-    temperatures: list[float] = [1.0]
-    """Sampling temperatures; 0 is greedy."""
-    top_k: int = Field(0, ge=0)
-    """Sample from the k likeliest tokens only; 0 is off."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Sample from the likeliest tokens that make up this probability; 1 is off."""
+    temperatures: list[float] = []
+    """Sampling temperatures; 0 is greedy. When absent, what each model recommends (generation_config.json), else 1."""
+    top_k: int | None = Field(None, ge=0)
+    """Sample from the k likeliest tokens only; 0 is off. When absent, as recommended where --temperatures is."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Sample from the likeliest tokens that make up this probability; 1 is off. When absent, as --top-k."""
     max_new_tokens: int = Field(128, ge=1)
     """Responses are cut there."""
     holdout: float = Field(0.0, ge=0, lt=1)
@@ -64,31 +66,47 @@ class SampleOptions(StageOptions, PromptOptions):
     """auto, cpu, cuda or cuda:N."""
 
 
-def run(options: SampleOptions) -> None:
-    """Raises UsageError or DataError for unusable input, RunError when the endpoint fails."""
+def needs(options: SampleOptions) -> list[Need]:
     if not options.models and not options.endpoint:
         raise UsageError("nothing to sample from: give --models, or --endpoint and --endpoint-model")
     if options.endpoint and options.top_k:
         raise UsageError("--top-k is not part of the OpenAI API: leave it out with --endpoint")
     if bool(options.endpoint) != bool(options.endpoint_model):
         raise UsageError("--endpoint and --endpoint-model go together")
-    work = begin("sample", options, [*options.models, *options.prompts], directory=False)
+    if any(temperature < 0 for temperature in options.temperatures):
+        raise UsageError("--temperatures: none may be below 0")
+    return [
+        *map(require.policy, options.models),
+        *(require.room(model, options.max_new_tokens) for model in options.models),
+        *require.data(options.prompts, require.reader(PROMPTS, options)),
+        *require.endpoint(options.endpoint, options.endpoint_model),
+        require.device(options.device),
+    ]
+
+
+def run(options: SampleOptions) -> None:
+    """Raises UsageError or DataError for unusable input, RunError when the endpoint fails."""
+    work = require.open_stage("sample", options, needs(options), directory=False)
     if work.done:
+        forget_replies(options.out, directory=False)
         return
     read = load_prompts(options.prompts, options)
     console.print(read.summary.table("prompts"))
     prompts = split_by_prompt(read.records, options.holdout, options.seed)[0][: options.limit]
+    endpoint = Endpoint(options.endpoint, str(options.endpoint_model)) if options.endpoint else None
+    # The endpoint first: what it answers is kept at once, and it fails before the work of our own models is done.
+    theirs = sample_endpoint(endpoint, prompts, options) if endpoint else []
     responses: list[Response] = []
     for model in options.models:
         responses += sample_model(model, prompts, options)
-    if options.endpoint:
-        responses += sample_endpoint(prompts, options)
+    responses += theirs
     place = {prompt.id: i for i, prompt in enumerate(prompts)}
     responses.sort(key=lambda r: place[r.prompt_id])  # all answers to a prompt together
     write_records(options.out, responses)
     finished = sum(r.finish_reason == "stop" for r in responses) / len(responses)
     say(f"sample: {len(responses):,} responses, {finished:.1%} of them ended by the model")
     work.finish({"responses": len(responses), "termination_rate": finished}, [options.out])
+    forget_replies(options.out, directory=False)
 
 
 def sample_model(model_path: str, prompts: Sequence[Prompt], options: SampleOptions) -> Iterator[Response]:
@@ -109,55 +127,52 @@ def sample_model(model_path: str, prompts: Sequence[Prompt], options: SampleOpti
                 file=options.prompts[0],
                 hint=f"the context is {model.config.n_positions}; lower --max-new-tokens or shorten it",
             ) from None
-    for temperature in options.temperatures:
+    recommended = recommended_sampling(model_path)
+    temperatures: Sequence[float | None] = options.temperatures or [None]
+    for given in temperatures:
+        drawing = recommended.unless_given(model_path, given, options.top_k, options.top_p)
+        temperature = drawing.temperature
+        say(f"sample: {model_path} with {drawing.in_words()}")
         jobs = list(product(range(len(prompts)), range(options.responses_per_prompt)))
         seeds = [derived_seed(options.seed, prompts[i].id, temperature, k) for i, k in jobs]
         with Bar(f"sampling {model_path}", len(jobs), unit="response") as bar:
             answers = generate(
                 model,
                 [ids[i] for i, _ in jobs],
-                eos_id=tokenizer.eos_id,
+                eos_id=tokenizer.eos_ids,
                 max_new_tokens=options.max_new_tokens,
                 seeds=seeds,
                 temperature=temperature,
-                top_k=options.top_k,
-                top_p=options.top_p,
+                top_k=drawing.top_k,
+                top_p=drawing.top_p,
                 batch_size=options.batch_size,
                 on_finish=bar.advance,
             )
         for (i, _), seed, answer in zip(jobs, seeds, answers, strict=True):
             yield _response(
-                prompts[i], tokenizer.decode(answer.ids), model_path, _sampling(options, temperature, seed),
+                prompts[i], tokenizer.decode(answer.ids), model_path, Sampling(**drawing.as_dict(), seed=seed),
                 answer.finished, len(answer.ids),
             )  # fmt: skip
 
 
-def sample_endpoint(prompts: Sequence[Prompt], options: SampleOptions) -> Iterator[Response]:
-    """The responses of a model behind an OpenAI-compatible API."""
-    name = str(options.endpoint_model)
-    jobs = list(product(range(len(prompts)), options.temperatures, range(options.responses_per_prompt)))
-    client = client_for(options.endpoint, name)
-    with one_line_errors(str(options.endpoint)), Bar(f"sampling {name}", len(jobs), unit="response") as bar:
-        for i, temperature, k in jobs:
-            seed = derived_seed(options.seed, prompts[i].id, temperature, k) % 2**31
-            answer = client.chat.completions.create(
-                model=name,
-                messages=[m.model_dump() for m in prompts[i].messages],  # type: ignore[misc]
-                temperature=temperature,
-                top_p=options.top_p,
-                max_tokens=options.max_new_tokens,
-                seed=seed,
-            )
-            choice = answer.choices[0]
-            yield _response(
-                prompts[i], choice.message.content or "", name, _sampling(options, temperature, seed),
-                choice.finish_reason == "stop", answer.usage.completion_tokens if answer.usage else 0,
-            )  # fmt: skip
-            bar.advance()
-
-
-def _sampling(options: SampleOptions, temperature: float, seed: int) -> Sampling:
-    return Sampling(temperature=temperature, top_p=options.top_p, top_k=options.top_k, seed=seed)
+def sample_endpoint(endpoint: Endpoint, prompts: Sequence[Prompt], options: SampleOptions) -> list[Response]:
+    """The responses of a model behind an OpenAI-compatible API, each kept as it arrives and asked for once."""
+    replies = Replies(replies_path(options.out, directory=False))
+    top_p = 1.0 if options.top_p is None else options.top_p
+    jobs = []
+    for prompt, temperature, k in product(prompts, options.temperatures or [1.0], range(options.responses_per_prompt)):
+        seed = derived_seed(options.seed, prompt.id, temperature, k) % 2**31
+        request = endpoint.request(
+            prompt.messages, temperature=temperature, top_p=top_p, max_tokens=options.max_new_tokens, seed=seed
+        )
+        jobs.append((prompt, Sampling(temperature=temperature, top_p=top_p, seed=seed), endpoint.key(request), request))
+    questions = {key: request for _, _, key, request in jobs}
+    with Bar(f"sampling {endpoint.model}", len(questions), unit="response") as bar:
+        gather(questions, endpoint.reply, replies, endpoint.remote, lambda key: bar.advance())
+    return [
+        _response(prompt, replies[key].text, endpoint.model, sampling, replies[key].finished, replies[key].n_tokens)
+        for prompt, sampling, key, _ in jobs
+    ]
 
 
 def _response(

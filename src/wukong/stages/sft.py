@@ -19,19 +19,21 @@ from collections.abc import Sequence
 import torch
 from pydantic import Field
 
+from wukong import require
 from wukong.console import console, say
 from wukong.data.batches import Example, pack
-from wukong.data.instructions import load_instructions
+from wukong.data.instructions import INSTRUCTIONS, load_instructions
 from wukong.data.sources import DataOptions
 from wukong.data.split import split_by_prompt
 from wukong.data.summary import ReadSummary
 from wukong.errors import UsageError
 from wukong.model.gpt2 import GPT2
-from wukong.model.hub import load_policy, save_policy
+from wukong.model.hub import load_policy, recommended_sampling, save_policy
 from wukong.objectives import token_logprobs
 from wukong.processes import is_first, share, sums
-from wukong.provenance import begin
 from wukong.records import Conversation
+from wukong.require import Need
+from wukong.sampling import RecommendOptions
 from wukong.stages.common import epoch_batch
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
@@ -39,7 +41,7 @@ from wukong.training.parallel import in_step, whole
 from wukong.training.session import Session, TrainOptions, publish
 
 
-class SFTOptions(TrainOptions, DataOptions):
+class SFTOptions(TrainOptions, DataOptions, RecommendOptions):
     """Fine-tune a model on demonstrations."""
 
     model: str
@@ -93,13 +95,22 @@ def response_loss(model: GPT2, examples: Sequence[Example], compute: Compute) ->
     return -logprobs.sum(), len(logprobs)
 
 
+def needs(options: SFTOptions) -> list[Need]:
+    return [
+        require.policy(options.model, options.template),
+        *require.data(options.data, require.reader(INSTRUCTIONS, options), no=("rankings", "pairs", "responses")),
+        require.device(options.device),
+    ]
+
+
 def run(options: SFTOptions) -> None:
     """Raises UsageError or DataError for unusable input, RunError when the loss is not finite."""
-    work = begin("sft", options, [options.model, *options.data])
+    work = require.open_stage("sft", options, needs(options))
     if work.done:
         return
     # ------------------------------------------------------------------------------------------- model and data
     model, tokenizer = load_policy(options.model, dropout=options.dropout, template=options.template)
+    sampling = recommended_sampling(options.model).for_training(options.recommended_temperature)
     read = load_instructions(options.data, options)
     sides = split_by_prompt(read.records, options.valid_fraction, options.seed)
     train, valid = (examples_of(side, tokenizer, model.config.n_positions, read.summary) for side in sides)
@@ -134,7 +145,7 @@ def run(options: SFTOptions) -> None:
         return
     # ---------------------------------------------------------------------------------------------------- save
     staged = options.out / ".staged"
-    save_policy(staged, model, tokenizer)
+    save_policy(staged, model, tokenizer, sampling=sampling)
     files = publish(staged, options.out)
     work.finish({"valid_loss": session.state.get("best_loss"), "data": read.summary.as_dict()}, files)
     session.discard_checkpoints()

@@ -13,19 +13,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from pathlib import Path
 
 from pydantic import Field
 
+from wukong import require
 from wukong.console import Bar, console
-from wukong.data.instructions import load_instructions
+from wukong.data.instructions import INSTRUCTIONS, load_instructions
 from wukong.data.shards import write_shards
+from wukong.data.sources import DataOptions
 from wukong.data.split import split_by_prompt
 from wukong.data.summary import ReadSummary
 from wukong.data.text import TextOptions, iter_text
 from wukong.errors import UsageError
 from wukong.options import StageOptions
-from wukong.provenance import begin
-from wukong.tokenizer import DEFAULT_TEMPLATE, EOS, Tokenizer
+from wukong.require import Need
+from wukong.tokenizer import DEFAULT_TEMPLATE, EOS, TOKENIZER_FILES, Tokenizer
 
 
 class TokenizeOptions(StageOptions, TextOptions):
@@ -39,7 +42,7 @@ class TokenizeOptions(StageOptions, TextOptions):
     """The part of the documents that is held out when there is no --valid-data."""
     tokenizer: str | None = None
     """A tokenizer to use (directory or hub id, e.g. gpt2); when absent one is trained on the data."""
-    vocab_size: int = Field(4096, ge=257)
+    vocab_size: int = Field(4096, ge=257, le=1 << 24)
     """Size of the vocabulary to train."""
     instructions: list[str] = []
     """Instruction data that the tokenizer is trained on too, as the chat template shows it (it enters no shard)."""
@@ -48,10 +51,18 @@ class TokenizeOptions(StageOptions, TextOptions):
     for a new one."""
 
 
+def needs(options: TokenizeOptions) -> list[Need]:
+    texts = [*options.data, *options.valid_data]
+    return [
+        *require.data(texts, lambda source: iter_text(source, options), no=("rankings", "pairs", "responses")),
+        *require.data(options.instructions, require.reader(INSTRUCTIONS, DataOptions())),
+        *require.tokenizer(options.tokenizer, options.template),
+    ]
+
+
 def run(options: TokenizeOptions) -> None:
     """Raises UsageError for unusable options, DataError for unusable text."""
-    given = [options.tokenizer] if options.tokenizer else []
-    work = begin("tokenize", options, [*options.data, *options.valid_data, *options.instructions, *given])
+    work = require.open_stage("tokenize", options, needs(options))
     if work.done:
         return
     summary = ReadSummary()
@@ -88,8 +99,16 @@ def run(options: TokenizeOptions) -> None:
             "data": summary.as_dict(),
             **{name: {key: manifest[key] for key in counts} for name, manifest in manifests.items()},
         },
-        [options.out / name for name in ("tokenizer.json", "train/manifest.json", "valid/manifest.json")],
+        _made(options.out, manifests),
     )
+
+
+def _made(out: Path, manifests: dict[str, dict]) -> list[Path]:
+    """The tokenizer's files and the shards."""
+    names = [name for name in TOKENIZER_FILES if (out / name).is_file()]
+    for side, manifest in manifests.items():
+        names += [f"{side}/manifest.json", *(f"{side}/{shard['file']}" for shard in manifest["shards"])]
+    return [out / name for name in names]
 
 
 def _rendered(options: TokenizeOptions) -> Iterator[str]:

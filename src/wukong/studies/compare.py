@@ -23,18 +23,21 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from wukong import require
 from wukong.console import Bar, console, say
-from wukong.data.comparisons import load_comparisons
+from wukong.data.comparisons import COMPARISONS, load_comparisons
 from wukong.data.sources import DataOptions
 from wukong.errors import RunError, UsageError
 from wukong.feedback.annotators import load_judge
 from wukong.feedback.pairwise_judge import PairwiseJudge, agreed, question, verdict_of
+from wukong.feedback.replies import forget_replies, replies_path
 from wukong.files import atomic_open, write_json
 from wukong.model.hub import load_policy
-from wukong.provenance import begin
 from wukong.records import Comparison, Prompt, Vote, prompt_id
 from wukong.report.page import interval, percent
-from wukong.stages.evaluate import AnswerOptions, answer_all, chosen_prompts, rewards_of
+from wukong.require import Need
+from wukong.sampling import SamplingParameters
+from wukong.stages.evaluate import AnswerOptions, answer_all, answer_needs, chosen_prompts, rewards_of
 from wukong.studies.answers import Answer, read_answers, split_name
 from wukong.studies.win_rates import Outcomes, compared, in_words, ratings, with_people
 from wukong.training.compute import Compute, compute_for
@@ -59,18 +62,36 @@ class CompareOptions(AnswerOptions):
     """Comparisons or rankings of these very answers by people, in any of the formats of docs/data.md."""
 
 
+def needs(options: CompareOptions) -> list[Need]:
+    models = _models(options)
+    _check(options, models)
+    human = DataOptions(encoding=options.encoding, skip_bad=options.skip_bad)
+    answers = {path for path in models.values() if Path(path).is_file()}
+    return [
+        *(require.some_lines(path) if path in answers else require.policy(path) for path in models.values()),
+        *answer_needs([], options),
+        *([require.reward_model(options.reward_model)] if options.reward_model else []),
+        *require.data(options.human, require.reader(COMPARISONS, human)),
+        *(require.room(path, options.max_new_tokens) for path in models.values() if path not in answers),
+        *([require.judge(options.judge, model=False)] if options.judge else []),
+        *require.endpoint(options.endpoint, options.endpoint_model),
+    ]
+
+
+def _models(options: CompareOptions) -> dict[str, str]:
+    return require.distinct_names([split_name(model) for model in options.models], "--models")
+
+
 def run(options: CompareOptions) -> None:
     """Raises UsageError or DataError for unusable input, RunError when a judge fails."""
-    models = dict(split_name(model) for model in options.models)
-    _check(options, models)
-    judge = load_judge(options.judge) if options.judge else None
-    extra = [options.reward_model] if options.reward_model else []
-    work = begin("compare", options, [*models.values(), *options.prompts, *extra, *options.human])
+    work = require.open_stage("compare", options, needs(options))
     if work.done:
         return
+    models = _models(options)
+    judge = load_judge(options.judge, replies_path(options.out, directory=True)) if options.judge else None
     # --------------------------------------------------------------------------------------------------- answers
     compute = compute_for(options.precision, options.device)
-    prompts, answers = _answers(models, options, compute)
+    prompts, answers, sampling = _answers(models, options, compute)
     names, texts = list(answers), {name: [one.text for one in of] for name, of in answers.items()}
     lengths = {name: np.array([len(text) for text in of]) for name, of in texts.items()}
     # ---------------------------------------------------------------------------------------------------- judges
@@ -103,7 +124,12 @@ def run(options: CompareOptions) -> None:
     comparison = {
         "n_prompts": len(prompts),
         "models": {
-            name: {"path": path, "mean_characters": float(lengths[name].mean())} for name, path in models.items()
+            name: {
+                "path": path,
+                "mean_characters": float(lengths[name].mean()),
+                "sampling": sampling[name].as_dict() if name in sampling else None,
+            }
+            for name, path in models.items()
         },
         "judges": found,
     }
@@ -121,6 +147,7 @@ def run(options: CompareOptions) -> None:
     if (verdicts := options.out / "verdicts.jsonl").exists():
         files.append(verdicts)
     work.finish({name: one["ratings"] for name, one in found.items()}, files)
+    forget_replies(options.out, directory=True)
 
 
 def _check(options: CompareOptions, models: dict[str, str]) -> None:
@@ -141,8 +168,9 @@ def _check(options: CompareOptions, models: dict[str, str]) -> None:
 
 def _answers(
     models: dict[str, str], options: CompareOptions, compute: Compute
-) -> tuple[list[Prompt], dict[str, list[Answer]]]:
-    """The prompts that all files of answers hold (and --prompts, where given), and each model's answer to each.
+) -> tuple[list[Prompt], dict[str, list[Answer]], dict[str, SamplingParameters]]:
+    """The prompts that all files of answers hold (and --prompts, where given), each model's answer to each, and how
+    the models that answered now were sampled.
 
     Of several answers of one model to one prompt the first counts.
     """
@@ -162,7 +190,8 @@ def _answers(
         say(f"compare: {left_out:,} of {len(wanted):,} prompts left out, because not every file answers them")
     if not prompts:
         raise UsageError(f"{', '.join(models.values())}: no prompt is answered by all")
-    answers = {}
+    answers: dict[str, list[Answer]] = {}
+    sampling = {}
     for name, path in models.items():
         if name in given:
             answers[name] = [given[name][prompt_id(p.messages)] for p in prompts]
@@ -170,11 +199,14 @@ def _answers(
         policy, tokenizer = load_policy(path)
         policy.to(compute.device).eval()
         sampled = answer_all(name, path, policy, tokenizer, prompts, options, compute)
+        sampling[name] = sampled.sampling
         answers[name] = [
             Answer(p.id, p.messages, text, p.source, one.finished)
             for p, text, one in zip(prompts, sampled.texts, sampled.sampled, strict=True)
         ]
-    return prompts, answers
+    if len({(one.temperature, one.top_k, one.top_p) for one in sampling.values()}) > 1:
+        say("compare: the models are sampled differently, each as it recommends; --temperature makes them equal")
+    return prompts, answers, sampling
 
 
 # ------------------------------------------------------------------------------------------------------- the judges

@@ -24,20 +24,22 @@ import numpy as np
 from pydantic import Field
 from rich.table import Table
 
+from wukong import require
 from wukong.console import console, say
 from wukong.data.split import halves
 from wukong.errors import UsageError
 from wukong.feedback.annotators import Judge, load_judge
+from wukong.feedback.replies import forget_replies, replies_path
 from wukong.files import atomic_open, read_json, write_json
-from wukong.model.hub import load_policy
+from wukong.model.hub import load_policy, recommended_sampling
 from wukong.objectives import best_of_n_kl
-from wukong.provenance import begin
 from wukong.records import Prompt
 from wukong.report.frontier_page import render_frontier
 from wukong.report.page import number
+from wukong.require import Need
 from wukong.seeds import derived_seed
 from wukong.stages.common import bootstrap_interval
-from wukong.stages.evaluate import AnswerOptions, Reference, answer_all, chosen_prompts, kl_of
+from wukong.stages.evaluate import AnswerOptions, Reference, answer_all, answer_needs, chosen_prompts, kl_of
 from wukong.stages.rewards import is_model, reward_judge
 from wukong.studies.answers import split_name
 from wukong.studies.overoptimisation import Course, Form, best_of_n_weights, curve, fit
@@ -94,8 +96,10 @@ class Ruler:
 
     def _judge(self, name: str) -> Judge:
         if is_model(name):
-            return reward_judge(name, self.compute, self.options.micro_batch_tokens)
-        return load_judge(name)
+            options = self.options
+            # Policies are judged one after the other: room for the longest answer gives all of them the same prompt.
+            return reward_judge(name, self.compute, options.micro_batch_tokens, options.max_new_tokens)
+        return load_judge(name, replies_path(self.options.out, directory=True))
 
     def measure(self, name: str, path: str | Path, key: str, repeat: int = 0) -> Measured:
         """The policy at `path`, with other random numbers for each `repeat`; out/measured/KEY.json remembers.
@@ -121,8 +125,7 @@ class Ruler:
         return Measured(**{"pick": values["gold"], **values})
 
 
-def run(options: FrontierOptions) -> None:
-    """Raises UsageError or DataError for unusable input, RunError when a judge fails."""
+def needs(options: FrontierOptions) -> list[Need]:
     runs = [split_name(one) for one in options.runs]
     if not runs:
         raise UsageError("no policy is named: write name=directory for each")
@@ -130,14 +133,26 @@ def run(options: FrontierOptions) -> None:
         raise UsageError("--temperature 0: greedy answers have no KL; take the temperature of training")
     if options.raw:
         raise UsageError(f"--raw {options.raw[0]}: policies answer through the chat template that they learnt with")
-    judges = [name for name in (options.gold, options.proxy, options.pick_by) if name and is_model(name)]
-    work = begin(
-        "frontier", options, [*(path for _, path in runs), options.reference, *options.prompts, *dict.fromkeys(judges)]
-    )
+    return [
+        *(Need(lambda planned, path=path: policies_of(Path(path)) and None, path) for _, path in runs),  # type: ignore[misc]
+        *answer_needs([options.reference], options),
+        *map(require.judge, dict.fromkeys(name for name in (options.gold, options.proxy, options.pick_by) if name)),
+    ]
+
+
+def run(options: FrontierOptions) -> None:
+    """Raises UsageError or DataError for unusable input, RunError when a judge fails."""
+    work = require.open_stage("frontier", options, needs(options))
     if work.done:
         return
+    runs = [split_name(one) for one in options.runs]
     prompts = chosen_prompts(options)
     policies = [policies_of(Path(path)) for _, path in runs]
+    sampled: list[str | Path] = [options.reference, *(one.path for of_run in policies for one in of_run)]
+    sampling = {str(path): recommended_sampling(path).unless_given(str(path), options.temperature) for path in sampled}
+    if without := [path for path, how in sampling.items() if not how.has_kl]:
+        how = sampling[without[0]].in_words()
+        raise UsageError(f"{without[0]}: answers at {how} have no KL; give the --temperature of training")
     # -------------------------------------------------------------------------------------------------- measure
     ruler = Ruler(options, prompts, compute_for(options.precision, options.device))
     start = ruler.measure("the reference", options.reference, "reference-0")
@@ -160,6 +175,7 @@ def run(options: FrontierOptions) -> None:
         "gold": options.gold,
         "proxy": options.proxy,
         "pick_by": options.pick_by or options.gold,
+        "sampling": {path: how.as_dict() for path, how in sampling.items()},
         "reference": {"path": options.reference, **_point(start, start, options.seed)},
         "curves": curves,
     }
@@ -174,6 +190,7 @@ def run(options: FrontierOptions) -> None:
             say(f"{one['name']}: {one['words']}")
     say(f"frontier: open {files[1]} in a browser")
     work.finish({one["name"]: one["words"] for one in curves}, files)
+    forget_replies(options.out, directory=True)
 
 
 def policies_of(directory: Path) -> list[Policy]:

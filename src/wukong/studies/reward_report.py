@@ -25,22 +25,25 @@ import numpy as np
 from pydantic import Field, ValidationError
 from rich.table import Table
 
+from wukong import require
 from wukong.console import console, say
-from wukong.data.comparisons import load_comparisons
+from wukong.data.comparisons import COMPARISONS, load_comparisons
 from wukong.data.sources import DataOptions
 from wukong.data.split import group_of
 from wukong.data.summary import ReadSummary
 from wukong.errors import UsageError
-from wukong.files import atomic_open, read_json, write_json
+from wukong.files import atomic_open, write_json
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_reward
 from wukong.options import StageOptions
-from wukong.provenance import begin
+from wukong.provenance import read_record
 from wukong.records import Messages, Preference, prompt_id
 from wukong.report.page import interval, percent
 from wukong.report.reward_page import render_reward
+from wukong.require import Need
 from wukong.seeds import permutation
-from wukong.stages.common import answer_ids, bootstrap_interval, chance_problem, scores_of
+from wukong.stages.common import bootstrap_interval, chance_problem, scores_of
+from wukong.stages.pairs import answers_ids
 from wukong.stages.reward import RewardOptions, calibration, fit, groups_of, new_model, records_of
 from wukong.studies.answers import read_answers, split_name
 from wukong.studies.pairs import Pair, agreement, calibration_error, pairs_of, proportion, right, simple_judges, slices
@@ -79,12 +82,13 @@ class Scorer:
     max_tokens: int
 
     def scores(self, answers: Sequence[tuple[Messages, str]]) -> np.ndarray:
-        """The scores (N,) of (prompt, answer); NaN for one that does not fit the context."""
+        """The scores (N,) of (prompt, answer), all answers to a prompt read with the same one; NaN for one that does
+        not fit the context."""
         context = self.model.config.n_positions
         keys = [(prompt_id(messages), text) for messages, text in answers]
         distinct = dict(zip(keys, answers, strict=True))
-        ids = {key: answer_ids(self.tokenizer, *answer, context) for key, answer in distinct.items()}
-        fits = {key: own for key, own in ids.items() if own is not None}
+        read = answers_ids(self.tokenizer, list(distinct.values()), context)
+        fits = {key: ids for key, ids in zip(distinct, read, strict=True) if ids is not None}
         found = scores_of(self.model, list(fits.values()), self.compute, self.max_tokens)
         by_key = dict(zip(fits, found, strict=True))
         return np.array([by_key.get(key, math.nan) for key in keys])
@@ -100,15 +104,34 @@ class Scorer:
         return np.array(count)
 
 
-def run(options: RewardReportOptions) -> None:
-    """Raises UsageError or DataError for unusable input, RunError when a fit fails."""
+def needs(options: RewardReportOptions) -> list[Need]:
     if any(not 0 < fraction < 1 for fraction in options.fractions):
         raise UsageError("--fractions: each must lie between 0 and 1")
-    samples = dict(split_name(one) for one in options.samples)
-    trained = _trained_with(options.reward_model)
-    work = begin("reward-report", options, [options.reward_model, *options.data, *samples.values()])
+    samples = _samples(options)
+    if _trained_with(options.reward_model) is None and not options.data:
+        raise UsageError(NO_DATA.format(options.reward_model))
+    return [
+        require.reward_model(options.reward_model),
+        *require.data(options.data, require.reader(COMPARISONS, options)),
+        *map(require.some_lines, samples.values()),
+        require.device(options.device),
+    ]
+
+
+NO_DATA = "{}: has no provenance.json of wukong reward that names data; give --data"
+
+
+def _samples(options: RewardReportOptions) -> dict[str, str]:
+    return require.distinct_names([split_name(one) for one in options.samples], "--samples")
+
+
+def run(options: RewardReportOptions) -> None:
+    """Raises UsageError or DataError for unusable input, RunError when a fit fails."""
+    work = require.open_stage("reward-report", options, needs(options))
     if work.done:
         return
+    samples = _samples(options)
+    trained = _trained_with(options.reward_model)
     # ------------------------------------------------------------------------------------------- model and data
     model, tokenizer = load_reward(options.reward_model)
     compute = compute_for(options.precision, options.device)
@@ -168,7 +191,7 @@ def _trained_with(reward_model: str) -> tuple[RewardOptions, dict[str, Any]] | N
     path = Path(reward_model) / "provenance.json"
     if not path.is_file():
         return None
-    record = read_json(path)
+    record = read_record(path) or {}
     if record.get("stage") != "reward":
         raise UsageError(f"{reward_model}: holds the result of '{record.get('stage')}', a reward model is needed here")
     try:
@@ -186,10 +209,6 @@ def _records(
 
     A prompt of the training data is no test, so it is left out of --data.
     """
-    if trained is None and not options.data:
-        raise UsageError(
-            f"{options.reward_model}: has no provenance.json of wukong reward that names data; give --data"
-        )
     train: list[Preference] = []
     test: list[Preference] = []
     notes: list[str] = []

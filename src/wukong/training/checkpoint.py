@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from wukong import processes
 from wukong.console import say
 from wukong.errors import UsageError, WukongError
-from wukong.files import atomic_directory, fingerprint, remove_leftovers
+from wukong.files import atomic_directory, fingerprint, read_json, remove_leftovers, remove_set_aside
 from wukong.training.parallel import is_sharded, like, named_parameters
 
 ONE_FILE = "state.safetensors"
@@ -70,7 +70,8 @@ def _save_shards(tensors: dict[str, Tensor], directory: Path) -> None:
 
 def list_checkpoints(directory: Path) -> list[Path]:
     """The checkpoints in `directory`, the oldest first."""
-    return sorted(directory.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    numbered = (path for path in directory.glob("step-*") if path.name.removeprefix("step-").isdecimal())
+    return sorted(numbered, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def prune_checkpoints(directory: Path, keep: int) -> None:
@@ -80,6 +81,7 @@ def prune_checkpoints(directory: Path, keep: int) -> None:
     for old in list_checkpoints(directory)[:-keep]:
         shutil.rmtree(old)
     remove_leftovers(directory, "step-*")
+    remove_set_aside(directory, "step-*")
 
 
 def load_latest(
@@ -98,7 +100,7 @@ def load_latest(
     path = processes.by_first(lambda: _newest_undamaged(directory))
     if path is None:
         return 0, {}
-    saved = json.loads((path / "state.json").read_text())
+    saved = read_json(path / "state.json")
     found = _shapes(path)
     _check_fits(path, found, modules)
     whole = path / ONE_FILE
@@ -110,7 +112,7 @@ def load_latest(
 def _newest_undamaged(directory: Path) -> Path | None:
     for path in reversed(list_checkpoints(directory)):
         try:
-            saved = json.loads((path / "state.json").read_text())
+            saved = read_json(path / "state.json")
             hashes = saved["sha256"] if isinstance(saved["sha256"], dict) else {ONE_FILE: saved["sha256"]}
             for name, expected in hashes.items():
                 if fingerprint(path / name) != expected:

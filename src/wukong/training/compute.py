@@ -60,10 +60,12 @@ def _seconds(dtype: torch.dtype) -> float:
 
 @cache
 def _bfloat16_pays(device: str) -> bool:
-    """On a GPU by its own word. A CPU that has bf16 instructions may still be slower with them than with float32
-    (both cases were measured), so there we time one product of each, with a clear margin."""
+    """On a GPU that has bf16 instructions: before Ampere it is emulated, and slow. A CPU that has them may still be
+    slower with them than with float32 (both cases were measured), so there we time one product of each, with a clear
+    margin."""
     if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported()
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     return device == "cpu" and _seconds(torch.bfloat16) < 0.7 * _seconds(torch.float32)
 
 

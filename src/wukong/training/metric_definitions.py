@@ -131,8 +131,8 @@ METRICS: dict[str, Metric] = {
     # ------------------------------------------------------------------------------------- online: reward and distance
     "score": Metric(
         "reward",
-        "Mean reward of the step's responses: the reward model's score, or the fixed score of a response that "
-        "did not end. The KL penalty is not part of it.",
+        "Mean reward of the step's responses: the reward model's score, or for a response that did not end the fixed "
+        "score, or its reward less the penalty. The KL penalty is not part of it.",
         "Rises from about 0 and levels off. A rise that comes with nonsense to read is reward hacking: raise the "
         "KL coefficient or train a better reward model.",
         _OUTCOME,
@@ -149,6 +149,13 @@ METRICS: dict[str, Metric] = {
         "Mean reward before the rule for responses that did not end: the reward model's score, or the sum of all "
         "rewards.",
         "Close to `score`; a gap between them is the price of unfinished responses.",
+        _OUTCOME,
+    ),
+    "ended_no_better": Metric(
+        "fraction of ended responses",
+        "Ended responses whose reward is not above --missing-eos-score, the fixed score of those that did not end.",
+        "Near 0. Otherwise not ending can pay (a length penalty, rewards on another scale): lower the fixed score, or "
+        "give --missing-eos-penalty in its place.",
         _OUTCOME,
     ),
     "reward_of.NAME": Metric(

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from wukong import processes
 from wukong.console import Bar, say
 from wukong.errors import RunError, UsageError
-from wukong.files import atomic_directory, disk_errors, sync_directory, sync_file
+from wukong.files import atomic_directory, disk_errors, follow_umask, sync_directory, sync_file
 from wukong.model.gpt2 import GPT2
 from wukong.options import StageOptions
 from wukong.seeds import derived_seed
@@ -351,7 +351,7 @@ def publish(staged: Path, out: Path) -> list[Path]:
     with disk_errors(out):
         for file in sorted(files, key=lambda f: (f.suffix != ".safetensors", f.name)):
             sync_file(file)
-            file.chmod(0o644)  # safetensors makes its files private
+            follow_umask(file)  # safetensors makes its files private
             file.replace(out / file.name)
             moved.append(out / file.name)
         sync_directory(out)

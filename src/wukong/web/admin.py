@@ -207,10 +207,11 @@ def generate(request: Request, project_id: int, store: AStore, person: Admin, fo
         raise UsageError("choose a model, and write a prompt a line")
     options = {
         "--responses-per-prompt": str(int(_number(form, "responses", 4))),
-        "--temperatures": str(_number(form, "temperature", 1.0)),
         "--max-new-tokens": str(int(_number(form, "max_new_tokens", 112))),
         "--seed": str(int(now())),
     }
+    if _text(form, "temperature"):
+        options["--temperatures"] = str(_number(form, "temperature", 1.0))
     _start(request, project_id, "sample", lambda: _sample(store, project_id, chosen, prompts, options))
     return RedirectResponse(f"/projects/{project_id}", 303)
 
@@ -286,14 +287,15 @@ def rate_uncertainty(store: Store, project_id: int, reward_models: list[Path]) -
 def _scores(path: Path, items: list[tuple[list[Message], list[str]]]) -> list[list[float] | None]:
     """The reward of each answer; None for a task of which one is longer than the model's context."""
     from wukong.model.hub import load_reward
-    from wukong.stages.common import answer_ids, scores_of
+    from wukong.stages.common import scores_of
+    from wukong.stages.pairs import answers_ids
     from wukong.training.compute import compute_for
 
     model, tokenizer = load_reward(str(path))
     compute = compute_for("auto", "auto")
     model.to(compute.device).eval()
     rows = [
-        [answer_ids(tokenizer, prompt, text, model.config.n_positions) for text in texts] for prompt, texts in items
+        answers_ids(tokenizer, [(prompt, text) for text in texts], model.config.n_positions) for prompt, texts in items
     ]
     flat = [ids for row in rows if all(row) for ids in row if ids]
     scores = iter(scores_of(model, flat, compute, 8192) if flat else [])
@@ -437,6 +439,14 @@ def invite(request: Request, store: AStore, person: Admin, form: Form) -> HTMLRe
             raise UsageError("an invitation is good for 1 to 90 days")
         role = _text(form, "role") or "annotator"
         token = people.invite(session, role, note=_text(form, "note"), annotator=known, seconds=days * 86400)
+    return _people(request, store, person, link=str(request.base_url) + f"invite/{token}")
+
+
+@router.post("/people/renew")
+def renew(request: Request, store: AStore, person: Admin, form: Form) -> HTMLResponse:
+    """Another link for an invitation that waits; the one before lets nobody in any more."""
+    with store.write() as session:
+        token = people.renew(session, _text(form, "invitation"))
     return _people(request, store, person, link=str(request.base_url) + f"invite/{token}")
 
 

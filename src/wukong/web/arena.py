@@ -65,7 +65,7 @@ async def battle(
     names = random.SystemRandom().sample(offered, 2)  # left, right
     messages = as_messages(body.prompt)
     served = [await models.load(name) for name in names]
-    drawings = [Sampled().drawing(one.context) for one in served]
+    drawings = [Sampled().drawing(one) for one in served]
     answers: list[Answer] = []
     try:
         for one, drawing in zip(served, drawings, strict=True):

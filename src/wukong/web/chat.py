@@ -97,7 +97,7 @@ async def answer(
     and where the answer was drawn again and can be compared, the `assignment` of the pair. An `error` ends the stream.
     """
     served = await models.load(body.model)
-    drawing = body.drawing(served.context)
+    drawing = body.drawing(served)
     asked, messages = await asyncio.to_thread(_asked, store, person, conversation, body)
     room = served.context - (drawing.max_new_tokens or 0)
     written = await models.service.chat(body.model, messages, drawing, max_prompt=room)

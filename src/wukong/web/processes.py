@@ -21,7 +21,7 @@ from pathlib import Path
 
 from wukong.errors import RunError, UsageError, WukongError
 from wukong.files import exclusive, is_locked, read_json, write_json
-from wukong.report.contents import read_recipe
+from wukong.places import read_recipe
 from wukong.web.studio import SECRET
 
 BUSY = "something is at work on this run already; wait for its end, or stop it"
@@ -117,23 +117,20 @@ def start(run: Path, step: str | None, by: str) -> Process:
 
 
 def _where(run: Path) -> tuple[Path, str]:
-    """The directory in which the run's recipe was run, and what the recipe calls the run directory.
+    """The directory in which the run's recipe was run (paths of a recipe are relative to it), and what the run is
+    called there. Where that directory is gone, this process's own.
 
-    Paths of a recipe are relative to the former. Raises UsageError for a run that lies elsewhere now.
+    Raises UsageError for a run without a recipe.
     """
     recipe = read_recipe(run)
     if not recipe["steps"]:
         raise UsageError(f"{run.name}: has no recipe.yaml, so there is nothing to start")
-    run_dir = Path(str(recipe["run_dir"] or run))
-    if run_dir.is_absolute():
+    place = run.absolute()
+    directory = Path(os.path.normpath(place / recipe["called_from"])) if recipe["called_from"] else Path.cwd()
+    if not directory.is_dir():
         directory = Path.cwd()
-    else:
-        directory = Path(*run.absolute().parts[: len(run.absolute().parts) - len(run_dir.parts)])
-    if (directory / run_dir).resolve() != run.resolve():
-        raise UsageError(
-            f"{run.name}: its recipe was run in {run_dir}; a run that was moved cannot be gone on with here"
-        )
-    return directory, str(run_dir)
+    inside = place.is_relative_to(directory)
+    return directory, str(place.relative_to(directory) if inside else place)
 
 
 def stop(run: Path) -> Process:

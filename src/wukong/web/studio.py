@@ -52,7 +52,7 @@ def run(options: StudioOptions) -> None:
         import uvicorn
 
         from wukong.feedback.store.database import Store
-        from wukong.feedback.store.people import invite
+        from wukong.feedback.store.people import invite, needing_renewal
         from wukong.web.access import LOCAL_NAMES, Settings
         from wukong.web.app import create_app
     except ImportError as error:
@@ -83,10 +83,14 @@ def run(options: StudioOptions) -> None:
     app = create_app(store, settings)
     with store.write() as session:
         token = invite(session, "admin", note="printed at start", seconds=86400)
+        old = needing_renewal(session)
     shown = f"[{options.host}]" if ":" in options.host else options.host
     own = f"http://{'127.0.0.1' if shown in ('0.0.0.0', '[::]') else shown}:{listener.getsockname()[1]}"
     address = f"{(options.public_url or own).rstrip('/')}/invite/{token}"
     say(f"studio: labels are kept in {store}")
+    if old:
+        say(f"studio: {old} waiting invitations were made by an older version, and their links let nobody in any more;")
+        say("studio: the page of people has a button that makes a new link for each")
     if not local:
         say(f"studio: WARNING: {options.host} lets other machines in, and plain HTTP lets others listen; put a proxy")
         say("studio: with HTTPS before it (docs/studio.md). Admins need the secret besides their link.")

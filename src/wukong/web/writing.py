@@ -18,7 +18,7 @@ from wukong.web.api import Body
 from wukong.web.models import Models
 
 if TYPE_CHECKING:
-    from wukong.serve.service import Answer, Drawing
+    from wukong.serve.service import Answer, Drawing, Served
 
 router = APIRouter(prefix="/api", tags=["chat"])
 MOST_AT_ONCE = 3
@@ -28,19 +28,22 @@ MOST_AT_ONCE = 3
 class Sampled(Body):
     """How an answer is drawn; as in `wukong chat`."""
 
-    temperature: float = Field(default=0.7, ge=0, le=10)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    top_k: int = Field(default=0, ge=0, le=1_000_000)
+    temperature: float | None = Field(default=None, ge=0, le=10)
+    """What the model recommends when absent; so are the next two without a temperature."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0, le=1_000_000)
     max_new_tokens: int = Field(default=128, ge=1, le=4096)
     """The answer is cut there, or at half the model's context if that is shorter."""
     seed: int | None = Field(default=None, ge=0, lt=2**31)
     """A random one when absent."""
 
-    def drawing(self, context: int) -> Drawing:
+    def drawing(self, served: Served) -> Drawing:
+        """With every number in place."""
         from wukong.serve.service import Drawing
 
-        length = min(self.max_new_tokens, context // 2)
-        return Drawing(length, self.temperature, self.top_k, self.top_p, self.seed)
+        length = min(self.max_new_tokens, served.context // 2)
+        drawn = served.sampling.unless_given(served.name, self.temperature, self.top_k, self.top_p)
+        return Drawing(length, drawn.temperature, drawn.top_k, drawn.top_p, self.seed)
 
 
 class Writing:
@@ -110,7 +113,8 @@ class Writing:
     def response(self, name: str, place: int, messages: Messages, drawing: Drawing, source: str) -> Response:
         """What was said at a place, as a record."""
         one = self.answers[place]
-        sampling = Sampling(temperature=drawing.temperature, top_p=drawing.top_p, top_k=drawing.top_k, seed=one.seed)
+        drawn = one.served.sampling.unless_given(one.served.name, drawing.temperature, drawing.top_k, drawing.top_p)
+        sampling = Sampling(**drawn.as_dict(), seed=one.seed)
         return Response(
             id=f"{name}:{place}",
             prompt_id=prompt_id(messages),

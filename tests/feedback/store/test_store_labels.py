@@ -2,13 +2,14 @@
 
 import pytest
 import sqlalchemy as sa
+from itsdangerous import URLSafeSerializer
 
 from wukong.errors import DataError
 from wukong.feedback.store import labels
-from wukong.feedback.store.people import accept, invitation, invite, set_active, sign_in, sign_out, signed_in
+from wukong.feedback.store.people import accept, invitation, invite, renew, set_active, sign_in, sign_out, signed_in
 from wukong.feedback.store.queue import next_assignments, progress
-from wukong.feedback.store.tables import Assignment, Label, Project, Task
-from wukong.feedback.store.tasks import add_guidelines, guidelines
+from wukong.feedback.store.tables import Assignment, Invitation, Label, Project, Task
+from wukong.feedback.store.tasks import add_guidelines, create_project, guidelines
 from wukong.feedback.store.values import as_shown, as_stored, checked, disagreement, units
 from wukong.records import Message
 
@@ -46,6 +47,75 @@ def test_the_same_client_id_again_adds_nothing(store, people, in_hand):
     first = submit(store, people[0], in_hand)
     assert submit(store, people[0], in_hand).id == first.id
     assert len(rows(store)) == 1
+
+
+@pytest.mark.parametrize(
+    "more", [{"value": {"winner": 1}}, {"comment": "but"}, {"flagged": True}, {"seconds": 5.0}], ids=str
+)
+def test_the_same_client_id_with_another_judgment_is_a_conflict(store, people, in_hand, more):
+    """Dropped silently, the annotator would believe that the second one counts."""
+    submit(store, people[0], in_hand)
+    with pytest.raises(labels.ConflictError, match="another label's"):
+        submit(store, people[0], in_hand, **more)
+    assert [(row.value["winner"], row.comment, row.flagged, row.seconds) for row in rows(store)] == [
+        (in_hand.shown[0], "", False, None)
+    ]
+
+
+def test_other_acts_under_the_same_client_id_are_conflicts(store, project, people, in_hand):
+    """Skips, decisions, undos and imported judgments as well."""
+    with store.write() as session:
+        labels.skip(session, people[0], in_hand.id, "client-skip", "other")
+        labels.adjudicate(session, people[2], in_hand.task_id, "client-decide", {"winner": 0})
+        labels.add_label(session, session.get_one(Task, in_hand.task_id), "crowd", "client-crowd", {"winner": 0})
+        other = create_project(session, "other", "pairwise")
+    before = len(rows(store))
+    for act in (
+        lambda s: labels.skip(s, people[0], in_hand.id, "client-skip", "offensive"),
+        lambda s: labels.adjudicate(s, people[2], in_hand.task_id, "client-decide", {"winner": 1}),
+        lambda s: labels.adjudicate(s, people[2], in_hand.task_id, "client-decide", {"winner": 0}, "because"),
+        lambda s: labels.add_label(s, s.get_one(Task, in_hand.task_id), "crowd", "client-crowd", {"winner": 1}),
+    ):
+        with pytest.raises(labels.ConflictError), store.write() as session:
+            act(session)
+    with store.write() as session:
+        labels.undo(session, people[0], project.id, "client-undo")
+    with pytest.raises(labels.ConflictError), store.write() as session:
+        labels.undo(session, people[0], other.id, "client-undo")
+    assert len(rows(store)) == before + 1
+
+
+def test_a_judgment_is_not_mistaken_for_a_decision(store, people, in_hand):
+    """An admin who also labels: one client id for both would have lost the decision."""
+    submit(store, people[0], in_hand, value={"winner": in_hand.shown.index(0)})
+    with pytest.raises(labels.ConflictError), store.write() as session:
+        labels.adjudicate(session, people[0], in_hand.task_id, "client-01", {"winner": 0})
+
+
+@pytest.mark.parametrize(
+    "draft",
+    [
+        {"comment": "half \ud800"},
+        {"half \ud800": 1},
+        {"groups": [["\x00"]]},
+        {"score": float("nan")},
+        {"score": float("inf")},
+        {"score": 2**63},
+    ],
+    ids=repr,
+)
+def test_a_draft_that_could_not_be_shown_again_is_refused(store, people, in_hand, draft):
+    """Kept, it would make every request for the next task fail."""
+    with pytest.raises(DataError), store.write() as session:
+        labels.save_draft(session, people[0], in_hand.id, draft)
+    with store.read() as session:
+        assert session.get_one(Assignment, in_hand.id).draft is None
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf")])
+def test_a_time_that_is_none_is_refused(store, people, in_hand, seconds):
+    with pytest.raises(DataError, match="seconds"):
+        submit(store, people[0], in_hand, seconds=seconds)
 
 
 def test_another_client_id_for_a_judged_task_is_a_conflict(store, people, in_hand):
@@ -250,6 +320,32 @@ def test_forged_and_expired_invitations(store):
             if forged != good:
                 with pytest.raises(labels.UsageError, match="not valid"):
                     accept(session, forged, "Ann")
+
+
+def test_nobody_gets_in_by_what_the_database_holds(store):
+    """Whoever reads it has the key and the row of an invitation, and still cannot make its link."""
+    with store.write() as session:
+        token = invite(session, "admin")
+        row = session.scalars(sa.select(Invitation)).one()
+        signer = URLSafeSerializer(session.scalar(sa.text("SELECT value FROM settings")), salt="invitation")
+        assert signer.loads(token)[0] == row.id
+        known = [row.id, row.nonce_hash, row.expires_at, row.role]
+        for guess in ([row.id, row.expires_at], *([row.id, row.expires_at, one] for one in [*known, "", None])):
+            with pytest.raises(labels.UsageError):
+                accept(session, signer.dumps(guess), "Eve")
+        assert accept(session, token, "Ann").role == "admin"
+
+
+def test_a_renewed_link_lets_in_and_the_old_one_does_not(store):
+    with store.write() as session:
+        old = invite(session, "admin", note="Ann")
+        row = session.scalars(sa.select(Invitation)).one()
+        new = renew(session, row.id)
+        with pytest.raises(labels.UsageError, match="not valid"):
+            accept(session, old, "Eve")
+        assert accept(session, new, "Ann").role == "admin"
+        with pytest.raises(labels.UsageError, match="used already"):
+            renew(session, row.id)
 
 
 def test_a_name_that_is_taken_does_not_use_the_invitation_up(store, people):

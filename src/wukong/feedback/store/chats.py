@@ -279,13 +279,19 @@ def vote(session: Session, person: Annotator, turn_id: int, client_id: str, thum
     check_text(reason)
     if thumb not in (-1, 0, 1) or len(reason) > LONGEST_COMMENT:
         raise UsageError(f"a vote is 1, -1 or 0, with a reason of at most {LONGEST_COMMENT} characters")
+    check_text(client_id)
     row = {
         "client_id": client_id, "response_id": turn.response_id, "annotator_id": person.id, "vote": thumb,
         "reason": reason, "created_at": now(),
     }  # fmt: skip
-    insert_new(session, VoteRow, [row])
-    found = session.scalars(sa.select(VoteRow).where(VoteRow.client_id == client_id)).one()
-    if (found.annotator_id, found.response_id, found.vote) != (person.id, turn.response_id, thumb):
+    same = sa.select(VoteRow).where(VoteRow.client_id == client_id)
+    found = session.scalar(same)
+    if found is None:  # so that the trigger that refuses to replace a vote is not asked about the same one again
+        insert_new(session, VoteRow, [row])
+        found = session.scalars(same).one()
+    if (found.annotator_id, found.response_id, found.vote, found.reason) != (
+        person.id, turn.response_id, thumb, reason
+    ):  # fmt: skip
         raise ConflictError("this client id is another vote's")
     return found
 

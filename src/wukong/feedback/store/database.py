@@ -1,14 +1,19 @@
 """Opening the store: SQLite by path, PostgreSQL by URL, brought to the newest schema.
 
-SQLite has one writer at a time. Within a process a semaphore makes writers queue up, between processes `BEGIN
-IMMEDIATE` and a busy timeout do; the write-ahead log lets readers go on meanwhile. A transaction that returned is on
-the disk (`synchronous=FULL`). PostgreSQL locks rows (see `queue`), which SQLite need not.
+SQLite has one writer at a time. Within a process writers take turns in the order they came, so that one who writes
+batch after batch lets the others in between; between processes `BEGIN IMMEDIATE` and a busy timeout do. The write-ahead
+log lets readers go on meanwhile. A transaction that returned is on the disk (`synchronous=FULL`). PostgreSQL locks rows
+(see `queue`), which SQLite need not.
+
+An SQLite file holds the key that signs invitations, and what everybody said: only its owner may read it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +26,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Session
 
+from wukong.console import say
 from wukong.errors import RunError, UsageError, WukongError
 
 BUSY_SECONDS = 30
@@ -41,15 +47,18 @@ class Store:
         url: a path of an SQLite file, made when absent, or a URL (`sqlite:///…`, `postgresql://user@host/name`).
 
     Raises:
-        UsageError: the URL is of another kind, the database cannot be opened or is of a newer version.
+        UsageError: the URL is of another kind, the database cannot be opened, is of a newer version, or is an SQLite
+            file that others can read and that is not ours to close.
     """
 
     def __init__(self, url: str | Path) -> None:
         self.url = _url(str(url))
+        if self.is_sqlite and self.url.database and not self.url.database.startswith((":memory:", "file:")):
+            _keep_private(Path(self.url.database).resolve())
         self.engine = _engine(self.url)
         # SQLAlchemy would leave a pooled SQLite connection with the driver's own transactions switched on again.
         self._glancing = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._writer = threading.BoundedSemaphore(1 if self.is_sqlite else WRITERS)
+        self._turns = _Turns(1 if self.is_sqlite else WRITERS)
         try:
             self.migrate()
         except (sa.exc.OperationalError, sa.exc.DatabaseError) as error:
@@ -79,7 +88,7 @@ class Store:
     def write(self) -> Iterator[Session]:
         """One transaction: committed when the block ends well, otherwise as if it had not been. Raises RunError for a
         full or busy database."""
-        with self._writer, _disk_errors(self):
+        with self._turns.one(self), _disk_errors(self):
             engine = self.engine.execution_options(immediate=True)
             with Session(engine, expire_on_commit=False) as session, session.begin():
                 yield session
@@ -92,7 +101,7 @@ class Store:
     def migrate(self, revision: str = "head") -> None:
         """Brings the schema to a revision, the newest by default, in one transaction."""
         script = ScriptDirectory(str(MIGRATIONS))
-        with self._writer, self.engine.execution_options(immediate=True).begin() as connection:
+        with self._turns.one(self), self.engine.execution_options(immediate=True).begin() as connection:
             if not self.is_sqlite:
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
             present = MigrationContext.configure(connection).get_current_revision()
@@ -105,6 +114,76 @@ class Store:
             with steps:
                 steps.configure(connection=connection)
                 steps.run_migrations()
+
+
+class _Turns:
+    """Lets so many in at a time, in the order in which they came."""
+
+    def __init__(self, places: int) -> None:
+        self._lock, self._free, self._waiting = threading.Lock(), places, deque[threading.Event]()
+
+    @contextlib.contextmanager
+    def one(self, store: Store) -> Iterator[None]:
+        """Raises RunError when no turn comes in time."""
+        with self._lock:
+            mine = None if self._free else threading.Event()
+            if mine is None:
+                self._free -= 1
+            else:
+                self._waiting.append(mine)
+        if mine is not None and not mine.wait(BUSY_SECONDS) and not self._came_late(mine):
+            raise RunError(f"{store}: busy with other writers; nothing was half-written, try again")
+        try:
+            yield
+        finally:
+            with self._lock:
+                if self._waiting:
+                    self._waiting.popleft().set()
+                else:
+                    self._free += 1
+
+    def _came_late(self, mine: threading.Event) -> bool:
+        """Whether the turn came in the moment when the wait ended; otherwise it is given up."""
+        with self._lock:
+            if not mine.is_set():
+                self._waiting.remove(mine)
+            return mine.is_set()
+
+
+def _keep_private(path: Path) -> None:
+    """Makes the file for its owner alone, or takes the right to read one that is there from everybody else. SQLite
+    gives its other files (`-wal`, `-shm`) the same mode."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        return
+    except FileExistsError:
+        if os.name != "posix" or not _may_be_sqlite(path):
+            return
+    except OSError:  # the engine fails on it too, and says why
+        return
+    opened = False
+    for file in (path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm", "-journal")):
+        with contextlib.suppress(FileNotFoundError):
+            mode = file.stat().st_mode & 0o777
+            if mode & 0o077:
+                try:
+                    file.chmod(mode & 0o600)
+                except PermissionError:
+                    raise UsageError(
+                        f"{file}: others on this machine can read it, and it holds the studio's keys; its owner must "
+                        "run chmod 600 on it"
+                    ) from None
+                opened = True
+    if opened:
+        say(f"{path}: others on this machine could read it; now only its owner can (mode 0600)")
+
+
+def _may_be_sqlite(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(16) in (b"", b"SQLite format 3\0")
+    except OSError:
+        return False
 
 
 def _url(text: str) -> sa.URL:
@@ -133,7 +212,7 @@ def _engine(url: sa.URL) -> sa.Engine:
     @sa.event.listens_for(engine, "connect")
     def settings(connection: Any, record: Any) -> None:
         connection.isolation_level = None  # the driver's own idea of when transactions begin breaks ours
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "recursive_triggers=ON"):
             connection.execute(f"PRAGMA {pragma}").close()
 
     @sa.event.listens_for(engine, "begin")

@@ -1,12 +1,15 @@
 """Judgments in: submitted, skipped, undone, adjudicated, imported. Nothing is ever changed, rows are only added.
 
-Every function takes a `client_id`, chosen by whoever submits. The same one again returns the row that is there, so a
-page that heard no answer can ask until it hears one. What is acknowledged is committed.
+Every function takes a `client_id`, chosen by whoever submits. The same act again returns the row that is there, so a
+page that heard no answer can ask until it hears one; another act under the same id is a conflict. What is acknowledged
+is committed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -15,7 +18,16 @@ from sqlalchemy.orm import Session, aliased, joinedload
 
 from wukong.errors import DataError, UsageError
 from wukong.feedback.store.people import imported_annotator
-from wukong.feedback.store.tables import Annotator, Assignment, GuidelineVersion, Label, Task, check_text, now
+from wukong.feedback.store.tables import (
+    Annotator,
+    Assignment,
+    GuidelineVersion,
+    Label,
+    Task,
+    check_json,
+    check_text,
+    now,
+)
 from wukong.feedback.store.tasks import NEWEST_GUIDELINES
 from wukong.feedback.store.values import as_shown, as_stored, checked, disagreement
 
@@ -63,14 +75,15 @@ def submit(
         DataError: the value does not fit the task.
     """
     task, assignment = _taken_up(session, annotator, assignment_id)
-    if (before := _submitted(session, annotator, client_id, task.id, "given")) is not None:
+    kind = task.project.kind
+    stored = as_stored(kind, checked(kind, dict(value), len(assignment.shown)), assignment.shown)
+    act = _Act("given", stored, comment, flagged, _seconds(seconds))
+    if (before := _submitted(session, annotator, client_id, task.id, act)) is not None:
         return before
     if assignment.state != "leased":
         raise ConflictError("this task is judged already; undo that first")
-    kind = task.project.kind
-    stored = as_stored(kind, checked(kind, dict(value), len(assignment.shown)), assignment.shown)
     assignment.state, assignment.draft = "done", None
-    return _add(session, task, annotator, assignment.shown, client_id, "given", stored, seconds, comment, flagged)
+    return _add(session, task, annotator, assignment.shown, client_id, act)
 
 
 def skip(
@@ -85,14 +98,15 @@ def skip(
 ) -> Label:
     """The task is left to others, for a reason. Raises as `submit`."""
     task, assignment = _taken_up(session, annotator, assignment_id)
-    if (before := _submitted(session, annotator, client_id, task.id, "skipped")) is not None:
+    act = _Act("skipped", None, reason, flagged, _seconds(seconds))
+    if (before := _submitted(session, annotator, client_id, task.id, act)) is not None:
         return before
     if assignment.state != "leased":
         raise ConflictError("this task is judged already; undo that first")
     if not reason.strip():
         raise DataError("a task is skipped for a reason", field="reason")
     assignment.state = "skipped"
-    return _add(session, task, annotator, assignment.shown, client_id, "skipped", None, seconds, reason, flagged)
+    return _add(session, task, annotator, assignment.shown, client_id, act)
 
 
 def undo(session: Session, annotator: Annotator, project_id: int, client_id: str) -> Assignment:
@@ -100,14 +114,15 @@ def undo(session: Session, annotator: Annotator, project_id: int, client_id: str
 
     Raises ConflictError when there is nothing to take back.
     """
-    before = session.scalar(_OF_CLIENT, {"client_id": client_id})
-    if before is not None and (before.annotator_id, before.status) != (annotator.id, "withdrawn"):
-        raise ConflictError("this client id is another label's")
+    before = _known(session, client_id)
     if before is not None:
+        same = (before.annotator_id, before.project_id, before.status) == (annotator.id, project_id, "withdrawn")
+        if not same:
+            raise ConflictError("this client id is another label's")
         return _assigned(session, annotator, before.task_id)
     task = _locked(session, _last(session, annotator, project_id).task_id)
     last = _last(session, annotator, project_id)  # again: it may have been undone while we waited for the task
-    _add(session, task, annotator, last.shown, client_id, "withdrawn", last.value, None, "", False)
+    _add(session, task, annotator, last.shown, client_id, _Act("withdrawn", last.value))
     found = _assigned(session, annotator, task.id)
     found.state, found.leased_at = "leased", now()
     found.expires_at = now() + task.project.lease_seconds
@@ -147,7 +162,7 @@ def save_draft(session: Session, annotator: Annotator, assignment_id: int, draft
     assignment = assignment_of(session, annotator, assignment_id)
     if assignment.state != "leased":
         raise ConflictError("this task is judged already")
-    check_text(str(draft))
+    check_json(draft)
     assignment.draft = dict(draft)
     assignment.expires_at = max(assignment.expires_at, now() + assignment.task.project.lease_seconds)
 
@@ -157,12 +172,11 @@ def adjudicate(
 ) -> Label:
     """An admin's decision about a task, by its answers' own indices; it supersedes an earlier decision."""
     task = _locked(session, task_id)
-    if (before := _submitted(session, admin, client_id, task.id, "given")) is not None:
-        return before
     n = len(task.responses)
-    stored = checked(task.project.kind, dict(value), n)
-    shown = list(range(n))
-    return _add(session, task, admin, shown, client_id, "given", stored, None, comment, False, adjudicates=True)
+    act = _Act("given", checked(task.project.kind, dict(value), n), comment, adjudicates=True)
+    if (before := _submitted(session, admin, client_id, task.id, act)) is not None:
+        return before
+    return _add(session, task, admin, list(range(n)), client_id, act)
 
 
 def add_label(
@@ -186,14 +200,14 @@ def add_label(
     """
     person = imported_annotator(session, annotator) if isinstance(annotator, str) else annotator
     task = _locked(session, task.id)
-    if (before := session.scalar(_OF_CLIENT, {"client_id": client_id})) is not None:
-        if (before.task_id, before.annotator_id) != (task.id, person.id):
-            raise ConflictError(f"the label {client_id!r} is there already, for another task or annotator")
-        return before, False
     n = len(task.responses)
     stored = checked(task.project.kind, dict(value), n)
-    shown = list(range(n))
-    label = _add(session, task, person, shown, client_id, "given", stored, seconds, comment, False, at=created_at)
+    if (before := session.scalar(_OF_CLIENT, {"client_id": client_id})) is not None:
+        if (before.task_id, before.annotator_id, before.value) != (task.id, person.id, stored):
+            raise ConflictError(f"the label {client_id!r} is there already, for another task, annotator or judgment")
+        return before, False
+    act = _Act("given", stored, comment, seconds=_seconds(seconds))
+    label = _add(session, task, person, list(range(n)), client_id, act, at=created_at)
     session.execute(
         sa.update(Assignment)
         .where(Assignment.task_id == task.id, Assignment.annotator_id == person.id)
@@ -257,13 +271,43 @@ def _locked(session: Session, task_id: int) -> Task:
     return task
 
 
-def _submitted(session: Session, annotator: Annotator, client_id: str, task_id: int, status: str) -> Label | None:
-    """The label of this client id, when it is the same act. Raises ConflictError when it is another."""
+@dataclass(frozen=True)
+class _Act:
+    """What somebody says of a task: two acts under one client id are the same one, or a conflict."""
+
+    status: str
+    value: dict[str, Any] | None
+    comment: str = ""
+    flagged: bool = False
+    seconds: float | None = None
+    adjudicates: bool = False
+
+    @classmethod
+    def of(cls, label: Label) -> _Act:
+        return cls(label.status, label.value, label.comment, label.flagged, label.seconds, label.adjudicates)
+
+
+def _seconds(given: float | None) -> float | None:
+    """The time taken, at most a day; DataError for what is no time."""
+    if given is None:
+        return None
+    if not math.isfinite(given):
+        raise DataError("is not a finite number", field="seconds")
+    return max(0.0, min(float(given), 86400.0))
+
+
+def _known(session: Session, client_id: str) -> Label | None:
+    """The label of this client id. Raises DataError for an id that none may have."""
     if not 8 <= len(client_id) <= 200:
         raise DataError("must have 8 to 200 characters", field="client_id")
     check_text(client_id)
-    found = session.scalar(_OF_CLIENT, {"client_id": client_id})
-    if found is not None and (found.annotator_id, found.task_id, found.status) != (annotator.id, task_id, status):
+    return session.scalar(_OF_CLIENT, {"client_id": client_id})
+
+
+def _submitted(session: Session, annotator: Annotator, client_id: str, task_id: int, act: _Act) -> Label | None:
+    """The label of this client id, when it is the same act. Raises ConflictError when it is another."""
+    found = _known(session, client_id)
+    if found is not None and (found.annotator_id, found.task_id, _Act.of(found)) != (annotator.id, task_id, act):
         raise ConflictError("this client id is another label's")
     return found
 
@@ -274,32 +318,27 @@ def _add(
     annotator: Annotator,
     shown: Sequence[int],
     client_id: str,
-    status: str,
-    value: dict[str, Any] | None,
-    seconds: float | None,
-    comment: str,
-    flagged: bool,
+    act: _Act,
     *,
-    adjudicates: bool = False,
     at: float | None = None,
 ) -> Label:
     """Adds the row, behind the last one of the same person and task, and brings the task up to date with it."""
-    if len(comment) > LONGEST_COMMENT:
+    if len(act.comment) > LONGEST_COMMENT:
         raise DataError(f"has more than {LONGEST_COMMENT} characters", field="comment")
     values = {"project": task.project_id, "task": task.id, "annotator": annotator.id}
-    guideline_id, supersedes = session.execute(_before(adjudicates), values).one()
+    guideline_id, supersedes = session.execute(_before(act.adjudicates), values).one()
     label = Label(
         client_id=client_id,
         task_id=task.id,
         project_id=task.project_id,
         annotator_id=annotator.id,
-        status=status,
-        value=value,
+        status=act.status,
+        value=act.value,
         shown=list(shown),
-        seconds=None if seconds is None else max(0.0, min(float(seconds), 86400.0)),
-        comment=comment,
-        flagged=flagged,
-        adjudicates=adjudicates,
+        seconds=act.seconds,
+        comment=act.comment,
+        flagged=act.flagged,
+        adjudicates=act.adjudicates,
         guideline_id=guideline_id,
         supersedes=supersedes,
         created_at=now() if at is None else at,

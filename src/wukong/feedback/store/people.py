@@ -1,12 +1,15 @@
 """Who may do what: annotators, invitations, sessions.
 
-An invitation is a link, signed (itsdangerous) and dated, that lets one person in, once. A session is a random cookie
-of which the store keeps a hash. The signing key lives in the store, so links outlive a restart of the server.
+An invitation is a link, signed (itsdangerous) and dated, that lets one person in, once. It carries a random nonce, and
+a session is a random cookie; of both the store keeps a hash, so nobody gets in by what is written there. The signing
+key lives in the store, so links outlive a restart of the server.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
+import math
 import secrets
 
 import sqlalchemy as sa
@@ -28,7 +31,9 @@ class InvitationError(UsageError):
 
 
 def signing_key(session: Session) -> str:
-    """The store's secret, made on first use."""
+    """The store's secret, made on first use (which writes)."""
+    if (known := session.scalar(sa.select(Setting.value).where(Setting.name == "signing_key"))) is not None:
+        return known
     insert_new(session, Setting, [{"name": "signing_key", "value": secrets.token_urlsafe(32)}])
     return session.scalars(sa.select(Setting.value).where(Setting.name == "signing_key")).one()
 
@@ -64,17 +69,46 @@ def invite(
         used_at=None,
     )
     session.add(row)
+    return _new_link(session, row)
+
+
+def _new_link(session: Session, row: Invitation) -> str:
+    nonce = secrets.token_urlsafe(32)
+    row.nonce_hash = _hashed(nonce)
     session.flush()
-    return str(_signer(session).dumps([row.id, row.expires_at]))
+    return str(_signer(session).dumps([row.id, row.expires_at, nonce]))
+
+
+def renew(session: Session, invitation_id: str) -> str:
+    """Another link for an invitation that was not used yet; the old one lets nobody in any more.
+
+    Raises InvitationError for one that was used, withdrawn or has expired.
+    """
+    row = session.get(Invitation, invitation_id)
+    return _new_link(session, _good(row))
+
+
+def needing_renewal(session: Session) -> int:
+    """How many invitations an older version made whose links let nobody in any more (see `Invitation.nonce_hash`)."""
+    waiting = (Invitation.nonce_hash == "", Invitation.used_at.is_(None), Invitation.expires_at > now())
+    return session.scalar(sa.select(sa.func.count()).select_from(Invitation).where(*waiting)) or 0
 
 
 def invitation(session: Session, token: str) -> Invitation:
     """The invitation of a token, still unused. Raises InvitationError for one that is forged, expired or used."""
     try:
-        name, expires_at = _signer(session).loads(token)
+        name, expires_at, *nonce = _signer(session).loads(token)
     except (BadSignature, ValueError, TypeError):
         raise InvitationError("this invitation is not valid") from None
     row = session.get(Invitation, name)
+    if row is not None and not nonce:
+        raise InvitationError("this link was made by an older version; ask an admin for a new one")
+    if row is not None and not hmac.compare_digest(row.nonce_hash, _hashed(str(nonce[0]))):
+        raise InvitationError("this invitation is not valid")
+    return _good(row, expires_at)
+
+
+def _good(row: Invitation | None, expires_at: float = math.inf) -> Invitation:
     if row is None:
         raise InvitationError("this invitation was withdrawn")
     if row.used_at is not None:

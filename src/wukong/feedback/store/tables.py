@@ -18,6 +18,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
 from wukong.errors import DataError
+from wukong.strict_json import problem_in, problem_of_text
 
 KINDS = ("pairwise", "ranking", "likert", "thumbs")
 """The kinds of task: two answers, 4 to 9 to be ordered, ratings from 1 to 7 with flags, a thumb for one answer."""
@@ -39,23 +40,37 @@ class StorableText(TypeDecorator[str]):
         return value
 
 
+class StorableJSON(TypeDecorator[Any]):
+    """A JSON value that both databases can keep and every reader can be sent: text as in `StorableText`, finite
+    numbers, at most so deep. None becomes NULL."""
+
+    impl = JSON
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+        check_json(value)
+        return value
+
+
 def check_text(value: str) -> None:
     """Raises DataError for text that no database can keep."""
-    if "\x00" in value:
-        raise DataError("holds a NUL character, which a database cannot store", hint="remove it")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise DataError("holds half a character (a lone surrogate), which a database cannot store") from None
+    if (problem := problem_of_text(value, nul=False)) is not None:
+        raise DataError(problem, hint="remove it")
+
+
+def check_json(value: Any) -> None:
+    """Raises DataError for a value that cannot be kept or cannot be sent back."""
+    if (found := problem_in(value, nul=False)) is not None:
+        raise DataError(found[1], field=found[0] or None)
 
 
 class Base(DeclarativeBase):
     type_annotation_map = {
         str: StorableText,
         float: Double,
-        dict[str, Any]: JSON(none_as_null=True),
-        list[int]: JSON,
-        list[Any]: JSON,
+        dict[str, Any]: StorableJSON(none_as_null=True),
+        list[int]: StorableJSON,
+        list[Any]: StorableJSON,
     }
 
 
@@ -273,11 +288,14 @@ class ChatTurn(Base):
 
 
 class Invitation(Base):
-    """A signed link for one person, once. The signature and the date stand in the link, its use stands here."""
+    """A signed link for one person, once. The signature, the date and a random nonce stand in the link; its use, and a
+    hash of the nonce, stand here: who reads the database cannot make the link."""
 
     __tablename__ = "invitations"
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    nonce_hash: Mapped[str] = mapped_column(String(64), default="")
+    """SHA-256; empty for one made before links had a nonce, which lets nobody in until its link is renewed."""
     role: Mapped[str]
     annotator_id: Mapped[int | None] = mapped_column(ForeignKey("annotators.id"))
     """Set when an existing person is let in again."""

@@ -6,7 +6,8 @@ import { kinds } from "./kinds.js";
 const section = document.querySelector("#decide");
 const { kind, task, next } = section.dataset;
 const widget = kinds[kind](JSON.parse(section.dataset.responses), JSON.parse(section.dataset.flags), () => {}, null);
-const client = randomId(); // one for the page: a second try is the same decision
+let said = "";
+let client = "";
 const saved = document.querySelector("#saved");
 section.querySelector("#task").append(widget.root);
 
@@ -16,8 +17,13 @@ async function decide() {
     saved.textContent = t("Not finished yet");
     return;
   }
+  const decision = { value, comment: section.querySelector("#comment").value };
+  if (JSON.stringify(decision) !== said) { // a second try of the same decision has the same id, another decision its own
+    said = JSON.stringify(decision);
+    client = randomId();
+  }
   try {
-    await send("POST", `/api/tasks/${task}/adjudication`, { client_id: client, value, comment: section.querySelector("#comment").value });
+    await send("POST", `/api/tasks/${task}/adjudication`, { client_id: client, ...decision });
     location.assign(next || location.pathname);
   } catch (error) {
     saved.textContent = t("Not saved: {reason}", { reason: error.message });

@@ -1,7 +1,7 @@
 """Our own kernels for a CPU beside PyTorch's, in turn: a decoding step, a draw, GELU, and a pass of training with it.
 
-    python benchmarks/kernels.py
-    MKL_ENABLE_INSTRUCTIONS=AVX2 ATEN_CPU_CAPABILITY=avx2 python benchmarks/kernels.py --processor haswell
+    python benchmarks/cpu_kernels.py
+    MKL_ENABLE_INSTRUCTIONS=AVX2 ATEN_CPU_CAPABILITY=avx2 python benchmarks/cpu_kernels.py --processor haswell
 
 Medians and least of the turns in milliseconds, and the median of the turns' ratios. PyTorch computes in float32 with
 float32 weights throughout. The second command shows what a

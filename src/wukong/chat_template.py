@@ -1,0 +1,196 @@
+"""Chat templates: which one a model has, and the text it makes of messages.
+
+The two shipped templates run in this process; any other, whose writer is unknown, in one of its own with limits on
+time, memory and output (`wukong.template_renderer`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from wukong import template_renderer
+from wukong.errors import UsageError
+from wukong.files import whole_text
+
+TEMPLATES = Path(__file__).parent / "templates"
+DEFAULT_TEMPLATE = "alpaca"
+LONGEST_TEMPLATE = 1 << 20
+"""Characters of a template, and the least that its text may have whatever the messages are."""
+WALL_SECONDS = 60.0
+"""For a system without timers of processor time, or one so busy that they hardly advance."""
+
+
+class ChatTemplate:
+    """A Jinja template, run as `transformers` runs it.
+
+    Args:
+        template: "alpaca", "plain", the path of a Jinja file, or Jinja source.
+        roles: the special tokens that it may name, such as {"eos_token": "<|endoftext|>"}.
+        specials: the texts of all special tokens.
+
+    Attributes:
+        source: Jinja source.
+        end: the text of the special token that ends an assistant's turn.
+        answer_follows_text: whether a generation prompt ends with ordinary text, not with a special token.
+
+    Raises:
+        UsageError: the template cannot be used.
+    """
+
+    def __init__(self, template: str | Path, roles: Mapping[str, str], specials: Iterable[str]) -> None:
+        name, self.source = _source_of(template)
+        self._name, self._roles = f"chat template {name}", dict(roles)
+        if len(self.source) > LONGEST_TEMPLATE:
+            raise UsageError(f"{self._name}: longer than {LONGEST_TEMPLATE:,} characters")
+        self._is_shipped = self.source in _shipped()
+        probe = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+        prompt = self.render(probe[:1], True)
+        said = self._beyond(prompt, self.render(probe, False))
+        ends = [text for text in sorted(specials, key=len, reverse=True) if said.startswith("A" + text)]
+        if not ends:
+            raise UsageError(
+                f"{self._name}: after its generation prompt an assistant's turn must be the content and a special "
+                f"token such as {roles.get('eos_token')} (eos_token), not {said[:80]!r}; choose another with "
+                "template='alpaca'"
+            )
+        self.end: str = ends[0]
+        self.answer_follows_text = bool(prompt) and not prompt.endswith(tuple(specials))
+
+    def render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        """The conversation as text. Raises UsageError for a template that fails, or takes too long or too much."""
+        request = {
+            "source": self.source,
+            "variables": {
+                **self._roles,
+                "messages": messages,
+                "tools": None,
+                "documents": None,
+                "add_generation_prompt": add_generation_prompt,
+            },
+            "most_characters": LONGEST_TEMPLATE + 8 * sum(len(message["content"]) for message in messages),
+        }
+        reply = template_renderer.answer(request) if self._is_shipped else _process.ask(request)
+        if "error" in reply:
+            raise UsageError(f"{self._name}: {reply['error']}")
+        return reply["text"]
+
+    def turns(self, messages: list[dict[str, str]], waiting: bool) -> Iterator[tuple[str, bool]]:
+        """The rendered conversation cut before and after each of the assistant's turns: (text, is_response).
+
+        What a template writes behind the token that ends a turn (ChatML: a line break) belongs to what follows; behind
+        the last turn of a conversation nothing follows.
+        """
+        done = ""
+        for i, message in enumerate(messages):
+            if message["role"] == "assistant":
+                prompt = self.render(messages[:i], True)
+                yield self._beyond(done, prompt), False
+                said, end, _ = self._beyond(prompt, self.render(messages[: i + 1], False)).partition(self.end)
+                if not end:
+                    raise UsageError(f"{self._name}: it does not end an assistant's turn with {self.end}")
+                done = prompt + said + end
+                yield said + end, True
+        if waiting or not (messages and messages[-1]["role"] == "assistant"):
+            yield self._beyond(done, self.render(messages, waiting)), False
+
+    def _beyond(self, start: str, text: str) -> str:
+        if not text.startswith(start):
+            raise UsageError(f"{self._name}: a later turn changes the text of an earlier one; use template='alpaca'")
+        return text[len(start) :]
+
+
+class _Process:
+    """The process in which foreign templates run: started when the first is needed, and again when one was ended."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._owner = 0
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, str]:
+        with self._lock:
+            try:
+                process = self._started()
+            except OSError as error:
+                raise UsageError(f"no process for chat templates could be started: {error}") from None
+            assert process.stdin is not None
+            assert process.stdout is not None
+            clock = threading.Timer(WALL_SECONDS, process.kill)
+            clock.start()
+            try:
+                process.stdin.write(json.dumps(request).encode() + b"\n")
+                process.stdin.flush()
+                line = process.stdout.readline()
+            except OSError:  # it is gone
+                line = b""
+            finally:
+                clock.cancel()
+            if line.endswith(b"\n"):
+                return json.loads(line)
+            self.close()
+            code = process.wait()
+        # A timer that nobody handles ends a process with SIGPROF, our clock with SIGKILL.
+        if code in (-getattr(signal, "SIGPROF", 0), -getattr(signal, "SIGKILL", 0)):
+            return {"error": f"it takes more than {template_renderer.SECONDS:g} seconds"}
+        return {"error": "it needs too much memory, or nests too deeply"}
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        process = self._process
+        if process is None or self._owner != os.getpid() or process.poll() is not None:
+            command = [sys.executable, "-P", template_renderer.__file__]
+            process = self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+            self._owner = os.getpid()
+        return process
+
+    def close(self) -> None:
+        process, self._process = self._process, None
+        if process is None or self._owner != os.getpid():
+            return
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()  # its end of input: the process leaves
+                except OSError:
+                    continue
+        process.wait()
+
+
+_process = _Process()
+atexit.register(_process.close)
+
+
+@cache
+def _shipped() -> frozenset[str]:
+    return frozenset(path.read_text(encoding="utf-8") for path in TEMPLATES.glob("*.jinja"))
+
+
+def _source_of(template: str | Path) -> tuple[str, str]:
+    """(what to call it in an error, Jinja source)."""
+    name = str(template)
+    if isinstance(template, str) and ("{{" in template or "{%" in template):
+        return "given as text", template
+    built_in = TEMPLATES / f"{name}.jinja"
+    file = built_in if re.fullmatch(r"\w+", name) and built_in.is_file() else Path(template)
+    try:
+        found = file.is_file()
+    except (OSError, ValueError):  # too long for a name, or a NUL in it
+        found = False
+    if not found:
+        known = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
+        raise UsageError(f"chat template {name[:200]}: neither a file nor one of {known}")
+    if file.stat().st_size > 4 * LONGEST_TEMPLATE:
+        raise UsageError(f"chat template {name}: longer than {LONGEST_TEMPLATE:,} characters")
+    return name, whole_text(file)

@@ -1,0 +1,153 @@
+"""How a model wants to be sampled: the parameters in its generation_config.json, which every tool uses unless told.
+
+A training stage writes them with the model. So an evaluation, a chat and a server draw alike, and a figure that one of
+them shows holds for the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from wukong.errors import UsageError
+from wukong.options import Options
+
+# What `transformers` could do with a model's logits and we cannot, with the values that mean nothing.
+_WITHOUT_US: dict[str, tuple[Any, ...]] = {
+    "repetition_penalty": (1,),
+    "encoder_repetition_penalty": (1,),
+    "no_repeat_ngram_size": (0,),
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "penalty_alpha": (0,),
+    "min_p": (0,),
+    "top_h": (1,),
+    "typical_p": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "sequence_bias": ({}, []),
+    "bad_words_ids": ([],),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "guidance_scale": (1,),
+    "exponential_decay_length_penalty": (),
+    "remove_invalid_values": (False,),
+}
+
+
+class RecommendOptions(Options):
+    """What a training stage writes for those who sample its model."""
+
+    recommended_temperature: float | None = Field(None, ge=0, le=100)
+    """The temperature at which all tools sample this model by default (generation_config.json). When absent, the one
+    that the stage itself samples at, or that of the model it began with."""
+
+
+@dataclass(frozen=True)
+class SamplingParameters:
+    """How tokens are drawn.
+
+    Attributes:
+        temperature: the logits are divided by it; 0 takes the likeliest token.
+        top_k, top_p: truncation; 0 and 1 mean none.
+        beyond_us: what else the model's file asks for and is not supported, e.g. "repetition_penalty 1.3".
+        is_recommended: whether all of it is the model's own wish.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    beyond_us: str = ""
+    is_recommended: bool = False
+
+    @classmethod
+    def of_generation_config(cls, file: Path, config: Mapping[str, Any]) -> SamplingParameters:
+        """Without `do_sample` the temperature decides; `do_sample: false` means the likeliest token.
+
+        Raises UsageError for values of wrong types.
+        """
+        sample = config.get("do_sample")
+        if sample is not None and type(sample) is not bool:
+            raise UsageError(f"{file}: do_sample is {sample!r}, neither true nor false")
+        temperature = _number(file, config, "temperature", 1.0, 0, 100)
+        top_k = _number(file, config, "top_k", 0, 0, 2**31 - 1, whole=True)
+        top_p = _number(file, config, "top_p", 1.0, 0, 1)
+        beyond = [
+            f"{name} {value!r}"[:60]
+            for name, meaningless in _WITHOUT_US.items()
+            if (value := config.get(name)) is not None and value not in meaningless
+        ]
+        if sample is False or temperature == 0:
+            temperature, top_k, top_p = 0.0, 0, 1.0
+        return cls(float(temperature), int(top_k), float(top_p) or 1.0, ", ".join(beyond), True)
+
+    def as_generation_config(self) -> dict[str, Any]:
+        """`transformers` samples alike with it."""
+        if self.temperature == 0:
+            return {"do_sample": False}
+        return {"do_sample": True, "temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+
+    def unless_given(
+        self, model: str, temperature: float | None, top_k: int | None = None, top_p: float | None = None
+    ) -> SamplingParameters:
+        """What is to be used of a model's recommendation: a temperature that is given replaces all of it, top_k or
+        top_p its own part.
+
+        Raises UsageError when it is needed and holds what is not supported.
+        """
+        if temperature is None and self.beyond_us:
+            raise UsageError(
+                f"{model}: its generation_config.json asks for {self.beyond_us}, which is not supported; "
+                "give a temperature of your own"
+            )
+        base = self if temperature is None else SamplingParameters(float(temperature))
+        return SamplingParameters(
+            base.temperature,
+            base.top_k if top_k is None else top_k,
+            base.top_p if top_p is None else float(top_p),
+            is_recommended=temperature is None and top_k is None and top_p is None,
+        )
+
+    def for_training(self, temperature: float | None) -> SamplingParameters:
+        """What a stage writes for its result: this, or `temperature` where that is given."""
+        return self if temperature is None else SamplingParameters(float(temperature))
+
+    @property
+    def has_kl(self) -> bool:
+        """Whether answers drawn so can say what their distribution's KL is: greedy and truncated ones cannot."""
+        return self.temperature > 0 and self.top_k == 0 and self.top_p == 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """As records and results have it."""
+        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+
+    def in_words(self) -> str:
+        """E.g. "temperature 0.5, top-p 0.9 (the model's own)"."""
+        words = [f"temperature {self.temperature:g}"]
+        words += [f"top-k {self.top_k}"] * (self.top_k > 0) + [f"top-p {self.top_p:g}"] * (self.top_p < 1)
+        beyond = f"; {self.beyond_us} is not supported" if self.beyond_us else ""
+        return ", ".join(words) + " (the model's own)" * self.is_recommended + beyond
+
+
+OWN_DISTRIBUTION = SamplingParameters()
+"""The model's own distribution, neither sharpened nor truncated: what is used where nobody recommends anything."""
+
+
+def _number(
+    file: Path, config: Mapping[str, Any], name: str, default: float, least: float, most: float, whole: bool = False
+) -> float:
+    value = config.get(name)
+    if value is None:
+        return default
+    if type(value) not in ((int,) if whole else (int, float)) or not least <= value <= most or math.isnan(value):
+        raise UsageError(f"{file}: {name} is {str(value)[:40]!r}, not a number from {least:g} to {most:g}")
+    return value
