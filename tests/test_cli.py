@@ -243,7 +243,7 @@ def data(tmp_path):
         ("empty.jsonl", ["empty.jsonl", "empty"]),
         ("field.jsonl", ["field.jsonl:2:", "'output'", "missing"]),
         ("broken.jsonl", ["broken.jsonl:2:", "not valid JSON"]),
-        ("latin.jsonl", ["latin.jsonl:1:", "not utf-8", "--encoding latin-1"]),
+        ("latin.jsonl", ["latin.jsonl:1:", "not utf-8", "--encoding cp1252"]),
         ("foreign.jsonl", ["foreign.jsonl", "height"]),
         ("packed.jsonl.gz", ["packed.jsonl.gz", "damaged gzip"]),
         ("long.jsonl", ["no demonstration is left to train on"]),

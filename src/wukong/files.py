@@ -6,12 +6,15 @@ same command after a kill -9, sees the old file or the new one and never half of
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import errno
 import glob
 import gzip
 import hashlib
+import io
 import json
+import lzma
 import os
 import re
 import secrets
@@ -447,63 +450,142 @@ def _bounded(node: yaml.Node, path: Path, sizes: dict[int, int], depth: int) -> 
 _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 
-def open_bytes(path: str | Path) -> IO[bytes]:
-    """A file's bytes, unpacked where it is gzip: by name, or by content, for downloads that lost their .gz.
+def compression(path: Path, head: bytes) -> str | None:
+    """How a file is packed: by its first bytes, for downloads that lost their suffix, else by its name."""
+    for name, magic in _MAGIC.items():
+        if re.match(magic, head, re.DOTALL):
+            return name
+    return _PACKED_SUFFIX.get(path.suffix.lower())
 
-    Raises UsageError for a missing file or one that may not be read.
+
+_MAGIC = {
+    "gzip": rb"\x1f\x8b",
+    "bz2": rb"BZh[1-9](1AY&SY|\x17rE8P\x90)",
+    "xz": rb"\xfd7zXZ\x00",
+    "zst": rb"\x28\xb5\x2f\xfd",
+}
+_PACKED_SUFFIX = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zst"}
+PACKED_SUFFIXES = tuple(_PACKED_SUFFIX)
+
+
+def open_bytes(path: str | Path) -> IO[bytes]:
+    """A file's bytes, unpacked where it is gzip, bz2, xz or zst.
+
+    Raises UsageError for a missing file or one that may not be read, or that is no file (a directory, a pipe).
     """
     path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"{path}: {'is a directory, a file was expected' if path.is_dir() else 'no such file'}")
     try:
+        if not path.is_file():
+            found = "is a directory" if path.is_dir() else "is a pipe or a device" if path.exists() else None
+            raise UsageError(f"{path}: {f'{found}, a file was expected' if found else 'no such file'}")
         with path.open("rb") as handle:
-            packed = path.suffix == ".gz" or handle.read(2) == b"\x1f\x8b"
-        return cast(IO[bytes], gzip.open(path, "rb")) if packed else path.open("rb")
+            packed = compression(path, handle.read(10))
+        if packed == "zst":
+            import pyarrow
+
+            return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+        openers: dict[str | None, Any] = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open, None: open}
+        return cast(IO[bytes], openers[packed](path, "rb"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-GZIP_DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error)
+DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, OSError)
+"""What reading from `open_bytes` fails with."""
+LONGEST_LINE = 1 << 26
+"""Bytes: no record is that long, but a file without any line end may be."""
+_UNPACKED, _UNPACKED_RATIO = 1 << 26, 200
+"""A file that unpacks to more bytes than this, and so many times its own size, is a bomb and not text."""
+
+
+def damaged(error: BaseException, path: Path, line: int | None = None) -> DataError:
+    """One of DAMAGE as a line for people."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return DataError(f"cannot be read ({error.strerror})", file=path, line=line)
+    with path.open("rb") as handle:
+        kind = compression(path, handle.read(10)) or ""
+    return DataError(f"damaged {kind} file: {error}", file=path, line=line)
+
+
+def _likely_encoding(raw: bytes) -> str | None:
+    """The encoding of bytes that are not UTF-8, where they tell it. Never one that takes any bytes, as Latin-1 does."""
+    runs = [len(run) for run in re.findall(rb"[\x80-\xff]+", raw)]
+    pairs = sum(length for length in runs if length > 1)
+    for name in ("gb18030", "shift_jis", "cp1252") if pairs > 0.7 * sum(runs) else ("cp1252",):
+        with contextlib.suppress(UnicodeDecodeError):
+            raw.decode(name)
+            return name
+    return None
 
 
 def _not_encoded(error: UnicodeDecodeError, encoding: str, path: Path, line: int) -> DataError:
+    if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") and line == 1:
+        return DataError("is UTF-16 text", file=path, hint="convert the file to UTF-8")
+    likely = _likely_encoding(error.object)
+    named = f", or, as it is likely {likely}, give --encoding {likely}" if likely and likely != encoding else ""
     return DataError(
         f"byte 0x{error.object[error.start]:02x} is not {encoding}",
         file=path,
         line=line,
-        hint="convert the file to UTF-8, or name its encoding with --encoding latin-1",
+        hint=f"convert the file to UTF-8{named}",
     )
 
 
 def numbered_lines(path: str | Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
-    """The lines of a text file, plain or .gz, without their newline, numbered from 1.
+    """The lines of a text file, plain or packed, without their newline, numbered from 1.
 
     Only "\\n" ends a line: Unicode's other separators are legal inside JSON strings and in web text.
-    Raises UsageError for a missing file, DataError for damaged gzip or bytes that are not `encoding`.
+    Raises UsageError for a missing file, DataError for a damaged one, for bytes that are not `encoding` and for what no
+    text holds: NUL bytes, endless lines.
     """
     path, number = Path(path), 0
     try:
         with open_bytes(path) as handle:
-            for number, raw in enumerate(handle, start=1):
+            while raw := handle.readline(LONGEST_LINE):
+                number += 1
+                if len(raw) == LONGEST_LINE and not raw.endswith(b"\n"):
+                    raise DataError(f"the line is longer than {LONGEST_LINE >> 20} MiB", file=path, line=number)
                 text = raw.decode("utf-8-sig" if number == 1 and encoding == "utf-8" else encoding)
+                if "\0" in text:
+                    raise _holds_nul(path, number)
                 yield number, text.rstrip("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise _not_encoded(error, encoding, path, number) from None
-    except GZIP_DAMAGE as error:
-        raise DataError(f"damaged gzip file: {error}", file=path, line=number + 1) from None
+    except DAMAGE as error:
+        raise damaged(error, path, number + 1) from None
 
 
-def whole_text(path: str | Path, encoding: str = "utf-8") -> str:
-    """A whole text file, plain or .gz, with "\\n" for "\\r\\n"; errors as `numbered_lines`."""
+def _holds_nul(path: Path, line: int) -> DataError:
+    return DataError("holds a NUL byte: a binary file, or UTF-16", file=path, line=line)
+
+
+def whole_bytes(path: str | Path) -> bytes:
+    """All bytes of a file, unpacked. Raises as `numbered_lines`, and DataError for a bomb."""
     path = Path(path)
     try:
         with open_bytes(path) as handle:
-            raw = handle.read()
-        return raw.decode("utf-8-sig" if encoding == "utf-8" else encoding).replace("\r\n", "\n")
+            raw = handle.read(_UNPACKED)
+            if len(raw) == _UNPACKED:
+                allowed = max(_UNPACKED, _UNPACKED_RATIO * path.stat().st_size)
+                raw += handle.read(allowed - _UNPACKED)
+                if len(raw) == allowed and handle.read(1):
+                    raise DataError(f"unpacks to more than {_UNPACKED_RATIO} times its size", file=path)
+        return raw
+    except DAMAGE as error:
+        raise damaged(error, path) from None
+
+
+def whole_text(path: str | Path, encoding: str = "utf-8") -> str:
+    """A whole text file, plain or packed, with "\\n" for "\\r\\n"; errors as `numbered_lines`."""
+    path = Path(path)
+    raw = whole_bytes(path)
+    try:
+        text = raw.decode("utf-8-sig" if encoding == "utf-8" else encoding)
     except UnicodeDecodeError as error:
         raise _not_encoded(error, encoding, path, raw.count(b"\n", 0, error.start) + 1) from None
-    except GZIP_DAMAGE as error:
-        raise DataError(f"damaged gzip file: {error}", file=path) from None
+    if "\0" in text:
+        raise _holds_nul(path, text.count("\n", 0, text.index("\0")) + 1)
+    return text.replace("\r\n", "\n")
 
 
 def fingerprint(path: str | Path) -> str:

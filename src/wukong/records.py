@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticSerializationError
@@ -33,6 +33,7 @@ class Message(Record):
 
 
 Messages: TypeAlias = list[Message]
+Seconds: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
 PromptLike: TypeAlias = str | Sequence[Message | dict]
 
 
@@ -140,11 +141,11 @@ class Comparison(Record):
     prompt: Messages
     chosen: str
     rejected: str
-    strength: float | None = None
+    strength: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     tie: bool = False
     annotator: str = ""
     source: str = ""
-    seconds: float | None = None
+    seconds: Seconds = None
 
 
 class Ranking(Record):
@@ -158,7 +159,7 @@ class Ranking(Record):
     groups: list[list[int]]
     annotator: str = ""
     source: str = ""
-    seconds: float | None = None
+    seconds: Seconds = None
 
     @model_validator(mode="after")
     def _groups_name_each_response_once(self) -> Ranking:

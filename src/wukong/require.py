@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from wukong import processes
+from wukong.data.registry import Registry
 from wukong.data.sources import DataOptions
-from wukong.data.summary import ReadSummary, Registry
+from wukong.data.summary import ReadSummary
 from wukong.errors import UsageError
 from wukong.feedback.annotators import load_judge
 from wukong.feedback.endpoint import Endpoint
@@ -25,7 +25,7 @@ from wukong.files import numbered_lines
 from wukong.model.gpt2 import PRESETS
 from wukong.model.hub import load_policy, load_reward, load_trunk
 from wukong.options import POLICY_STAGES, StageOptions
-from wukong.provenance import Work, begin, verify
+from wukong.provenance import Work, begin, look, verify
 from wukong.records import Record, iter_records
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import compute_for
@@ -305,7 +305,8 @@ def open_stage(stage: str, options: StageOptions, needs: Sequence[Need], *, dire
     """Opens the stage's place on disk (`provenance.begin`) and, unless its result lies there already, checks what it
     needs, before anything is read for good or trained. Of several processes the first does so."""
     writable(options.out, directory).check(Planned())
-    work = begin(stage, options, sources(needs), directory=directory)
-    if not work.done and processes.is_first():
+    inputs = sources(needs)
+    # Before anything is recorded: what is refused, a secret in a judge's address above all, is to be written nowhere.
+    if processes.is_first() and look(stage, options, inputs, directory=directory) != "done":
         check_needs(needs)
-    return work
+    return begin(stage, options, inputs, directory=directory)

@@ -1,6 +1,7 @@
 """Preferences from every public format, with the traps that each of them holds."""
 
 import json
+import math
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -140,7 +141,7 @@ def test_kto_votes(write):
     records = [
         {"prompt": "Hi", "completion": "Ho", "label": True},
         {"prompt": HI, "completion": NO, "label": False},
-        {"messages": HI + HO + HI + NO, "label": False, "kto_tag": True},
+        {"messages": HI + HO + HI + NO, "label": False, "kto_tag": False},
         {"conversations": [*FROM_HI, {"from": "gpt", "value": "Hey"}], "label": "true"},
     ]
     votes = [load_comparisons(write([one])).records[0] for one in records]
@@ -342,7 +343,7 @@ def test_labelstudio_record_of_no_use_is_refused_in_one_line(write, task, messag
             "field 'chosen': has none of value, content, text, response",
         ),
         ({"prompt": "Hi", "chosen": HI, "rejected": HO}, "field 'chosen': does not end with the assistant's turn"),
-        ({"prompt": 3.5, "chosen": [], "rejected": HO}, "field 'chosen': does not end with the assistant's turn"),
+        ({"prompt": 3.5, "chosen": [], "rejected": HO}, "field 'chosen': is an empty list"),
     ],
 )
 def test_bad_record_is_an_error_with_file_line_and_field(write, record, message):
@@ -357,8 +358,11 @@ def test_bad_record_is_an_error_with_file_line_and_field(write, record, message)
     [
         ({"prompt": HI, "responses": ["a", "b"], "groups": [[0]]}, "groups must name each of the 2 responses once"),
         ({"prompt": HI, "response": "a", "vote": 2}, "field 'vote'"),
-        ({"prompt": HI, "chosen": "a", "rejected": 3}, "field 'rejected'"),
-        ({"prompt": [{"role": "user"}], "chosen": "a", "rejected": "b"}, "field 'prompt.0.content'"),
+        ({"prompt": HI, "chosen": "a", "rejected": "b", "tie": "maybe"}, "field 'tie'"),
+        ({"prompt": HI, "chosen": "a", "rejected": "b", "strength": -1}, "field 'strength'"),
+        ({"prompt": HI, "chosen": "a", "rejected": "b", "strength": math.nan}, "field 'strength'"),
+        ({"prompt": HI, "chosen": "a", "rejected": "b", "seconds": math.inf}, "field 'seconds'"),
+        ({"prompt": [{"role": "user"}], "chosen": "a", "rejected": "b"}, "field 'prompt[0].content'"),
     ],
 )
 def test_bad_record_of_our_own_names_its_field(write, record, field):
@@ -379,7 +383,7 @@ def test_bad_record_of_our_own_names_its_field(write, record, field):
             {"question": "q", "prediction 1": "a", "prediction 2": "b", "preference": [3]},
             "field 'preference[0]': is 3",
         ),
-        ({"instruction": "q", "response1": "a", "response2": "b", "annotator1": None}, "field 'annotator1': is None"),
+        ({"instruction": "q", "response1": "a", "response2": "b", "annotator1": 7}, "field 'annotator1': is 7"),
         (
             {"input": "q", "output_1": "a", "output_2": "b", "label": 0},
             "field 'label': is 0, one of 1, 2 was expected",

@@ -152,7 +152,8 @@ GOOD = {"instruction": "Hi", "output": "Ho"}
         ({"instruction": "Hi", "output": None}, "field 'output': is null, text was expected"),
         ({"instruction": "Hi", "output": ["Ho"]}, "field 'output': is a list, text was expected"),
         ({"instruction": {"a": 1}, "output": "Ho"}, "field 'instruction': is an object, text was expected"),
-        ({}, "field 'instruction': is missing"),
+        ({}, "no known format of instructions has no fields at all"),
+        ({"oops": 1}, "no known format of instructions has the fields oops"),
     ],
 )
 def test_bad_record_is_an_error_with_file_line_and_field(write, bad, message):
@@ -196,7 +197,7 @@ def test_more_bad_records_than_allowed_stop_the_reading(write):
 
 def test_bad_first_record_does_not_hide_the_format(write):
     path = write('{"oops": 1}\n' + json.dumps(GOOD) + "\n")
-    with pytest.raises(DataError, match=r":1: field 'instruction': is missing \(found: oops\)"):
+    with pytest.raises(DataError, match=r":1: no known format of instructions has the fields oops"):
         read_instructions(path)
     assert load_instructions(path, DataOptions(skip_bad=1)).summary.sources[0].format == "alpaca"
 

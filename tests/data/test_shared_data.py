@@ -205,9 +205,9 @@ def test_labelstudio_right_is_the_second_text(shared):
         ("ranker/tasks.json", "no usable comparisons (dropped: 1 task without an annotation)"),
         ("ranker/llm-ranker-task.json", "no known format of comparisons has the fields prompt, items"),
         ("pairwise/tasks.json", "no usable comparisons (dropped: 1 task without an annotation)"),
-        ("sdk-converter/data.json", "1 annotation of type polygonlabels, which compares nothing"),
-        ("sdk-converter/csv_test.json", "2 annotation of type rectanglelabels, which compares nothing"),
-        ("sdk-converter/csv_test_colliding_keys.json", "1 annotation of type choices, which compares nothing"),
+        ("sdk-converter/data.json", "annotation of type polygonlabels, which compares nothing"),
+        ("sdk-converter/csv_test.json", "annotation of type rectanglelabels, which compares nothing"),
+        ("sdk-converter/csv_test_colliding_keys.json", "annotation of type choices, which compares nothing"),
     ],
 )
 def test_labelstudio_files_without_comparisons_are_refused(shared, name, message):

@@ -1,30 +1,50 @@
 """Demonstrations for instruction tuning, from the public formats -> Conversation records.
 
-To add a format: a function with `@INSTRUCTIONS.format(name, fields, detect)`. Formats are tried from top to
-bottom, so a more specific one stands above a more general one.
+To add a format: a `Format` in the list at the end. Formats are tried from top to bottom, so a more specific one comes
+before a more general one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
-from typing import TypeAlias
+from collections.abc import Callable, Hashable
+from dataclasses import replace
+from typing import Any
 
-from wukong.data.comparisons import (
-    COMPARISONS,
+from wukong.data.comparisons import COMPARISONS
+from wukong.data.fields import (
+    INSTRUCTION,
+    SYSTEM,
     answer_field,
     instruction_prompt,
-    is_messages,
+    is_learned,
+    is_own_messages,
     joined,
+    joined_turns,
     own_record,
     prompt_field,
     system_turn,
+    there,
+    user,
 )
-from wukong.data.sources import DataOptions, Row, Sources
-from wukong.data.summary import Dropped, Read, Registry
+from wukong.data.formats import (
+    ANSWER,
+    LIST,
+    MEDIA,
+    PROMPT,
+    TEXT,
+    TOOLS,
+    TURNS,
+    VERDICTS,
+    Fields,
+    Format,
+    Found,
+)
+from wukong.data.registry import Registry
+from wukong.data.row import Row, is_missing
+from wukong.data.sources import Columns, DataOptions, Sources
+from wukong.data.summary import Dropped, Read
 from wukong.errors import DataError
-from wukong.records import Comparison, Conversation, Message, Messages, Ranking, Vote
-
-Found: TypeAlias = Iterable[Conversation | Dropped | DataError]
+from wukong.records import Comparison, Conversation, Message, Messages, Preference, Ranking, Vote
 
 
 def load_instructions(src: Sources, options: DataOptions | None = None) -> Read[Conversation]:
@@ -36,17 +56,26 @@ def load_instructions(src: Sources, options: DataOptions | None = None) -> Read[
 
 
 def read_instructions(
-    src: Sources, *, format: str = "auto", encoding: str = "utf-8", skip_bad: int = 0
+    src: Sources,
+    *,
+    format: str = "auto",
+    columns: Columns = (),
+    question: str = "",
+    encoding: str = "utf-8",
+    skip_bad: int = 0,
 ) -> list[Conversation]:
     """As `load_instructions`, without the account. Each conversation ends with an answer of the assistant.
 
     Args:
         src: a path, glob, directory or Hugging Face data set id, or a list of them.
-        format: a format's name; "auto" detects it.
+        format: a format's name; "auto" detects it, record by record.
+        columns: other names for fields: {"prompt": "question"}, or ["prompt=question"].
+        question: where comparisons answer several questions, or score several aspects, the one that counts.
         encoding: of text files.
         skip_bad: how many unusable records may be left out before reading stops with an error.
     """
-    return load_instructions(src, DataOptions(format=format, encoding=encoding, skip_bad=skip_bad)).records
+    options = DataOptions(format=format, columns=columns, question=question, encoding=encoding, skip_bad=skip_bad)  # type: ignore[arg-type]
+    return load_instructions(src, options).records
 
 
 def _useless(record: Conversation) -> str | None:
@@ -70,104 +99,179 @@ def _answered(row: Row, prompt: Messages, answer: str) -> Conversation:
     return Conversation(messages=[*prompt, Message(role="assistant", content=answer)], source=row.source)
 
 
-def _user(text: str) -> Message:
-    return Message(role="user", content=text)
-
-
-def _conversation(row: Row, turns: Messages) -> Found:
-    """A chat log, cut to what can be learned from it: from the first user turn to the last answer."""
-    start = next((i for i, m in enumerate(turns) if m.role != "assistant"), len(turns))
-    end = next((i for i in range(len(turns), 0, -1) if turns[i - 1].role == "assistant"), 0)
-    if start >= end:
-        yield Dropped("no answer")
-        return
-    if start:
-        row.notes.append("answer before the first question removed")
-    if end < len(turns):
-        row.notes.append("last turn without an answer removed")
-    yield Conversation(messages=turns[start:end], source=row.source)
-
-
-@INSTRUCTIONS.format(
-    "wukong",
-    "our own Conversation records",
-    lambda r: set(r) <= {"messages", "source"} and "source" in r and is_messages(r.get("messages")),
-)
-def own(row: Row) -> Found:
+def own(row: Row) -> Found[Conversation]:
     return [own_record(row, Conversation)]
 
 
-@INSTRUCTIONS.format(
-    "self-instruct", "instruction, instances[{input, output}]", lambda r: "instruction" in r and "instances" in r
-)
-def self_instruct(row: Row) -> Found:
-    for i, instance in enumerate(row.objects(row.fields["instances"], "instances")):
-        extra, answer = instance.get("input") or "", row.string(instance.get("output"), f"instances[{i}].output")
-        yield _answered(
-            row, [_user(joined(row.text("instruction"), row.string(extra, f"instances[{i}].input")))], answer
-        )
+def _is_own(r: Fields) -> bool:
+    ours = set(r) == {"messages", "source"} and isinstance(r["source"], str)
+    return ours and bool(r["messages"]) and is_own_messages(r["messages"])
 
 
-@INSTRUCTIONS.format("alpaca", "instruction, input?, output", lambda r: "instruction" in r and "output" in r)
-def alpaca(row: Row) -> Found:
+def self_instruct(row: Row) -> Found[Conversation]:
+    for i, instance in enumerate(row.fields["instances"]):
+        name, extra = f"instances[{i}]", instance.get("input")
+        try:
+            said = "" if is_missing(extra) else row.string(extra, f"{name}.input")
+            answer = row.string(instance.get("output"), f"{name}.output")
+        except DataError as error:
+            yield error
+            continue
+        yield _answered(row, [user(joined(row.text("instruction"), said))], answer)
+
+
+def alpaca(row: Row) -> Found[Conversation]:
     return [_answered(row, instruction_prompt(row), row.text("output"))]
 
 
-@INSTRUCTIONS.format(
-    "dolly",
-    "instruction, context? or input?, response (Dolly, GPTeacher)",
-    lambda r: "instruction" in r and "response" in r,
-)
-def dolly(row: Row) -> Found:
+def dolly(row: Row) -> Found[Conversation]:
     return [_answered(row, instruction_prompt(row), row.text("response"))]
 
 
-@INSTRUCTIONS.format(
-    "preference",
-    "any format of comparisons: the preferred answer",
-    lambda r: COMPARISONS.recognise(r) is not None,
+def _preferred(form: Format[Preference]) -> Callable[[Row], Found[Conversation]]:
+    """The answers that people preferred, as demonstrations."""
+
+    def convert(row: Row) -> Found[Conversation]:
+        for record in form.convert(row):
+            match record:
+                case Dropped() | DataError():
+                    yield record
+                case Comparison(tie=True):
+                    yield Dropped("tie: no answer was preferred")
+                case Comparison():
+                    yield _answered(row, record.prompt, record.chosen)
+                case Ranking():
+                    yield _answered(row, record.prompt, record.responses[record.groups[0][0]])
+                case Vote(vote=1):
+                    yield _answered(row, record.prompt, record.response)
+                case Vote():
+                    yield Dropped("answer that was voted down")
+
+    return convert
+
+
+def messages(row: Row) -> Found[Conversation]:
+    """A chat log, cut to what can be learned from it: from the first user turn to the last answer that counts."""
+    name = there(row, "messages", "conversations", "conversation")
+    raw, turns = row.fields[name], prompt_field(row, name)
+    learned = [True] * (len(turns) - len(raw)) + [is_learned(turn) for turn in raw]
+    start = next((i for i, m in enumerate(turns) if m.role != "assistant"), len(turns))
+    answers = [i for i, m in enumerate(turns) if m.role == "assistant" and i >= start]
+    counted = [i for i in answers if learned[i]]
+    if not answers:
+        return [Dropped("no answer")]
+    if not counted:
+        return [Dropped("answers of weight 0")]
+    end = counted[-1] + 1
+    if any(i < end and not learned[i] for i in answers):
+        at = next(i for i in answers if not learned[i]) - (len(turns) - len(raw))
+        raise row.error("is not to be learned, but an answer behind it is", f"{name}[{at}]")
+    if start:
+        row.notes.append("answer before the first question removed")
+    if end < len(turns):
+        row.notes.append("answer of weight 0 removed" if answers[-1] >= end else "last turn without an answer removed")
+    return [Conversation(messages=turns[start:end], source=row.source)]
+
+
+def prompt_completion(row: Row) -> Found[Conversation]:
+    before, answer = answer_field(row, there(row, "completion", "response"))
+    return [_answered(row, joined_turns(prompt_field(row, "prompt"), before), answer)]
+
+
+def question_answer(row: Row) -> Found[Conversation]:
+    return [_answered(row, [*system_turn(row), user(row.text("question"))], row.text("answer"))]
+
+
+def input_output(row: Row) -> Found[Conversation]:
+    return [_answered(row, [*system_turn(row), user(row.text("input"))], row.text("output"))]
+
+
+# A demonstration with a verdict is a vote; those that can be read as one are `preference`.
+MEANING = VERDICTS | MEDIA | TOOLS
+HI: dict[str, Any] = {"role": "user", "content": "Hi"}
+HELLO: dict[str, Any] = {"role": "assistant", "content": "Hello!"}
+
+INSTRUCTIONS.add(
+    Format(
+        "wukong",
+        example={"messages": [HI, HELLO], "source": "mine"},
+        needs={},
+        when=(_is_own, "messages[{role, content}], source"),
+        convert=own,
+        uses=frozenset({"messages", "source"}),
+    ),
+    Format(
+        "self-instruct",
+        example={"instruction": "Double", "instances": [{"input": "2", "output": "4"}]},
+        needs={"instruction": TEXT, "instances": LIST},
+        when=(lambda r: all(isinstance(one, dict) for one in r["instances"]), "instances[{input, output}]"),
+        convert=self_instruct,
+        harmless=frozenset({"name", "is_classification", "motivation_app"}),
+        meaning=MEANING,
+    ),
+    Format(
+        "alpaca",
+        example={"instruction": "Double", "input": "2", "output": "4"},
+        needs={"instruction": TEXT, "output": TEXT},
+        convert=alpaca,
+        uses=INSTRUCTION,
+        harmless=frozenset({"text"}),
+        meaning=MEANING,
+    ),
+    Format(
+        "dolly",
+        example={"instruction": "Double", "context": "2", "response": "4"},
+        needs={"instruction": TEXT, "response": TEXT},
+        convert=dolly,
+        uses=INSTRUCTION,
+        harmless=frozenset({"category"}),
+        meaning=MEANING,
+    ),
+    # Before `messages`: votes have messages too.
+    *(
+        replace(form, name="preference", convert=_preferred(form), prompt=None, yields="instruction")  # type: ignore[arg-type]
+        for form in COMPARISONS.formats
+    ),
+    Format(
+        "messages",
+        example={"messages": [HI, HELLO]},
+        needs={"messages": TURNS},
+        convert=messages,
+        uses=SYSTEM,
+        harmless=frozenset({"prompt", "parallel_tool_calls"}),
+        meaning=MEANING,
+    ),
+    Format(
+        "sharegpt",
+        example={"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]},
+        needs={"conversations|conversation": TURNS},
+        convert=messages,
+        uses=SYSTEM,
+        harmless=frozenset({"turn", "openai_moderation", "redacted"}),
+        meaning=MEANING,
+    ),
+    Format(
+        "prompt-completion",
+        example={"prompt": "Hi", "completion": "Hello!"},
+        needs={"prompt": PROMPT, "completion|response": ANSWER},
+        convert=prompt_completion,
+        uses=SYSTEM,
+        meaning=MEANING,
+    ),
+    Format(
+        "question-answer",
+        example={"question": "2 x 2?", "answer": "4"},
+        needs={"question": TEXT, "answer": TEXT},
+        convert=question_answer,
+        uses=SYSTEM,
+        meaning=MEANING,
+    ),
+    Format(
+        "input-output",
+        example={"input": "2 x 2?", "output": "4"},
+        needs={"input": TEXT, "output": TEXT},
+        convert=input_output,
+        uses=SYSTEM,
+        meaning=MEANING,
+    ),
 )
-def preference(row: Row) -> Found:
-    """The answers that people preferred, as demonstrations. Stands above `messages`: votes have messages too."""
-    form = COMPARISONS.recognise(row.fields)
-    if form is None:
-        raise row.error(f"no known format of comparisons has the fields {', '.join(row.fields)}")
-    for record in form.convert(row):
-        match record:
-            case Dropped() | DataError():
-                yield record
-            case Comparison(tie=True):
-                yield Dropped("tie: no answer was preferred")
-            case Comparison():
-                yield _answered(row, record.prompt, record.chosen)
-            case Ranking():
-                yield _answered(row, record.prompt, record.responses[record.groups[0][0]])
-            case Vote(vote=1):
-                yield _answered(row, record.prompt, record.response)
-            case Vote():
-                yield Dropped("answer that was voted down")
-
-
-@INSTRUCTIONS.format("messages", "messages[{role, content}]", lambda r: is_messages(r.get("messages")))
-def messages(row: Row) -> Found:
-    return _conversation(row, prompt_field(row, "messages"))
-
-
-@INSTRUCTIONS.format("sharegpt", "conversations[{from, value}]", lambda r: is_messages(r.get("conversations")))
-def sharegpt(row: Row) -> Found:
-    return _conversation(row, prompt_field(row, "conversations"))
-
-
-@INSTRUCTIONS.format(
-    "prompt-completion",
-    "prompt, completion or response (text or messages)",
-    lambda r: "prompt" in r and bool({"completion", "response"} & set(r)),
-)
-def prompt_completion(row: Row) -> Found:
-    before, answer = answer_field(row, "completion" if "completion" in row.fields else "response")
-    return [_answered(row, [*prompt_field(row, "prompt"), *before], answer)]
-
-
-@INSTRUCTIONS.format("question-answer", "question, answer", lambda r: "question" in r and "answer" in r)
-def question_answer(row: Row) -> Found:
-    return [_answered(row, [*system_turn(row), _user(row.text("question"))], row.text("answer"))]

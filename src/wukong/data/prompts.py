@@ -1,33 +1,39 @@
 """Prompts, from lists of questions, from any format of instructions or comparisons, or from the first words of texts.
 
-Formats are tried from top to bottom. Those of the other two readers stand here too, reduced to their prompts,
-so that `--format alpaca` means the same everywhere.
+Formats are tried from top to bottom. Those of the other two readers are here too, reduced to their prompts, so that
+`--format alpaca` means the same everywhere.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import Any
 
 from pydantic import Field
 
-from wukong.data.comparisons import (
-    COMPARISONS,
+from wukong.data.comparisons import COMPARISONS
+from wukong.data.fields import (
+    INSTRUCTION,
+    SYSTEM,
     instruction_prompt,
-    is_messages,
-    is_task,
+    is_own_messages,
     own_record,
     prompt_field,
-    task_prompt,
+    system_turn,
+    there,
+    user,
 )
+from wukong.data.formats import LIST, MEDIA, OBJECT, PROMPT, TEXT, TOOLS, TURNS, Fields, Format, Found, names
 from wukong.data.instructions import INSTRUCTIONS
-from wukong.data.sources import DataOptions, Row, Sources
-from wukong.data.summary import Dropped, Format, Read, Registry
+from wukong.data.labelstudio import LABELSTUDIO, task_prompt
+from wukong.data.registry import Registry
+from wukong.data.row import Row
+from wukong.data.sources import Columns, DataOptions, Sources
+from wukong.data.summary import Dropped, Read
 from wukong.errors import DataError
 from wukong.records import Conversation, Message, Messages, Prompt, Response
-
-Found: TypeAlias = Iterable[Prompt | Dropped | DataError]
 
 
 class PromptOptions(DataOptions):
@@ -48,18 +54,31 @@ def load_prompts(src: Sources, options: DataOptions | None = None) -> Read[Promp
 
 
 def read_prompts(
-    src: Sources, *, format: str = "auto", encoding: str = "utf-8", skip_bad: int = 0, first_words: int = 0
+    src: Sources,
+    *,
+    format: str = "auto",
+    columns: Columns = (),
+    encoding: str = "utf-8",
+    skip_bad: int = 0,
+    first_words: int = 0,
 ) -> list[Prompt]:
     """As `load_prompts`, without the account.
 
     Args:
         src: a path, glob, directory or Hugging Face data set id, or a list of them.
-        format: a format's name; "auto" detects it.
+        format: a format's name; "auto" detects it, record by record.
+        columns: other names for fields: {"prompt": "question"}, or ["prompt=question"].
         encoding: of text files.
         skip_bad: how many unusable records may be left out before reading stops with an error.
         first_words: take only this many words of each text, to be continued by the model; 0 takes the whole.
     """
-    options = PromptOptions(format=format, encoding=encoding, skip_bad=skip_bad, first_words=first_words)
+    options = PromptOptions(
+        format=format,
+        columns=columns,  # type: ignore[arg-type]
+        encoding=encoding,
+        skip_bad=skip_bad,
+        first_words=first_words,
+    )
     return load_prompts(src, options).records
 
 
@@ -96,10 +115,13 @@ def _waiting(row: Row, turns: Messages) -> Prompt | Dropped:
     return Prompt(messages=turns, source=row.source) if turns else Dropped("no prompt")
 
 
-def _prompts_of(form: Format[Any]) -> Callable[[Row], Found]:
+def _prompts_of(form: Format[Any]) -> Callable[[Row], Found[Prompt]]:
     """A converter to demonstrations or comparisons, as one to prompts; a record gives each of its prompts once."""
 
-    def convert(row: Row) -> Found:
+    def convert(row: Row) -> Found[Prompt]:
+        if form.prompt is not None:
+            yield _waiting(row, form.prompt(row))
+            return
         given: list[Messages] = []
         for record in form.convert(row):
             if isinstance(record, Dropped | DataError):
@@ -113,86 +135,134 @@ def _prompts_of(form: Format[Any]) -> Callable[[Row], Found]:
     return convert
 
 
-def _is_own(r: dict[str, Any]) -> bool:
-    """Other sets have id, messages and source too, but end them with an answer."""
-    if "prompt_id" in r:
-        return set(r) <= set(Response.model_fields)
-    turns = r.get("messages")
-    ours = set(r) <= set(Prompt.model_fields) and "id" in r
-    return ours and isinstance(turns, list) and is_messages(turns) and turns[-1].get("role") != "assistant"
+def _adopted(forms: Iterable[Format[Any]]) -> list[Format[Prompt]]:
+    """Formats of the other readers. One that is defined here too, or only stands for others, is passed over."""
+    here = ("wukong", "labelstudio", "messages", "sharegpt", "preference")
+    return [replace(form, convert=_prompts_of(form), yields="prompt") for form in forms if form.name not in here]
 
 
-@PROMPTS.format("wukong", "our own Prompt and Response records", _is_own)
-def own(row: Row) -> Found:
+def _is_own(r: Fields) -> bool:
+    """Other sets have id, messages and source too, but number their records, or end them with an answer."""
+    kind = Response if "prompt_id" in r else Prompt
+    if not set(r) <= set(kind.model_fields) or not is_own_messages(r.get("messages")) or not r["messages"]:
+        return False
+    names = ("id", "prompt_id", "text", "model") if kind is Response else ("id",)
+    texts = all(isinstance(r.get(name), str) for name in names)
+    return texts and (kind is Response or r["messages"][-1]["role"] != "assistant")
+
+
+def own(row: Row) -> Found[Prompt]:
     if "prompt_id" not in row.fields:
         return [own_record(row, Prompt)]
     response = own_record(row, Response)
     return [Prompt(messages=response.messages, source=response.source, id=response.prompt_id)]
 
 
-@PROMPTS.format("labelstudio", "data{prompt}: tasks, annotated or not", is_task)
-def labelstudio(row: Row) -> Found:
-    return [_waiting(row, task_prompt(row))]
-
-
-@PROMPTS.format("turns", "turns[…]: the first turn (MT-Bench, Vicuna)", lambda r: isinstance(r.get("turns"), list))
-def turns(row: Row) -> Found:
+def turns(row: Row) -> Found[Prompt]:
     first = row.fields["turns"][:1]
     if not first:
         raise row.error("is an empty list", "turns")
     return [_asked(row, row.string(first[0], "turns[0]"))]
 
 
-def _adopt(forms: Iterable[Format[Any]]) -> None:
-    taken = {form.name for form in PROMPTS.formats} | {"preference"}
-    PROMPTS.formats.extend(
-        Format(form.name, form.shape, form.detect, _prompts_of(form)) for form in forms if form.name not in taken
-    )
-
-
-_adopt(COMPARISONS.formats)  # before the next two: LLaMA-Factory's comparisons have `conversations` as well
-
-
-@PROMPTS.format(
-    "messages", "messages[{role, content}], with or without a last answer", lambda r: is_messages(r.get("messages"))
-)
-def messages(row: Row) -> Found:
-    return [_waiting(row, prompt_field(row, "messages"))]
-
-
-@PROMPTS.format(
-    "sharegpt",
-    "conversations[{from, value}], with or without a last answer",
-    lambda r: is_messages(r.get("conversations")),
-)
-def sharegpt(row: Row) -> Found:
-    return [_waiting(row, prompt_field(row, "conversations"))]
-
-
-_adopt(INSTRUCTIONS.formats)
-
-
-@PROMPTS.format("prompt", "prompt (text or messages)", lambda r: "prompt" in r)
-def prompt(row: Row) -> Found:
-    return [Prompt(messages=prompt_field(row, "prompt"), source=row.source)]
-
-
-@PROMPTS.format("instruction", "instruction, input?", lambda r: "instruction" in r)
-def instruction(row: Row) -> Found:
-    return [Prompt(messages=instruction_prompt(row), source=row.source)]
-
-
-@PROMPTS.format("question", "question", lambda r: "question" in r)
-def question(row: Row) -> Found:
-    return [_asked(row, row.text("question"))]
-
-
-@PROMPTS.format(
-    "text", "text or content; or a text file, one prompt a line", lambda r: bool({"text", "content"} & set(r))
-)
-def text(row: Row) -> Found:
-    return [_asked(row, row.text("text", "content"))]
+def messages(row: Row) -> Found[Prompt]:
+    return [_waiting(row, prompt_field(row, there(row, "messages", "conversations", "conversation")))]
 
 
 def _asked(row: Row, content: str) -> Prompt:
-    return Prompt(messages=[Message(role="user", content=content)], source=row.source)
+    return Prompt(messages=[*system_turn(row), user(content)], source=row.source)
+
+
+HI: dict[str, Any] = {"role": "user", "content": "Hi"}
+MEANING = MEDIA | TOOLS
+BESIDE = names("answer answers output response responses completion completions label labels category reference")
+"""What is not needed where only the prompt is wanted."""
+
+PROMPTS.add(
+    Format(
+        "wukong",
+        example={"id": "1", "messages": [HI], "source": "mine"},
+        needs={},
+        when=(_is_own, "the fields of Prompt or Response"),
+        convert=own,
+        uses=frozenset(Prompt.model_fields) | frozenset(Response.model_fields),
+    ),
+    Format(
+        "labelstudio",
+        example={"data": {"prompt": "Hi", "answer1": "Hello!", "answer2": "What?"}},
+        needs={"data": OBJECT},
+        convert=lambda row: [_waiting(row, task_prompt(row))],
+        harmless=LABELSTUDIO.uses | LABELSTUDIO.harmless,
+    ),
+    Format(
+        "turns",
+        example={"turns": ["Hi", "And then?"]},
+        needs={"turns": LIST},
+        convert=turns,
+        harmless=BESIDE,
+        meaning=MEANING,
+    ),
+    *_adopted(COMPARISONS.formats),  # before the next two: LLaMA-Factory's comparisons have `conversations` as well
+    Format(
+        "messages",
+        example={"messages": [HI]},
+        needs={"messages": TURNS},
+        convert=messages,
+        uses=SYSTEM,
+        harmless=BESIDE | {"prompt", "parallel_tool_calls"},
+        meaning=MEANING,
+    ),
+    Format(
+        "sharegpt",
+        example={"conversations": [{"from": "human", "value": "Hi"}]},
+        needs={"conversations|conversation": TURNS},
+        convert=messages,
+        uses=SYSTEM,
+        harmless=BESIDE | {"turn", "openai_moderation", "redacted"},
+        meaning=MEANING,
+    ),
+    *_adopted(INSTRUCTIONS.formats),
+    Format(
+        "openai",
+        example={"input": {"messages": [HI]}},
+        needs={"input": OBJECT},
+        when=(lambda r: TURNS.holds(r["input"].get("messages")), "input{messages[]}"),
+        convert=lambda row: [_waiting(row, row.turns(row.fields["input"]["messages"], "input.messages"))],
+        meaning=MEANING,
+    ),
+    Format(
+        "prompt",
+        example={"prompt": "Hi"},
+        needs={"prompt": PROMPT},
+        convert=lambda row: [_waiting(row, prompt_field(row, "prompt"))],
+        uses=SYSTEM,
+        harmless=BESIDE,
+        meaning=MEANING,
+    ),
+    Format(
+        "instruction",
+        example={"instruction": "Hi", "input": "you"},
+        needs={"instruction": TEXT},
+        convert=lambda row: [Prompt(messages=instruction_prompt(row), source=row.source)],
+        uses=INSTRUCTION,
+        harmless=BESIDE,
+        meaning=MEANING,
+    ),
+    Format(
+        "question",
+        example={"question": "Hi"},
+        needs={"question": TEXT},
+        convert=lambda row: [_asked(row, row.text("question"))],
+        uses=SYSTEM,
+        harmless=BESIDE,
+        meaning=MEANING,
+    ),
+    Format(
+        "text",
+        example={"text": "Hi"},
+        needs={"text|content": TEXT},
+        convert=lambda row: [_asked(row, row.text(there(row, "text", "content")))],
+        harmless=BESIDE,
+        meaning=MEANING,
+    ),
+)

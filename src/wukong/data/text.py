@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from wukong.data.sources import DataOptions, Row, Sources
-from wukong.data.summary import Dropped, Read, ReadSummary, Registry
+from wukong.data.formats import MEDIA, Format, Found
+from wukong.data.formats import TEXT as IS_TEXT
+from wukong.data.registry import Registry
+from wukong.data.row import Row
+from wukong.data.sources import Columns, DataOptions, Sources
+from wukong.data.summary import Read, ReadSummary
 from wukong.files import numbered_lines, whole_text
 
 
@@ -44,6 +48,7 @@ def read_text(
     src: Sources,
     *,
     format: str = "auto",
+    columns: Columns = (),
     encoding: str = "utf-8",
     skip_bad: int = 0,
     document_separator: str = "file",
@@ -52,12 +57,19 @@ def read_text(
 
     Args:
         src: a path, glob, directory or Hugging Face data set id, or a list of them.
-        format: a format's name; "auto" detects it.
+        format: a format's name; "auto" detects it, record by record.
+        columns: other names for fields: {"text": "body"}, or ["text=body"].
         encoding: of text files.
         skip_bad: how many unusable records may be left out before reading stops with an error.
         document_separator: what ends a document in a text file: "file", "line", "newline", "blank" or any text.
     """
-    options = TextOptions(format=format, encoding=encoding, skip_bad=skip_bad, document_separator=document_separator)
+    options = TextOptions(
+        format=format,
+        columns=columns,  # type: ignore[arg-type]
+        encoding=encoding,
+        skip_bad=skip_bad,
+        document_separator=document_separator,
+    )
     return load_text(src, options).records
 
 
@@ -82,14 +94,17 @@ def _split(path: Path, encoding: str, separator: str) -> Iterator[tuple[int, str
             start = match.end()
 
 
+def _convert(name: str) -> Callable[[Row], Found[str]]:
+    return lambda row: [row.text(name)]
+
+
 TEXT: Registry[str] = Registry("texts", lambda text: None if text.strip() else "empty text", lambda text: text)
 
 
-@TEXT.format("text", "text; or a text file", lambda r: "text" in r)
-def text(row: Row) -> Iterable[str | Dropped]:
-    return [row.text("text")]
-
-
-@TEXT.format("content", "content", lambda r: "content" in r)
-def content(row: Row) -> Iterable[str | Dropped]:
-    return [row.text("content")]
+# Titles, years and labels beside a text are no part of it, but pictures are.
+TEXT.add(
+    *(
+        Format(name, {name: "Once."}, {name: IS_TEXT}, _convert(name), meaning=MEDIA, yields="text")
+        for name in ("text", "content")
+    )
+)

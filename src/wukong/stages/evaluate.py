@@ -153,12 +153,12 @@ def needs(options: EvaluateOptions) -> list[Need]:
         if name not in models:
             raise UsageError(f"no model is named {name!r} in --models: {', '.join(models)}")
     best_of_counts(options, models)
-    return [
+    return [  # judges first: the name of one could hold a secret, which is refused before anything else is said
+        *([require.judge(options.judge, model=False)] if options.judge else []),
+        *([require.judge(options.best_of_reward)] if options.best_of_reward else []),
         *answer_needs(list(models.values()), options),
         *([require.reward_model(options.reward_model)] if options.reward_model else []),
         *([require.shards(options.text, ("valid",))] if options.text else []),
-        *([require.judge(options.best_of_reward)] if options.best_of_reward else []),
-        *([require.judge(options.judge, model=False)] if options.judge else []),
     ]
 
 

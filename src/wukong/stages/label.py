@@ -51,7 +51,7 @@ class LabelOptions(StageOptions):
 
 
 def needs(options: LabelOptions) -> list[Need]:
-    return [require.records(options.responses, Response, "responses"), require.judge(options.judge)]
+    return [require.judge(options.judge), require.records(options.responses, Response, "responses")]
 
 
 def run(options: LabelOptions) -> None:

@@ -76,10 +76,10 @@ def needs(options: SampleOptions) -> list[Need]:
     if any(temperature < 0 for temperature in options.temperatures):
         raise UsageError("--temperatures: none may be below 0")
     return [
+        *require.endpoint(options.endpoint, options.endpoint_model),
         *map(require.policy, options.models),
         *(require.room(model, options.max_new_tokens) for model in options.models),
         *require.data(options.prompts, require.reader(PROMPTS, options)),
-        *require.endpoint(options.endpoint, options.endpoint_model),
         require.device(options.device),
     ]
 

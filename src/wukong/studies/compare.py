@@ -69,13 +69,13 @@ def needs(options: CompareOptions) -> list[Need]:
     human = DataOptions(encoding=options.encoding, skip_bad=options.skip_bad)
     answers = {path for path in models.values() if Path(path).is_file()}
     return [
+        *([require.judge(options.judge, model=False)] if options.judge else []),
+        *require.endpoint(options.endpoint, options.endpoint_model),
         *(require.some_lines(path) if path in answers else require.policy(path) for path in models.values()),
         *answer_needs([], options),
         *([require.reward_model(options.reward_model)] if options.reward_model else []),
         *require.data(options.human, require.reader(COMPARISONS, human)),
         *(require.room(path, options.max_new_tokens) for path in models.values() if path not in answers),
-        *([require.judge(options.judge, model=False)] if options.judge else []),
-        *require.endpoint(options.endpoint, options.endpoint_model),
     ]
 
 

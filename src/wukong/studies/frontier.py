@@ -134,9 +134,9 @@ def needs(options: FrontierOptions) -> list[Need]:
     if options.raw:
         raise UsageError(f"--raw {options.raw[0]}: policies answer through the chat template that they learnt with")
     return [
+        *map(require.judge, dict.fromkeys(name for name in (options.gold, options.proxy, options.pick_by) if name)),
         *(Need(lambda planned, path=path: policies_of(Path(path)), path) for _, path in runs),  # type: ignore[misc]
         *answer_needs([options.reference], options),
-        *map(require.judge, dict.fromkeys(name for name in (options.gold, options.proxy, options.pick_by) if name)),
     ]
 
 

@@ -1,0 +1,182 @@
+"""The one loop over records: every record of a source ends as kept, dropped for a stated reason, or an error.
+
+A reader is a `Registry`, the formats it knows in order. Each record is matched separately, so a file may mix formats.
+`Registry.iterate` is the only loop over records here, so nothing can be lost without being counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from pydantic import ValidationError
+
+from wukong.data.formats import Fields, Format
+from wukong.data.readers import Reader
+from wukong.data.row import Row
+from wukong.data.sources import DataOptions, Sources, open_rows, source_list
+from wukong.data.summary import Dropped, Read, ReadSummary, SourceSummary
+from wukong.errors import DataError, UsageError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """The formats that a reader knows, the most specific first.
+
+    Args:
+        what: what is read, for messages ("comparisons").
+        useless: says why a record is of no use ("empty answer"), or None; applied to every format alike.
+        key: what makes two records duplicates of each other.
+    """
+
+    def __init__(self, what: str, useless: Callable[[T], str | None], key: Callable[[T], Hashable]) -> None:
+        self.what, self.useless, self.key = what, useless, key
+        self.formats: list[Format[T]] = []
+
+    def add(self, *formats: Format[T]) -> None:
+        self.formats += formats
+
+    def known(self) -> str:
+        return ", ".join(dict.fromkeys(form.name for form in self.formats))
+
+    def named(self, name: str) -> list[Format[T]]:
+        """Raises UsageError for a name that no format has."""
+        found = [one for one in self.formats if one.name == name]
+        if not found:
+            raise UsageError(f"unknown format {name!r} for {self.what}; known: auto, {self.known()}")
+        return found
+
+    def recognise(self, record: Fields) -> Format[T] | None:
+        return next((one for one in self.formats if one.matches(record)), None)
+
+    def unknown(self, row: Row, candidates: list[Format[T]], before: Format[T] | None) -> DataError:
+        """Why a record is of none of these formats: what it lacks of the nearest, or the fields it has."""
+        if not row.fields:
+            return row.error(f"no known format of {self.what} has no fields at all")
+        # Of equally near formats the one of the record before; else the first, which is the most specific.
+        nearest = max(candidates, key=lambda form: (*form.nearness(row.fields), form is before))
+        part, _ = nearest.nearness(row.fields)
+        if len(candidates) == 1 or (part >= 0.5 and not nearest.only_lacks_condition(row.fields)):
+            return nearest.complaint(row)
+        names = ", ".join(map(str, row.fields))
+        near = f"nearest: {nearest}; " if part else ""
+        return row.error(
+            f"no known format of {self.what} has the fields {names}",
+            hint=f"{near}known: {self.known()}; --columns NAME=COLUMN gives a field its name",
+        )
+
+    def read(self, src: Sources, options: DataOptions, finish: Callable[[Row, T], T] | None = None) -> Read[T]:
+        """All records of one or more sources. Raises DataError (file, line, field) and UsageError."""
+        summary = ReadSummary()
+        return Read(list(self.iterate(src, options, summary, finish)), summary)
+
+    def iterate(
+        self,
+        src: Sources,
+        options: DataOptions,
+        summary: ReadSummary,
+        finish: Callable[[Row, T], T] | None = None,
+        text_reader: Reader | None = None,
+    ) -> Iterator[T]:
+        """As `read`, one record at a time, writing into `summary` as it goes; `finish` has the last word on each."""
+        seen: set[bytes] = set()
+        allowed = _Allowance(options.skip_bad)
+        candidates = self.formats if options.format == "auto" else self.named(options.format)
+        for source in source_list(src):
+            rows = open_rows(source, options.encoding, text_reader)
+            for file, group in itertools.groupby(rows, key=lambda row: row.file):
+                account = SourceSummary(file)
+                summary.sources.append(account)
+                before: Format[T] | None = None
+                asked: set[tuple[str, str]] = set()
+                for row in group:
+                    account.read += 1
+                    row.question = options.question
+                    try:
+                        form, found = self._converted(options.renamed(row), candidates, before)
+                    except DataError as error:
+                        allowed.take(error, account)
+                        continue
+                    before = form
+                    asked |= row.asked
+                    refuse_several(row, asked)
+                    account.formats[form.name] += 1
+                    for record in found:
+                        if isinstance(record, DataError):
+                            allowed.take(record, account)
+                            continue
+                        if finish and not isinstance(record, Dropped):
+                            record = finish(row, record)
+                        reason = record.reason if isinstance(record, Dropped) else self.useless(record)
+                        if reason is None and not isinstance(record, Dropped):
+                            digest = hashlib.blake2b(repr(self.key(record)).encode(), digest_size=16).digest()
+                            if digest not in seen:
+                                seen.add(digest)
+                                account.kept += 1
+                                yield record
+                                continue
+                            reason = "duplicate"
+                        account.dropped[str(reason)] += 1
+                    account.notes.update(row.notes)
+                    account.truncated.update(row.cuts)
+                    account.unused.update(name for name in form.unused(row.fields) if name not in row.used)
+                    account.unused.update(row.unused.keys())
+        if summary.kept == 0:
+            reasons = ", ".join(f"{n} {reason}" for reason, n in summary.all_dropped().items())
+            raise DataError(f"no usable {self.what} (dropped: {reasons})", file=", ".join(source_list(src)))
+
+    def _converted(
+        self, row: Row, candidates: list[Format[T]], before: Format[T] | None
+    ) -> tuple[Format[T], list[T | Dropped | DataError]]:
+        """Raises DataError for a record that is of no known format, or that cannot be converted."""
+        if row.bad is not None:
+            raise row.bad
+        form = next((one for one in candidates if one.matches(row.fields)), None)
+        if form is None:
+            raise self.unknown(row, candidates, before)
+        try:
+            return form, list(form.convert(row))
+        except ValidationError as error:  # a value that our records refuse, such as a negative strength
+            first = error.errors()[0]
+            raise row.error(first["msg"], ".".join(map(str, first["loc"])) or None) from None
+
+
+def refuse_several(row: Row, asked: set[tuple[str, str]]) -> None:
+    """Answers to different questions are different labels: never one set without somebody's choice.
+
+    Args:
+        asked: (kind, name) of the questions answered in this file so far; questions of two kinds may share it, as long
+            as no record answers both.
+    """
+    kinds = {kind for kind, _ in asked}
+    several = [{name for of, name in asked if of == kind} for kind in kinds] + [{name for _, name in row.asked}]
+    names = max(several, key=len)
+    if len(names) > 1:
+        listed = ", ".join(sorted(names))
+        raise row.error(f"answers several questions: {listed}", hint="choose one with --question")
+
+
+@dataclass
+class _Allowance:
+    """How many bad records may be left out (`--skip-bad`), and how many were."""
+
+    granted: int
+    taken: int = 0
+
+    def take(self, error: DataError, account: SourceSummary) -> None:
+        """Counts a bad record. Raises it when there were enough."""
+        if self.taken == self.granted:
+            hint = (
+                f"more than the {self.granted} bad records that --skip-bad allows"
+                if self.granted
+                else "--skip-bad N lets N such records pass"
+            )
+            hint = f"{error.hint}; {hint}" if error.hint else hint
+            raise DataError(error.problem, file=error.file, line=error.line, field=error.field, hint=hint) from None
+        self.taken += 1
+        account.dropped["bad record"] += 1
+        account.bad.append(str(error))
