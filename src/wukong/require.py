@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from wukong import processes
 from wukong.data.registry import Registry
 from wukong.data.sources import DataOptions
 from wukong.data.summary import ReadSummary

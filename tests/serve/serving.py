@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import uvicorn
 
 from wukong.serve.app import Access, create_app
+from wukong.serve.connections import http_protocol
 from wukong.serve.service import Service
 
 CONTEXT = 96
@@ -17,7 +18,8 @@ CONTEXT = 96
 @contextlib.contextmanager
 def served(service: Service, access: Access | None = None) -> Iterator[str]:
     """The address of a running server."""
-    server = uvicorn.Server(uvicorn.Config(create_app(service, access), log_level="error"))
+    config = uvicorn.Config(create_app(service, access), http=http_protocol(), log_level="error")
+    server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

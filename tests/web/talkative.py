@@ -12,7 +12,8 @@ CONTEXT = 128
 
 
 def save_models(run: Path, *names: str) -> None:
-    """Model directories in `run`, each with random weights of its own and no wish to end its turn."""
+    """Model directories in `run`, each with random weights of its own, which never ends its turn: an answer that the
+    dice make empty would fail one test in some dozens of runs."""
     tokenizer = Tokenizer.train([f"Boil {n} eggs for {n % 9} minutes." for n in range(50)], 280, template="plain")
     for seed, name in enumerate(names):
         torch.manual_seed(seed)
@@ -20,4 +21,8 @@ def save_models(run: Path, *names: str) -> None:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn(parameter.shape) * 0.1)  # so that they do not all say the same
+            # The first dimension says nothing but that the end token is out of the question: -10 * 10 for its logit.
+            model.wte.weight[:, 0] = 0
+            model.wte.weight[tokenizer.eos_id, 0] = -10
+            model.ln_f.weight[0], model.ln_f.bias[0] = 0, 10
         save_policy(run / name, model, tokenizer)

@@ -24,7 +24,7 @@ from wukong.web.arena import rated
 
 XSS = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'`"
 TALK = "a" * 32
-SHORT = {"model": "sft", "max_new_tokens": 12}
+SHORT = {"model": "sft", "max_new_tokens": 12, "seed": 7}  # drawn without a seed, a test would fail now and then
 
 
 @pytest.fixture(scope="module")
@@ -307,9 +307,8 @@ def test_nobody_reads_or_touches_anothers_chat(store, sign_in):
     assert (len(rows(store, ChatTurn)), rows(store, VoteRow)) == (2, [])
     say(eve, "x", talk="e" * 32)
     asked_again = {**SHORT, "client_id": "evil-against", "parent": rows(store, ChatTurn)[2].id, "against": last["turn"]}
-    stream = events(eve.post(f"/api/chats/{'e' * 32}/answers", json=asked_again))
-    assert "error" in stream[-1]
-    assert text not in json.dumps(stream)
+    refused = eve.post(f"/api/chats/{'e' * 32}/answers", json=asked_again)
+    assert (refused.status_code, text in refused.text) == (404, False)
     # An admin reads everything, and goes on with nothing.
     said = root.get(f"/api/chats/{TALK}").json()
     assert (said["mine"], [turn["content"] for turn in said["turns"]]) == (False, ["my secret soup", text])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import json
+import re
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -20,8 +20,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from wukong import strict_json
 from wukong.errors import WukongError
 from wukong.serve.events import EventStream, event
 from wukong.serve.protocol import (
@@ -45,10 +47,12 @@ class Access:
     Attributes:
         api_key: what a request must carry as `Authorization: Bearer KEY`; None lets in everyone on this machine.
         max_body: bytes of a request.
+        body_seconds: so long a request may take to arrive.
     """
 
     api_key: str | None = None
     max_body: int = 1 << 20
+    body_seconds: float = 30.0
 
 
 def create_app(service: Service, access: Access | None = None) -> FastAPI:
@@ -79,6 +83,10 @@ def create_app(service: Service, access: Access | None = None) -> FastAPI:
     async def astray(_: Request, error: HTTPException) -> Response:
         return _error(ApiError(error.status_code, str(error.detail)))
 
+    @app.exception_handler(ClientDisconnect)
+    async def left(_: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # it hung up while it sent its request
+
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> Response:
         return _error(ApiError(500, "the server failed; its log says why"))
@@ -101,14 +109,14 @@ def create_app(service: Service, access: Access | None = None) -> FastAPI:
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        asked = parse(ChatRequest, await _body(request, access.max_body))
+        asked = parse(ChatRequest, await _body(request, access))
         messages = [message.plain() for message in asked.messages]
         answer = await service.chat(asked.model, messages, asked.drawing())
         return await _respond(request, asked, answer, ChatShape(answer), asked.logprobs)
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        asked = parse(CompletionRequest, await _body(request, access.max_body))
+        asked = parse(CompletionRequest, await _body(request, access))
         answer = await service.complete(asked.model, asked.prompts(), asked.drawing())
         return await _respond(request, asked, answer, CompletionShape(answer), asked.logprobs is not None)
 
@@ -138,14 +146,20 @@ class _Guard:
 def is_loopback(host: str) -> bool:
     """Whether a host name or address, with or without a port, is this machine's own and nobody else's."""
     try:
-        name = host if host.count(":") > 1 and not host.startswith("[") else urlsplit(f"//{host}").hostname or ""
+        name = host
+        if host.count(":") <= 1 or host.startswith("["):
+            parts = urlsplit(f"//{host}")
+            name = parts.hostname or "" if parts.port != -1 else ""  # reading the port raises for what is none
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
 
 
 def _refusal(request: Request, access: Access) -> ApiError | None:
-    if request.url.path == "/health":
+    length = request.headers.get("content-length", "0")
+    if not re.fullmatch("[0-9]{1,12}", length) or int(length) > access.max_body:
+        return _too_large(access)
+    if request.scope["path"] == "/health":
         return None
     if access.api_key is None:
         # Without a key a web page could reach us by giving its own name our address (DNS rebinding).
@@ -160,8 +174,14 @@ def _refusal(request: Request, access: Access) -> ApiError | None:
 
 
 def _error(error: ApiError) -> Response:
-    headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}.get(error.status)
-    return JSONResponse(error.body(), error.status, headers)
+    # Of a request that was not read to its end the rest would come as if it were the next one.
+    closing = {"Connection": "close"}
+    headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 408: closing, 413: closing}
+    return JSONResponse(error.body(), error.status, headers.get(error.status))
+
+
+def _too_large(access: Access) -> ApiError:
+    return ApiError(413, f"the request is larger than {access.max_body:,} bytes", code="request_too_large")
 
 
 def _model(served: Served) -> dict[str, Any]:
@@ -176,18 +196,23 @@ def _model(served: Served) -> dict[str, Any]:
     }
 
 
-async def _body(request: Request, limit: int) -> Any:
-    """The JSON of a request. Raises ApiError for one that is too large, is no JSON, or does not say that it is."""
+async def _body(request: Request, access: Access) -> Any:
+    """The JSON of a request. Raises ApiError for one that is too large or too slow, is no JSON, or does not say that it
+    is."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(415, "the body must be JSON: send Content-Type: application/json")
     raw = bytearray()
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > limit:
-            raise ApiError(413, f"the request is larger than {limit:,} bytes", code="request_too_large")
     try:
-        return json.loads(raw)
-    except (ValueError, RecursionError) as error:
+        async with asyncio.timeout(access.body_seconds):
+            async for chunk in request.stream():
+                raw += chunk
+                if len(raw) > access.max_body:
+                    raise _too_large(access)
+    except TimeoutError:
+        raise ApiError(408, "the request did not arrive in time", code="request_timeout") from None
+    try:
+        return strict_json.loads(bytes(raw))
+    except ValueError as error:
         raise ApiError(400, f"the body is not valid JSON: {error}") from None
 
 

@@ -62,6 +62,7 @@ def run(options: ServeOptions) -> None:
         import uvicorn
 
         from wukong.serve.app import Access, create_app
+        from wukong.serve.connections import http_protocol
         from wukong.serve.service import Service, load_model
     except ImportError as error:
         raise UsageError(f"serving needs {error.name}: pip install 'wukong-rlhf[serve]'") from None
@@ -85,6 +86,7 @@ def run(options: ServeOptions) -> None:
             say(f"{name}: {served.sampling.in_words()}, unless a request says otherwise")
         config = uvicorn.Config(
             app,
+            http=http_protocol(),
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=options.grace_seconds,

@@ -1,40 +1,116 @@
 """OpenAI's API as data: what a request may say, what an answer looks like, and how an error is told.
 
 The shapes are those of https://platform.openai.com/docs/api-reference for `/v1/models`, `/v1/chat/completions` and
-`/v1/completions`. What this server cannot do (penalties, tools, …) is refused by name instead of passed over; what has
-no effect on the answer (user, metadata, …) is taken.
+`/v1/completions`. What this server cannot do (penalties, tools, …) is refused by name instead of passed over, at every
+depth; parameters without effect on the answer (user, metadata, a penalty of 0, any null) are accepted at every depth.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from wukong.errors import UsageError, WukongError
 from wukong.serve.service import Answer, BusyError, Drawing, Piece, Token, TooLongError, UnknownModelError, Whole
 from wukong.tokenizer import Tokenizer
 
 WITHOUT_EFFECT = {
-    "metadata", "parallel_tool_calls", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user",
+    # OpenAI's: accounts, caches, storage
+    "metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
+    "service_tier", "store", "user",
+    # of other servers: caches, queues, and parts of a reply that there are none of here
+    "cache_prompt", "cache_salt", "id_slot", "n_keep", "request_id", "return_token_ids", "return_tokens_as_token_ids",
+    "t_max_predict_ms", "timings_per_token",
 }  # fmt: skip
-# What a client may send as long as it asks for nothing.
+# What a client may send as long as it asks for nothing: OpenAI's parameters, then those of vLLM, SGLang, llama.cpp and
+# TGI, whose clients send them with these values. null says the same for every parameter.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
-    "logit_bias": ({},),
+    "logit_bias": ({}, []),
     "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
+    "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "add_generation_prompt": (True,),
+    "allowed_token_ids": ([],),
+    "bad_words": ([],),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "dry_multiplier": (0,),
+    "dynatemp_range": (0,),
+    "early_stopping": (False,),
+    "grammar": ("",),
+    "ignore_eos": (False,),
+    "include_stop_str_in_output": (False,),
+    "json_schema": ({},),
+    "length_penalty": (1,),
+    "min_keep": (0,),
+    "min_new_tokens": (0,),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "mirostat": (0,),
+    "mm_processor_kwargs": ({},),
+    "n_probs": (0,),
+    "no_repeat_ngram_size": (0,),
+    "num_beams": (1,),
+    "penalty_alpha": (0,),
+    "priority": (0,),
+    "prompt_logprobs": (0,),
+    "repeat_penalty": (1,),
+    "repetition_penalty": (1,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "stop_token_ids": ([],),
+    "tfs_z": (1,),
+    "top_a": (0,),
+    "top_n_sigma": (-1, 0),
+    "typical_p": (1,),
+    "use_beam_search": (False,),
+    "xtc_probability": (0,),
 }
+# The same inside of a message, of a part of its content, and of stream_options. An answer of this server carries some
+# of them and comes back with the next question; those of other servers, and of the `openai` client, carry the others.
+MESSAGE_WITHOUT_EFFECT = {"name", "id", "cache_control"}
+MESSAGE_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "annotations": ([],),
+    "audio": ({},),
+    "function_call": ({},),
+    "parsed": ({},),
+    "prefix": (False,),
+    "reasoning": ("",),
+    "reasoning_content": ("",),
+    "reasoning_details": ([],),
+    "refusal": ("",),
+    "tool_call_id": ("",),
+    "tool_calls": ([],),
+}
+PART_WITHOUT_EFFECT = {"id", "cache_control", "prompt_cache_breakpoint"}
+PART_NEUTRAL: dict[str, tuple[Any, ...]] = {"annotations": ([],), "logprobs": ([],)}
+STREAM_WITHOUT_EFFECT = {"include_obfuscation"}
+STREAM_NEUTRAL: dict[str, tuple[Any, ...]] = {"continuous_usage_stats": (False,)}
 
 
 class ApiError(Exception):
@@ -67,6 +143,17 @@ def as_api_error(error: WukongError) -> ApiError:
 # ---------------------------------------------------------------------------------------------------------- requests
 
 
+class _OnlyTheFirst(FailFast):
+    """Of a megabyte of wrong items the first one is enough; one with a hash, for unions of Python 3.11."""
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+
+Item = TypeVar("Item")
+_Listed = Annotated[list[Item], _OnlyTheFirst()]
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -78,8 +165,7 @@ class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[_Part]
-    name: str | None = None
+    content: StrictStr | _Listed[_Part]
 
     def plain(self) -> dict[str, str]:
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
@@ -87,6 +173,8 @@ class _Message(BaseModel):
 
 
 class _StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
     include_usage: bool = False
 
 
@@ -94,13 +182,14 @@ class ModelRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     temperature: float | None = Field(None, ge=0, le=2)  # these three: what the model recommends when absent
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0)  # not OpenAI's; the `openai` client sends it in extra_body
+    # Not OpenAI's; the `openai` client sends it in extra_body. -1: all
+    top_k: int | None = Field(None, ge=-1, le=2**31 - 1)
     n: int = Field(1, ge=1, le=128)
     seed: int | None = None
-    stop: str | list[str] = Field([], max_length=1000)
+    stop: StrictStr | _Listed[StrictStr] = Field([], max_length=1000)
     stream: bool = False
     stream_options: _StreamOptions = _StreamOptions()
 
@@ -122,7 +211,7 @@ class ModelRequest(BaseModel):
         return Drawing(
             max_new_tokens=self.max_tokens,
             temperature=self.temperature,
-            top_k=self.top_k,
+            top_k=None if self.top_k is None else max(self.top_k, 0),
             top_p=self.top_p,
             seed=self.seed,
             n=self.n,
@@ -132,8 +221,8 @@ class ModelRequest(BaseModel):
 
 
 class ChatRequest(ModelRequest):
-    messages: list[_Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    messages: _Listed[_Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
 
@@ -149,8 +238,13 @@ class ChatRequest(ModelRequest):
 
 
 class CompletionRequest(ModelRequest):
-    prompt: StrictStr | list[StrictStr] | list[StrictInt] | list[list[StrictInt]] = ""
+    prompt: StrictStr | _Listed[StrictStr] | _Listed[StrictInt] | _Listed[_Listed[StrictInt]] = ""
     logprobs: int | None = Field(None, ge=0, le=20)
+
+    @field_validator("logprobs", mode="before")
+    @classmethod
+    def _false_asks_for_none(cls, value: Any) -> Any:
+        return None if value is False else value
 
     def prompts(self) -> Sequence[str | Sequence[int]]:
         if isinstance(self.prompt, str):
@@ -170,15 +264,18 @@ def parse(kind: type[R], body: Any) -> R:
     """A validated request. Raises ApiError that names the parameter."""
     if not isinstance(body, Mapping):
         raise ApiError(400, "the body must be a JSON object")
-    given = {name: value for name, value in body.items() if value is not None and name not in WITHOUT_EFFECT}
-    for name in NEUTRAL.keys() & given.keys():
-        if given[name] not in NEUTRAL[name]:
-            raise ApiError(400, f"{name} is not supported here", code="unsupported_parameter", param=name)
-        del given[name]
+    given = _asked_for(body, WITHOUT_EFFECT, NEUTRAL)
+    if isinstance(options := given.get("stream_options"), Mapping):
+        given["stream_options"] = _asked_for(options, STREAM_WITHOUT_EFFECT, STREAM_NEUTRAL, "stream_options.")
+    if isinstance(messages := given.get("messages"), list):
+        given["messages"] = [_message(one, f"messages.{i}.") for i, one in enumerate(messages)]
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        first, *others = error.errors(include_url=False, include_input=False)
+        # Of a union there is an error for each branch; the one inside of a value says more than that it is no text.
+        branches = [one for one in others if one["loc"][: len(first["loc"]) - 1] == first["loc"][:-1]]
+        first = max((first, *branches), key=lambda one: len(one["loc"]))
         # Of a union pydantic names the branch too: ("messages", 0, "content", "list[_Part]", 1, "type").
         where = [str(part) for part in first["loc"] if isinstance(part, int) or str(part).isidentifier()]
         param = ".".join(part for part in where if part not in ("str", "int"))
@@ -186,6 +283,52 @@ def parse(kind: type[R], body: Any) -> R:
             raise ApiError(400, f"unknown parameter {param}", code="unknown_parameter", param=param) from None
         message = first["msg"].removeprefix("Value error, ")
         raise ApiError(400, f"{param}: {message}" if param else message, param=param or None) from None
+
+
+def _asked_for(
+    given: Mapping[str, Any], without_effect: Collection[str], neutral: Mapping[str, tuple[Any, ...]], place: str = ""
+) -> dict[str, Any]:
+    """What of an object asks for something. Raises ApiError for what cannot be done here."""
+    left = {name: value for name, value in given.items() if value is not None and name not in without_effect}
+    for name in neutral.keys() & left.keys():
+        if not any(_same(left[name], one) for one in neutral[name]) and not _biases_nothing(name, left[name]):
+            problem = f"{place}{name} is not supported here"
+            raise ApiError(400, problem, code="unsupported_parameter", param=place + name)
+        del left[name]
+    return left
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    """Equal, where 1 is not True."""
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
+
+
+def _biases_nothing(name: str, value: Any) -> bool:
+    return name == "logit_bias" and isinstance(value, dict) and all(bias == 0 for bias in value.values())
+
+
+def _message(message: Any, place: str) -> Any:
+    if not isinstance(message, Mapping):
+        return message  # the validation says so
+    if message.get("role") in ("tool", "function"):
+        problem = f"{place}role: this server calls no tools, so a {message['role']} message answers nothing"
+        raise ApiError(400, problem, code="unsupported_parameter", param=f"{place}role")
+    left = _asked_for(message, MESSAGE_WITHOUT_EFFECT, MESSAGE_NEUTRAL, place)
+    if left.get("role") == "assistant" and message.get("content") is None:
+        left["content"] = ""  # an answer that said nothing
+    if isinstance(content := left.get("content"), list):
+        left["content"] = [_part(one, f"{place}content.{i}.") for i, one in enumerate(content)]
+    return left
+
+
+def _part(part: Any, place: str) -> Any:
+    if not isinstance(part, Mapping):
+        return part
+    kind = part.get("type")
+    if isinstance(kind, str) and kind != "text":
+        problem = f"{place}type: this server reads text only; a part of type {kind[:40]!r} cannot be answered"
+        raise ApiError(400, problem, code="unsupported_parameter", param=f"{place}type")
+    return _asked_for(part, PART_WITHOUT_EFFECT, PART_NEUTRAL, place)
 
 
 # ----------------------------------------------------------------------------------------------------------- answers

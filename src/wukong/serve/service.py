@@ -20,6 +20,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from wukong.errors import RunError, UsageError
@@ -63,6 +64,12 @@ class Served:
     @property
     def context(self) -> int:
         return self.model.config.n_positions
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Bytes that a token stands for at most."""
+        tokenizer = self.tokenizer
+        return max(len(tokenizer.token_bytes(index, skip_special=False)) for index in range(tokenizer.vocab_size))
 
 
 def load_model(name: str, source: str, precision: Precision = "auto", device: str = "auto") -> Served:
@@ -310,6 +317,13 @@ class Service:
         """
         drawing, served = drawing or Drawing(), self.model(model)
         conversation = as_messages(messages)
+        self._check_room(served, 1, drawing)
+        if max_prompt is None:
+            if len(conversation) > served.context:
+                raise TooLongError(
+                    f"this model's context is {served.context} tokens, and {len(conversation):,} messages were sent"
+                )
+            self._check_size(served, sum(len(message.content.encode("utf-8", "replace")) for message in conversation))
         ids = await asyncio.to_thread(served.tokenizer.prompt_ids, conversation, max_prompt)
         return self._submit(served, [(prompt_id(conversation), ids)], drawing)
 
@@ -321,9 +335,11 @@ class Service:
         Raises as `chat`; UsageError for a token id outside the vocabulary.
         """
         drawing, served = drawing or Drawing(), self.model(model)
+        self._check_room(served, len(prompts), drawing)
         every = []
         for prompt in prompts:
             if isinstance(prompt, str):
+                self._check_size(served, len(prompt.encode("utf-8", "replace")))
                 ids = await asyncio.to_thread(served.tokenizer.raw_ids, prompt)
             else:
                 ids = list(prompt)
@@ -334,6 +350,8 @@ class Service:
 
     def _submit(self, served: Served, prompts: Sequence[tuple[str, list[int]]], drawing: Drawing) -> Answer:
         """prompts: (what its seeds are derived from, token ids) each."""
+        for _, ids in prompts:
+            self._length(served, len(ids), drawing.max_new_tokens)
         seed = secrets.randbits(31) if drawing.seed is None else drawing.seed
         drawn = served.sampling.unless_given(served.source, drawing.temperature, drawing.top_k, drawing.top_p)
         answer = Answer(served, [len(ids) for _, ids in prompts], seed, len(prompts) * drawing.n)
@@ -355,23 +373,40 @@ class Service:
             for p, (name, ids) in enumerate(prompts)
             for k in range(drawing.n)
         ]
-        room = self.max_batch + self.max_waiting
-        if len(new) > room:
-            raise UsageError(
-                f"{len(new)} answers in one request are more than the {room} that this server takes at once"
-            )
         with self._changed:
-            if self._closing:
-                raise BusyError("the server is stopping")
-            if len(self._waiting) + len(self._writing) + len(new) > room:
-                self.metrics.refused.inc()
-                raise BusyError(
-                    f"the server is busy: {len(self._waiting)} answers are waiting already; try again later"
-                )
+            self._check_queue(len(new))  # again: others came while the prompts were read
             self._waiting.extend(new)
             self._changed.notify()
         self.metrics.prompt_tokens.labels(served.name).inc(sum(answer.prompt_tokens))
         return answer
+
+    def _check_room(self, served: Served, prompts: int, drawing: Drawing) -> None:
+        """Everything that can be refused before a prompt is read. Raises UsageError, TooLongError, BusyError."""
+        count, room = prompts * drawing.n, self.max_batch + self.max_waiting
+        if count > room:
+            raise UsageError(f"{count} answers in one request are more than the {room} that this server takes at once")
+        if (asked := drawing.max_new_tokens) is not None and asked > served.context:
+            raise TooLongError(
+                f"this model's context is {served.context} tokens, and an answer of {asked} was requested"
+            )
+        with self._changed:
+            self._check_queue(count)
+
+    def _check_queue(self, count: int) -> None:
+        """Raises BusyError when so many more answers find no place."""
+        if self._closing:
+            raise BusyError("the server is stopping")
+        if len(self._waiting) + len(self._writing) + count > self.max_batch + self.max_waiting:
+            self.metrics.refused.inc()
+            raise BusyError(f"the server is busy: {len(self._waiting)} answers are waiting already; try again later")
+
+    def _check_size(self, served: Served, size: int) -> None:
+        """Refuses a text of so many bytes that no tokenization of it fits. Raises TooLongError."""
+        fewest = size // served.longest_token
+        if fewest >= served.context:
+            raise TooLongError(
+                f"this model's context is {served.context} tokens, and {size:,} bytes are at least {fewest:,} of them"
+            )
 
     def _length(self, served: Served, prompt: int, asked: int | None) -> int:
         room = served.context - prompt

@@ -81,14 +81,18 @@ class Speaker:
 def named_sources(models: Sequence[str]) -> dict[str, str]:
     """Name -> directory or hub id, in order: its last part, or all of it where two would be called the same."""
     pairs = []
+    given_names = Counter[str]()
     for spec in models:
         name, given, source = spec.partition("=")
         explicit = bool(given) and not Path(spec).exists()
-        pairs.append((name, source) if explicit else (Path(spec).absolute().name, spec))
-    taken = Counter(name for name, _ in pairs)
+        pairs.append((name, source, True) if explicit else (Path(spec).absolute().name, spec, False))
+        given_names[name] += explicit
+    if twice := [name for name, count in given_names.items() if count > 1]:
+        raise UsageError(f"--models: the name {twice[0]!r} is given twice")
+    taken = Counter(name for name, _, _ in pairs)
     named = {}
-    for name, source in pairs:
-        unique = name if taken[name] == 1 else source
+    for name, source, explicit in pairs:
+        unique = name if explicit or taken[name] == 1 else source
         if not unique or not source or unique in named:
             raise UsageError(f"--models: {source or name!r} needs a name of its own, as in NAME=PATH")
         named[unique] = source

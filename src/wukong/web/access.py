@@ -3,23 +3,26 @@
 - Sessions are a random cookie (HttpOnly, SameSite=Lax); the store keeps its hash.
 - Every change carries a CSRF token, an HMAC of the cookie, in a header or a form field; and a request that a browser
   says comes from another site is refused before that.
-- Bodies are limited, requests are rate-limited by session and by address.
+- Bodies are limited in size and time; requests are rate-limited by session and by address; failed secrets also all
+  together, as addresses and cookies can be made up.
 - On the loopback only local host names are answered, so that no other site's name can be pointed at this server.
 - The content security policy allows the studio's own files and nothing else: no inline script, no inline style.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
@@ -34,6 +37,11 @@ COOKIE = "wukong_session"
 SAFE = ("GET", "HEAD", "OPTIONS")
 LARGEST_BODY = 256 * 1024
 LARGEST_FILE = 256 * 1024 * 1024
+BODY_SECONDS = 30
+"""So long a body may take to arrive; nobody sends one byte a minute for ever."""
+FILE_SECONDS = 900
+HOST = re.compile(r"([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?")
+"""What may stand in a Host header."""
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 HEADERS = {
@@ -74,6 +82,10 @@ class ForbiddenError(UsageError):
     """The request is understood, and refused."""
 
 
+class TooManyError(UsageError):
+    """Somebody guesses secrets; everybody who sends one has to wait."""
+
+
 class SignInError(UsageError):
     """Nobody is signed in."""
 
@@ -89,12 +101,19 @@ def settings_of(request: Request) -> Settings:
     return request.app.state.settings
 
 
+def limiter_of(request: Request) -> RateLimiter:
+    return request.app.state.limiter
+
+
 def maybe_person(request: Request) -> Annotator | None:
     token = request.cookies.get(COOKIE)
     if not token:
         return None
     with store_of(request).glance() as session:
-        return signed_in(session, token)
+        person = signed_in(session, token)
+    if person is not None:
+        limiter_of(request).know(token)
+    return person
 
 
 def person_of(request: Request) -> Annotator:
@@ -119,7 +138,8 @@ def csrf_token(request: Request) -> str:
 
 
 def _check(request: Request, token: Any) -> None:
-    if not isinstance(token, str) or not hmac.compare_digest(token.encode(), csrf_token(request).encode()):
+    given = token if isinstance(token, str) else ""
+    if not hmac.compare_digest(given.encode("utf-8", "replace"), csrf_token(request).encode()):
         raise ForbiddenError("this form is out of date; reload the page and try again")
 
 
@@ -130,7 +150,10 @@ async def csrf_header(request: Request) -> None:
 
 async def csrf_form(request: Request) -> FormData:
     """A form that a page sent. Raises ForbiddenError without the right token."""
-    form = await request.form(max_files=1, max_fields=100)
+    _, options = parse_options_header(request.headers.get("content-type", ""))
+    if options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):  # decoding by "idna" or so may do anything
+        raise UsageError("a form must be UTF-8")
+    form = await request.form(max_files=1, max_fields=100, max_part_size=LARGEST_BODY)
     _check(request, form.get("csrf"))
     return form
 
@@ -146,6 +169,39 @@ Admin = Annotated[Annotator, Depends(admin_of)]
 Form = Annotated[FormData, Depends(csrf_form)]
 
 
+# ------------------------------------------------------------------------------------------------------------- secrets
+
+GUESSES = (0.1, 30.0)
+"""So many wrong secrets a second, and at once, before all that are sent are refused for a while, right ones too: who
+guesses must learn nothing from trying."""
+
+
+def check_secret(request: Request, given: str, *, needed: bool, of: str) -> None:
+    """Compares the admin secret.
+
+    Args:
+        needed: whether a server without a secret refuses.
+        of: what shares the count of wrong ones, whoever sends them: an address can be forged.
+
+    Raises:
+        ForbiddenError: it is wrong. TooManyError: too many were wrong.
+    """
+    secret = settings_of(request).admin_secret
+    if secret is None and not needed:
+        return
+    if limiter_of(request).spent(f"secrets {of}", *GUESSES):
+        raise TooManyError(TOO_MANY)
+    if secret is None or not hmac.compare_digest(given.encode(), secret.encode()):
+        failed_secret(request, of)
+        raise ForbiddenError("this is not the admin secret")
+
+
+def failed_secret(request: Request, of: str) -> None:
+    """Counts a wrong secret. Raises TooManyError when there were too many."""
+    if not limiter_of(request).allows(f"secrets {of}", *GUESSES):
+        raise TooManyError(TOO_MANY)
+
+
 def load_signing_key(store: Store) -> str:
     with store.write() as session:
         return signing_key(session)
@@ -155,10 +211,27 @@ def load_signing_key(store: Store) -> str:
 
 
 class RateLimiter:
-    """Token buckets by key: `burst` requests at once, `rate` a second in the long run."""
+    """Token buckets by key: `burst` requests at once, `rate` a second in the long run. It also remembers which session
+    cookies were found to be real, as anybody can make up another with each request."""
 
     def __init__(self) -> None:
         self._buckets: dict[tuple[str, float], tuple[float, float]] = {}
+        self._known: dict[str, None] = {}
+
+    def know(self, cookie: str) -> None:
+        """This one is a session's."""
+        if len(self._known) > 20_000:
+            self._known.clear()
+        self._known[_hash(cookie)] = None
+
+    def session(self, cookie: str | None) -> str | None:
+        """A name for the session of a cookie; None for one that is unknown so far."""
+        return name if cookie and (name := _hash(cookie)) in self._known else None
+
+    def spent(self, key: str, rate: float, burst: float) -> bool:
+        """Whether `allows` would refuse."""
+        left, then = self._buckets.get((key, burst), (burst, 0.0))
+        return left + (time.monotonic() - then) * rate < 1
 
     def allows(self, key: str, rate: float, burst: float) -> bool:
         now = time.monotonic()
@@ -170,11 +243,15 @@ class RateLimiter:
         return left >= 1
 
 
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 class Guard:
     """Refuses what needs no look into the store, and puts the security headers on every answer."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self.app, self.settings, self.limiter = app, settings, RateLimiter()
+    def __init__(self, app: ASGIApp, settings: Settings, limiter: RateLimiter) -> None:
+        self.app, self.settings, self.limiter = app, settings, limiter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -194,24 +271,24 @@ class Guard:
         if refusal is not None:
             await refusal(scope, receive, send_guarded)
             return
-        limit = LARGEST_FILE if scope["path"].endswith("/import") else LARGEST_BODY
-        await self.app(scope, _limited(receive, limit), send_guarded)
+        limits = (LARGEST_FILE, FILE_SECONDS) if scope["path"].endswith("/import") else (LARGEST_BODY, BODY_SECONDS)
+        await self.app(scope, _limited(receive, *limits), send_guarded)
 
     def _refusal(self, scope: Scope) -> PlainTextResponse | None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-        if self.settings.hosts is not None and name not in self.settings.hosts:
+        named = HOST.fullmatch(host)
+        if named is None or (self.settings.hosts is not None and named[1] not in self.settings.hosts):
             return PlainTextResponse("this server answers to other names only", 400)
         if scope["method"] not in SAFE:
             origin = headers.get("origin")
-            if origin is not None and urlsplit(origin).netloc != host:
+            if origin is not None and origin.partition("://")[2] != host:
                 return PlainTextResponse("this request comes from another site", 403)
             if origin is None and headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
                 return PlainTextResponse("this request comes from another site", 403)
         largest = LARGEST_FILE if scope["path"].endswith("/import") else LARGEST_BODY
         length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > largest:
+        if not re.fullmatch("[0-9]{1,12}", length) or int(length) > largest:
             return PlainTextResponse(f"the request is larger than {largest} bytes", 413)
         return None if self._in_time(scope, headers) else _too_many()
 
@@ -219,29 +296,37 @@ class Guard:
         address = (scope.get("client") or ("unknown",))[0]
         if scope["path"].startswith(("/invite/", "/login")) and scope["method"] not in SAFE:
             return self.limiter.allows(f"door {address}", 0.5, 20)  # guessing a secret is slow
-        cookie = headers.get("cookie", "")
-        if cookie:
-            key = hashlib.sha256(cookie.encode()).hexdigest()
-            if scope["path"].endswith(("/answers", "/battles")) and scope["method"] not in SAFE:
-                return self.limiter.allows(f"answers {key}", 0.5, 20)  # each keeps a model busy for seconds
+        key = self.limiter.session(Request(scope).cookies.get(COOKIE))
+        if scope["path"].endswith(("/answers", "/battles")) and scope["method"] not in SAFE:
+            return self.limiter.allows(f"answers {key or address}", 0.5, 20)  # each keeps a model busy for seconds
+        if key is not None:
             return self.limiter.allows(key, 30, 120) and self.limiter.allows(f"all {address}", 400, 1200)
         return self.limiter.allows(f"nobody {address}", 20, 100)
 
 
+TOO_MANY = "too many requests; wait a moment"
+
+
 def _too_many() -> PlainTextResponse:
-    return PlainTextResponse("too many requests; wait a moment", 429, {"retry-after": "2"})
+    return PlainTextResponse(TOO_MANY, 429, {"retry-after": "2"})
 
 
-def _limited(receive: Receive, limit: int) -> Callable[[], Awaitable[Message]]:
-    """Counts a body that came without an honest length, and ends it at the limit."""
-    seen = 0
+def _limited(receive: Receive, limit: int, seconds: float) -> Callable[[], Awaitable[Message]]:
+    """Ends a body that is larger than the limit, whatever length it announced, or that does not come to an end."""
+    seen, whole, deadline = 0, False, time.monotonic() + seconds
 
     async def counted() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
+        nonlocal seen, whole
+        if whole:  # what comes now is that the client leaves, some day
+            return await receive()
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                message = await receive()
+        except TimeoutError:
+            raise HTTPException(408, "the request did not arrive in time", {"connection": "close"}) from None
+        seen, whole = seen + len(message.get("body", b"")), not message.get("more_body", False)
         if seen > limit:
-            raise HTTPException(413, f"the request is larger than {limit} bytes")
+            raise HTTPException(413, f"the request is larger than {limit} bytes", {"connection": "close"})
         return message
 
     return counted

@@ -47,6 +47,7 @@ from wukong.files import read_json
 from wukong.records import Message, Prompt, as_messages, write_records
 from wukong.web.access import Admin, AStore, Form, settings_of
 from wukong.web.api import project_or_404
+from wukong.web.inputs import Count, Id, Name, Words, number, text, texts, whole, writes
 from wukong.web.pages import page as render_page
 from wukong.web.pages import paging
 
@@ -72,38 +73,26 @@ def new_project(request: Request, person: Admin) -> HTMLResponse:
 
 
 @router.post("/projects/new")
+@writes
 def make_project(person: Admin, store: AStore, form: Form) -> Response:
     with store.write() as session:
-        project = create_project(session, _text(form, "name"), _text(form, "kind"), **_settings(form))
-        if _text(form, "guidelines").strip():
-            add_guidelines(session, project, _text(form, "guidelines"), person.id)
+        project = create_project(session, text(form, "name"), text(form, "kind"), **_settings(form))
+        if text(form, "guidelines").strip():
+            add_guidelines(session, project, text(form, "guidelines"), person.id)
         return RedirectResponse(f"/projects/{project.id}", 303)
-
-
-def _text(form: FormData, name: str) -> str:
-    value = form.get(name)
-    return value.replace("\r\n", "\n") if isinstance(value, str) else ""
-
-
-def _number(form: FormData, name: str, default: float) -> float:
-    text = _text(form, name).strip()
-    try:
-        return float(text) if text else default
-    except ValueError:
-        raise UsageError(f"{name}: {text!r} is not a number") from None
 
 
 def _settings(form: FormData) -> dict[str, Any]:
     return {
-        "overlap": int(_number(form, "overlap", 1)),
-        "gold_rate": _number(form, "gold_percent", 0) / 100,
-        "lease_seconds": _number(form, "lease_minutes", 30) * 60,
+        "overlap": whole(form, "overlap", 1, 0, 100),
+        "gold_rate": number(form, "gold_percent", 0, 0, 100) / 100,
+        "lease_seconds": number(form, "lease_minutes", 30, 1 / 6, 7 * 24 * 60) * 60,
         "active_selection": "active_selection" in form,
     }
 
 
 @router.get("/projects/{project_id}")
-def project_page(request: Request, project_id: int, store: AStore, person: Admin) -> HTMLResponse:
+def project_page(request: Request, project_id: Id, store: AStore, person: Admin) -> HTMLResponse:
     with store.read() as session:
         project = project_or_404(session, project_id)
         mine = Task.project_id == project_id
@@ -133,11 +122,12 @@ def project_page(request: Request, project_id: int, store: AStore, person: Admin
 
 
 @router.post("/projects/{project_id}/settings")
-def settings(project_id: int, store: AStore, person: Admin, form: Form) -> Response:
+@writes
+def settings(project_id: Id, store: AStore, person: Admin, form: Form) -> Response:
     with store.write() as session:
         project = project_or_404(session, project_id)
         change_project(session, project, **_settings(form))
-        add_guidelines(session, project, _text(form, "guidelines"), person.id)
+        add_guidelines(session, project, text(form, "guidelines"), person.id)
     return RedirectResponse(f"/projects/{project_id}", 303)
 
 
@@ -169,12 +159,12 @@ def _chosen(names: list[str], offered: list[Path]) -> list[Path]:
 
 
 @router.post("/projects/{project_id}/import")
-def add_file(request: Request, project_id: int, store: AStore, person: Admin, form: Form) -> Response:
+def add_file(request: Request, project_id: Id, store: AStore, person: Admin, form: Form) -> Response:
     """Tasks from an uploaded file, or from one of the run."""
-    use = _text(form, "use") or "tasks"
+    use = text(form, "use") or "tasks"
     if use not in get_args(Use):
         raise UsageError(f"use is {use!r}; it must be one of {', '.join(get_args(Use))}")
-    per_prompt = int(_number(form, "per_prompt", 0))
+    per_prompt = whole(form, "per_prompt", 0)
     with _source(request, form) as path, store.write() as session:
         project = project_or_404(session, project_id)
         added = import_file(session, project, path, cast(Use, use), per_prompt)
@@ -186,7 +176,7 @@ def add_file(request: Request, project_id: int, store: AStore, person: Admin, fo
 def _source(request: Request, form: FormData) -> Iterator[Path]:
     upload = form.get("file")
     if not isinstance(upload, UploadFile) or not upload.filename:
-        yield _chosen([_text(form, "run_file")], _record_files(settings_of(request).run_dir))[0]
+        yield _chosen([text(form, "run_file")], _record_files(settings_of(request).run_dir))[0]
         return
     with tempfile.TemporaryDirectory(prefix="wukong-import-") as directory:
         suffix = "".join(Path(upload.filename).suffixes[-2:])
@@ -198,20 +188,20 @@ def _source(request: Request, form: FormData) -> Iterator[Path]:
 
 
 @router.post("/projects/{project_id}/generate")
-def generate(request: Request, project_id: int, store: AStore, person: Admin, form: Form) -> Response:
+def generate(request: Request, project_id: Id, store: AStore, person: Admin, form: Form) -> Response:
     """Tasks whose answers models of the run give now, by `wukong sample`, in a process of its own."""
     run = settings_of(request).run_dir
-    chosen = _chosen([str(name) for name in form.getlist("models")], models(run, "GPT2LMHeadModel"))
-    prompts = [line.strip() for line in _text(form, "prompts").splitlines() if line.strip()]
+    chosen = _chosen(texts(form, "models"), models(run, "GPT2LMHeadModel"))
+    prompts = [line.strip() for line in text(form, "prompts").splitlines() if line.strip()]
     if not chosen or not prompts:
         raise UsageError("choose a model, and write a prompt a line")
     options = {
-        "--responses-per-prompt": str(int(_number(form, "responses", 4))),
-        "--max-new-tokens": str(int(_number(form, "max_new_tokens", 112))),
+        "--responses-per-prompt": str(whole(form, "responses", 4, 1, 64)),
+        "--max-new-tokens": str(whole(form, "max_new_tokens", 112, 1)),
         "--seed": str(int(now())),
     }
-    if _text(form, "temperature"):
-        options["--temperatures"] = str(_number(form, "temperature", 1.0))
+    if text(form, "temperature"):
+        options["--temperatures"] = str(number(form, "temperature", 1.0, 0, 10))
     _start(request, project_id, "sample", lambda: _sample(store, project_id, chosen, prompts, options))
     return RedirectResponse(f"/projects/{project_id}", 303)
 
@@ -250,10 +240,10 @@ def _sample(store: Store, project_id: int, chosen: list[Path], prompts: list[str
 
 
 @router.post("/projects/{project_id}/uncertainty")
-def uncertainty(request: Request, project_id: int, store: AStore, person: Admin, form: Form) -> Response:
+def uncertainty(request: Request, project_id: Id, store: AStore, person: Admin, form: Form) -> Response:
     """Has reward models of the run say how unsure they are of each open task (see `feedback.selection`)."""
     run = settings_of(request).run_dir
-    chosen = _chosen([str(name) for name in form.getlist("models")], models(run, "GPT2ForSequenceClassification"))
+    chosen = _chosen(texts(form, "models"), models(run, "GPT2ForSequenceClassification"))
     if not chosen:
         raise UsageError("choose a reward model")
     _start(request, project_id, "uncertainty", lambda: rate_uncertainty(store, project_id, chosen))
@@ -317,7 +307,7 @@ FILTERS = {
 
 @router.get("/projects/{project_id}/tasks")
 def tasks(
-    request: Request, project_id: int, store: AStore, person: Admin, show: str = "all", q: str = "", page: int = 1
+    request: Request, project_id: Id, store: AStore, person: Admin, show: Name = "all", q: Words = "", page: Count = 1
 ) -> HTMLResponse:
     if show not in FILTERS:
         raise UsageError(f"show is {show!r}; it must be one of {', '.join(FILTERS)}")
@@ -347,7 +337,7 @@ def tasks(
 
 
 @router.get("/tasks/{task_id}")
-def task_page(request: Request, task_id: int, store: AStore, person: Admin) -> HTMLResponse:
+def task_page(request: Request, task_id: Id, store: AStore, person: Admin) -> HTMLResponse:
     """One task with every judgment of it, those that were taken back too, and the place to decide."""
     with store.read() as session:
         task = session.get(Task, task_id)
@@ -383,7 +373,7 @@ def task_page(request: Request, task_id: int, store: AStore, person: Admin) -> H
 
 
 @router.get("/projects/{project_id}/quality")
-def quality(request: Request, project_id: int, store: AStore, person: Admin) -> HTMLResponse:
+def quality(request: Request, project_id: Id, store: AStore, person: Admin) -> HTMLResponse:
     with store.read() as session:
         project = project_or_404(session, project_id)
         figures = summary(judgments_of(session, project))
@@ -394,7 +384,7 @@ def quality(request: Request, project_id: int, store: AStore, person: Admin) -> 
 
 
 @router.get("/people")
-def everybody(request: Request, store: AStore, person: Admin, page: int = 1) -> HTMLResponse:
+def everybody(request: Request, store: AStore, person: Admin, page: Count = 1) -> HTMLResponse:
     return _people(request, store, person, page)
 
 
@@ -430,39 +420,41 @@ def _people(request: Request, store: Store, person: Annotator, page: int = 1, li
 
 
 @router.post("/people/invite")
+@writes
 def invite(request: Request, store: AStore, person: Admin, form: Form) -> HTMLResponse:
     """A new link, shown once: the store keeps no copy that would let anyone in."""
     with store.write() as session:
-        known = session.get(Annotator, int(_number(form, "annotator", 0)))
-        days = _number(form, "days", 7)
-        if not 0 < days <= 90:
-            raise UsageError("an invitation is good for 1 to 90 days")
-        role = _text(form, "role") or "annotator"
-        token = people.invite(session, role, note=_text(form, "note"), annotator=known, seconds=days * 86400)
+        known = session.get(Annotator, whole(form, "annotator", 0))
+        days = number(form, "days", 7, 0.01, 90)
+        role = text(form, "role") or "annotator"
+        token = people.invite(session, role, note=text(form, "note"), annotator=known, seconds=days * 86400)
     return _people(request, store, person, link=str(request.base_url) + f"invite/{token}")
 
 
 @router.post("/people/renew")
+@writes
 def renew(request: Request, store: AStore, person: Admin, form: Form) -> HTMLResponse:
     """Another link for an invitation that waits; the one before lets nobody in any more."""
     with store.write() as session:
-        token = people.renew(session, _text(form, "invitation"))
+        token = people.renew(session, text(form, "invitation"))
     return _people(request, store, person, link=str(request.base_url) + f"invite/{token}")
 
 
 @router.post("/people/withdraw")
+@writes
 def withdraw(store: AStore, person: Admin, form: Form) -> Response:
     with store.write() as session:
-        session.execute(sa.delete(Invitation).where(Invitation.id == _text(form, "invitation")))
+        session.execute(sa.delete(Invitation).where(Invitation.id == text(form, "invitation")))
     return RedirectResponse("/people", 303)
 
 
 @router.post("/people/active")
+@writes
 def active(store: AStore, person: Admin, form: Form) -> Response:
     """Closes an account, or opens it again; an admin cannot lock themselves out."""
     with store.write() as session:
-        other = session.get(Annotator, int(_number(form, "annotator", 0)))
+        other = session.get(Annotator, whole(form, "annotator", 0))
         if other is None or other.id == person.id:
             raise NotFoundError("there is no other such person")
-        people.set_active(session, other, _text(form, "active") == "yes")
+        people.set_active(session, other, text(form, "active") == "yes")
     return RedirectResponse("/people", 303)

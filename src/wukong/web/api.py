@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from fastapi import APIRouter, Depends
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
 from wukong.feedback.agreement import summary
@@ -23,13 +23,10 @@ from wukong.feedback.store.labels import NotFoundError
 from wukong.feedback.store.queue import next_assignments, progress
 from wukong.feedback.store.tables import Annotator, Assignment, Project
 from wukong.web.access import Admin, AStore, Person, csrf_header
+from wukong.web.inputs import Body, Count, Id, writes
 
 router = APIRouter(prefix="/api", tags=["studio"])
 CHANGE = [Depends(csrf_header)]
-
-
-class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
 
 
 class Act(Body):
@@ -38,7 +35,7 @@ class Act(Body):
 
 
 class Judged(Act):
-    assignment: int
+    assignment: Id
     value: dict[str, Any]
     """By kind of task, with answers by the place they are shown at (docs/studio.md)."""
     seconds: float | None = Field(None, ge=0)
@@ -47,7 +44,7 @@ class Judged(Act):
 
 
 class Skipped(Act):
-    assignment: int
+    assignment: Id
     reason: str = Field(min_length=1, max_length=labels.LONGEST_COMMENT)
     seconds: float | None = Field(None, ge=0)
     flagged: bool = False
@@ -115,7 +112,8 @@ def _progress(session: Session, project_id: int, person: Annotator) -> Progress:
 
 
 @router.post("/projects/{project_id}/next", dependencies=CHANGE)
-def take(project_id: int, store: AStore, person: Person, count: int = 1) -> Hand:
+@writes
+def take(project_id: Id, store: AStore, person: Person, count: Count = 1) -> Hand:
     """The next tasks, leased to this person: those in hand first."""
     with store.write() as session:
         project = project_or_404(session, project_id)
@@ -124,6 +122,7 @@ def take(project_id: int, store: AStore, person: Person, count: int = 1) -> Hand
 
 
 @router.post("/labels", dependencies=CHANGE)
+@writes
 def submit(body: Judged, store: AStore, person: Person) -> Saved:
     """A judgment. The answer comes after the commit."""
     with store.write() as session:
@@ -142,6 +141,7 @@ def submit(body: Judged, store: AStore, person: Person) -> Saved:
 
 
 @router.post("/skips", dependencies=CHANGE)
+@writes
 def skip(body: Skipped, store: AStore, person: Person) -> Saved:
     """Leaves a task to others."""
     with store.write() as session:
@@ -159,7 +159,8 @@ def skip(body: Skipped, store: AStore, person: Person) -> Saved:
 
 
 @router.post("/projects/{project_id}/undo", dependencies=CHANGE)
-def undo(project_id: int, body: Act, store: AStore, person: Person) -> Hand:
+@writes
+def undo(project_id: Id, body: Act, store: AStore, person: Person) -> Hand:
     """Takes this person's last judgment back; its task is in hand again, the judgment is its draft."""
     with store.write() as session:
         found = labels.undo(session, person, project_id, body.client_id)
@@ -168,14 +169,16 @@ def undo(project_id: int, body: Act, store: AStore, person: Person) -> Hand:
 
 
 @router.put("/assignments/{assignment_id}/draft", dependencies=CHANGE, status_code=204)
-def draft(assignment_id: int, body: Draft, store: AStore, person: Person) -> None:
+@writes
+def draft(assignment_id: Id, body: Draft, store: AStore, person: Person) -> None:
     """Keeps an unfinished judgment."""
     with store.write() as session:
         labels.save_draft(session, person, assignment_id, body.draft)
 
 
 @router.post("/tasks/{task_id}/adjudication", dependencies=CHANGE)
-def adjudicate(task_id: int, body: Decided, store: AStore, person: Admin) -> Saved:
+@writes
+def adjudicate(task_id: Id, body: Decided, store: AStore, person: Admin) -> Saved:
     """An admin's decision."""
     with store.write() as session:
         label = labels.adjudicate(session, person, task_id, body.client_id, body.value, body.comment)
@@ -192,7 +195,7 @@ def projects(store: AStore, person: Person) -> list[dict[str, Any]]:
 
 
 @router.get("/projects/{project_id}/quality")
-def quality(project_id: int, store: AStore, person: Admin) -> dict[str, Any]:
+def quality(project_id: Id, store: AStore, person: Admin) -> dict[str, Any]:
     """Agreement, alpha, and each annotator's figures."""
     with store.read() as session:
         return summary(judgments_of(session, project_or_404(session, project_id)))
@@ -200,7 +203,7 @@ def quality(project_id: int, store: AStore, person: Admin) -> dict[str, Any]:
 
 @router.get("/projects/{project_id}/export")
 def export(
-    project_id: int, store: AStore, person: Admin, form: Form = "wukong", judgments: Judgments = "all"
+    project_id: Id, store: AStore, person: Admin, form: Form = "wukong", judgments: Judgments = "all"
 ) -> StreamingResponse:
     """The labels as a file, in the form that `wukong reward` and others read."""
     directory = tempfile.TemporaryDirectory(prefix="wukong-export-")

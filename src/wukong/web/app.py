@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 import wukong
 from wukong.errors import DataError, RunError, UsageError, WukongError
@@ -27,8 +28,10 @@ from wukong.web import admin, api, arena, chat, pages, run_pages, writing
 from wukong.web.access import (
     ForbiddenError,
     Guard,
+    RateLimiter,
     Settings,
     SignInError,
+    TooManyError,
     csrf_token,
     load_signing_key,
     maybe_person,
@@ -41,6 +44,7 @@ STATUS: dict[type[Exception], int] = {
     SignInError: 401,
     ForbiddenError: 403,
     InvitationError: 403,
+    TooManyError: 429,
     NotFoundError: 404,
     ConflictError: 409,
     RunError: 503,
@@ -66,6 +70,7 @@ def create_app(store: Store, settings: Settings | None = None) -> FastAPI:
     app.state.store, app.state.settings = store, settings
     app.state.signing_key = load_signing_key(store)
     app.state.jobs = {}
+    app.state.limiter = RateLimiter()
     app.state.models = Models(settings.run_dir, settings.models)
     app.state.writings = writing.Writings()
     app.state.ratings = None
@@ -79,11 +84,12 @@ def create_app(store: Store, settings: Settings | None = None) -> FastAPI:
     app.include_router(run_pages.router)
     app.include_router(run_pages.data)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
-    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Guard, settings=settings, limiter=app.state.limiter)
     app.add_exception_handler(WukongError, _wukong_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(sa.exc.IntegrityError, _raced)
+    app.add_exception_handler(ClientDisconnect, _left)
     return app
 
 
@@ -138,6 +144,7 @@ def render(request: Request, template: str, status: int = 200, /, **values: Any)
 
 def _answer(request: Request, status: int, message: str) -> Response:
     message = translate_made(language_of(request), message)
+    message = message.encode("utf-8", "backslashreplace").decode()  # it may repeat what was sent
     if request.url.path.startswith("/api/"):
         return JSONResponse({"error": message}, status)
     if status == 401:
@@ -162,13 +169,20 @@ def _line(request: Request, error: Exception) -> str:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = "there is no such page" if error.status_code == 404 else str(error.detail)
-    return _answer(request, error.status_code, message)
+    answer = _answer(request, error.status_code, message)
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     return _answer(request, 422, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}")
+
+
+async def _left(request: Request, error: Exception) -> Response:
+    """The client hung up while it sent its request: nobody reads an answer."""
+    return Response(status_code=499)
 
 
 async def _raced(request: Request, error: Exception) -> Response:

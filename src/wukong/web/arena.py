@@ -6,7 +6,6 @@ drawn at random and stored with it. Ratings are Bradley-Terry's, as in `wukong c
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Sequence
@@ -16,14 +15,17 @@ import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, StreamingResponse
 from pydantic import Field
+from starlette.concurrency import run_in_threadpool
 
 from wukong.errors import UsageError, WukongError
 from wukong.feedback.store import chats
-from wukong.feedback.store.tables import Assignment
+from wukong.feedback.store.database import Store
+from wukong.feedback.store.tables import Annotator, Assignment
 from wukong.records import as_messages
 from wukong.serve.events import EventStream, event
 from wukong.web.access import AStore, Person
-from wukong.web.api import CHANGE, Body
+from wukong.web.api import CHANGE
+from wukong.web.inputs import Body, Id, in_turn
 from wukong.web.pages import page as render_page
 from wukong.web.writing import Sampled, TheModels, TheWritings
 
@@ -43,8 +45,7 @@ class Challenge(Body):
 
 @router.get("/arena", include_in_schema=False)
 def arena_page(request: Request, store: AStore, person: Person, models: TheModels) -> HTMLResponse:
-    with store.write() as session:
-        project = chats.own_project(session, "Arena")
+    project = chats.own_project_in(store, "Arena")
     return render_page(request, "arena", person=person, models=list(models.sources()), project=project)
 
 
@@ -62,6 +63,8 @@ async def battle(
         raise UsageError("a battle takes two models: start the studio with a run that has them, or with --models")
     if not body.prompt.strip():
         raise UsageError(f"a message has 1 to {chats.LONGEST_MESSAGE} characters")
+    writings.admit(body.client_id, person)
+    await run_in_threadpool(_check_name, store, person, body.client_id)
     names = random.SystemRandom().sample(offered, 2)  # left, right
     messages = as_messages(body.prompt)
     served = [await models.load(name) for name in names]
@@ -101,7 +104,7 @@ async def battle(
             elif writing.texts[0].strip() == writing.texts[1].strip():
                 yield event({"same": True})
             else:
-                pair = await asyncio.to_thread(save)
+                pair = await in_turn(save)
                 yield event({"assignment": pair.id})
         except WukongError as error:
             yield event({"error": str(error)})
@@ -109,8 +112,13 @@ async def battle(
     return EventStream(events(), lambda: writings.end(body.client_id))
 
 
+def _check_name(store: Store, person: Annotator, name: str) -> None:
+    with store.read() as session:
+        chats.check_pair(session, person, name, None, None)
+
+
 @router.get("/api/arena/battles/{assignment_id}", tags=["arena"])
-def names(assignment_id: int, store: AStore, person: Person) -> list[str]:
+def names(assignment_id: Id, store: AStore, person: Person) -> list[str]:
     """Which models a battle of this person was between, from left to right; only once it is judged."""
     with store.read() as session:
         return chats.revealed(session, person, assignment_id)
@@ -119,8 +127,9 @@ def names(assignment_id: int, store: AStore, person: Person) -> list[str]:
 @router.get("/api/arena/ratings", tags=["arena"])
 def ratings(request: Request, store: AStore, person: Person) -> list[dict[str, Any]]:
     """Bradley-Terry ratings of the models that have fought, the best first (see `wukong.studies.win_rates`)."""
-    with store.write() as session:
-        found = chats.battles(session, chats.own_project(session, "Arena"))
+    project = chats.own_project_in(store, "Arena")
+    with store.read() as session:
+        found = chats.battles(session, project)
     known: tuple[int, list[dict[str, Any]]] | None = request.app.state.ratings
     if known is None or known[0] != len(found):
         known = request.app.state.ratings = (len(found), rated(found))

@@ -18,6 +18,7 @@ from fastapi import APIRouter, Path, Request
 from fastapi.responses import FileResponse, HTMLResponse, StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.background import BackgroundTask
+from starlette.concurrency import run_in_threadpool
 
 from wukong.errors import WukongError
 from wukong.feedback.store import chats
@@ -25,9 +26,11 @@ from wukong.feedback.store.database import Store
 from wukong.feedback.store.exchange import export_votes
 from wukong.feedback.store.labels import LONGEST_COMMENT, ConflictError
 from wukong.feedback.store.tables import Annotator
+from wukong.records import as_messages
 from wukong.serve.events import EventStream, event
 from wukong.web.access import Admin, AStore, Person
 from wukong.web.api import CHANGE, Act
+from wukong.web.inputs import Id, Name, in_turn, writes
 from wukong.web.pages import page as render_page
 from wukong.web.writing import Sampled, TheModels, TheWritings
 
@@ -38,12 +41,12 @@ Conversation = Annotated[str, Path(pattern="^[0-9a-z]{16,64}$")]
 class Asked(Sampled):
     client_id: str = Field(min_length=8, max_length=64)
     """A random id, by which the answer can be stopped while it is written."""
-    model: str
+    model: Name
     content: str | None = Field(None, max_length=chats.LONGEST_MESSAGE)
     """A message to be said first; when absent, `parent` is the message to be answered (again)."""
-    parent: int | None = None
+    parent: Id | None = None
     """The answer that the message follows, or the message to be answered."""
-    against: int | None = None
+    against: Id | None = None
     """The earlier answer to the same message that the new one is to be compared with."""
 
 
@@ -63,8 +66,7 @@ class Said(BaseModel):
 def chat_page(request: Request, store: AStore, person: Person, models: TheModels) -> HTMLResponse:
     project = None
     if person.role == "admin":
-        with store.write() as session:
-            project = chats.own_project(session, "Chat")
+        project = chats.own_project_in(store, "Chat")
     return render_page(request, "chat", person=person, models=list(models.sources()), project=project)
 
 
@@ -96,39 +98,46 @@ async def answer(
     The first one names the turn that is answered, then come pieces of `text`, the last one names the answer's turn,
     and where the answer was drawn again and can be compared, the `assignment` of the pair. An `error` ends the stream.
     """
+    writings.admit(body.client_id, person)
     served = await models.load(body.model)
     drawing = body.drawing(served)
-    asked, messages = await asyncio.to_thread(_asked, store, person, conversation, body)
+    messages = await run_in_threadpool(_conversation, store, person, conversation, body)
     room = served.context - (drawing.max_new_tokens or 0)
     written = await models.service.chat(body.model, messages, drawing, max_prompt=room)
     writing = writings.begin(body.client_id, person, [written])
-    whole = len(served.tokenizer.prompt_ids(messages))
+    try:  # only what is going to be answered is kept
+        asked = await in_turn(lambda: _asked(store, person, conversation, body))
+        whole = len(await run_in_threadpool(served.tokenizer.prompt_ids, messages))
+    except BaseException:
+        writings.end(body.client_id)
+        raise
     place = secrets.randbelow(2)  # where the new answer stands, when there are two
     saved = False
 
     def save() -> dict[str, Any]:
+        nonlocal saved
         response = writing.response(body.client_id, 0, messages, drawing, "studio:chat")
         with store.write() as session:
             turn = chats.answer(session, person, asked, response)
-            pair = None
-            if body.against is not None and not writing.stopped:
+        saved = True  # whatever becomes of the pair
+        pair = None
+        if body.against is not None and not writing.stopped:
+            with store.write() as session:
                 pair = chats.drawn_again(session, person, turn, body.against, place, body.client_id)
-            return {
-                "turn": turn.id,
-                "finish_reason": "stopped" if writing.stopped else response.finish_reason,
-                "seed": written.seed,
-                "assignment": pair.id if pair else None,
-            }
+        return {
+            "turn": turn.id,
+            "finish_reason": "stopped" if writing.stopped else response.finish_reason,
+            "seed": written.seed,
+            "assignment": pair.id if pair else None,
+        }
 
     async def events() -> AsyncIterator[str]:
-        nonlocal saved
         yield event({"asked": asked.id, "shortened": whole > written.prompt_tokens[0], "place": place})
         try:
             async for _, text in writing.pieces():
                 if text:
                     yield event({"text": text})
-            saved = True
-            yield event(await asyncio.to_thread(save))
+            yield event(await in_turn(save))
         except WukongError as error:
             yield event({"error": str(error)})
 
@@ -141,20 +150,30 @@ async def answer(
     return EventStream(events(), at_end)
 
 
-def _asked(store: Store, person: Annotator, conversation: str, body: Asked) -> tuple[chats.ChatTurn, chats.Messages]:
-    """The message to be answered, and the conversation up to it."""
-    with store.write() as session:
+def _conversation(store: Store, person: Annotator, conversation: str, body: Asked) -> chats.Messages:
+    """What is to be answered, to its last message, with every reason to refuse it: nothing is written here."""
+    with store.read() as session:
+        chats.check_pair(session, person, body.client_id, body.against, body.parent)
         if body.content is not None:
-            turn = chats.ask(session, person, conversation, body.parent, body.content)
-        elif body.parent is not None:
-            turn = chats.question(session, person, conversation, body.parent)
-        else:
-            raise ConflictError("there is nothing to answer")
-        return turn, chats.history(session, turn)
+            chats.check_message(session, person, conversation, body.parent, body.content)
+            before = [] if body.parent is None else chats.history(session, session.get_one(chats.ChatTurn, body.parent))
+            return [*before, *as_messages(body.content)]
+        if body.parent is not None:
+            return chats.history(session, chats.question(session, person, conversation, body.parent))
+    raise ConflictError("there is nothing to answer")
+
+
+def _asked(store: Store, person: Annotator, conversation: str, body: Asked) -> chats.ChatTurn:
+    """The message to be answered, kept when it is new."""
+    with store.write() as session:
+        if body.content is None:
+            return chats.question(session, person, conversation, body.parent or 0)
+        return chats.ask(session, person, conversation, body.parent, body.content)
 
 
 @router.post("/api/turns/{turn_id}/vote", tags=["chat"], dependencies=CHANGE)
-def vote(turn_id: int, body: Voted, store: AStore, person: Person) -> dict[str, int]:
+@writes
+def vote(turn_id: Id, body: Voted, store: AStore, person: Person) -> dict[str, int]:
     """A thumb for an answer of this person's conversations; the last one counts."""
     with store.write() as session:
         row = chats.vote(session, person, turn_id, body.client_id, body.vote, body.reason)

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-import hmac
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from sqlalchemy.orm import Session
 
 from wukong.errors import UsageError
 from wukong.feedback.store import people
 from wukong.feedback.store.queue import progress
-from wukong.feedback.store.tables import Annotator, Project
+from wukong.feedback.store.tables import Annotator, Invitation, Project
 from wukong.feedback.store.tasks import guidelines
 from wukong.feedback.store.values import FLAGS, SKIP_REASONS
-from wukong.web.access import COOKIE, AStore, ForbiddenError, Form, Person, settings_of
+from wukong.web.access import (
+    COOKIE,
+    AStore,
+    ForbiddenError,
+    Form,
+    Person,
+    TooManyError,
+    check_secret,
+    failed_secret,
+    settings_of,
+)
 from wukong.web.api import project_or_404
+from wukong.web.inputs import Id, Name, text, writes
 from wukong.web.texts import LANGUAGES
 
 router = APIRouter(include_in_schema=False)
@@ -54,7 +65,7 @@ def home(request: Request, store: AStore, person: Person) -> HTMLResponse:
 
 
 @router.get("/label/{project_id}")
-def label(request: Request, project_id: int, store: AStore, person: Person) -> HTMLResponse:
+def label(request: Request, project_id: Id, store: AStore, person: Person) -> HTMLResponse:
     with store.read() as session:
         project = project_or_404(session, project_id)
         version = guidelines(session, project_id)
@@ -65,27 +76,28 @@ def label(request: Request, project_id: int, store: AStore, person: Person) -> H
 
 
 @router.get("/invite/{token}")
-def invitation(request: Request, token: str, store: AStore) -> HTMLResponse:
+def invitation(request: Request, token: Name, store: AStore) -> HTMLResponse:
     """Only shows the door: programs that preview links must not use an invitation up."""
-    with store.write() as session:
-        row = people.invitation(session, token)
+    with store.read() as session:
+        row = _invitation(request, session, token)
         known = session.get(Annotator, row.annotator_id) if row.annotator_id else None
     return _door(request, "invite", role=row.role, known=known, error="")
 
 
 @router.post("/invite/{token}")
-def accept(request: Request, token: str, store: AStore, form: Form) -> Response:
-    with store.write() as session:
-        row = people.invitation(session, token)
+@writes
+def accept(request: Request, token: Name, store: AStore, form: Form) -> Response:
+    with store.read() as session:
+        row = _invitation(request, session, token)
         known = session.get(Annotator, row.annotator_id) if row.annotator_id else None
         role = row.role
     try:
         if role == "admin":
-            _check_secret(request, form.get("secret"), needed=False)
+            check_secret(request, text(form, "secret"), needed=False, of=f"invitation {row.id}")
         with store.write() as session:
-            person = people.accept(session, token, str(form.get("name") or ""))
+            person = people.accept(session, token, text(form, "name"))
             cookie = people.sign_in(session, person)
-    except people.InvitationError:
+    except (people.InvitationError, TooManyError):
         raise
     except UsageError as error:
         return _door(request, "invite", 400, role=role, known=known, error=str(error))
@@ -98,12 +110,13 @@ def login(request: Request) -> HTMLResponse:
 
 
 @router.post("/login")
+@writes
 def login_with_secret(request: Request, store: AStore, form: Form) -> Response:
     """Admins come in by their name and the server's secret, where it has one."""
     try:
-        _check_secret(request, form.get("secret"), needed=True)
+        check_secret(request, text(form, "secret"), needed=True, of="everybody")
         with store.write() as session:
-            name = " ".join(str(form.get("name") or "").split())
+            name = " ".join(text(form, "name").split())
             person = session.scalar(sa.select(Annotator).where(Annotator.name == name, Annotator.role == "admin"))
             if person is None or not person.active:
                 raise ForbiddenError("there is no admin of this name")
@@ -117,12 +130,13 @@ def _door(request: Request, template: str, status: int = 200, **values: Any) -> 
     return page(request, template, status, asks_secret=settings_of(request).admin_secret is not None, **values)
 
 
-def _check_secret(request: Request, given: Any, *, needed: bool) -> None:
-    secret = settings_of(request).admin_secret
-    if secret is None and not needed:
-        return
-    if secret is None or not hmac.compare_digest(str(given or "").encode(), secret.encode()):
-        raise ForbiddenError("this is not the admin secret")
+def _invitation(request: Request, session: Session, token: str) -> Invitation:
+    """Raises InvitationError; TooManyError instead, when many links were tried that are none."""
+    try:
+        return people.invitation(session, token)
+    except people.InvitationError:
+        failed_secret(request, "links")
+        raise
 
 
 def _let_in(request: Request, cookie: str) -> Response:
@@ -134,6 +148,7 @@ def _let_in(request: Request, cookie: str) -> Response:
 
 
 @router.post("/logout")
+@writes
 def logout(request: Request, store: AStore, form: Form) -> Response:
     with store.write() as session:
         people.sign_out(session, request.cookies.get(COOKIE, ""))
@@ -145,11 +160,11 @@ def logout(request: Request, store: AStore, form: Form) -> Response:
 @router.post("/preferences")
 def preferences(request: Request, form: Form) -> Response:
     """Language and theme, kept in the browser."""
-    back = str(form.get("back") or "/")
+    back = text(form, "back") or "/"
     local = back.startswith("/") and not back.startswith(("//", "/\\"))
     answer = RedirectResponse(back if local else "/", 303)
-    if form.get("language") in LANGUAGES:
-        answer.set_cookie("wukong_language", str(form["language"]), max_age=YEAR, samesite="lax")
-    if form.get("theme") in ("light", "dark", "auto"):
-        answer.set_cookie("wukong_theme", str(form["theme"]), max_age=YEAR, samesite="lax")
+    if (language := text(form, "language")) in LANGUAGES:
+        answer.set_cookie("wukong_language", language, max_age=YEAR, samesite="lax")
+    if (theme := text(form, "theme")) in ("light", "dark", "auto"):
+        answer.set_cookie("wukong_theme", theme, max_age=YEAR, samesite="lax")
     return answer

@@ -25,6 +25,7 @@ from wukong.report.contents import Answered, Step, read_answered, read_compariso
 from wukong.report.page import STAGE_NAMES, duration, interval, number, percent
 from wukong.serve.events import EventStream, event
 from wukong.web.access import Admin, AStore, Form, maybe_person, settings_of
+from wukong.web.inputs import Count, Name, text
 from wukong.web.pages import page as render_page
 from wukong.web.pages import paging
 from wukong.web.processes import start, stop
@@ -56,7 +57,7 @@ def _run(request: Request, name: str) -> Path:
 
 
 @router.get("/runs")
-def all_runs(request: Request, person: Admin, page: int = 1) -> HTMLResponse:
+def all_runs(request: Request, person: Admin, page: Count = 1) -> HTMLResponse:
     found = run_directories(settings_of(request).runs_dir)
     place = paging(page, len(found), PAGE)
     rows = [overview(path) for path in found[place.before : place.before + PAGE]]
@@ -70,7 +71,7 @@ def all_runs(request: Request, person: Admin, page: int = 1) -> HTMLResponse:
 
 
 @router.get("/runs/{run}")
-def one_run(request: Request, run: str, person: Admin) -> HTMLResponse:
+def one_run(request: Request, run: Name, person: Admin) -> HTMLResponse:
     root = _run(request, run)
     return render_page(
         request,
@@ -85,7 +86,7 @@ def one_run(request: Request, run: str, person: Admin) -> HTMLResponse:
 
 
 @router.get("/runs/{run}/steps/{step:path}")
-def one_step(request: Request, run: str, step: str, person: Admin) -> HTMLResponse:
+def one_step(request: Request, run: Name, step: Name, person: Admin) -> HTMLResponse:
     root = _run(request, run)
     now = overview(root)
     state = next((one for one in now.steps if one.name == step), None)
@@ -105,7 +106,7 @@ def one_step(request: Request, run: str, step: str, person: Admin) -> HTMLRespon
 
 @router.get("/runs/{run}/results/{place:path}")
 def one_result(
-    request: Request, run: str, place: str, person: Admin, q: str = "", source: str = "", page: int = 1
+    request: Request, run: Name, place: Name, person: Admin, q: Name = "", source: Name = "", page: Count = 1
 ) -> HTMLResponse:
     """An evaluation or a comparison: who won, and every model's answers to the same prompts side by side."""
     root = _run(request, run)
@@ -173,7 +174,7 @@ def _reports(run: Path) -> dict[str, str]:
 
 
 @router.get("/runs/{run}/reports/{place:path}")
-def one_report(request: Request, run: str, place: str, person: Admin) -> Response:
+def one_report(request: Request, run: Name, place: Name, person: Admin) -> Response:
     root = _run(request, run)
     path = root / place if place in _reports(root) else None
     if path is None or not path.resolve().is_relative_to(root.resolve()):  # a link may lead anywhere
@@ -201,10 +202,10 @@ def _plotly() -> tuple[Path, str]:
 
 
 @router.post("/runs/{run}/start")
-def start_run(request: Request, run: str, person: Admin, form: Form) -> Response:
+def start_run(request: Request, run: Name, person: Admin, form: Form) -> Response:
     """Runs the recipe, to the step that the form names or to its end."""
     root = _run(request, run)
-    step = str(form.get("step") or "") or None
+    step = text(form, "step") or None
     if step is not None and step not in read_steps(root).planned:
         raise NotFoundError("the recipe has no such step")
     start(root, step, person.name)
@@ -212,14 +213,14 @@ def start_run(request: Request, run: str, person: Admin, form: Form) -> Response
 
 
 @router.post("/runs/{run}/stop")
-def stop_run(request: Request, run: str, person: Admin, form: Form) -> Response:
+def stop_run(request: Request, run: Name, person: Admin, form: Form) -> Response:
     stop(_run(request, run))
     return _back(request, form, run)
 
 
 def _back(request: Request, form: FormData, run: str) -> Response:
     """To the page that the button was on."""
-    step = str(form.get("from") or "")
+    step = text(form, "from")
     return RedirectResponse(f"/runs/{quote(run)}" + (f"/steps/{quote(step)}" if step else ""), 303)
 
 
@@ -234,7 +235,7 @@ def list_runs(request: Request, person: Admin) -> list[dict[str, Any]]:
 
 
 @data.get("/{run}/steps/{step:path}/curves")
-def step_curves(request: Request, run: str, step: str, person: Admin) -> dict[str, Any]:
+def step_curves(request: Request, run: Name, step: Name, person: Admin) -> dict[str, Any]:
     """Every metric of a step with its definition, thinned to some hundred points; `at` is for the events."""
     found = curves(step_or_404(_run(request, run), step))
     language = language_of(request)
@@ -246,13 +247,13 @@ def step_curves(request: Request, run: str, step: str, person: Admin) -> dict[st
 
 
 @data.get("/{run}/steps/{step:path}/samples")
-def step_samples(request: Request, run: str, step: str, person: Admin) -> list[dict[str, Any]]:
+def step_samples(request: Request, run: Name, step: Name, person: Admin) -> list[dict[str, Any]]:
     """What the model wrote while it learnt, by prompt."""
     return samples(step_or_404(_run(request, run), step))
 
 
 @data.get("/{run}/events")
-def events(request: Request, run: str, store: AStore, person: Admin, step: str = "", at: str = "") -> EventStream:
+def events(request: Request, run: Name, store: AStore, person: Admin, step: Name = "", at: Name = "") -> EventStream:
     """What changes, as server-sent events: `state`, `log`, and of a step `lines`, `samples` and `reset`.
 
     An event's id says how far the reader is; a browser that connects anew sends it back and misses nothing.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +171,7 @@ class Tail:
 
     def __init__(self, path: Path, place: str = "") -> None:
         inode, _, offset = place.partition("-")
-        known = inode.isdecimal() and offset.isdecimal()
+        known = all(re.fullmatch("[0-9]{1,19}", part) for part in (inode, offset))
         self.path, self.inode, self.offset = path, int(inode) if known else 0, int(offset) if known else 0
 
     @property

@@ -53,6 +53,7 @@ def run(options: StudioOptions) -> None:
 
         from wukong.feedback.store.database import Store
         from wukong.feedback.store.people import invite, needing_renewal
+        from wukong.serve.connections import http_protocol
         from wukong.web.access import LOCAL_NAMES, Settings
         from wukong.web.app import create_app
     except ImportError as error:
@@ -99,8 +100,8 @@ def run(options: StudioOptions) -> None:
     if options.open_browser:
         webbrowser.open(address)
     config = uvicorn.Config(
-        app, log_level="warning", proxy_headers=bool(options.public_url), forwarded_allow_ips="127.0.0.1,::1",
-        server_header=False, timeout_graceful_shutdown=5,
+        app, http=http_protocol(), log_level="warning", proxy_headers=bool(options.public_url),
+        forwarded_allow_ips="127.0.0.1,::1", server_header=False, timeout_graceful_shutdown=5,
     )  # fmt: skip
     try:
         uvicorn.Server(config).run(sockets=[listener])

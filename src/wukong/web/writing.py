@@ -14,7 +14,7 @@ from wukong.feedback.store.labels import ConflictError, NotFoundError
 from wukong.feedback.store.tables import Annotator
 from wukong.records import Messages, Response, Sampling, prompt_id
 from wukong.web.access import Person, csrf_header
-from wukong.web.api import Body
+from wukong.web.inputs import Body, Name
 from wukong.web.models import Models
 
 if TYPE_CHECKING:
@@ -134,13 +134,20 @@ class Writings:
     def __init__(self) -> None:
         self._now: dict[str, Writing] = {}
 
-    def begin(self, name: str, person: Annotator, answers: Sequence[Answer]) -> Writing:
+    def admit(self, name: str, person: Annotator) -> None:
         """Raises ConflictError for a name in use, or when too much is being written for this person."""
         busy = sum(one.person.id == person.id for one in self._now.values())
         if name in self._now or busy >= MOST_AT_ONCE:
+            raise ConflictError("wait until your other answers are finished")
+
+    def begin(self, name: str, person: Annotator, answers: Sequence[Answer]) -> Writing:
+        """Raises as `admit`: others may have come since it was asked."""
+        try:
+            self.admit(name, person)
+        except ConflictError:
             for one in answers:
                 one.cancel()
-            raise ConflictError("wait until your other answers are finished")
+            raise
         self._now[name] = Writing(person, answers)
         return self._now[name]
 
@@ -169,6 +176,6 @@ TheWritings = Annotated[Writings, Depends(_writings)]
 
 
 @router.post("/answers/{client_id}/stop", dependencies=[Depends(csrf_header)], status_code=204)
-async def stop(client_id: str, person: Person, writings: TheWritings) -> None:
+async def stop(client_id: Name, person: Person, writings: TheWritings) -> None:
     """Ends an answer that is being written; what was said stays."""
     writings.of(client_id, person).stop()

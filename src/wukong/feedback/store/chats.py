@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased, selectinload
 
 from wukong.errors import UsageError
-from wukong.feedback.store.database import insert_new
+from wukong.feedback.store.database import Store, insert_new
 from wukong.feedback.store.labels import LONGEST_COMMENT, ConflictError, NotFoundError
 from wukong.feedback.store.queue import lease
 from wukong.feedback.store.tables import (
@@ -56,6 +56,16 @@ def own_project(session: Session, place: Place) -> Project:
     row.value = str(project.id)
     session.flush()
     return project
+
+
+def own_project_in(store: Store, place: Place) -> Project:
+    """The same, without waiting for the writer where there is one already, as a page must not."""
+    with store.read() as session:
+        made = session.scalar(sa.select(Setting.value).where(Setting.name == f"project:{place}"))
+        if made:
+            return session.get_one(Project, int(made))
+    with store.write() as session:
+        return own_project(session, place)
 
 
 def add_pair(
@@ -105,6 +115,12 @@ def ask(session: Session, person: Annotator, conversation: str, parent: int | No
     Raises:
         NotFoundError: the conversation, or the parent, is another's. UsageError: an empty or too long message.
     """
+    check_message(session, person, conversation, parent, content)
+    return _added(session, person, conversation, parent, "user", content)
+
+
+def check_message(session: Session, person: Annotator, conversation: str, parent: int | None, content: str) -> None:
+    """Raises as `ask`, and writes nothing."""
     check_text(content)
     if not content.strip() or len(content) > LONGEST_MESSAGE:
         raise UsageError(f"a message has 1 to {LONGEST_MESSAGE} characters")
@@ -117,7 +133,6 @@ def ask(session: Session, person: Annotator, conversation: str, parent: int | No
         before = turn_of(session, person, parent)
         if (before.conversation, before.role) != (conversation, "assistant"):
             raise NotFoundError("a message follows an answer of the same conversation")
-    return _added(session, person, conversation, parent, "user", content)
 
 
 def question(session: Session, person: Annotator, conversation: str, turn_id: int) -> ChatTurn:
@@ -237,6 +252,30 @@ def _turn(row: ChatTurn, responses: dict[str, ResponseRow], votes: dict[str, Vot
     more = (one.model, one.sampling, one.finish_reason)
     said = (vote.vote, vote.reason) if vote else (0, "")
     return Turn(row.id, row.parent_id, row.role, row.content, *more, *said)
+
+
+def check_pair(session: Session, person: Annotator, name: str, against: int | None, asked: int | None) -> None:
+    """Whether a pair of this name can be made with an earlier answer, before the new one is drawn.
+
+    Args:
+        against: the earlier answer; None where there will be no pair.
+        asked: the message that both answer.
+
+    Raises:
+        NotFoundError: the earlier one is another's, or answers something else. ConflictError: the name is in use.
+    """
+    check_text(name)
+    if against is not None:
+        old = turn_of(session, person, against)
+        if old.parent_id != asked or old.role != "assistant":
+            raise NotFoundError("there is no such answer to this message")
+    if session.scalar(sa.select(Task.id).where(Task.external_id == name, Task.project_id.in_(_own_ids(session)))):
+        raise ConflictError("this client id is another answer's")
+
+
+def _own_ids(session: Session) -> list[int]:
+    values = session.scalars(sa.select(Setting.value).where(Setting.name.startswith("project:")))
+    return [int(value) for value in values if value]
 
 
 def drawn_again(
