@@ -75,7 +75,7 @@ def one_seed(
     labels = {"responses": str(responses), "judge": ppo["reward_model"], "out": str(ranked), "seed": seed}
     seconds["dpo"] += run_stage("label", labels)
     learnt = {name: ppo[name] for name in ("model", "temperature", "precision", "tensorboard", "micro_batch_tokens")}
-    learnt |= {"data": [str(ranked)], "lr": ppo["lr"] / 2, "batch_size": 8, "valid_fraction": 0.05}
+    learnt |= {"data": [str(ranked)], "lr": ppo["lr"] / 2, "batch_size": 8, "epochs": 1, "valid_fraction": 0.05}
     policies["dpo"] = directory / "dpo"
     seconds["dpo"] += run_stage("dpo", learnt | given.get("dpo", {}) | {"out": str(policies["dpo"]), "seed": seed})
     # ------------------------------------------------------------------------------------------------ evaluation

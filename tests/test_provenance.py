@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import Field
 
 import wukong
 from wukong.errors import DataError, UsageError
@@ -14,6 +15,7 @@ from wukong.provenance import begin
 class Options(StageOptions):
     size: int = 3
     device: str = "auto"
+    epochs: float | None = Field(None, json_schema_extra={"usual": 1.0})
 
 
 @pytest.fixture
@@ -22,7 +24,9 @@ def work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("data.jsonl").write_text("some data")
 
-    def run(stage="bake", inputs=("data.jsonl",), *, directory=True, finish=True, text="bread", **options) -> bool:
+    def run(
+        stage="bake", inputs=("data.jsonl",), *, directory=True, finish=True, text="bread", compute=None, **options
+    ) -> bool:
         out = Path("out" if directory else "out.jsonl")
         begun = begin(stage, Options(out=out, **options), inputs, directory=directory)
         if begun.done:
@@ -31,7 +35,7 @@ def work(tmp_path, monkeypatch):
         result.parent.mkdir(parents=True, exist_ok=True)
         result.write_text(text)
         if finish:
-            begun.finish({"loss": 0.5}, [result])
+            begun.finish({"loss": 0.5}, [result], compute)
         return False
 
     return run
@@ -49,7 +53,7 @@ def test_what_a_result_came_from_lies_beside_it(work, directory):
     record = json.loads(Path("out/provenance.json" if directory else "out.jsonl.provenance.json").read_text())
     assert record["stage"] == "bake"
     out = "{run}/out" if directory else "{run}/out.jsonl"  # the run may be moved
-    assert record["options"] == {"out": out, "seed": 7, "size": 3, "device": "auto"}
+    assert record["options"] == {"out": out, "seed": 7, "size": 3, "device": "auto", "epochs": None}
     assert record["command"] == ["wukong", "bake", "--out", out, "--seed", "7"]
     # echo -n "some data" | sha256sum; echo -n "bread" | sha256sum
     assert record["inputs"] == {"{run}/data.jsonl": "1307990e6ba5ca145eb35e99182a9bec46531bc54ddf656a602c780fa0240dee"}
@@ -76,6 +80,25 @@ def test_an_option_that_an_older_version_did_not_have_counts_as_its_default(work
     assert work()
     with pytest.raises(UsageError, match=r"made with other options \(size: 3 -> 4\)"):
         work(size=4)
+
+
+def test_what_was_a_fixed_number_and_is_chosen_now_stays_valid(work):
+    work(epochs=1.0)
+    assert work(epochs=None), "1.0 was the default before the stage chose"
+    with pytest.raises(UsageError, match=r"epochs: 1.0 -> 2.0"):
+        work(epochs=2.0)
+
+
+def test_what_the_stage_chose_is_not_what_somebody_else_asks_for(work):
+    work(epochs=None)
+    with pytest.raises(UsageError, match=r"epochs: None -> 1.0"):
+        work(epochs=1.0)
+
+
+def test_another_machine_makes_no_other_result(work):
+    work(compute={"device": "cuda", "precision": "bfloat16"})
+    assert json.loads(Path("out/provenance.json").read_text())["compute"]["precision"] == "bfloat16"
+    assert work(compute={"device": "cpu", "precision": "float32"})
 
 
 def test_options_without_effect_on_the_result_may_change(work):

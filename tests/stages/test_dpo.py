@@ -1,5 +1,6 @@
 """DPO on comparisons: the margins its papers predict, which tokens count, and whole runs that stop and go on."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,21 @@ def test_a_stopped_run_equals_an_uninterrupted_one(options, monkeypatch) -> None
 def test_what_cannot_be_learnt_from_is_refused(options, records, changes, error, words) -> None:
     with pytest.raises(error, match=words):
         run(options(records, **changes))
+
+
+def test_few_comparisons_are_learnt_in_several_passes_and_the_end_says_how_far_the_policy_moved(
+    options, tiny_models, capsys
+) -> None:
+    records = [comparison(f"Q {i}", f"good {i}", f"bad {i}") for i in range(48)]
+    made = options(records, lr=None)
+    run(made)
+    results = json.loads((made.out / "provenance.json").read_text())["results"]
+    assert results["passes"] == {"epochs": 4, "batch_size": 8, "lr": pytest.approx(5e-5), "steps": 24}
+    said = capsys.readouterr().err
+    assert "dpo: 48 records, 0 held out, 24 steps of 8 (4 epochs, learning rate 5e-05)" in said
+    assert "dpo: warning: 24 optimiser steps are few" in said
+    assert f"dpo: the model moved {results['kl_to_start']:.3g} nats a token (KL) from where it began" in said
+    assert f"next: wukong evaluate --models start={tiny_models / 'sft'} dpo={made.out}" in said
+    compute = json.loads((made.out / "provenance.json").read_text())["compute"]
+    assert (compute["device"], compute["precision"]) == ("cpu", "float32")
+    assert f"dpo: device cpu, precision float32, threads {compute['threads']}" in said

@@ -57,6 +57,7 @@ def provenance(
             "results": results or {},
             "finished": f"2026-11-22T{hour:02}:00:00Z",
             "cpus": 2,
+            "compute": {"device": "cpu", "precision": "float32", "threads": 2, "decoding": "native"},
         },
     )
 
@@ -330,7 +331,7 @@ def test_the_same_run_gives_the_same_page(finished, tmp_path):
 def test_data_and_provenance_are_shown(page):
     for expected in (
         "dropped 40 duplicate", "cut 8 longer than the context of 256 tokens", "3f78a8d4c2", "kl_coef 0.05",
-        "2026-11-22T07:00:00Z", "0.1.0", "cpus 2",
+        "2026-11-22T07:00:00Z", "0.1.0", "cpus 2", "compute.precision float32", "compute.decoding native",
     ):  # fmt: skip
         assert expected in page.text, expected
 

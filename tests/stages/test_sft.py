@@ -16,7 +16,7 @@ from wukong.errors import DataError, UsageError
 from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy
 from wukong.records import Conversation
-from wukong.stages.common import epoch_batch
+from wukong.stages.common import epoch_batch, kl_to_start
 from wukong.stages.pretrain import PretrainOptions
 from wukong.stages.pretrain import run as pretrain
 from wukong.stages.sft import SFTOptions, examples_of, response_loss, run
@@ -271,3 +271,17 @@ def test_a_record_without_an_answer_is_named(options, tmp_path):
     with pytest.raises(DataError, match=r"bad\.jsonl:2: .*output"):
         run(options(data=[str(data)]))
     assert not (options().out / "model.safetensors").exists()
+
+
+def test_the_distance_to_the_starting_model_by_hand(tiny_models) -> None:
+    """The KL of the two softmaxes at each token of the response, the prompt's left out."""
+    (ours, tokenizer), (start, _) = (load_policy(tiny_models / name) for name in ("other", "sft"))
+    prompt, answer = tokenizer.encode("ask"), tokenizer.encode("told")
+    expected = 0.0
+    with torch.no_grad():
+        p, q = (m.eval().logits(m(torch.tensor([prompt + answer])))[0].double().softmax(-1) for m in (ours, start))
+    for t in range(len(prompt) - 1, len(prompt) + len(answer) - 1):
+        expected += sum(float(a) * math.log(float(a) / float(b)) for a, b in zip(p[t], q[t], strict=True))
+    answers = [(prompt + answer, [False] * len(prompt) + [True] * len(answer))]
+    assert kl_to_start(ours, start, answers) == pytest.approx(expected / len(answer), rel=1e-4)
+    assert kl_to_start(ours, ours, answers) == 0

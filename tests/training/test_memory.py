@@ -1,21 +1,45 @@
 """The formulas for parameters, memory and arithmetic against real models, and what is done where memory is short."""
 
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from random import Random
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 from torch.utils.flop_counter import FlopCounterMode
 
+sys.path.append(str(Path(__file__).parents[1] / "stages"))
+from tiny_data import write_jsonl
+
 from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
+from wukong.model.heads import ScalarModel
+from wukong.model.hub import save_policy, save_reward
+from wukong.model.native import NativeGPT2
+from wukong.model.packed import PackedGPT2
 from wukong.objectives import token_logprobs
+from wukong.rollout import inference_copy
+from wukong.stages import tokenize
 from wukong.stages.common import frozen
+from wukong.stages.tokenize import TokenizeOptions
+from wukong.tokenizer import Tokenizer
 from wukong.training import memory, session
 from wukong.training.compute import Compute
 from wukong.training.memory import (
+    Decoding,
+    Estimate,
     Workload,
     activation_bytes,
+    decoding_path,
+    estimate,
     fitting_tokens,
     forward_flops,
+    free_bytes,
     frozen_bytes,
     logits_bytes,
     n_parameters,
@@ -98,6 +122,116 @@ def test_the_arithmetic_is_what_pytorch_counts() -> None:
     with FlopCounterMode(display=False) as counter:
         model.logits(model(ids))
     assert forward_flops(CONFIG, 128, 32, 128) == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_the_decoding_path_that_is_named_is_the_one_taken() -> None:
+    kinds = {NativeGPT2: "native", PackedGPT2: "packed", GPT2: "PyTorch"}
+    for heads in (4, 8):  # of width 16 and 8: there are kernels for the first
+        model = GPT2(GPT2Config(**{**vars(CONFIG), "n_head": heads})).eval()
+        for dtype in DTYPES:
+            copy = inference_copy(model, Compute(CPU, dtype))
+            assert decoding_path(model.config, CPU, dtype) == kinds[type(copy)]
+
+
+def test_frozen_models_decoding_and_the_local_share_are_counted() -> None:
+    n, step = n_parameters(CONFIG), Workload(512, trained=(CONFIG,))
+
+    def of(**changes) -> Estimate:
+        return estimate(replace(step, **changes), CPU, torch.float32, 8192)
+
+    alone = of()
+    assert alone.total - of(trained=()).total >= 16 * n
+    assert of(frozen=(CONFIG, CONFIG)).total - alone.total == 2 * frozen_bytes(CONFIG, torch.float32)
+    ddp, fsdp = of(processes=4), of(processes=4, sharded=True)
+    assert (ddp.weights, ddp.gradients, ddp.moments) == (4 * n, 4 * n, 8 * n)
+    assert (fsdp.weights, fsdp.gradients, fsdp.moments) == (4 * (n // 4), 4 * (n // 4), 8 * (n // 4))
+    more = of(decoding=Decoding(CONFIG, 100, 1000)).total
+    cache = 100 * 1000 * 2 * 3 * 64 * 4  # rows, slots, keys and values, layers, width, bytes
+    assert more >= 12 * n + 1.75 * cache > alone.total
+
+
+@pytest.mark.parametrize(("size", "local", "share"), [(1, None, 1), (2, None, 2), (8, 4, 4)])
+def test_the_processes_of_a_machine_share_its_memory(monkeypatch, size: int, local: int | None, share: int) -> None:
+    whole = free_bytes(CPU)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("WORLD_SIZE", str(size))
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if local:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
+    assert free_bytes(CPU) == pytest.approx(whole / share, rel=0.3)  # others take and give memory meanwhile
+
+
+# ------------------------------------------------------------------------------------------------- as measured
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models of 4 million parameters, and data of 8,192 tokens a step: more than 500 MB each."""
+    root, random = tmp_path_factory.mktemp("world"), Random(0)
+    words = ["".join(random.choice("abcdefgh") for _ in range(5)) for _ in range(3000)]
+
+    def text(n: int) -> str:
+        return " ".join(random.choice(words) for _ in range(n))
+
+    write_jsonl(root / "corpus.jsonl", [{"text": text(200)} for _ in range(300)])
+    write_jsonl(root / "sft.jsonl", [{"prompt": text(20), "response": text(60)} for _ in range(400)])
+    pairs = [{"prompt": text(20), "chosen": text(60), "rejected": text(60)} for _ in range(200)]
+    write_jsonl(root / "pairs.jsonl", pairs)
+    write_jsonl(root / "prompts.jsonl", [{"prompt": text(20)} for _ in range(200)])
+    tokenize.run(TokenizeOptions(out=root / "tokens", data=[str(root / "corpus.jsonl")], vocab_size=2048))
+    tokenizer = Tokenizer.load(root / "tokens")
+    torch.manual_seed(0)
+    model = GPT2(GPT2Config(vocab_size=tokenizer.vocab_size, n_positions=256, n_embd=256, n_layer=4, n_head=4))
+    for name in ("base", "reward"):
+        (root / name).mkdir()
+    save_policy(root / "base", model, tokenizer)
+    save_reward(root / "reward", ScalarModel(model), tokenizer)
+    return root
+
+
+MEASURED = {
+    "pretrain": "--data {w}/tokens --model {w}/base --tokens 65536 --batch-tokens 16384",
+    "sft": "--model {w}/base --data {w}/sft.jsonl --epochs 0.5 --batch-size 64",
+    "reward": "--model {w}/base --data {w}/pairs.jsonl --epochs 0.7 --batch-size 64",
+    "ppo": "--model {w}/base --reward-model {w}/reward --prompts {w}/prompts.jsonl --insist --episodes 128 "
+    "--batch-size 64 --max-new-tokens 48 --ppo-epochs 1",
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read as Linux says it")
+@pytest.mark.parametrize(
+    ("stage", "size", "parallel"),
+    [
+        ("reward", 1, "ddp"),
+        *(pytest.param(stage, 1, "ddp", marks=pytest.mark.slow) for stage in ("pretrain", "sft", "ppo")),
+        *(pytest.param(stage, 2, "ddp", marks=pytest.mark.slow) for stage in MEASURED),
+        *(pytest.param(stage, 2, "fsdp", marks=pytest.mark.slow) for stage in MEASURED),
+    ],
+)
+def test_the_estimate_is_what_a_stage_takes_beyond_the_idle_program(
+    world: Path, tmp_path: Path, stage: str, size: int, parallel: str
+) -> None:
+    command = [stage, *MEASURED[stage].format(w=world).split(), "--precision", "float32", "--parallel", parallel]
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    job = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
+           "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True", "CUDA_VISIBLE_DEVICES": "",
+           "GLOO_SOCKET_IFNAME": "lo"}  # fmt: skip
+    program = [sys.executable, str(Path(__file__).with_name("measured.py")), str(tmp_path / "grown"), *command]
+    processes = []
+    for rank in range(size):
+        own = os.environ | (job | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if size > 1 else {})
+        run = [*program, "--out", str(tmp_path / "out")]
+        processes.append(subprocess.Popen(run, env=own, stderr=subprocess.PIPE, text=True))
+    said = [process.communicate(timeout=900)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * size, said
+    match = re.search(r"about ([\d.]+) GB of memory a process", said[0])
+    assert match
+    estimated = float(match[1])
+    for rank in range(size):
+        grown = int((tmp_path / f"grown.{rank}").read_text()) / 1e9
+        assert grown > 0.5
+        assert estimated == pytest.approx(grown, rel=0.3)
 
 
 # ------------------------------------------------------------------------------------------------- short of memory
