@@ -220,6 +220,11 @@ def _input_hash(source: str | Path) -> str | None:
     return _digest([fingerprint(file) for file in found]) if found else None
 
 
+def changed_since(source: str | Path, recorded: str | None) -> bool:
+    """Whether an input is gone, or is not what a stage read: it recorded this hash of it (None: of a hub id)."""
+    return not _found(source) or (recorded is not None and _input_hash(source) != recorded)
+
+
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 

@@ -269,7 +269,7 @@ def root(finished, tmp_path) -> Path:
 
 def test_every_part_of_the_road_shows_its_number(page):
     for expected in (
-        "90.2 % of 400 unseen prompts", "87.2 to 93.2 %",  # the newest model against the one before
+        "90.2 % of 400 prompts", "87.2 to 93.2 %",  # the newest model against the one before
         "812 k tokens", "2.21 M parameters", "2,950 demonstrations", "8 answers", "4 rankings", "10.0 % errors",
         "91.3 % of held-out pairs right", "preferred to sft", "12 min 06 s",
     ):  # fmt: skip
@@ -444,9 +444,32 @@ def test_an_evaluation_without_scorer_and_intervals_is_shown(root):
                 {"role": "user", "content": "Bye"}]  # fmt: skip
     write_lines(root / "evaluation/answers.jsonl", [{"messages": messages, "answers": {"policy": {"text": " "}}}])
     page = page_of(root)
-    assert "3 prompts that no stage trained on." in page.text.replace(" .", ".")
+    assert "3 prompts . Intervals hold 95 %." in page.text.replace("prompts.", "prompts .")
+    assert "Overlap with training: not checked" in page.text
+    assert "unseen" not in page.text.split("Training")[0]
     assert "Hi Yes? Bye" in page.text
     assert "(empty)" in page.text
+
+
+@pytest.mark.parametrize(
+    ("seen", "words"), [(0, "0 of 400 prompts were used in training"), (7, "warning: 7 of 400 prompts were used")]
+)
+def test_what_is_known_of_the_overlap_with_training_is_said(root, seen, words):
+    looked = {"prompts": 400, "seen": seen, "words": words}
+    write(root / "evaluation/evaluation.json", evaluation() | {"overlap": looked})
+    page = page_of(root)
+    assert f"Overlap with training: {words}." in page.text
+    assert (words in page.text.split("Overlap with training")[0]) == (seen > 0), "a warning is in the headline too"
+
+
+def test_one_win_of_one_is_no_headline(root):
+    won = {"a": "policy", "b": "sft", "judge": "rubric", "n": 1, "wins": 1, "ties": 0, "losses": 0, "win_rate": 1.0,
+           "interval": [1.0, 1.0], "length_controlled_win_rate": None}  # fmt: skip
+    write(root / "evaluation/evaluation.json", evaluation() | {"n_prompts": 1, "comparisons": [won]})
+    page = page_of(root)
+    assert "No difference between policy and sft can be seen with 1 prompt" in page.text
+    assert "is better than" not in page.text
+    assert "not estimable" in page.text
 
 
 def test_an_undefined_metric_is_drawn_and_said_to_be_undefined(root):

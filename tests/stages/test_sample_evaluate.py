@@ -14,9 +14,10 @@ from wukong.feedback.annotators import load_judge
 from wukong.model.hub import load_policy
 from wukong.records import Prompt, Response, as_messages, read_records, write_records
 from wukong.rollout import Sampled
-from wukong.stages import evaluate, sample
+from wukong.stages import evaluate, sample, sft
 from wukong.stages.evaluate import EvaluateOptions, length_controlled, pick_best
 from wukong.stages.sample import SampleOptions
+from wukong.stages.sft import SFTOptions
 
 
 @pytest.fixture
@@ -128,6 +129,25 @@ def test_an_evaluation_agrees_with_its_own_answers(tmp_path: Path, prompts: str,
     assert by_reward["judge"] == "reward_model"
     assert found["models"]["sft"]["kl"] == pytest.approx(0, abs=1e-5)  # the reference to itself
     assert found["models"]["policy"]["by_source"]["s0"]["n"] == 3
+
+
+def test_an_evaluation_says_what_is_known_of_the_overlap_with_training(
+    tmp_path: Path, prompts: str, tiny_models: Path, capsys
+) -> None:
+    """The policy was tuned on two of the six prompts; what the others' weights came from is not recorded."""
+    taught = tmp_path / "taught.jsonl"
+    lines = [{"instruction": text, "output": "yes"} for text in ("Say 1.", "say  4", "say 9")]
+    taught.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = {"model": str(tiny_models / "sft"), "data": [str(taught)], "valid_fraction": 0.0, "tensorboard": False}
+    sft.run(SFTOptions(out=tmp_path / "tuned", precision="float32", **settings))
+    found = run_evaluation(
+        tmp_path, prompts, tiny_models, models=[f"sft={tiny_models / 'sft'}", f"x={tmp_path / 'tuned'}"]
+    )
+    assert (found["overlap"]["prompts"], found["overlap"]["seen"]) == (6, 2)
+    assert sorted(found["overlap"]["examples"]) == ["say 1", "say 4"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "warning: 2 of 6 prompts were used in training, by sft (2)" in said
+    assert f"{tiny_models / 'sft'} (it is not recorded what it learnt from)" in said
 
 
 def test_kl_is_the_log_ratio_of_the_models_own_samples(

@@ -59,7 +59,10 @@ def test_files_of_answers_are_compared_and_said_in_words(tmp_path: Path, files: 
     assert first["words"].startswith("good is better than poor: 83 % [")
     ratings = {name: one["rating"] for name, one in judged["ratings"].items()}
     assert ratings["good"] > ratings["fair"] > ratings["poor"]
-    assert first["words"] in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert first["words"] in said
+    assert f"whether training used any of the {len(QUESTIONS)} prompts could not be checked" in said
+    assert found["overlap"]["seen"] == 0
 
 
 def test_its_own_answers_can_be_compared_again(tmp_path: Path, files: list[str]):

@@ -80,6 +80,8 @@ def test_the_curve_that_turns_down_is_found_and_said(given, course, capsys):
     assert best["runs"][0]["points"][1]["proxy_gain"] > best["runs"][0]["points"][0]["proxy_gain"] > 0
     page = (options.out / "frontier.html").read_text()
     assert mine["words"].split(":")[0] in page
+    assert "unseen" not in page
+    assert "Overlap with training: whether training used any of the 24 prompts could not be checked" in page
     assert "best-of-n" in page
 
 

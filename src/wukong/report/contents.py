@@ -113,8 +113,17 @@ class PairResult(_Contract):
     length_controlled_win_rate: float | None = None
 
 
+class OverlapResult(_Contract):
+    """Which of the prompts were used in training (`wukong.data.overlap`)."""
+
+    seen: int
+    words: str
+
+
 class EvaluationResult(_Contract):
     n_prompts: int
+    overlap: OverlapResult | None = None
+    """None in a result of an earlier version, which did not look."""
     scorer: str | None = None
     """The judge whose scores, checks and reasons are shown; None when only a reward model judged."""
     temperature: float | None = None
@@ -163,6 +172,7 @@ class ComparedBy(_Contract):
 
 class ComparisonResult(_Contract):
     n_prompts: int
+    overlap: OverlapResult | None = None
     judges: dict[str, ComparedBy]
 
 

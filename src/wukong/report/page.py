@@ -17,6 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from wukong.intervals import in_words
 from wukong.options import POLICY_STAGES
 from wukong.report import figures
 from wukong.report.contents import Answered, Evaluation, RunContents, Step
@@ -288,7 +289,12 @@ def headline(run: RunContents) -> dict[str, Any]:
         tiles.append(("reward model right", percent(reward.results["valid_accuracy"]), spread))
     times = [step.seconds for step in run.steps if step.seconds is not None]
     tiles.append(("time of all steps", duration(sum(times)), f"{len(times)} steps"))
-    return {"best": best, "tiles": [t for t in tiles if not t[1].startswith("–")]}
+    claim = in_words(best.model_dump()) if best else ""
+    overlap = first.overlap if first else None
+    if overlap is None or overlap.seen:
+        claim += "; whether training used these prompts is not known" if overlap is None else f"; {overlap.words}"
+    claim = claim[:1].upper() + claim[1:]
+    return {"best": best, "claim": claim, "tiles": [t for t in tiles if not t[1].startswith("–")]}
 
 
 def chart_plan(stage: str, logged: Iterable[str]) -> list[tuple[str, list[str]]]:

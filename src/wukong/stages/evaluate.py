@@ -30,6 +30,7 @@ from pydantic import Field
 from wukong import require
 from wukong.console import Bar, console, say
 from wukong.data.batches import by_length, pad
+from wukong.data.overlap import overlap
 from wukong.data.prompts import PROMPTS, PromptOptions, load_prompts
 from wukong.data.shards import TokenShards
 from wukong.data.split import split_by_prompt
@@ -208,8 +209,10 @@ def run(options: EvaluateOptions) -> None:
         for b in reversed(names[:i]):
             comparisons += compare(a, b, answers[a], answers[b], options)
     options.out.mkdir(parents=True, exist_ok=True)
+    judged_by = [one for one in (options.reward_model, options.best_of_reward) if one and is_model(one)]
     evaluation = {
         "n_prompts": len(prompts),
+        "overlap": overlap([p.messages for p in prompts], [*models.values(), *judged_by]),
         "scorer": options.judge,
         "reward_model": options.reward_model,
         "temperature": common_temperature(answers.values()),
@@ -228,6 +231,7 @@ def run(options: EvaluateOptions) -> None:
                 "answers": {name: _answer(one, i) for name, one in answers.items()},
             }
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
+    say(f"evaluate: {evaluation['overlap']['words']}")  # type: ignore[index]
     for c in comparisons:
         say(f"evaluate: by {c['judge']}, {in_words(c)}")
     work.finish({"comparisons": comparisons}, [options.out / "evaluation.json", options.out / "answers.jsonl"])

@@ -26,6 +26,7 @@ from rich.table import Table
 from wukong import require
 from wukong.console import Bar, console, say
 from wukong.data.comparisons import COMPARISONS, load_comparisons
+from wukong.data.overlap import overlap
 from wukong.data.sources import DataOptions
 from wukong.errors import RunError, UsageError
 from wukong.feedback.annotators import load_judge
@@ -124,6 +125,10 @@ def run(options: CompareOptions) -> None:
             found[name]["agreement_with_people"] = with_people(of_judge, people)
     comparison = {
         "n_prompts": len(prompts),
+        "overlap": overlap(
+            [p.messages for p in prompts],
+            [*models.values(), *([options.reward_model] if options.reward_model else [])],
+        ),
         "models": {
             name: {
                 "path": path,
@@ -138,6 +143,7 @@ def run(options: CompareOptions) -> None:
     files = [options.out / "comparison.json", options.out / "answers.jsonl"]
     write_json(files[0], comparison)
     _write_answers(files[1], prompts, answers)
+    say(f"compare: {comparison['overlap']['words']}")  # type: ignore[index]
     for name, of_judge_found in found.items():
         console.print(_table(name, names, of_judge_found))
         for pair in of_judge_found["comparisons"]:

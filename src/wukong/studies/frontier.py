@@ -26,6 +26,7 @@ from rich.table import Table
 
 from wukong import require
 from wukong.console import console, say
+from wukong.data.overlap import overlap
 from wukong.data.split import halves
 from wukong.errors import UsageError
 from wukong.feedback.annotators import Judge, load_judge
@@ -170,8 +171,10 @@ def run(options: FrontierOptions) -> None:
     curves = [curve_of(name, of_name, start, picking, options) for name, of_name in found.items()]
     if options.best_of > 1:
         curves.append(best_of_curve(ruler, start, options))
+    judges = [name for name in (options.gold, options.proxy, options.pick_by) if name and is_model(name)]
     report = {
         "n_prompts": len(prompts),
+        "overlap": overlap([p.messages for p in prompts], [*(path for _, path in runs), options.reference, *judges]),
         "gold": options.gold,
         "proxy": options.proxy,
         "pick_by": options.pick_by or options.gold,
@@ -185,6 +188,7 @@ def run(options: FrontierOptions) -> None:
     with atomic_open(files[1]) as out:
         out.write(render_frontier(report))
     console.print(_table(curves))
+    say(f"frontier: {report['overlap']['words']}")  # type: ignore[index]
     for one in curves:
         if one["words"]:
             say(f"{one['name']}: {one['words']}")

@@ -164,6 +164,7 @@ def run(options: RewardReportOptions) -> None:
         "reward_model": options.reward_model,
         "data": options.data or "held out in training",
         "notes": notes,
+        "unseen": bool(train_records),
         "train_pairs": len(train_pairs),
         "accuracy": accuracy,
         "by": slices(pairs, margins, lengths, prompts),
@@ -222,6 +223,8 @@ def _records(
             note = f"what it was trained on cannot be read ({error}): no bag of words, no learning curve"
             say(f"reward-report: {note}")
             notes.append(note)
+    if trained is None:
+        notes.append("it is not recorded what the model was trained on: these prompts may be among its own")
     if options.data:
         read = load_comparisons(options.data, options)
         console.print(read.summary.table("comparisons"))

@@ -1,0 +1,283 @@
+"""Which prompts of an evaluation were used in training: from the records of everything that its models came from.
+
+Every stage records its inputs (wukong.provenance). From a model the way leads back to the data of PPO and its kin, of
+the reward model, of SFT and to the pretraining text. Their prompts are compared with those of the evaluation by
+normalised text: case, white space, Unicode forms, system messages and marks at the end make no difference. The text is
+searched for the words of each prompt. What cannot be checked is named, never counted as 0.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from wukong.data.comparisons import load_comparisons
+from wukong.data.instructions import load_instructions
+from wukong.data.prompts import PromptOptions, load_prompts
+from wukong.data.sources import DataOptions
+from wukong.data.split import halves, split_by_prompt
+from wukong.data.text import TextOptions, iter_text
+from wukong.errors import DataError, UsageError
+from wukong.model.gpt2 import PRESETS
+from wukong.options import POLICY_STAGES
+from wukong.places import parted
+from wukong.provenance import changed_since, read_record
+from wukong.records import Conversation, Message, Preference, Prompt
+
+Record = dict[str, Any]
+Key = tuple[tuple[str, str], ...]
+FEWEST_WORDS = 4
+"""A prompt of fewer words stands in many a text by chance, so the pretraining text is not searched for it."""
+MOST_WORDS = 20_000_000
+"""So many words of pretraining text are searched, in about ten seconds."""
+EXAMPLES = 3
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")  # a Chinese character is a word
+
+
+def normalised(text: str) -> str:
+    """Text without what people vary: case, white space, Unicode forms, the marks at its end."""
+    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return re.sub(r"[\s?!.。]+$", "", plain) or plain
+
+
+def _key(messages: Sequence[Message]) -> Key:
+    return tuple((m.role, normalised(m.content)) for m in messages if m.role != "system")
+
+
+def _asked(messages: Sequence[Message]) -> Iterator[Key]:
+    """The prompts of a conversation: it up to each of the user's turns."""
+    for i, message in enumerate(messages):
+        if message.role == "user":
+            yield _key(messages[: i + 1])
+
+
+@dataclass
+class _Found:
+    """What was found out so far."""
+
+    keys: dict[Key, list[int]]
+    words: dict[tuple[str, ...], list[tuple[int, list[str]]]]  # by the first FEWEST_WORDS words
+    seen: set[int] = field(default_factory=set)
+    in_text: set[int] = field(default_factory=set)
+    checked: list[dict[str, Any]] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    unchecked: dict[str, str] = field(default_factory=dict)
+    visited: set[str] = field(default_factory=set)
+
+
+def overlap(prompts: Sequence[Sequence[Message]], results: Iterable[str | Path]) -> dict[str, Any]:
+    """How many prompts of an evaluation were used in training.
+
+    Args:
+        prompts: those of the evaluation.
+        results: what is evaluated, and what judges: model directories or hub ids, or files of answers, whose models
+            their records name.
+
+    Returns:
+        `prompts` and `seen` (how many, and how many of them training used), `examples` of these, `checked` (stage,
+        source, prompts in it, how many of the evaluation's), `text` (sources, prompts searched, found), `unchecked`
+        (source, why) and the sentence that says all this, `words`.
+    """
+    keys: dict[Key, list[int]] = defaultdict(list)
+    words: dict[tuple[str, ...], list[tuple[int, list[str]]]] = defaultdict(list)
+    for i, messages in enumerate(prompts):
+        keys[_key(messages)].append(i)
+        own = _WORD.findall(normalised(messages[-1].content)) if messages else []
+        if len(own) >= FEWEST_WORDS:
+            words[tuple(own[:FEWEST_WORDS])].append((i, own))
+    found = _Found(dict(keys), dict(words))
+    for result in dict.fromkeys(map(str, results)):
+        _visit(result, found)
+    answer: dict[str, Any] = {
+        "prompts": len(prompts),
+        "seen": len(found.seen),
+        "examples": [prompts[i][-1].content for i in sorted(found.seen)[:EXAMPLES]],
+        "checked": found.checked,
+        "text": {
+            "sources": found.texts,
+            "searched": sum(map(len, words.values())),
+            "found": len(found.in_text),
+            "examples": [prompts[i][-1].content for i in sorted(found.in_text)[:EXAMPLES]],
+        },
+        "unchecked": [{"source": source, "why": why} for source, why in found.unchecked.items()],
+    }
+    return answer | {"words": in_words(answer)}
+
+
+# ----------------------------------------------------------------------------------------------------- the way back
+
+
+def _visit(result: str, found: _Found) -> None:
+    """Checks what a model, token shards or answers came from, once."""
+    if result in found.visited:
+        return
+    found.visited.add(result)
+    try:
+        record = _record_of(result)
+    except DataError as error:
+        found.unchecked[result] = f"its record is damaged ({error})"
+        return
+    if record is None:
+        found.unchecked[result] = "it is not recorded what it learnt from"
+        return
+    options, stage = record["options"], record["stage"]
+    if stage in ("sample", "evaluate", "compare"):
+        models = options.get("models") or []
+        if not models and options.get("endpoint_model"):
+            models = [options["endpoint_model"]]
+        for model in models:
+            _visit(parted(str(model))[1], found)
+    elif stage == "tokenize":
+        for source in options.get("data", []):
+            _usable(record, source, found, lambda source: _search(options, source, found))
+    elif stage in _READERS:
+        for source in options.get(_SOURCES.get(stage, "prompts"), []):
+            _usable(record, source, found, lambda source: _compare(record, source, found))
+    elif stage != "pretrain":
+        found.unchecked[result] = f"it is a result of '{stage}'"
+    for source in _ancestors(stage, options):
+        _visit(source, found)
+
+
+def _record_of(result: str) -> Record | None:
+    """The record of a model, of a policy that a run kept on the way, of shards, or of a file of answers."""
+    path = Path(result)
+    places = [path]
+    if path.parent.name == "policies":
+        places.append(path.parent.parent)
+    if path.is_file() or path.name in ("train", "valid"):
+        places.append(path.parent)
+    return next((record for place in places if (record := read_record(place) or _begun(place)) is not None), None)
+
+
+def _begun(place: Path) -> Record | None:
+    """The record of a run that has not finished: policies that it kept on the way are evaluated too."""
+    return read_record(place / "options.json") if (place / "options.json").is_file() else None
+
+
+def _ancestors(stage: str, options: Record) -> list[str]:
+    """The models and token shards that a stage began with or learnt from."""
+    if stage == "pretrain":
+        model = str(options.get("model"))
+        return [str(options.get("data")), *([] if model in PRESETS else [model])]
+    if stage not in _READERS:
+        return []
+    rewards = [parted(str(term))[1].strip() for term in options.get("rewards") or []]
+    named = [
+        options.get("model"),
+        options.get("reward_model"),
+        *(options.get("ensemble") or []),
+        options.get("ptx_data"),
+    ]
+    return [str(name) for name in [*named, *(name for name in rewards if Path(name).is_dir())] if name]
+
+
+def _usable(record: Record, source: str, found: _Found, check: Callable[[str], None]) -> None:
+    """Checks a source, or says why that is not possible."""
+    name = f"{record['stage']}:{source}"
+    if name in found.visited:
+        return
+    found.visited.add(name)
+    try:
+        if changed_since(source, record["inputs"].get(str(source))):
+            found.unchecked[source] = f"{record['stage']} learnt from it, and it is gone or has changed since"
+            return
+        check(source)
+    except (UsageError, DataError, ValidationError, OSError) as error:
+        reason = str(error).splitlines()[0].removeprefix(f"{source}: ")
+        found.unchecked[source] = f"{record['stage']} learnt from it, and it cannot be read: {reason}"
+
+
+# ------------------------------------------------------------------------------------------------------- comparing
+
+
+_SOURCES = {"sft": "data", "reward": "data", "dpo": "data", "kto": "data"}
+_READERS: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(POLICY_STAGES, load_prompts),
+    "sft": load_instructions,
+    "reward": load_comparisons,
+    "dpo": load_comparisons,
+    "kto": load_comparisons,
+}
+
+
+def _reading(kind: type[DataOptions], options: Record) -> Any:
+    return kind.model_validate({name: options[name] for name in kind.model_fields if name in options})
+
+
+def _trained_on(record: Record, source: str) -> Sequence[Conversation | Preference | Prompt]:
+    """What the stage learnt from in a source, without the prompts that it held out."""
+    stage, options = record["stage"], record["options"]
+    read = _READERS[stage](source, _reading(PromptOptions if stage not in _SOURCES else DataOptions, options))
+    held_out = options.get("valid_fraction" if stage in _SOURCES else "holdout") or 0.0
+    seed, records = int(options.get("seed") or 0), read.records
+    if held_out and not options.get("eval_data"):
+        records = split_by_prompt(records, held_out, seed)[0]
+    if options.get("half", "both") != "both":
+        records = halves(records, seed)[options["half"] == "second"]
+    return records
+
+
+def _compare(record: Record, source: str, found: _Found) -> None:
+    seen: set[int] = set()
+    used: set[Key] = set()
+    for one in _trained_on(record, source):
+        for key in _asked(one.messages if isinstance(one, Conversation | Prompt) else one.prompt):
+            used.add(key)
+            seen.update(found.keys.get(key, ()))
+    found.seen |= seen
+    found.checked.append({"stage": record["stage"], "source": source, "prompts": len(used), "seen": len(seen)})
+
+
+def _search(options: Record, source: str, found: _Found) -> None:
+    """Which prompts stand in the documents of a source, word for word."""
+    size = 0
+    for text in iter_text(source, _reading(TextOptions, options)):
+        own = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+        for at, begin in enumerate(zip(own, own[1:], own[2:], own[3:], strict=False)):
+            for i, words in found.words.get(begin, ()):
+                if own[at : at + len(words)] == words:
+                    found.in_text.add(i)
+        size += len(own)
+        if size > MOST_WORDS:
+            found.unchecked[source] = f"only its first {MOST_WORDS:,} words were searched"
+            break
+    found.texts.append(source)
+
+
+# -------------------------------------------------------------------------------------------------------- in words
+
+
+def in_words(found: Record) -> str:
+    """One sentence or a few: how many prompts training used, what was searched, what could not be checked."""
+    said = []
+    n, text, unchecked = found["prompts"], found["text"], found["unchecked"]
+    sources = _listed([f"{one['stage']} ({one['prompts']:,})" for one in found["checked"]])
+    if found["seen"]:
+        of = _listed([f"{one['stage']} ({one['seen']:,})" for one in found["checked"] if one["seen"]])
+        example = " ".join(found["examples"][0].split())
+        example = f"{example[:80]} …" if len(example) > 80 else example
+        said.append(f'warning: {found["seen"]:,} of {n:,} prompts were used in training, by {of}, such as "{example}"')
+    elif found["checked"]:
+        said.append(f"0 of {n:,} prompts were used in training: compared with the prompts of {sources}")
+    else:
+        said.append(f"whether training used any of the {n:,} prompts could not be checked")
+    if text["sources"] and text["searched"]:
+        many = f"{text['found']:,} of the {text['searched']:,} prompts of {FEWEST_WORDS} words or more"
+        said.append(f"{many} stand word for word in the pretraining text")
+    if unchecked:
+        names = [f"{one['source']} ({one['why']})" for one in unchecked]
+        said.append("not checked: " + "; ".join(names))
+    return "; ".join(said)
+
+
+def _listed(parts: Sequence[str]) -> str:
+    distinct = list(dict.fromkeys(parts))
+    return " and ".join([", ".join(distinct[:-1]), distinct[-1]] if len(distinct) > 1 else distinct)

@@ -1,0 +1,101 @@
+"""docs/ppo-details.md names functions, tests and options: each of them exists where the page says."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from wukong.cli import TOOLS
+from wukong.recipe import STAGES
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "ppo-details.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| (\d+) \| (.*?) \| (.*) \| (.*?) \| (.*?) \|$", PAGE.replace(r"\|", "¦"), re.MULTILINE)
+
+
+@cache
+def defined(path: Path) -> set[str]:
+    """What a module defines: functions, classes and their members ("PPO.credit" and "credit"), constants."""
+    names: set[str] = set()
+
+    def walk(body: list[ast.stmt], above: str) -> None:
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+                names.update({node.name, f"{above}{node.name}"})
+                if isinstance(node, ast.ClassDef):
+                    walk(node.body, f"{node.name}.")
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names.update(one.id for one in targets if isinstance(one, ast.Name))
+
+    walk(ast.parse(path.read_text(encoding="utf-8")).body, "")
+    return names
+
+
+def problems(rows: list[tuple[str, ...]]) -> list[str]:
+    """What the tables name and the code has not."""
+    found = []
+    for number, _, _, where, tests in rows:
+        if " in `" not in where:
+            found.append(f"{number}: {where!r} names no file")
+        for names, file in re.findall(r"((?:`[\w.]+`(?:, | and )?)+) in `([\w/]+\.py)`", where):
+            path = ROOT / "src" / "wukong" / file
+            known = defined(path) if path.is_file() else set()
+            found += [f"{number}: {file} has no {one}" for one in re.findall(r"`([\w.]+)`", names) if one not in known]
+        mentioned = set(re.findall(r"`([\w.]+)`", where)) - {
+            one for names, _ in re.findall(r"((?:`[\w.]+`(?:, | and )?)+) in `([\w/]+\.py)`", where)
+            for one in re.findall(r"`([\w.]+)`", names)
+        }  # fmt: skip
+        found += [f"{number}: {one} is named without its file" for one in mentioned if not one.endswith(".py")]
+        file = ""
+        for named in re.findall(r"`([\w/.:]+)`", tests):
+            given, _, test = named.partition("::")
+            file = given or file
+            path = ROOT / "tests" / file
+            if not path.is_file() or (test and test not in defined(path)):
+                found.append(f"{number}: no test {file}::{test}")
+        if "`" not in tests and "–" not in tests:
+            found.append(f"{number}: neither a test nor a dash")
+    return found
+
+
+def test_every_name_and_test_in_the_tables_exists():
+    assert [int(number) for number, *_ in ROWS] == list(range(1, len(ROWS) + 1))
+    assert len(ROWS) >= 29
+    assert problems(ROWS) == []
+
+
+def test_a_name_that_is_gone_would_be_seen():
+    row = ("8", "x", "y", "`judge` in `stages/episodes.py`", "`stages/test_ppo.py::test_no_such`, `::test_nor_this`")
+    assert problems([row]) == [
+        "8: no test stages/test_ppo.py::test_no_such",
+        "8: no test stages/test_ppo.py::test_nor_this",
+    ]
+    row = ("9", "x", "y", "`vanished`, `judge` in `stages/episodes.py`; `odd`", "–")
+    assert problems([row]) == ["9: stages/episodes.py has no vanished", "9: odd is named without its file"]
+
+
+def test_tests_named_below_the_tables_exist():
+    for file, test in re.findall(r"`([\w/]+\.py)::(\w+)`", PAGE):
+        assert test in defined(ROOT / "tests" / file), f"{file}::{test}"
+
+
+@pytest.mark.parametrize("option", sorted(set(re.findall(r"`(--[a-z-]+)", PAGE))))
+def test_every_option_on_the_page_exists(option):
+    classes = [stage.load()[0] for stage in (*STAGES.values(), *TOOLS.values())]
+    known = {f"--{name.replace('_', '-')}" for one in classes for name in one.model_fields}
+    assert option in known
+
+
+def test_defaults_on_the_page_are_those_of_ppo():
+    """`--option` (value), on the rows about PPO."""
+    ppo = STAGES["ppo"].load()[0].model_fields
+    found = {}
+    for option, value in re.findall(r"`--([a-z-]+)` (?:\()?(-?[\d.,]*\d)\b", PAGE):
+        name = option.replace("-", "_")
+        if name in ppo and isinstance(ppo[name].default, int | float):
+            found[name] = (float(value.replace(",", "")), float(ppo[name].default))
+    assert len(found) >= 5
+    assert {name: given for name, (given, default) in found.items() if given != default} == {}
