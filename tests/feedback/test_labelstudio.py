@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from wukong import cli
-from wukong.data import read_comparisons
+from wukong.data import DataOptions, load_comparisons, load_instructions, load_prompts, read_comparisons
 from wukong.errors import DataError, UsageError
 from wukong.feedback.labelstudio.api import LabelStudio
 from wukong.feedback.labelstudio.command import KEY_VARIABLE, LabelStudioOptions, run
@@ -164,7 +164,7 @@ def test_cancelled_empty_and_repeated_annotations_are_counted(written, tmp_path,
     [
         ([{"instruction": "x", "output": "y"}], "export.json:1: is no Label Studio task"),
         ([{"data": {"x": "y"}, "annotations": [{"result": [{"type": "choices", "value": {}}]}]}],
-         "annotation of type choices, which compares nothing"),
+         "no judgment in it (left out: 1 annotation of type choices, which compares nothing)"),
         ([{"data": {"x": "y"}, "annotations": []}], "no judgment in it (left out: 1 task without an annotation)"),
     ],
 )  # fmt: skip
@@ -209,3 +209,192 @@ def test_addresses_and_tokens_that_cannot_be(written, monkeypatch):
         go("push", **options, api_key="x", url="localhost:8080")
     with pytest.raises(UsageError, match=r"127.0.0.1:9: no answer \(.*\); is Label Studio running there\?"):
         LabelStudio("http://127.0.0.1:9", "x").project("abc")
+
+
+# ------------------------------------------------------------------------------------------------------- one bad item
+
+ANSWERS = {"prompt": "Hi", "answer1": "one", "answer2": "two"}
+ITEMS = {"prompt": "Hi", "items": [{"id": name, "body": f"body {name}"} for name in "abc"]}
+
+
+def chosen(selected, name="comparison", **more):
+    value = {"from_name": name, "to_name": "answer1,answer2", "type": "pairwise", "value": {"selected": selected}}
+    return {"result": [value], "completed_by": 1, **more}
+
+
+def ordered(ranker, name="rank", **more):
+    return {"result": [{"from_name": name, "to_name": "items", "type": "ranker", "value": {"ranker": ranker}}], **more}
+
+
+COUNTED = {
+    "cancelled annotation": [chosen("left", was_cancelled=True), chosen("left", skipped=True)],
+    "annotation without a result": [{"result": []}, {"result": None}, {}],
+    "annotation without a choice": [chosen(None), chosen(""), {"result": [{"type": "pairwise", "value": None}]},
+                                    {"result": [{"type": "pairwise"}]}],
+    "annotation of type choices, rating, which compares nothing": [
+        {"result": [{"type": "rating", "value": {"rating": 4}}, {"type": "choices", "value": {"choices": ["x"]}}]},
+    ],
+    "annotation of type ['a'], which compares nothing": [{"result": [{"type": ["a"]}]}],
+}  # fmt: skip
+BAD = [
+    (ANSWERS, "left", "field 'annotations[1]': is text, an object was expected"),
+    (ANSWERS, None, "field 'annotations[1]': is null, an object was expected"),
+    (ANSWERS, {"result": "left"}, "field 'annotations[1].result': is text, a list was expected"),
+    (ANSWERS, {"result": ["left"]}, "field 'annotations[1].result[0]': is text, an object was expected"),
+    (ANSWERS, chosen("up"), "field 'annotations[1].result[0].value.selected': is 'up', left or right was expected"),
+    (ANSWERS, chosen({"x": 1}), "left or right was expected"),
+    (ANSWERS, {"result": chosen("left")["result"] + chosen("right")["result"]}, "holds two different answers to"),
+    (ITEMS, ordered({"rank": ["a", "z"]}), "names the item 'z', which is not in data.items"),
+    (ITEMS, ordered({"rank": ["a", "b", "a"]}), "names the item 'a' twice"),
+    (ITEMS, ordered({"good": ["a"], "bad": ["a", "b"]}), "names the item 'a' twice"),
+    (ITEMS, ordered({"rank": [{"id": "a"}, "b"]}), "which is not in data.items"),
+    (ITEMS, ordered({"mine": ["a"], "yours": ["b"]}), "the buckets mine, yours have no known order"),
+    (ITEMS, ordered("a"), "holds neither an ordered list of ids nor buckets of ids"),
+]
+
+
+@pytest.mark.parametrize("reason", COUNTED)
+def test_an_annotation_without_the_expected_result_is_counted_and_skipped(reason, tmp_path, capsys):
+    task = {"id": 1, "data": ANSWERS, "annotations": [*COUNTED[reason], chosen("right")]}
+    (tmp_path / "export.json").write_text(json.dumps([task]))
+    read = load_comparisons(tmp_path / "export.json")
+    assert (read.summary.kept, read.summary.all_dropped()) == (1, {reason: len(COUNTED[reason])})
+    go("import", data=[str(tmp_path / "export.json")], out=tmp_path / "c.jsonl")
+    assert [r.chosen for r in read_records(tmp_path / "c.jsonl", Comparison)] == ["two"]
+    assert f"left out: {len(COUNTED[reason])} {reason}" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("data", "annotation", "message"), BAD)
+def test_a_bad_annotation_is_named_and_with_skip_bad_loses_no_other(data, annotation, message, tmp_path, capsys):
+    good = [chosen("right"), chosen("left")] if data is ANSWERS else [ordered(["b", "a"]), ordered(["c", "b"])]
+    task = {"data": data, "annotations": [good[0], annotation, good[1]]}
+    (tmp_path / "export.json").write_text(json.dumps([task]))
+    source = str(tmp_path / "export.json")
+    for read in (
+        lambda skip: len(load_comparisons(source, DataOptions(skip_bad=skip)).records),
+        lambda skip: go("import", data=[source], out=tmp_path / "c.jsonl", skip_bad=skip),
+    ):
+        with pytest.raises(DataError) as caught:
+            read(0)
+        assert message in str(caught.value)
+        assert str(caught.value).startswith(f"{source}:1: ")
+        assert read(1) in (2, None)
+    assert len((tmp_path / "c.jsonl").read_text().splitlines()) == 2
+    assert "1 bad item" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"data": None, "annotations": [chosen("left")]}, "field 'data': is missing: the texts that were compared"),
+        ({"data": ANSWERS | {"answer2": None}, "annotations": [chosen("left")]}, "field 'data.answer2': is null"),
+        ({"data": ANSWERS | {"answer1": ["x"]}, "annotations": [chosen("left")]}, "field 'data.answer1': is a list"),
+        ({"data": {"prompt": "Hi"}, "annotations": [chosen("left")]}, "cannot tell the two answers among prompt"),
+        ({"data": ANSWERS, "annotations": {"a": 1}}, "field 'annotations': is not a list"),
+        ({"data": {"items": [{"id": 1}, {"id": 2}]}, "annotations": [ordered([1, 2])]}, "an item has no body"),
+        ({"data": {"items": [{"id": 1, "body": "x"}, {"id": "1", "body": "y"}]}, "annotations": [ordered([1])]},
+         "two items have the same id"),
+        ({"text": "of another kind"}, "is no Label Studio task"),
+    ],
+)  # fmt: skip
+def test_a_bad_task_is_named_and_with_skip_bad_loses_no_other(task, message, tmp_path):
+    (tmp_path / "export.json").write_text(json.dumps([task, {"data": ANSWERS, "annotations": [chosen("right")]}]))
+    options = {"data": [str(tmp_path / "export.json")], "out": tmp_path / "c.jsonl"}
+    with pytest.raises(DataError) as caught:
+        go("import", **options)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(f"{tmp_path / 'export.json'}:1: ")
+    assert "--skip-bad" in str(caught.value)
+    go("import", **options, skip_bad=1)
+    assert [r.chosen for r in read_records(tmp_path / "c.jsonl", Comparison)] == ["two"]
+
+
+@pytest.mark.parametrize("seconds", ["long", float("inf"), -1, True, None, [1]])
+def test_an_impossible_time_is_left_out(seconds, tmp_path):
+    task = {"data": ANSWERS, "annotations": [chosen("right", lead_time=seconds)]}
+    (tmp_path / "export.json").write_text(json.dumps([task]))
+    (record,) = load_comparisons(tmp_path / "export.json").records
+    assert record.seconds is None
+
+
+def test_bad_records_to_be_sent_are_skipped_where_allowed(written, tmp_path):
+    responses = [Response(id=f"{n}", prompt_id="p", messages=TALK, text=f"{n}", model="m") for n in range(2)]
+    for records in (responses, PAIRS):
+        path = Path(written(records))
+        path.write_text(path.read_text() + '{"broken": \n{"prompt_id": "p", "text": 1}\n')
+        with pytest.raises(DataError):
+            go("export", data=[str(path)], out=tmp_path / "tasks.json")
+        go("export", data=[str(path)], out=tmp_path / "tasks.json", skip_bad=2)
+        assert len(json.loads((tmp_path / "tasks.json").read_text())) == (1 if records is responses else 12)
+
+
+# ----------------------------------------------------------------------------------------------------------- questions
+
+
+@pytest.fixture
+def two_aspects(tmp_path):
+    """An export in which one person answered two Pairwise questions of each task, once differently."""
+    tasks = []
+    for number, harmless in enumerate(("right", "left"), start=1):
+        both = {**chosen("left", "helpful"), "id": number}
+        both["result"] += chosen(harmless, "harmless")["result"]
+        data = {**ANSWERS, "prompt": f"How long to boil potatoes {number}?"}
+        tasks.append({"id": number, "data": data, "annotations": [both], "predictions": []})
+    (tmp_path / "export.json").write_text(json.dumps(tasks))
+    return str(tmp_path / "export.json")
+
+
+@pytest.mark.parametrize(("question", "expected"), [("helpful", ["one", "one"]), ("harmless", ["two", "one"])])
+def test_two_questions_are_kept_apart(two_aspects, question, expected, tmp_path, capsys):
+    read = load_comparisons(two_aspects, DataOptions(question=question))
+    assert [r.chosen for r in read.records] == expected
+    other = {"helpful": "harmless", "harmless": "helpful"}[question]
+    assert read.summary.sources[0].notes == {f"answer to {other}, another question than {question}": 2}
+    go("import", data=[two_aspects], out=tmp_path / "c.jsonl", question=question)
+    assert [r.chosen for r in read_records(tmp_path / "c.jsonl", Comparison)] == expected
+    assert f"import: 2 judgments to {question} in" in " ".join(capsys.readouterr().err.split())
+
+
+def test_two_questions_of_which_none_was_chosen_are_refused_whatever_may_be_skipped(two_aspects, tmp_path):
+    message = r"export.json:1: answers several questions: harmless, helpful \(choose one with --question\)"
+    with pytest.raises(DataError, match=message):
+        load_comparisons(two_aspects, DataOptions(skip_bad=9))
+    with pytest.raises(DataError, match=message):
+        load_instructions(two_aspects, DataOptions(skip_bad=9))
+    with pytest.raises(DataError, match=message):
+        go("import", data=[two_aspects], out=tmp_path / "c.jsonl", skip_bad=9)
+    assert not (tmp_path / "c.jsonl").exists()
+    assert len(load_prompts(two_aspects).records) == 2, "a prompt is one whatever was asked about its answers"
+
+
+def test_questions_of_different_tasks_and_of_predictions_are_different_too(tmp_path):
+    def refused(*tasks, **options):
+        (tmp_path / "export.json").write_text(json.dumps(tasks))
+        with pytest.raises(DataError, match="answers several questions: a, b"):
+            go("import", data=[str(tmp_path / "export.json")], out=tmp_path / "c.jsonl", **options)
+
+    refused({"data": ANSWERS, "annotations": [chosen("left", "a")]},
+            {"data": ANSWERS, "annotations": [chosen("right", "b")]})  # fmt: skip
+    refused({"data": ITEMS, "annotations": [ordered(["a", "b"], "a"), ordered(["b", "a"], "b")]})
+    refused({"data": ANSWERS, "annotations": [chosen("left", "a")], "predictions": [chosen("right", "b")]},
+            predictions=True)  # fmt: skip
+    both = ordered(["a", "b"], "b")
+    both["result"] += chosen("left", "a")["result"]
+    refused({"data": ANSWERS | ITEMS, "annotations": [both]})
+
+
+def test_a_question_that_is_not_there_is_said_with_those_that_are(two_aspects, tmp_path):
+    with pytest.raises(DataError, match=r"without an answer to polite \(to harmless, helpful\)"):
+        go("import", data=[two_aspects], out=tmp_path / "c.jsonl", question="polite")
+    config = tmp_path / "config.xml"
+    one = '<Pairwise name="{}" toName="answer1,answer2"/>'
+    texts = '<Text name="answer1" value="$answer1"/><Text name="answer2" value="$answer2"/>'
+    config.write_text(f"<View>{one.format('helpful')}{one.format('harmless')}{texts}</View>")
+    options = {"data": [two_aspects], "out": tmp_path / "c.jsonl", "config": config}
+    with pytest.raises(UsageError, match=r"--question polite: .*config.xml asks helpful, harmless"):
+        go("import", **options, question="polite")
+    with pytest.raises(UsageError, match=r"config.xml: asks several questions: helpful, harmless \(choose one"):
+        go("import", **options)
+    config.write_text(f"<View>{one.format('harmless')}{texts}</View>")
+    go("import", **options)
+    assert [r.chosen for r in read_records(tmp_path / "c.jsonl", Comparison)] == ["two", "one"]

@@ -1,6 +1,7 @@
 """Foreign servers and their replies: failures are one line, passing ones tried again, nothing is paid twice."""
 
 import gzip
+import importlib
 import json
 import os
 import signal
@@ -370,3 +371,18 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("x")
     with openai_server(lambda body: "7") as (url, _), pytest.raises(RunError, match="cannot write"):
         load_judge(f"openai:m@{url}", tmp_path / "file" / "kept.jsonl")([as_messages("x")], ["x"])
+
+
+# ------------------------------------------------------------------------------------------------------------ fuzzing
+
+
+def test_mutated_replies_and_exports_are_read_or_refused_in_one_line(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "fuzz")
+    fuzz = importlib.import_module("replies")
+    outcomes = fuzz.run(1000, 0)
+    assert outcomes.total() == 1000
+    assert {name.split(": ")[0] for name in outcomes} == {
+        f"{what}, {kind}" for what in ("reply", "export") for kind in fuzz.KINDS
+    }
+    assert len(fuzz.KINDS) >= 12
+    assert sum(times for name, times in outcomes.items() if name.endswith("read")) > 100

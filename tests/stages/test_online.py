@@ -3,11 +3,13 @@ rewards, and whole small runs of the loop they share."""
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from openai_server import Raw, openai_server
 from reference import losses as reference
 from tiny_data import stop_after
 
@@ -414,3 +416,29 @@ def test_ppo_without_a_reward_model_starts_its_value_model_from_the_sft_model(wh
     ppo.run(PPOOptions(**given))
     assert "value_loss" in read_metrics(options.out)[0]
     assert isinstance(seen[0], ScalarModel)
+
+
+def test_a_grader_that_fails_is_not_paid_again_when_the_run_goes_on(whole, monkeypatch) -> None:
+    failing = threading.Event()
+
+    def grade(body: dict) -> str | Raw:
+        with lock:
+            answered.append(json.dumps(body))
+            if len(answered) == 20:  # in the second of three iterations
+                failing.set()
+        return Raw({"choices": None}) if failing.is_set() else str(1 + len(answered[-1]) % 10)
+
+    answered, lock = [], threading.Lock()
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with openai_server(grade) as (url, _):
+        options, run = whole("reinforce", "out", reward_model=None, rewards=[f"openai:m@{url}"])
+        with pytest.raises(RunError, match=r"holds no choices.*the same command"):
+            run(options)
+        kept = [json.loads(line)["key"] for line in (options.out / ".replies.jsonl").open()]
+        assert len(set(kept)) == len(kept) >= 16
+        before = len(answered)
+        failing.clear()
+        run(options)
+    assert [line["step"] for line in read_metrics(options.out)] == [1, 2, 3]
+    assert len(kept) + len(answered) - before == len(set(answered)) <= 48
+    assert not (options.out / ".replies.jsonl").exists()

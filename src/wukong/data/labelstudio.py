@@ -5,6 +5,7 @@ What an annotation means is said here once, for exports that a stage reads and f
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -34,7 +35,7 @@ def is_task(r: Fields) -> bool:
     """A Label Studio task, annotated or not; the annotations alone are known too, to be refused with a reason."""
     annotations = r.get(_key(r))
     if isinstance(r.get("data"), dict):
-        return annotations is None or isinstance(annotations, list)
+        return True
     return isinstance(annotations, list) and bool(annotations) and all(_is_annotation(one) for one in annotations)
 
 
@@ -46,15 +47,7 @@ def _key(r: Fields) -> str:
     return "annotations" if "annotations" in r else "completions"  # the old name, until version 1.0
 
 
-def labelstudio(row: Row) -> Iterator[Preference | Dropped]:
-    """The judgments of a task. Raises DataError at the first annotation that cannot be read."""
-    for found in annotations_of(row):
-        if isinstance(found, DataError):
-            raise found
-        yield found
-
-
-def annotations_of(row: Row) -> Iterator[Preference | Dropped | DataError]:
+def labelstudio(row: Row) -> Found[Preference]:
     """The judgments of a task; an annotation that cannot be read gives its error and leaves the others."""
     name = _key(row.fields)
     annotations = row.fields.get(name) or []
@@ -86,18 +79,33 @@ def _annotation(row: Row, annotation: dict[str, Any], name: str) -> Iterator[Pre
     if not isinstance(row.fields.get("data"), dict):
         raise row.error("is missing: the texts that were compared", "data", "export the tasks with their data, as JSON")
     if row.question:
-        known = [(i, result) for i, result in known if result.get("from_name") == row.question]
+        others = sorted({_question(result) for _, result in known} - {row.question})
+        known = [(i, result) for i, result in known if _question(result) == row.question]
         if not known:
-            yield Dropped(f"annotation without an answer to {row.question}")
+            yield Dropped(f"annotation without an answer to {row.question} (to {', '.join(others)})")
             return
-    row.asked.update((str(one["type"]), str(one["from_name"])) for _, one in known if one.get("from_name"))
+        row.notes += [f"answer to {other}, another question than {row.question}" for other in others]
+    row.asked.update((str(one["type"]), _question(one)) for _, one in known if one.get("from_name"))
+    seconds = annotation.get("lead_time")
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 <= seconds < math.inf:
+        seconds = None  # nobody can have taken that long
     more = {
         "annotator": _person(annotation.get("completed_by")),
-        "seconds": Row(row.file, row.line, annotation).number("lead_time", 0),
+        "seconds": seconds,
         "source": row.source + (", ground truth" if annotation.get("ground_truth") else ""),
     }
+    given: dict[str, Any] = {}
     for i, result in known:
-        yield from readers[result["type"]](row, result, f"{name}.result[{i}].value", more)
+        value = result.get("value")
+        if given.setdefault(_question(result), value) is value:
+            yield from readers[result["type"]](row, result, f"{name}.result[{i}].value", more)
+        elif given[_question(result)] != value:
+            raise row.error(f"holds two different answers to the question {_question(result)}", f"{name}.result")
+
+
+def _question(result: dict[str, Any]) -> str:
+    """The name of the control that a result belongs to."""
+    return str(result.get("from_name") or result.get("type"))
 
 
 def _person(value: Any) -> str:
@@ -116,7 +124,7 @@ def task_prompt(row: Row) -> Messages:
     return []
 
 
-def _pairwise(row: Row, result: dict[str, Any], name: str, more: dict[str, Any]) -> Iterator[Comparison]:
+def _pairwise(row: Row, result: dict[str, Any], name: str, more: dict[str, Any]) -> Iterator[Comparison | Dropped]:
     data = row.fields["data"]
     named = [part.strip() for part in str(result.get("to_name", "")).split(",")]
     if not (len(named) == 2 and all(part in data for part in named)):
@@ -127,8 +135,11 @@ def _pairwise(row: Row, result: dict[str, Any], name: str, more: dict[str, Any])
                 f"cannot tell the two answers among {', '.join(data)}", "data", "name them answer1 and answer2"
             )
         named = list(couples[0])
-    selected = str(row.object(result.get("value"), name).get("selected"))
-    if selected not in SELECTED:
+    selected = row.object(result.get("value") or {}, name).get("selected")
+    if not selected:
+        yield Dropped("annotation without a choice")
+        return
+    if not isinstance(selected, str) or selected not in SELECTED:
         raise row.error(f"is {shown(selected)}, left or right was expected", f"{name}.selected")
     first, second = (row.string(data[key], f"data.{key}") for key in named)
     yield judged(row, task_prompt(row), first, second, SELECTED[selected], **more)
@@ -149,9 +160,13 @@ def _ranker(row: Row, result: dict[str, Any], name: str, more: dict[str, Any]) -
             raise row.error(f"cannot tell the ranked items among {', '.join(data)}", "data", "a list of {id, body}")
         key = next(iter(lists))
     items = {str(item["id"]): item for item in lists[key]}
-    levels = _levels(
-        row, row.object(result.get("value"), name).get("ranker"), f"{name}.ranker", str(result.get("from_name"))
-    )
+    if len(items) < len(lists[key]):
+        raise row.error("two items have the same id", f"data.{key}")
+    ranking = row.object(result.get("value") or {}, name).get("ranker")
+    if not ranking:
+        yield Dropped("annotation without a choice")
+        return
+    levels = _levels(row, ranking, f"{name}.ranker", str(result.get("from_name")))
     ranked = [one for level in levels for one in level]
     for one in ranked:
         if one not in items:
@@ -204,10 +219,6 @@ def _item_text(row: Row, item: dict[str, Any], name: str) -> str:
     raise row.error("an item has no body", name)
 
 
-def _convert(row: Row) -> Found[Preference]:
-    return annotations_of(row)
-
-
 LABELSTUDIO: Format[Preference] = Format(
     "labelstudio",
     example={
@@ -216,7 +227,7 @@ LABELSTUDIO: Format[Preference] = Format(
     },
     needs={},
     when=(is_task, "data, an object, and annotations, a list of objects with a result"),
-    convert=_convert,
+    convert=labelstudio,
     uses=frozenset({"data", "annotations", "completions"}),
     harmless=names(
         "predictions meta inner_id project updated_by file_upload total_annotations cancelled_annotations "

@@ -26,7 +26,7 @@ ATTEMPTS = 6
 FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0
 """Seconds before the second attempt, doubled for each further one; and the longest wait, also of Retry-After."""
 SECONDS = 300.0
-"""How long one attempt may take, the whole answer included."""
+"""How long one attempt may take, the whole answer included, unless its caller says otherwise."""
 LARGEST = 64 * 2**20
 """Bytes that an answer may have, unpacked."""
 REDIRECTS = 3
@@ -38,12 +38,17 @@ _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 class ServerError(RunError):
-    """A server that failed, or answered something else than was asked for. `status`: of HTTP, where there was one;
-    `lasting`: whether asking again would not help (a wrong address rather than a busy server)."""
+    """A server that failed, or answered something else than was asked for.
 
-    def __init__(self, message: str, status: int | None = None, *, lasting: bool = True) -> None:
+    Args:
+        status: of HTTP, where there was one.
+        raw: what it answered, where it answered.
+        lasting: whether asking again would not help (a wrong address rather than a busy server).
+    """
+
+    def __init__(self, message: str, status: int | None = None, raw: bytes = b"", *, lasting: bool = True) -> None:
         super().__init__(message)
-        self.status, self.lasting = status, lasting
+        self.status, self.raw, self.lasting = status, raw, lasting
 
 
 class _PassingError(Exception):
@@ -83,12 +88,19 @@ class Remote:
         url: its address, as `checked_url` returns it; requests name a path below it.
         secrets: what no error may quote, such as the key.
         transport: what carries the requests; None is the network.
+        seconds: how long one attempt may take, the whole answer included; `SECONDS` unless named.
     """
 
-    def __init__(self, url: str, secrets: Sequence[str] = (), transport: httpx.BaseTransport | None = None) -> None:
-        self.url, self._secrets = url, [secret for secret in secrets if secret]
+    def __init__(
+        self,
+        url: str,
+        secrets: Sequence[str] = (),
+        transport: httpx.BaseTransport | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        self.url, self.secrets, self.seconds = url, [secret for secret in secrets if secret], seconds or SECONDS
         local = httpx.URL(url).host in ("127.0.0.1", "::1", "localhost")
-        timeout = httpx.Timeout(SECONDS, connect=min(SECONDS, 20.0))
+        timeout = httpx.Timeout(self.seconds, connect=min(self.seconds, 20.0))
         try:  # no proxy reaches this machine for us; elsewhere the environment's proxies hold
             self._client = httpx.Client(timeout=timeout, trust_env=not local, transport=transport)
         except (ValueError, ImportError, OSError) as error:
@@ -141,7 +153,7 @@ class Remote:
             response, raw = self._send(method, url, content, headers)
         except httpx.TimeoutException as error:
             sent = not isinstance(error, httpx.ConnectTimeout)
-            raise _PassingError(f"no answer within {SECONDS:g} s", sent=sent) from None
+            raise _PassingError(f"no answer within {self.seconds:g} s", sent=sent) from None
         except httpx.ConnectError as error:
             raise _PassingError(
                 f"no answer ({self.quoted(str(error))}); is the server running there?", sent=False
@@ -157,7 +169,7 @@ class Remote:
         if status in _WORTH_ANOTHER_ATTEMPT or status >= 500:
             raise _PassingError(f"status {status}: {self.quoted(raw)}", status, _retry_after(response))
         if status >= 300:
-            raise ServerError(f"{_plain(url)}: status {status}: {self.quoted(raw)}{_remedy(status)}", status)
+            raise ServerError(f"{_plain(url)}: status {status}: {self.quoted(raw)}{_remedy(status)}", status, raw)
         kind = response.headers.get("content-type", "").partition(";")[0].strip() or "no content type"
         return self._parsed(raw, f"{_plain(url)}: the answer is no JSON ({self.quoted(kind)}): {self.quoted(raw)}", url)
 
@@ -165,7 +177,7 @@ class Remote:
         self, method: str, url: httpx.URL, content: bytes | None, headers: Mapping[str, str]
     ) -> tuple[httpx.Response, bytes]:
         """The answer and its bytes, after redirects within the same server."""
-        end, asked = time.monotonic() + SECONDS, url
+        end, asked = time.monotonic() + self.seconds, url
         for _ in range(REDIRECTS + 1):
             with self._client.stream(method, url, content=content, headers=dict(headers)) as response:
                 if response.has_redirect_location:
@@ -199,7 +211,7 @@ class Remote:
             value = json.loads(raw)
             value = _whole(value) if b"\\u" in raw else value
         except (ValueError, RecursionError):
-            raise ServerError(complaint) from None
+            raise ServerError(complaint, raw=raw) from None
         if isinstance(value, dict) and (error := value.get("error")):
             status = _status_of(error)
             problem = f"answered with an error: {self.quoted(raw)}"
@@ -212,14 +224,14 @@ class Remote:
         """The error for JSON that is not what was asked for."""
         return ServerError(f"{self.url}{path}: {problem}: {self.quoted(json.dumps(answer, ensure_ascii=False))}")
 
-    def quoted(self, text: str | bytes | bytearray) -> str:
+    def quoted(self, text: str | bytes | bytearray, most: int = QUOTED) -> str:
         """The beginning of a text in one line, without control characters and secrets."""
         said = text if isinstance(text, str) else bytes(text[:20_000]).decode("utf-8", errors="replace")
         said = said[:20_000]
-        for secret in self._secrets:
+        for secret in self.secrets:
             said = said.replace(secret, "***")
         said = " ".join("".join(c if c.isprintable() else " " for c in said).split())
-        return said[:QUOTED] + ("…" if len(said) > QUOTED else "") or "(empty)"
+        return said[:most] + ("…" if len(said) > most else "") or "(empty)"
 
 
 def _back_off(attempt: int) -> float:

@@ -1,18 +1,54 @@
-"""The few calls of Label Studio's HTTP API that are needed, by Python's own client."""
+"""The few calls of Label Studio's HTTP API that are needed; what it answers is checked before it is used."""
 
 from __future__ import annotations
 
+import datetime
 import json
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on only
 
 from wukong.errors import RunError, UsageError
+from wukong.feedback.remote import Remote, ServerError, checked_key, checked_url
 
 PAGE = 100  # tasks a request, up and down
 SECONDS = 60.0
+
+T = TypeVar("T")
+
+
+def _moment(text: str) -> str:
+    """A moment as `pull` compares and parses them. Raises ValueError for none."""
+    datetime.datetime.fromisoformat(text)
+    return text
+
+
+class Project(TypedDict):
+    """What is used of a project; what else there is of it is left out."""
+
+    id: int
+    title: str
+    label_config: str
+
+
+@with_config(ConfigDict(extra="allow"))
+class _Task(TypedDict):
+    id: int
+    data: dict[str, Any]
+    updated_at: Annotated[str, AfterValidator(_moment)]
+
+
+class _Page(TypedDict, total=False):
+    results: list[Any]
+    tasks: list[Any]
+    total: int
+    count: int
+
+
+class _Access(TypedDict):
+    access: str
 
 
 class LabelStudio:
@@ -23,84 +59,100 @@ class LabelStudio:
         key: the access token of an account there: a legacy token, or a personal access token (a JWT, which is
             exchanged for a short-lived one).
 
-    Every method raises UsageError where the address or token is wrong, RunError where the server fails.
+    Every method raises UsageError where the address or token is wrong, RunError where the server fails. No error names
+    a token.
     """
 
     def __init__(self, url: str, key: str) -> None:
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise UsageError(f"--url {url}: an address such as http://127.0.0.1:8080 is expected")
-        self.url, self._key = url.rstrip("/"), key
-        local = parts.hostname in ("127.0.0.1", "::1", "localhost")
-        proxies = [urllib.request.ProxyHandler({})] if local else []  # no proxy reaches this machine for us
-        self._opener = urllib.request.build_opener(*proxies)
-        self._login = f"Token {key}"
+        self.url, self._key = checked_url(url, "--url"), checked_key(key, "the token of Label Studio")
+        self._remote = Remote(self.url, [self._key], seconds=SECONDS)
+        self._login = f"Token {self._key}"
         if key.count(".") == 2:
             self._refresh()
 
     def _refresh(self) -> None:
-        self._login = ""
-        self._login = f"Bearer {self.call('POST', '/api/token/refresh', {'refresh': self._key})['access']}"
+        self._login, path = "", "/api/token/refresh"
+        access = self._checked(_Access, path, self.call("POST", path, {"refresh": self._key}))["access"]
+        access = checked_key(access, "the token that Label Studio gave for yours")
+        self._remote.secrets.append(access)
+        self._login = f"Bearer {access}"
 
     def call(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
-        """The JSON answer to one request."""
-        address = self.url + path + ("?" + urllib.parse.urlencode(query) if query else "")
-        renewable = self._login.startswith("Bearer")
+        """The JSON answer to one request. A POST is not repeated where it may have had its effect."""
         for attempt in (1, 2):
-            request = urllib.request.Request(address, method=method)
-            if self._login:
-                request.add_header("Authorization", self._login)
-            if body is not None:
-                request.data = json.dumps(body).encode()
-                request.add_header("Content-Type", "application/json")
+            headers = {"Authorization": self._login} if self._login else {}
             try:
-                with self._opener.open(request, timeout=SECONDS) as response:
-                    return json.load(response)
-            except urllib.error.HTTPError as error:
-                if error.code == 401 and renewable and attempt == 1:  # it lives for some minutes only
-                    self._refresh()
+                return self._remote.json(
+                    method, path, body, headers=headers, query=query, repeatable=method == "GET"
+                )  # fmt: skip
+            except ServerError as error:
+                if error.status == 401 and self._login.startswith("Bearer") and attempt == 1:
+                    self._refresh()  # it lives for some minutes only
                     continue
-                raise self._trouble(error, f"{method} {path}") from None
-            except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-                reason = getattr(error, "reason", error)
-                raise UsageError(f"{self.url}: no answer ({reason}); is Label Studio running there?") from None
-            except ValueError:
-                raise UsageError(f"{address}: the answer is no JSON; is this Label Studio?") from None
+                raise self._trouble(error, method, path) from None
         raise AssertionError("unreachable")
 
-    def _trouble(self, error: urllib.error.HTTPError, what: str) -> UsageError | RunError:
+    def _trouble(self, error: ServerError, method: str, path: str) -> UsageError | RunError:
+        detail = self._detail(error)
+        if error.status in (401, 403):
+            hint = "give a token of your account page there, in LABEL_STUDIO_API_KEY or with --api-key"
+            return UsageError(f"{self.url}: {detail.rstrip('.')}; {hint}")
+        if error.status is not None:
+            text = f"{self.url}: {method} {path}: {error.status} {detail}"
+            return UsageError(text) if error.status < 500 and error.lasting else RunError(text)
+        if not error.lasting:
+            said = str(error).replace(f"{self.url}{path}: ", f"{self.url}: ")
+            return UsageError(said.replace("is the server running", "is Label Studio running"))
+        return UsageError(f"{error}; is this Label Studio?")
+
+    def _detail(self, error: ServerError) -> str:
+        """What Label Studio says of a request that it refused, in one line without secrets."""
         try:
-            said = json.load(error)
+            said = json.loads(error.raw)
             detail = str(said.get("detail") or "")
             if problems := said.get("validation_errors"):
                 detail += f": {json.dumps(problems, ensure_ascii=False)}"
-        except (ValueError, AttributeError):
-            detail = str(error.reason)
-        if error.code in (401, 403):
-            hint = "give a token of your account page there, in LABEL_STUDIO_API_KEY or with --api-key"
-            return UsageError(f"{self.url}: {detail.rstrip('.')}; {hint}")
-        text = f"{self.url}: {what}: {error.code} {' '.join(detail.split())[:500]}"
-        return UsageError(text) if error.code < 500 else RunError(text)
+        except (ValueError, AttributeError, RecursionError):
+            detail = ""
+        return self._remote.quoted(detail, 500) if detail else str(error).partition(": status ")[2] or str(error)
+
+    def _checked(self, shape: type[T], path: str, answer: Any) -> T:
+        """The answer, where it has this shape. Raises RunError, naming the field, where it has not."""
+        try:
+            return TypeAdapter(shape).validate_python(answer)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"])) or "the answer"
+            raise self._remote.unexpected(path, f"{field}: {first['msg']}; is this Label Studio?", answer) from None
 
     # ------------------------------------------------------------------------------------------------------- projects
 
-    def project(self, name: str) -> dict[str, Any] | None:
+    def project(self, name: str) -> Project | None:
         """The project of this id or title; None when there is none. Raises UsageError where a title is taken twice."""
         if name.isdecimal():
-            return self.call("GET", f"/api/projects/{name}/")
-        found = [p for p in self._pages("/api/projects/", "results", title=name) if p["title"] == name]
+            path = f"/api/projects/{name}/"
+            return self._checked(Project, path, self.call("GET", path))
+        path = "/api/projects/"
+        listed = [self._checked(Project, path, project) for project in self._pages(path, "results", title=name)]
+        found = [project for project in listed if project["title"] == name]
         if len(found) > 1:
             ids = ", ".join(str(project["id"]) for project in found)
             raise UsageError(f"{self.url}: {len(found)} projects are called {name!r}; name one by its id: {ids}")
         return found[0] if found else None
 
-    def create(self, title: str, config: str) -> dict[str, Any]:
-        return self.call("POST", "/api/projects/", {"title": title, "label_config": config})
+    def create(self, title: str, config: str) -> Project:
+        path = "/api/projects/"
+        return self._checked(Project, path, self.call("POST", path, {"title": title, "label_config": config}))
 
     def people(self) -> dict[int, str]:
         """Who an annotator's id is."""
-        users = self.call("GET", "/api/users/")
-        return {int(user["id"]): str(user.get("email") or user.get("username") or user["id"]) for user in users}
+        path = "/api/users/"
+        users = self._checked(list[dict[str, Any]], path, self.call("GET", path))
+        known = {}
+        for user in users:
+            number = self._checked(int, path, user.get("id"))
+            known[number] = str(user.get("email") or user.get("username") or number)
+        return known
 
     def tasks(self, project: int, since: str | None = None) -> Iterator[dict[str, Any]]:
         """The tasks with their annotations and predictions, in the order of their ids; only those that changed after
@@ -112,16 +164,24 @@ class LabelStudio:
             }  # fmt: skip
             query["filters"] = {"conjunction": "and", "items": [changed]}
         options = {"project": project, "fields": "all", "query": json.dumps(query)}
-        return self._pages("/api/tasks/", "tasks", **options)
+        for task in self._pages("/api/tasks/", "tasks", **options):
+            self._checked(_Task, "/api/tasks/", task)
+            yield task
 
     def add(self, project: int, tasks: Sequence[dict[str, Any]]) -> None:
         self.call("POST", f"/api/projects/{project}/import", list(tasks), commit_to_project="true")
 
     def _pages(self, path: str, field: str, **query: Any) -> Iterator[dict[str, Any]]:
-        seen, page = 0, 1
+        seen: set[Any] = set()
+        page = 1
         while True:
             answer = self.call("GET", path, page=page, page_size=PAGE, **query)
-            yield from answer[field]
-            seen, page = seen + len(answer[field]), page + 1
-            if not answer[field] or seen >= answer.get("total", answer.get("count", 0)):
+            paged = self._checked(_Page, path, answer)
+            found = self._checked(list[dict[str, Any]], path, paged.get(field))
+            ids = {str(one.get("id")) for one in found}
+            if ids and ids <= seen:
+                raise self._remote.unexpected(path, f"page {page} repeats what came before", answer)
+            yield from found
+            seen, page = seen | ids, page + 1
+            if not found or len(seen) >= paged.get("total", paged.get("count", 0)):
                 return

@@ -21,18 +21,20 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from wukong.console import say
-from wukong.data.sources import Row
+from wukong.data.sources import DataOptions, Row
 from wukong.data.summary import Dropped
-from wukong.errors import UsageError
+from wukong.errors import DataError, UsageError
 from wukong.feedback.labelstudio.api import PAGE, LabelStudio
 from wukong.feedback.labelstudio.tasks import (
     CONFIGS,
+    BadItems,
     Kind,
     Labels,
     Reading,
+    chosen_question,
     judgments,
     read_exports,
     read_items,
@@ -47,7 +49,7 @@ OVERLAP = datetime.timedelta(minutes=5)
 """What a pull asks for once more: a change that was under way during the last one may carry an earlier time."""
 
 
-class LabelStudioOptions(Options):
+class LabelStudioOptions(Options, DataOptions):
     """Send answers to Label Studio for comparison, and fetch the judgments."""
 
     action: Literal["export", "import", "push", "pull"]
@@ -60,7 +62,7 @@ class LabelStudioOptions(Options):
     """push, pull: the server's address."""
     project: str | None = None
     """push, pull: the project's title, at least three letters, or its id; push creates it where there is none."""
-    api_key: str | None = None
+    api_key: str | None = Field(None, repr=False)
     """push, pull: an access token of your account there; better in the environment variable LABEL_STUDIO_API_KEY."""
     kind: Literal["auto", "pairwise", "ranker"] = "auto"
     """export, push: auto takes pairwise for two answers to a prompt, a ranker for more."""
@@ -101,10 +103,16 @@ def export_tasks(options: LabelStudioOptions) -> None:
 
 def import_files(options: LabelStudioOptions) -> None:
     assert options.out is not None
-    shown = shown_fields(whole_text(options.config), str(options.config)) if options.config else {}
-    records, dropped = read_exports(options.data, Reading(shown=shown, predictions=options.predictions))
+    shown, question = {}, options.question
+    if options.config:
+        config = whole_text(options.config)
+        shown = shown_fields(config, str(options.config))
+        question = chosen_question(config, str(options.config), question)
+    reading = Reading(shown=shown, predictions=options.predictions, question=question)
+    records, dropped = read_exports(options.data, reading, options)
     _write(options.out, [record.model_dump_json(exclude_none=True) for record in records])
-    say(f"import: {len(records):,} judgments in {options.out}{_left_out(dropped)}")
+    answered = f" to {question}" if question else ""
+    say(f"import: {len(records):,} judgments{answered} in {options.out}{_left_out(dropped)}")
 
 
 def push(options: LabelStudioOptions) -> None:
@@ -135,10 +143,17 @@ def pull(options: LabelStudioOptions) -> None:
     place = f"{server.url}/projects/{project['id']}"
     state_path = Path(f"{options.out}.labelstudio.json")
     state = _state(state_path, options, place)
-    reading = Reading(server.people(), shown_fields(project["label_config"], place), options.predictions)
-    changed = 0
+    shown = shown_fields(project["label_config"], place)
+    question = chosen_question(project["label_config"], place, options.question)
+    reading = Reading(server.people(), shown, options.predictions, question)
+    changed, bad = 0, BadItems(options.skip_bad)
     for task in server.tasks(project["id"], _before(state["until"])):
-        found = list(judgments(Row(place, task["id"], task), reading))
+        found: list[Any] = []
+        for one in judgments(Row(place, task["id"], task), reading):
+            if isinstance(one, DataError):
+                bad.take(one)
+                one = Dropped("bad item")
+            found.append(one)
         entry = {
             "records": [
                 one.model_dump(mode="json", exclude_none=True) for one in found if not isinstance(one, Dropped)
@@ -153,21 +168,25 @@ def pull(options: LabelStudioOptions) -> None:
     lines = [json.dumps(record, ensure_ascii=False) for entry in entries for record in entry["records"]]
     _write(options.out, lines)
     dropped = sum((Counter(entry["left_out"]) for entry in entries), Counter[str]())
+    answered = f" to {question}" if options.question else ""
     say(
-        f"pull: {len(lines):,} judgments of {len(entries):,} tasks in {options.out}, "
+        f"pull: {len(lines):,} judgments of {len(entries):,} tasks{answered} in {options.out}, "
         f"{changed:,} tasks new or changed since the last pull{_left_out(dropped)}"
     )
 
 
 def _state(path: Path, options: LabelStudioOptions, place: str) -> dict[str, Any]:
     """What earlier pulls fetched. Raises UsageError where --out holds something else."""
-    fresh = {"project": place, "predictions": options.predictions, "until": None, "tasks": {}}
+    asked = {"project": place, "predictions": options.predictions, "question": options.question}
+    fresh = {**asked, "until": None, "tasks": {}}
     if not path.exists():
         if options.out is not None and options.out.exists():
             raise UsageError(f"{options.out}: was not written by pull; choose another --out")
         return fresh
     state = read_json(path)
-    if state.get("project") != place or state.get("predictions") != options.predictions:
+    if not isinstance(state, dict) or not isinstance(state.get("tasks"), dict):
+        raise DataError("is not what pull keeps here; delete it and the file it belongs to", file=path)
+    if {"question": "", **state} | asked != {"question": "", **state}:
         raise UsageError(
             f"{options.out}: was pulled from {state.get('project')} with other options; choose another --out"
         )
@@ -180,7 +199,7 @@ def _before(until: str | None) -> str | None:
 
 
 def _tasks(options: LabelStudioOptions) -> tuple[Kind, list[dict[str, Any]]]:
-    return tasks_of(read_items(options.data), None if options.kind == "auto" else options.kind, options.labels)
+    return tasks_of(read_items(options.data, options), None if options.kind == "auto" else options.kind, options.labels)
 
 
 def _server(options: LabelStudioOptions) -> LabelStudio:

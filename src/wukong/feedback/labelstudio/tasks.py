@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
 
-from wukong.data.comparisons import COMPARISONS, is_task, labelstudio, load_comparisons
-from wukong.data.sources import Row, open_rows, source_list
-from wukong.data.summary import Dropped
+from wukong.console import say
+from wukong.data.comparisons import COMPARISONS, is_task, labelstudio, load_comparisons, own_record
+from wukong.data.sources import DataOptions, Row, open_rows, source_list
+from wukong.data.summary import Dropped, refuse_several
 from wukong.errors import DataError, UsageError
-from wukong.records import Messages, Preference, Ranking, Response, Vote, iter_records
+from wukong.records import Messages, Preference, Ranking, Response, Vote
 from wukong.seeds import permutation
 
 Kind = Literal["pairwise", "ranker"]
@@ -77,14 +78,37 @@ class Item:
             yield Item(self.prompt, [self.answers[first], self.answers[second]], judgments)
 
 
-def read_items(sources: Sequence[str]) -> list[Item]:
+class BadItems:
+    """Counts items that cannot be used, up to the number that --skip-bad allows."""
+
+    def __init__(self, allowed: int) -> None:
+        self.allowed, self.taken = allowed, 0
+
+    def take(self, error: DataError) -> None:
+        """Raises the error when as many as allowed were there before it; says it else."""
+        if self.taken == self.allowed:
+            hint = (
+                f"more than the {self.allowed} that --skip-bad allows"
+                if self.allowed
+                else "or allow N of them: --skip-bad N"
+            )
+            raise DataError(
+                error.problem, file=error.file, line=error.line, field=error.field,
+                hint=f"{error.hint}; {hint}" if error.hint else hint,
+            )  # fmt: skip
+        self.taken += 1
+        say(f"left out: {error}")
+
+
+def read_items(sources: Sequence[str], options: DataOptions | None = None) -> list[Item]:
     """What is to be compared: responses.jsonl of `wukong sample`, or comparisons in any format that we read.
 
     Several judgments of the same answers become one item. Raises UsageError where there is nothing to compare.
     """
     items: dict[str, Item] = {}
+    options = options or DataOptions()
     for source in sources:
-        for item in _items_of(source):
+        for item in _items_of(source, options):
             known = items.setdefault(item.id, item)
             if known is not item:
                 place = {text: i for i, text in enumerate(known.answers)}
@@ -96,22 +120,36 @@ def read_items(sources: Sequence[str]) -> list[Item]:
     return list(items.values())
 
 
-def _items_of(source: str) -> Iterator[Item]:
-    if "prompt_id" in next(open_rows(source)).fields:
+def _items_of(source: str, options: DataOptions) -> Iterator[Item]:
+    first = next((row for row in open_rows(source, options.encoding) if row.bad is None), None)
+    if first is not None and "prompt_id" in first.fields:
         by_prompt: dict[str, Item] = {}
-        for response in iter_records(source, Response):
+        for response in _responses(source, options):
             item = by_prompt.setdefault(response.prompt_id, Item(response.messages, []))
             if response.text.strip() and response.text not in item.answers:
                 item.answers.append(response.text)
         yield from (item for item in by_prompt.values() if len(item.answers) > 1)
         return
-    for record in load_comparisons(source).records:
+    for record in load_comparisons(source, options).records:
         if isinstance(record, Ranking):
             if len(set(record.responses)) == len(record.responses):
                 yield Item(record.prompt, record.responses, [(record.groups, record.annotator)])
         elif not isinstance(record, Vote):  # a vote compares nothing
             groups = [[0, 1]] if record.tie else [[0], [1]]
             yield Item(record.prompt, [record.chosen, record.rejected], [(groups, record.annotator)])
+
+
+def _responses(source: str, options: DataOptions) -> Iterator[Response]:
+    bad = BadItems(options.skip_bad)
+    for row in open_rows(source, options.encoding):
+        try:
+            if row.bad is not None:
+                raise row.bad
+            response = own_record(row, Response)
+        except DataError as error:
+            bad.take(error)
+        else:
+            yield response
 
 
 def tasks_of(items: Iterable[Item], kind: Kind | None = None, labels: Labels = "none") -> tuple[Kind, list[dict]]:
@@ -171,11 +209,30 @@ class Reading:
         people: who an annotator's id is.
         shown: for each Pairwise tag by name, the fields that its left and right texts come from.
         predictions: whether predictions count as judgments too, their model version as the annotator.
+        question: the name of the Pairwise or Ranker tag whose answers count, where a project has several.
     """
 
     people: Mapping[int, str] = field(default_factory=dict)
     shown: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     predictions: bool = False
+    question: str = ""
+
+
+def chosen_question(config: str, where: str, question: str) -> str:
+    """The question that counts of those that a labelling configuration asks: the chosen one, or the only one.
+
+    Answers to different questions are different labels, so several are an error unless one is chosen.
+
+    Raises:
+        DataError: as `shown_fields`.
+        UsageError: there is no such question, or several and none was chosen.
+    """
+    names = [tag.get("name", "") for tag in _tags(config, where) if tag.tag in ("Pairwise", "Ranker")]
+    if question and question not in names:
+        raise UsageError(f"--question {question}: {where} asks {', '.join(names)}")
+    if not question and len(names) > 1:
+        raise UsageError(f"{where}: asks several questions: {', '.join(names)} (choose one with --question)")
+    return question or names[0]
 
 
 def shown_fields(config: str, where: str) -> dict[str, tuple[str, str]]:
@@ -183,13 +240,7 @@ def shown_fields(config: str, where: str) -> dict[str, tuple[str, str]]:
 
     Raises DataError for a configuration without Pairwise or Ranker, or one that is no XML.
     """
-    try:
-        tags = list(ElementTree.fromstring(config).iter())
-    except ElementTree.ParseError as error:
-        raise DataError(f"the labelling configuration is not valid XML: {error}", file=where) from None
-    if not any(tag.tag in ("Pairwise", "Ranker") for tag in tags):
-        controls = sorted({tag.tag for tag in tags if "toName" in tag.attrib}) or ["nothing"]
-        raise DataError(f"it labels {', '.join(controls)}; only Pairwise and Ranker compare answers", file=where)
+    tags = _tags(config, where)
     values = {tag.get("name"): tag.get("value", "").removeprefix("$") for tag in tags}
     shown = {}
     for tag in tags:
@@ -199,27 +250,53 @@ def shown_fields(config: str, where: str) -> dict[str, tuple[str, str]]:
     return shown
 
 
-def judgments(row: Row, reading: Reading) -> Iterator[Preference | Dropped]:
-    """The records that one task holds, and why its other annotations hold none.
+def _tags(config: str, where: str) -> list[ElementTree.Element]:
+    try:
+        tags = list(ElementTree.fromstring(config).iter())
+    except (ElementTree.ParseError, ValueError) as error:
+        raise DataError(f"the labelling configuration is not valid XML: {error}", file=where) from None
+    if not any(tag.tag in ("Pairwise", "Ranker") for tag in tags):
+        controls = sorted({tag.tag for tag in tags if "toName" in tag.attrib}) or ["nothing"]
+        raise DataError(f"it labels {', '.join(controls)}; only Pairwise and Ranker compare answers", file=where)
+    return tags
 
-    Raises DataError for a task of another kind of project, or none at all.
+
+def judgments(row: Row, reading: Reading) -> Iterator[Preference | Dropped | DataError]:
+    """The records that one task holds, why others of its annotations hold none, and what is wrong with the rest.
+
+    Adds to `row.asked` the questions that they answer. Raises DataError for what is no task.
     """
     if not is_task(row.fields):
         raise row.error("is no Label Studio task", hint="export the project as JSON, not JSON-MIN or CSV")
     name = "annotations" if "annotations" in row.fields else "completions"
-    annotations = [_known(one, reading) for one in row.objects(row.fields.get(name) or [], name)]
+    annotations = [_known(one, reading) for one in _listed(row, name)]
     if reading.predictions:
-        for one in row.objects(row.fields.get("predictions") or [], "predictions"):
-            who = {"email": one.get("model_version") or "prediction"}
-            annotations.append(_known({"result": one.get("result"), "completed_by": who}, reading))
-    plain = Row(row.file, row.line, {**row.fields, name: annotations}, notes=row.notes)
-    for found in labelstudio(plain):
+        for one in _listed(row, "predictions"):
+            if isinstance(one, dict):
+                one = {"result": one.get("result"), "completed_by": {"email": one.get("model_version") or "prediction"}}
+            annotations.append(_known(one, reading))
+    plain = Row(row.file, row.line, {**row.fields, name: annotations}, notes=row.notes, question=reading.question)
+    every = list(labelstudio(plain))
+    row.asked |= plain.asked
+    for found in every:
+        if isinstance(found, DataError):
+            yield found
+            continue
         reason = found.reason if isinstance(found, Dropped) else COMPARISONS.useless(found)
         yield found if reason is None else Dropped(reason)
 
 
-def _known(annotation: dict[str, Any], reading: Reading) -> dict[str, Any]:
+def _listed(row: Row, name: str) -> list[Any]:
+    found = row.fields.get(name) or []
+    if not isinstance(found, list):
+        raise row.error("is not a list", name)
+    return found
+
+
+def _known(annotation: Any, reading: Reading) -> Any:
     """An annotation that names its annotator and the fields it compares."""
+    if not isinstance(annotation, dict):
+        return annotation  # whoever reads it says what is wrong with it
     who = annotation.get("completed_by")
     number = who.get("id") if isinstance(who, dict) else who
     if isinstance(number, int) and number in reading.people:
@@ -231,29 +308,44 @@ def _known(annotation: dict[str, Any], reading: Reading) -> dict[str, Any]:
 
 
 def _placed(result: Any, reading: Reading) -> Any:
-    if isinstance(result, dict) and result.get("from_name") in reading.shown:
+    if isinstance(result, dict) and str(result.get("from_name")) in reading.shown:
         return {**result, "to_name": ",".join(reading.shown[result["from_name"]])}
     return result
 
 
-def read_exports(sources: Sequence[str], reading: Reading) -> tuple[list[Preference], Counter[str]]:
+def read_exports(
+    sources: Sequence[str], reading: Reading, options: DataOptions | None = None
+) -> tuple[list[Preference], Counter[str]]:
     """The records of exported files, each judgment once, and how many of what were left out.
 
-    Raises DataError (file, task, field) for foreign exports.
+    Raises DataError (file, task, field) for foreign exports, and for more bad items than `options` allows.
     """
+    options = options or DataOptions()
     records: dict[Any, Preference] = {}
     dropped: Counter[str] = Counter()
-    for source in source_list(sources):
-        for row in open_rows(source):
+    bad = BadItems(options.skip_bad)
+    asked: dict[str, set[tuple[str, str]]] = defaultdict(set)  # by file
+    for row in (row for source in source_list(sources) for row in open_rows(source, options.encoding)):
+        try:
             if row.bad is not None:
                 raise row.bad
-            for found in judgments(row, reading):
-                if isinstance(found, Dropped):
-                    dropped[found.reason] += 1
-                elif (key := COMPARISONS.key(found)) in records:
-                    dropped["duplicate"] += 1
-                else:
-                    records[key] = found
+            found = list(judgments(row, reading))
+        except DataError as error:
+            found = [error]
+        asked[row.file] |= row.asked
+        refuse_several(row, asked[row.file])
+        for one in found:
+            if isinstance(one, DataError):
+                bad.take(one)
+            elif isinstance(one, Dropped):
+                dropped[one.reason] += 1
+            elif (key := COMPARISONS.key(one)) in records:
+                dropped["duplicate"] += 1
+            else:
+                records[key] = one
+        dropped.update(note for note in row.notes if note.startswith("answer to "))
+    if bad.taken:
+        dropped["bad item"] = bad.taken
     if not records:
         reasons = ", ".join(f"{n} {reason}" for reason, n in dropped.items())
         raise DataError(f"no judgment in it (left out: {reasons})", file=", ".join(map(str, map(Path, sources))))
