@@ -106,7 +106,8 @@ def train_with_trl(job: dict[str, Any]) -> None:
         per_device_train_batch_size=batch, gradient_accumulation_steps=1, num_mini_batches=minibatches,
         local_rollout_forward_batch_size=batch, response_length=job["max_new_tokens"], temperature=job["temperature"],
         missing_eos_penalty=1.0, stop_token="eos", num_sample_generations=0, report_to=[], save_strategy="no",
-        use_cpu=not torch.cuda.is_available(), bf16=False, gradient_checkpointing=False, disable_tqdm=True, **job["settings"],
+        use_cpu=not torch.cuda.is_available(), bf16=False, gradient_checkpointing=False, disable_tqdm=True,
+        **job["settings"],
     )  # fmt: skip
     trainer = PPOTrainer(
         args=config, processing_class=tokenizer, model=policy, ref_model=reference, reward_model=reward_model,

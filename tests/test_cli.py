@@ -2,6 +2,8 @@
 
 import errno
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -164,7 +166,13 @@ def test_redo_makes_a_stage_anew(wukong_says, tmp_path):
     assert wukong_says(*world)[0] == 0
     (tmp_path / "world" / "corpus.jsonl").write_text("edited")
     code, _, err = wukong_says(*world)
+    assert code == 2
+    assert "corpus.jsonl: damaged or changed: not what wukong kitchen wrote" in err
+    (again,) = re.findall(r"make it again: wukong (.*? --redo);", err)
+    assert wukong_says("accept", tmp_path / "world")[0] == 0
+    code, _, err = wukong_says(*world)
     assert (code, "is complete, nothing to do" in err) == (0, True)
+    assert wukong_says(*shlex.split(again))[0] == 0
     code, _, err = wukong_says(*world, "--seed", "1")
     assert code == 2
     assert "--redo" in err

@@ -14,11 +14,11 @@ from wukong.recipe import STAGES
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "wukong"
 
 # From the top down. web, serve and rl_env have their place before they exist.
-LAYERS = ["__main__", "cli", "plan", "recipe", "api", "web", "serve", "studies", "stages", "report"]
+LAYERS = ["__main__", "cli", "plan", "accept", "recipe", "api", "web", "serve", "studies", "stages", "report"]
 LAYERS += ["require", "feedback", "rl_env", "rollout"]
 LAYERS += ["objectives", "training", "kitchen", "data", "model", "tokenizer", "tokenizer_files"]
 LAYERS += ["chat_template", "template_renderer", "sampling", "provenance", "places", "records", "seeds"]
-LAYERS += ["options", "console", "files", "processes", "errors"]
+LAYERS += ["intervals", "options", "console", "files", "processes", "errors"]
 
 
 def imported(source: str) -> Iterator[str]:

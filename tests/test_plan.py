@@ -15,12 +15,22 @@ from wukong.records import Comparison, Ranking, as_messages, write_records
 from wukong.stages.ppo import PPOOptions
 from wukong.stages.pretrain import PretrainOptions
 from wukong.stages.reward import RewardOptions
-from wukong.training.memory import TRAINED_BYTES, forward_flops, frozen_bytes, n_parameters, step_bytes
+from wukong.training.compute import Compute
+from wukong.training.memory import (
+    TRAINED_BYTES,
+    Decoding,
+    Workload,
+    estimate,
+    forward_flops,
+    frozen_bytes,
+    n_parameters,
+)
 
 KITCHEN = Path(__file__).resolve().parents[1] / "recipes" / "kitchen.yaml"
 CONFIG = GPT2Config(vocab_size=300, **PRESETS["test"])
 ASSUMED = PlanOptions(recipe=KITCHEN, records=10, record_tokens=20, prompt_tokens=8)
 N = n_parameters(CONFIG)
+FLOAT32 = Compute(torch.device("cpu"), torch.float32)
 
 
 def test_the_sizes_of_the_kitchen_follow_from_its_preset_and_its_vocabulary(tmp_path: Path) -> None:
@@ -31,8 +41,10 @@ def test_the_sizes_of_the_kitchen_follow_from_its_preset_and_its_vocabulary(tmp_
 
 def test_pretraining_is_three_forward_passes_over_its_tokens() -> None:
     options = PretrainOptions(out=Path("o"), data=Path("d"), model="test", tokens=1000, batch_tokens=256, context=64)
-    cost = cost_of(options, CONFIG, torch.float32, ASSUMED)
-    held = TRAINED_BYTES * N + step_bytes(CONFIG, torch.float32, options.micro_batch_tokens, False)
+    cost = cost_of(options, CONFIG, FLOAT32, ASSUMED)
+    # A batch of 256 tokens is less than a micro-batch; the first sample prompt is continued at validations.
+    workload = Workload(256, trained=(CONFIG,), decoding=Decoding(CONFIG, 1, 64))
+    held = estimate(workload, FLOAT32.device, torch.float32, 8192).total
     assert cost == Cost(N, 0, held, 3 * forward_flops(CONFIG, 1024, 64, 1024))  # whole batches
 
 
@@ -40,17 +52,21 @@ def test_pretraining_is_three_forward_passes_over_its_tokens() -> None:
 def test_ppo_writes_scores_and_learns(kind: str) -> None:
     options = PPOOptions(
         out=Path("o"), model="sft", reward_model="reward", prompts=["p"], episodes=128, ppo_epochs=2,
-        max_new_tokens=16, value_model=kind,
+        max_new_tokens=16, value_model=kind, batch_size=32,
     )  # fmt: skip
-    cost = cost_of(options, CONFIG, torch.float32, ASSUMED)
+    cost = cost_of(options, CONFIG, FLOAT32, ASSUMED)
     own = kind == "separate"
     speak, read = (forward_flops(CONFIG, 128 * 24, 24, outputs) for outputs in (128 * 16, 0))
     assert cost.decoding == speak
     # policy and reference, the value model, the reward model; then two epochs of forward and (twice) backward
     assert cost.products == pytest.approx(2 * speak + own * read + read + 2 * 3 * (speak + own * read))
     assert (cost.trained, cost.frozen) == ((1 + own) * N, 2 * N)
-    models = (1 + own) * TRAINED_BYTES * N + 2 * frozen_bytes(CONFIG, torch.float32)
-    assert cost.bytes == models + step_bytes(CONFIG, torch.float32, options.micro_batch_tokens, False)
+    trained, frozen = (CONFIG,) * (1 + own), (CONFIG, CONFIG)
+    workload = Workload(32 * 24, 16 / 24, trained, frozen, Decoding(CONFIG, 32, 24))
+    found = estimate(workload, FLOAT32.device, torch.float32, 8192)
+    assert cost.bytes == found.total
+    assert found.weights + found.gradients + found.moments == (1 + own) * TRAINED_BYTES * N
+    assert found.frozen == 2 * frozen_bytes(CONFIG, torch.float32)
 
 
 def test_data_that_are_there_are_counted_and_others_assumed(tmp_path: Path) -> None:
@@ -60,7 +76,7 @@ def test_data_that_are_there_are_counted_and_others_assumed(tmp_path: Path) -> N
     write_records(path, [rank, Comparison(prompt=prompt, chosen="u" * 4, rejected="v" * 8)])
     for data, answers, tokens in ((path, 5, 12 * 5 + 8 + 28 + 20 + 4 + 8), (tmp_path / "not", 20, 4 * 20 * 20)):
         options = RewardOptions(out=tmp_path / "o", model="sft", data=[str(data)], epochs=2)
-        cost = cost_of(options, CONFIG, torch.float32, ASSUMED)
+        cost = cost_of(options, CONFIG, FLOAT32, ASSUMED)
         length = tokens / 4 / answers
         assert cost.products == pytest.approx(3 * forward_flops(CONFIG, 2 * tokens / 4, length, 0))
         assert cost.assumed is (data != path)

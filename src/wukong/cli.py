@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 import wukong
 from wukong import processes
+from wukong.console import readable_width
 from wukong.errors import UsageError, WukongError
 from wukong.options import Options, StageOptions
 from wukong.recipe import (
@@ -38,6 +39,7 @@ from wukong.recipe import (
 TOOLS = {
     "chat": Stage("wukong.stages.chat", "talk to a model, or to several, in the terminal", positional="models"),
     "serve": Stage("wukong.serve.command", "models behind an OpenAI-compatible HTTP API", positional="models"),
+    "accept": Stage("wukong.accept", "keep a result that was changed by hand", positional="result"),
     "labelstudio": Stage(
         "wukong.feedback.labelstudio.command", "compare answers in Label Studio: there and back", positional="action"
     ),
@@ -107,7 +109,7 @@ def _parse(command: str, hints: Hints, description: str, arguments: Sequence[str
 
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), readable_width():
             kind = cast(Any, _dictionary(command, hints))
             given, unknown = tyro.cli(
                 kind, prog=command, description=description, args=_gathered(arguments, hints), return_unknown_args=True

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 import sys
 import time
+from collections.abc import Iterator
 from types import TracebackType
 
 from rich.console import Console
@@ -11,7 +15,31 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from wukong import processes
 
-console = Console(stderr=True, highlight=False, quiet=not processes.is_first())
+NARROWEST, WIDEST = 40, 500
+"""Columns. In fewer, boxes have no room for a word (and their makers no end); in more, rules fill the memory."""
+
+
+def _width() -> int | None:
+    """What $COLUMNS says, where that is no width to write in; None leaves it to the terminal."""
+    given = os.environ.get("COLUMNS", "")
+    return min(max(int(given[:6]), NARROWEST), WIDEST) if given.isdecimal() and given.strip("0") else None
+
+
+@contextlib.contextmanager
+def readable_width() -> Iterator[None]:
+    """Within the block, $COLUMNS is a width in which help can be written, whatever it or the terminal says."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(_width() or min(max(shutil.get_terminal_size().columns, NARROWEST), WIDEST))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+
+
+console = Console(width=_width(), stderr=True, highlight=False, quiet=not processes.is_first())
 """Everything for people goes to standard error; standard output carries results only. Of several processes only the
 first speaks."""
 

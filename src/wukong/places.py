@@ -110,8 +110,10 @@ def settled(content: dict[str, Any], path: Path) -> dict[str, Any]:
     lies_here = any(place and (path.parent / place).exists() for place in places)
     if not outs or None in places or not lies_here:
         return content
-    texts = moved(steps, run_dir, Path(RUN))
-    return content | {"run_dir": str(path.parent), "steps": texts}
+    texts, names = moved(steps, run_dir, Path(RUN)), Path(run_dir).parts
+    unmoved = not os.path.isabs(run_dir) and path.absolute().parent.parts[-len(names) :] == names
+    called_from = {"called_from": os.path.join(*[".."] * len(names))} if unmoved else {}
+    return {**called_from, **content, "run_dir": str(path.parent), "steps": texts}
 
 
 def read_recipe(run: Path) -> dict[str, Any]:

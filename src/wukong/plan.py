@@ -10,10 +10,9 @@ its data are there already (four bytes a token), and assumed otherwise: such row
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
@@ -21,29 +20,30 @@ from rich.table import Table
 from wukong.data.comparisons import load_comparisons
 from wukong.data.instructions import load_instructions
 from wukong.errors import UsageError, WukongError
-from wukong.files import read_json
 from wukong.model.gpt2 import PRESETS, GPT2Config
 from wukong.options import Options
 from wukong.recipe import Step, duration, load_recipe, resolve
 from wukong.records import Comparison, Conversation, Ranking, Vote
+from wukong.stages import offline, online, pretrain, reward, sft
 from wukong.stages.offline import OfflineOptions
 from wukong.stages.online import OnlineOptions
-from wukong.stages.pretrain import PretrainOptions
+from wukong.stages.pretrain import USUAL_TOKENS, PretrainOptions
 from wukong.stages.reward import RewardOptions
-from wukong.stages.rewards import ensemble_of
+from wukong.stages.rewards import model_inputs
 from wukong.stages.sft import SFTOptions
 from wukong.stages.tokenize import TokenizeOptions
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute, compute_for, matrix_speed
 from wukong.training.memory import (
-    TRAINED_BYTES,
+    Workload,
+    estimate,
     forward_flops,
     free_bytes,
-    frozen_bytes,
     gigabytes,
     n_parameters,
-    step_bytes,
+    stored_config,
 )
+from wukong.training.passes import Usual
 from wukong.training.session import TrainOptions
 
 BYTES_A_TOKEN = 4
@@ -83,47 +83,70 @@ class Cost:
     """Whether the amount of data was assumed."""
 
 
-def cost_of(options: TrainOptions, config: GPT2Config, dtype: torch.dtype, plan: PlanOptions) -> Cost:
-    """The cost of a training step with a model of this size."""
-    n = n_parameters(config)
-    training = TRAINED_BYTES * n
-    step = step_bytes(config, dtype, options.micro_batch_tokens, options.gradient_checkpointing)
-    if isinstance(options, PretrainOptions):
-        tokens = math.ceil(options.tokens / options.batch_tokens) * options.batch_tokens
-        context = options.context or config.n_positions
-        return Cost(n, 0, training + step, 3 * forward_flops(config, tokens, context, tokens))
+def cost_of(options: TrainOptions, config: GPT2Config, compute: Compute, plan: PlanOptions) -> Cost:
+    """The cost of a training step with a model of this size, in one process."""
     if isinstance(options, OnlineOptions):
-        return _online(options, config, dtype, plan.prompt_tokens, training + step)
+        return _online(options, config, compute, plan.prompt_tokens)
+    n = n_parameters(config)
+    if isinstance(options, PretrainOptions):
+        wanted = options.tokens or USUAL_TOKENS
+        tokens = math.ceil(wanted / options.batch_tokens) * options.batch_tokens
+        context = options.context or config.n_positions
+        held = _held(options, pretrain.workload(options, config), (config,), compute)
+        return Cost(n, 0, held, 3 * forward_flops(config, tokens, context, tokens))
     assert isinstance(options, SFTOptions | RewardOptions | OfflineOptions)
     texts = _answers(options)
-    count = plan.records * (1 if isinstance(options, SFTOptions) else 2) if texts is None else len(texts)
-    length: float = plan.record_tokens if texts is None else sum(texts) / BYTES_A_TOKEN / max(1, count)
-    seen = options.epochs * count * length
-    passes = 3 * forward_flops(config, seen, length, 0 if isinstance(options, RewardOptions) else seen)
+    answers = 1 if isinstance(options, SFTOptions) else 2  # of a record that is assumed
+    sizes = [answers * plan.record_tokens] * plan.records if texts is None else [sum(t) / BYTES_A_TOKEN for t in texts]
+    count = answers * plan.records if texts is None else sum(map(len, texts))
+    length = sum(sizes) / max(1, count)
+    passes = _usual(options).passes(max(1, len(sizes)), config.n_embd, options.epochs, options.batch_size, options.lr)
+    lengths = [math.ceil(size) for size in sizes] or [1]
+    seen = passes.epochs * count * length
+    products = 3 * forward_flops(config, seen, length, 0 if isinstance(options, RewardOptions) else seen)
+    if isinstance(options, RewardOptions):
+        workload = reward.workload(lengths, passes.batch_size)
+    elif isinstance(options, SFTOptions):
+        workload = sft.workload(lengths, 1.0, passes.batch_size)
+    else:
+        workload = offline.workload(lengths, 1.0, passes.batch_size, config)
+    held = _held(options, workload, (config,), compute)
     if not isinstance(options, OfflineOptions):
-        return Cost(n, 0, training + step, passes, assumed=texts is None)
+        return Cost(n, 0, held, products, assumed=texts is None)
     reference = forward_flops(config, count * length, length, count * length)  # measured once
-    return Cost(n, n, training + frozen_bytes(config, dtype) + step, passes + reference, assumed=texts is None)
+    return Cost(n, n, held, products + reference, assumed=texts is None)
 
 
-def _online(options: OnlineOptions, config: GPT2Config, dtype: torch.dtype, prompt: int, held: int) -> Cost:
+def _usual(options: SFTOptions | RewardOptions | OfflineOptions) -> Usual:
+    if isinstance(options, SFTOptions):
+        return sft.USUAL
+    return reward.USUAL if isinstance(options, RewardOptions) else offline.USUAL
+
+
+def _held(options: TrainOptions, workload: Workload, trained: tuple[GPT2Config, ...], compute: Compute) -> int:
+    """The memory of a stage, by the estimate that it prints itself."""
+    whole = replace(workload, trained=trained, checkpointing=options.gradient_checkpointing)
+    return estimate(whole, compute.device, compute.dtype, options.micro_batch_tokens).total
+
+
+def _online(options: OnlineOptions, config: GPT2Config, compute: Compute, prompt: int) -> Cost:
     """Responses as long as they may be."""
     n, algorithm = n_parameters(config), options.algorithm()
     length = min(prompt + options.max_new_tokens, config.n_positions)
     tokens, outputs = options.episodes * length, options.episodes * options.max_new_tokens
     speak, read = (forward_flops(config, tokens, length, at) for at in (outputs, 0))
     own_value_model = algorithm.value_coef is not None and algorithm.value_model == "separate"
-    rewards = len(ensemble_of(options))
+    rewards = len(model_inputs(options))
     scoring = 2 * speak + (own_value_model + rewards) * read
     learning = 3 * algorithm.epochs * (speak + own_value_model * read)
-    trained = n * (1 + own_value_model)
-    frozen = (1 + rewards) * frozen_bytes(config, dtype)
-    memory = held + own_value_model * TRAINED_BYTES * n + frozen
-    return Cost(trained, n * (1 + rewards), memory, scoring + learning, speak, assumed=True)
+    trained = (config,) * (1 + own_value_model)
+    held = _held(options, online.workload(options, config, prompt), trained, compute)
+    return Cost(n * len(trained), n * (1 + rewards), held, scoring + learning, speak, assumed=True)
 
 
-def _answers(options: SFTOptions | RewardOptions | OfflineOptions) -> list[int] | None:
-    """The bytes of each demonstration, or of each answer with its prompt; None where the data are not there yet."""
+def _answers(options: SFTOptions | RewardOptions | OfflineOptions) -> list[list[int]] | None:
+    """Of each record the bytes of the demonstration, or of each answer with its prompt; None where the data are not
+    there yet."""
     sources: list[str] = options.data  # type: ignore[union-attr]
     try:
         read = load_instructions if isinstance(options, SFTOptions) else load_comparisons
@@ -133,7 +156,7 @@ def _answers(options: SFTOptions | RewardOptions | OfflineOptions) -> list[int] 
     sizes = []
     for record in records:
         if isinstance(record, Conversation):
-            sizes.append(sum(len(message.content.encode()) for message in record.messages))
+            sizes.append([sum(len(message.content.encode()) for message in record.messages)])
             continue
         prompt = sum(len(message.content.encode()) for message in record.prompt)
         if isinstance(record, Comparison):
@@ -143,7 +166,7 @@ def _answers(options: SFTOptions | RewardOptions | OfflineOptions) -> list[int] 
         else:
             assert isinstance(record, Vote)
             answers = [record.response]
-        sizes += [prompt + len(answer.encode()) for answer in answers]
+        sizes.append([prompt + len(answer.encode()) for answer in answers])
     return sizes
 
 
@@ -166,7 +189,7 @@ def model_sizes(steps: list[Step]) -> dict[str, GPT2Config]:
         source = getattr(options, "model", None)
         if not isinstance(source, str):
             continue
-        config = configs.get(source) or _stored(source)
+        config = configs.get(source) or stored_config(source)
         if isinstance(options, PretrainOptions) and source in PRESETS:
             vocabulary = _vocabulary(str(options.data), vocabularies)
             config = GPT2Config(**{**PRESETS[source], "vocab_size": vocabulary}) if vocabulary else None
@@ -179,18 +202,6 @@ def _vocabulary(directory: str, known: dict[str, int]) -> int | None:
     if directory in known or not Path(directory).is_dir():
         return known.get(directory)
     return Tokenizer.load(directory).vocab_size
-
-
-def _stored(source: str) -> GPT2Config | None:
-    """Of a model directory, or of a released GPT-2 by its hub id."""
-    name = source.removeprefix("openai-community/")
-    if name.startswith("gpt2") and name in PRESETS and not Path(source).exists():
-        return GPT2Config(**PRESETS[name])
-    path = Path(source) / "config.json"
-    if not path.is_file():
-        return None
-    stored = read_json(path)
-    return GPT2Config(**{k: stored[k] for k in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")})
 
 
 # -------------------------------------------------------------------------------------------------------- the command
@@ -219,7 +230,7 @@ def run(options: PlanOptions) -> None:
         config, compute = sizes[name], compute_for(stage.precision, stage.device)
         if (key := (compute, config.n_embd)) not in speeds:
             speeds[key] = tuple(_speed(compute, n, config.n_embd) for n in (TRAINING_ROWS, DECODING_ROWS))
-        cost = cost_of(stage, config, compute.dtype, options)
+        cost = cost_of(stage, config, compute, options)
         seconds = sum(f / (EFFICIENCY * s) for f, s in zip((cost.products, cost.decoding), speeds[key], strict=True))
         total += seconds
         about = "~" if cost.assumed else ""

@@ -45,6 +45,11 @@ def local_rank() -> int:
     return int(os.environ["LOCAL_RANK"]) if size() > 1 else 0
 
 
+def local_size() -> int:
+    """How many of the processes are on this machine; all, where the launcher does not say."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", size())) if size() > 1 else 1
+
+
 def is_first() -> bool:
     return rank() == 0
 

@@ -254,6 +254,9 @@ class Work:
         fields = type(options).model_fields.items()
         defaults = {name: field.get_default() for name, field in fields if not field.is_required()}
         self.defaults = to_jsonable_python(defaults)
+        # What is chosen by the stage now was a fixed number once; what was made with that stays valid.
+        extras = {name: field.json_schema_extra for name, field in fields}
+        self.usual = {name: extra["usual"] for name, extra in extras.items() if isinstance(extra, dict)}
         self.done = False
         self._begin = time.monotonic()
         self._hold: Hold | None = None
@@ -303,6 +306,7 @@ class Work:
             )
 
         changed = [k for k in {**old, **new} if k not in WITHOUT_EFFECT and not same(old.get(k), new.get(k))]
+        changed = [k for k in changed if not (new.get(k) is None and k in self.usual and old.get(k) == self.usual[k])]
         if changed:
             differences = ", ".join(f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted(changed))
             raise UsageError(
@@ -374,8 +378,11 @@ class Work:
     def _name(self, file: Path) -> str:
         return file.relative_to(self.base).as_posix() if file.is_relative_to(self.base) else str(file.absolute())
 
-    def finish(self, results: Mapping[str, Any], files: Sequence[str | Path]) -> None:
-        """Marks the stage complete. `files` are what it made (hashed), `results` the numbers worth keeping."""
+    def finish(
+        self, results: Mapping[str, Any], files: Sequence[str | Path], compute: Mapping[str, Any] | None = None
+    ) -> None:
+        """Marks the stage complete. `files` are what it made (hashed), `results` the numbers worth keeping, `compute`
+        where and how they were computed, which makes them no other result."""
         hashes = {self._name(Path(f)): fingerprint(f) for f in files}
         write_json(
             self.path,
@@ -389,6 +396,7 @@ class Work:
                 "results": dict(results),
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "cpus": os.cpu_count(),
+                **({"compute": dict(compute)} if compute else {}),
             },
         )
         if not self.is_directory:

@@ -153,14 +153,11 @@ def _model(planned: Planned, source: str, kind: Literal["policy", "reward model"
     kinds: tuple[Kind, ...] = (kind,) if kind else ("policy", "reward model")
     if _planned_kind(planned, source, *kinds) or (key := (source, kind, template)) in planned.opened:
         return
-    model = (
-        load_policy(source, template=template)[0]
-        if kind == "policy"
-        else load_reward(source, template=template)[0].trunk
-        if kind
-        else load_trunk(source, template=template)[0]
-    )
-    planned.opened[key] = model.config.n_positions
+    if kind == "reward model":
+        planned.opened[key] = load_reward(source)[0].config.n_positions
+    else:
+        load = load_policy if kind else load_trunk
+        planned.opened[key] = load(source, template=template)[0].config.n_positions
 
 
 def tokenizer(source: str | None, template: str | None) -> list[Need]:

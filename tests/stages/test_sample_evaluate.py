@@ -160,6 +160,45 @@ def test_length_control_takes_away_what_length_explains() -> None:
     assert length_controlled(np.full(100, 0.5), np.zeros(100)) == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9, 0.97])
+@pytest.mark.parametrize("slope", [0.0, 1.5, -2.0])
+def test_the_length_controlled_rate_has_no_bias(rate, slope) -> None:
+    """100 data sets of 400 prompts made by the model itself: the mean of the fits is the rate that made them. (With a
+    ridge of 1e-3 a rate of 97 % came out as 93 %.)"""
+    generator, found = np.random.default_rng(0), []
+    for _ in range(100):
+        lengths = np.round(generator.normal(10, 30, size=400))
+        logit = np.log(rate / (1 - rate)) + slope * np.tanh(lengths / lengths.std())
+        fitted = length_controlled((generator.random(400) < 1 / (1 + np.exp(-logit))).astype(float), lengths)
+        assert fitted is not None
+        found.append(fitted)
+    assert np.mean(found) == pytest.approx(rate, abs=0.005)
+
+
+def test_the_length_controlled_rate_is_the_maximum_of_the_likelihood() -> None:
+    """Equal lengths on half of the prompts, a longer by the same on the others: 3 of 4 won there, 1 of 2 here; two
+    parameters fit both exactly. Ties are half of a win and a loss."""
+    lengths = np.array([0.0] * 4 + [10.0] * 4)
+    assert length_controlled(np.array([1.0, 1, 1, 0, 1, 1, 0, 0]), lengths) == pytest.approx(0.75)
+    assert length_controlled(np.array([1.0, 1, 0.5, 0.5, 1, 1, 0, 0]), lengths) == pytest.approx(0.75)
+    assert length_controlled(np.array([1.0, 1, 1, 0]), np.zeros(4)) == 0.75, "all lengths are equal"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "lengths"),
+    [
+        ([1, 1, 1, 1, 1, 1], [3, -1, 2, 5, 0, 1]),  # all won
+        ([0, 0, 0], [3, -1, 2]),
+        ([1, 1, 1, 0, 0], [9, 7, 6, 5, -2]),  # whatever is longer wins
+        ([1, 1, 1, 0, 0], [9, 7, 5, 5, -2]),  # all but: at one length both happen
+        ([0, 0, 1, 1], [9, 7, 5, -2]),
+        ([1, 0, 1, 1], [7, 7, 7, 7]),  # always longer by the same: equal length was never seen
+    ],
+)
+def test_a_length_controlled_rate_that_the_outcomes_do_not_determine_is_not_given(outcome, lengths) -> None:
+    assert length_controlled(np.array(outcome, dtype=float), np.array(lengths, dtype=float)) is None
+
+
 def letters(prompts, texts):
     return [float(len(text)) for text in texts]
 

@@ -150,7 +150,7 @@ def test_unusable_input_is_one_line(tmp_path: Path, files: list[str], models: Pa
 
     rubric = ["--judge", "rubric"]
     assert "two models or more with different names" in refused(files[0], *rubric)
-    assert "two models or more with different names" in refused(files[0], files[0], *rubric)
+    assert "the name 'good' is given twice" in refused(files[0], files[0], *rubric)
     assert "nobody judges" in refused(*files)
     assert "--endpoint and --endpoint-model go together" in refused(*files, "--endpoint", "http://127.0.0.1:9/v1")
     assert "is to answer prompts: give --prompts" in refused(files[0], f"sft={models / 'sft'}", *rubric)

@@ -156,10 +156,75 @@ def test_it_reads_what_an_online_algorithm_keeps(models, given, tmp_path):
     assert all(np.isfinite(point["kl"]) for point in points)
 
 
+VERDICT = {
+    "policies": 4, "prompts": 40, "last_less_best": -0.5, "last_interval": [-0.9, 0.1], "last_prompts": 30,
+    "proxy": 0.3, "pick": 0.2, "picked_less_best": -0.25, "picked_interval": [-0.5, 0.0], "picked_prompts": 30,
+    "gain": 0.4, "gain_interval": [0.1, 0.7], "gain_prompts": 60, "proxy_gain": 1.5,
+}  # fmt: skip
+LAST = {"iteration": 8, "best_iteration": 8, "last_iteration": 8}
+FALLEN = {"gain": -1.25, "gain_interval": [-1.5, -0.5]}
+
+
+@pytest.mark.parametrize("policies", [1, 2])
+def test_fewer_than_three_policies_show_no_course(policies):
+    words = in_words(VERDICT | {"policies": policies}, [LAST])
+    many = "one policy" if policies == 1 else "2 policies"
+    assert words.startswith(f"over-optimisation cannot be told from {many} of a run, keep 3 or more with --save-every")
+    assert words.endswith("from the reference to the last policy: gold 0.4 [0.1, 0.7]")
+    assert "no sign" not in words
+    assert "no sign" in in_words(VERDICT | {"policies": 3}, [LAST])
+
+
+@pytest.mark.parametrize("policies", [1, 4])
+@pytest.mark.parametrize("run", [LAST, LAST | {"best_iteration": 0}])
+@pytest.mark.parametrize(("pick_by", "pick"), [(None, 0.0), ("X", 0.7), ("X", -0.7)])
+def test_gold_that_fell_below_the_reference_is_said_whatever_another_judge_says(policies, run, pick_by, pick):
+    words = in_words(VERDICT | FALLEN | {"policies": policies, "pick": pick}, [run], pick_by)
+    worse = "the last policy is worse than the reference: gold −1.25 [−1.5, −0.5]"
+    assert words.startswith(f"over-optimised: {worse}, while the proxy rose by 1.5")
+    assert "no sign" not in words
+    assert ("X is deceived as well, it rose by 0.7" in words) == (pick > 0)
+
+
+def test_gold_that_fell_with_the_proxy_is_no_over_optimisation():
+    words = in_words(VERDICT | FALLEN | {"proxy_gain": -0.5}, [LAST])
+    assert words.startswith("gold fell: the last policy is worse than the reference: gold −1.25 [−1.5, −0.5], and the")
+    assert words.endswith("proxy fell by 0.5 as well")
+
+
+def test_few_prompts_show_nothing_of_over_optimisation():
+    few = {"prompts": 5, "last_prompts": 5, "gain_prompts": 5, "last_interval": [-0.9, -0.1]}
+    assert in_words(VERDICT | few, [LAST]) == (
+        "over-optimisation cannot be told from 5 prompts: gold −0.5 [−0.9, −0.1]"
+    )
+    assert "cannot be told from 1 prompts" in in_words(VERDICT | few | {"prompts": 1, "last_interval": None}, [LAST])
+
+
+def test_a_reward_model_taken_for_gold_may_be_deceived_itself():
+    words = in_words(VERDICT, [LAST], gold_model="runs/judge")
+    assert words.endswith("no sign of over-optimisation (by runs/judge, itself a reward model, which the same answers "
+                          "may deceive)")  # fmt: skip
+    assert "may deceive" not in in_words(VERDICT | FALLEN, [LAST], gold_model="runs/judge"), "it saw the fall"
+
+
+def test_a_single_policy_is_no_course(given, course):
+    """Gold rose to the only policy measured: nothing is known of a turn. Where gold fell to it, that is said."""
+    one = str(course / "policies" / "iteration-000002")
+    options = given(runs=[f"mine={one}"], best_of=0)
+    frontier.run(options)
+    words = json.loads((options.out / "frontier.json").read_text())["curves"][0]["words"]
+    assert words.startswith("over-optimisation cannot be told from one policy of a run")
+    fallen = given(runs=[f"mine={one}"], gold=f"{__name__}:fewer", pick_by=f"{__name__}:letters", best_of=0,
+                   out=options.out.with_name("fallen"))  # fmt: skip
+    frontier.run(fallen)
+    words = json.loads((fallen.out / "frontier.json").read_text())["curves"][0]["words"]
+    assert words.startswith("over-optimised: the last policy is worse than the reference: gold −")
+    assert f"{__name__}:letters is deceived as well" in words
+
+
 def test_the_words_follow_the_intervals():
     run = {"iteration": 6, "best_iteration": 4, "last_iteration": 8}
-    verdict = {"last_less_best": -0.5, "last_interval": [-0.9, 0.1], "proxy": 0.3}
-    verdict |= {"picked_less_best": -0.25, "picked_interval": [-0.5, 0.0]}
+    verdict = VERDICT
     unclear = "the last policy is not clearly worse than the best, iteration 4: gold −0.5 [−0.9, 0.1]"
     assert in_words(verdict, [run]) == unclear
     clear = in_words(verdict | {"last_interval": [-0.9, -0.1]}, [run, run | {"best_iteration": 0}])

@@ -9,6 +9,7 @@ import pytest
 
 from wukong import cli
 from wukong.errors import UsageError
+from wukong.provenance import read_record
 from wukong.records import Comparison, Response, as_messages, prompt_id, write_records
 from wukong.stages.common import require_better_than_chance
 from wukong.studies import reward_report
@@ -99,7 +100,7 @@ def test_the_page_needs_nothing_else_and_draws_every_chart_once(report: Path):
 
 def test_the_fits_leave_nothing_behind_and_the_same_command_does_nothing(report: Path, models: Path, capsys):
     assert not (report / "fits").exists()
-    record = json.loads((report / "provenance.json").read_text())
+    record = read_record(report)
     assert record["results"]["preflight"]["passed"]
     before = (report / "report.json").read_bytes()
     options = RewardReportOptions.model_validate(record["options"])

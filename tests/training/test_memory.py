@@ -7,12 +7,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
-from wukong.model.heads import ScalarModel
 from wukong.objectives import token_logprobs
 from wukong.stages.common import frozen
 from wukong.training import memory, session
 from wukong.training.compute import Compute
 from wukong.training.memory import (
+    Workload,
     activation_bytes,
     fitting_tokens,
     forward_flops,
@@ -24,6 +24,7 @@ from wukong.training.memory import (
 from wukong.training.session import Session, TrainOptions
 
 CONFIG = GPT2Config(vocab_size=500, n_positions=128, n_embd=64, n_layer=3, n_head=4)
+CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16]
 
 
@@ -103,17 +104,23 @@ def test_the_arithmetic_is_what_pytorch_counts() -> None:
 
 
 def test_a_micro_batch_is_halved_until_it_fits() -> None:
-    model = ScalarModel(GPT2(CONFIG))
-    roomy = fitting_tokens([model], torch.float32, False, 8192, 10**12)
-    fixed = 12 * sum(p.numel() for p in model.parameters())
-    assert roomy == (8192, fixed, step_bytes(CONFIG, torch.float32, 8192, False))
-    just = fixed + step_bytes(CONFIG, torch.float32, 2048, False)
-    assert fitting_tokens([model], torch.float32, False, 8192, int(just / 0.9) + 1)[0] == 2048
-    assert fitting_tokens([model], torch.float32, False, 8192, int(just / 0.9) - 1)[0] == 1024
-    assert fitting_tokens([model], torch.float32, False, 8192, 0)[0] == 64
+    n = n_parameters(CONFIG)
+
+    def fits(free: int, checkpointing: bool = False) -> int:
+        workload = Workload(100_000, trained=(CONFIG,), checkpointing=checkpointing)
+        return fitting_tokens(workload, CPU, torch.float32, 8192, free)
+
+    step = step_bytes(CONFIG, torch.float32, 2048, False)
+    step += round(0.75 * 2048 * activation_bytes(CONFIG, torch.float32, False))  # gaps in the heap
+    step += round(0.25 * logits_bytes(CONFIG, torch.float32, 2048))
+    just = 12 * n + step  # the weights are there already
+    assert fits(10**12) == 8192
+    assert fits(int(just / 0.9) + 10) == 2048
+    assert fits(int(just / 0.9) - 10) == 1024
+    assert fits(0) == 64
     more = int(1.4 * just / 0.9)
-    assert fitting_tokens([model], torch.float32, False, 8192, more)[0] == 2048
-    assert fitting_tokens([model], torch.float32, True, 8192, more)[0] == 4096, "checkpointing makes room"
+    assert fits(more) == 2048
+    assert fits(more, checkpointing=True) == 4096, "checkpointing makes room"
 
 
 def test_a_resumed_run_keeps_the_micro_batches_it_began_with(tmp_path, monkeypatch, capsys) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from wukong.errors import UsageError
 from wukong.files import exclusive, write_json
+from wukong.places import read_recipe
 from wukong.training.metric_definitions import METRICS
 from wukong.web import processes
 from wukong.web.access import Settings
@@ -370,11 +371,22 @@ def test_a_zombie_is_not_at_work(run):
     process.wait()
 
 
-def test_nothing_starts_in_a_run_that_was_moved_or_has_no_recipe(run, tmp_path, monkeypatch):
+def test_a_moved_run_is_started_in_its_new_place(run, tmp_path, monkeypatch):
+    """Recipes of older versions name the place of then; those of today none."""
+    monkeypatch.chdir(tmp_path)
     moved = run.rename(tmp_path / "runs" / "two")
-    with pytest.raises(UsageError, match="moved"):
-        processes.start(moved, None, "Root")
-    (moved / "recipe.yaml").unlink()
+    assert processes._where(moved) == (tmp_path, "runs/two")
+    assert read_recipe(moved)["steps"]["sft"]["out"] == str(moved / "sft")
+    monkeypatch.chdir("/")
+    called_from = {"run_dir": "{here}", "called_from": "../..", "steps": {"sft": {"out": "{run}/sft"}}}
+    (moved / "recipe.yaml").write_text(json.dumps({"name": "one", **called_from}))
+    assert processes._where(moved) == (tmp_path, "runs/two")
+    assert next(step.name for step in overview(moved).steps) == "sft"
+
+
+def test_nothing_starts_in_a_run_that_has_no_recipe(run):
+    (run / "recipe.yaml").unlink()
+    moved = run
     with pytest.raises(UsageError, match=r"recipe\.yaml"):
         processes.start(moved, None, "Root")
     assert not (moved / "process.json").exists()

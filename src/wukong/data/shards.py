@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from wukong import processes
 from wukong.errors import DataError, UsageError
 from wukong.files import atomic_directory, fingerprint, read_json, write_json
 from wukong.seeds import derived_seed, permutation
@@ -63,6 +64,30 @@ def _encoded(documents: Iterable[str], tokenizer: Tokenizer, manifest: dict) -> 
             yield [*ids, tokenizer.eos_id]
 
 
+def read_manifest(directory: Path) -> dict:
+    """Raises DataError for a manifest that does not say what the shards are."""
+    path = directory / "manifest.json"
+    manifest = read_json(path)
+    shards = manifest.get("shards") if isinstance(manifest, dict) else None
+    sound = (
+        isinstance(shards, list)
+        and manifest.get("dtype") in ("uint16", "uint32")
+        and isinstance(manifest.get("tokenizer"), str)
+        and all(isinstance(manifest.get(name), int) and manifest[name] > 0 for name in ("tokens", "bytes"))
+        and all(
+            isinstance(shard, dict)
+            and isinstance(shard.get("file"), str)
+            and Path(shard["file"]).name == shard["file"]
+            and type(shard.get("tokens")) is int
+            and shard["tokens"] > 0
+            for shard in shards
+        )
+    )
+    if not sound:
+        raise DataError("not the manifest of token shards, or a damaged one; run 'wukong tokenize' again", file=path)
+    return manifest
+
+
 @dataclass
 class TokenShards:
     """An opened directory of shards, read as one long sequence of tokens."""
@@ -78,7 +103,7 @@ class TokenShards:
         directory = Path(directory)
         if not (directory / "manifest.json").exists():
             raise UsageError(f"{directory}: no token shards here; make them with 'wukong tokenize'")
-        manifest = read_json(directory / "manifest.json")
+        manifest = read_manifest(directory)
         if manifest["tokenizer"] != tokenizer.fingerprint:
             raise UsageError(f"{directory}: made with another tokenizer than the model's; run 'wukong tokenize' again")
         arrays: list[np.ndarray] = []
@@ -86,6 +111,9 @@ class TokenShards:
             path, dtype = directory / shard["file"], np.dtype(manifest["dtype"])
             if not path.exists() or path.stat().st_size != shard["tokens"] * dtype.itemsize:
                 raise DataError("the shard is missing or cut off; run 'wukong tokenize' again", file=path)
+            # Of several processes on these files the first looks at every byte.
+            if processes.is_first() and "sha256" in shard and fingerprint(path) != shard["sha256"]:
+                raise DataError("the shard is damaged; run 'wukong tokenize' again with --redo", file=path)
             arrays.append(np.memmap(path, dtype=dtype, mode="r"))
         return cls(manifest, arrays, np.cumsum([0, *(len(a) for a in arrays)]))
 

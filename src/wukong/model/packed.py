@@ -82,7 +82,7 @@ class PackedGPT2(GPT2):
         """dtype: of weights and arithmetic; float32 needs no such instructions (only bfloat16 pays, `can_pack`)."""
         with torch.device("meta"):  # no memory: every part is replaced
             super().__init__(model.config)
-        self.wte, self.wpe, self.ln_f = (_copy(module, dtype) for module in (model.wte, model.wpe, model.ln_f))
+        self.wte, self.wpe, self.ln_f = _copy(model.wte, dtype), _copy(model.wpe, dtype), _copy(model.ln_f, dtype)
         self.h = nn.ModuleList(PackedBlock(block, dtype) for block in model.h)  # type: ignore[arg-type]
         self.output = PackedLinear(model.wte.weight, None, dtype)
         self.eval()

@@ -94,6 +94,11 @@ def percent(value: float | None, digits: int = 1) -> str:
     return f"{100 * value:.0f} %" if value in (0, 1) else f"{100 * value:.{digits}f} %"
 
 
+def equal_length(rate: float | None) -> str:
+    """A length-controlled win rate, which not all outcomes determine."""
+    return "not estimable" if rate is None else percent(rate)
+
+
 def interval(pair: Sequence[float] | None, as_percent: bool = False) -> str:
     if pair is None:
         return ""
@@ -498,7 +503,8 @@ def fill(template: str, content: Mapping[str, Any], charts: Charts) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "number": number, "percent": percent, "interval": interval, "duration": duration, "reasons": _reasons,
+        "number": number, "percent": percent, "equal_length": equal_length, "interval": interval,
+        "duration": duration, "reasons": _reasons,
         "code": _code,
     }  # fmt: skip
     assets = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -18,10 +17,11 @@ from wukong.data.batches import by_length, pad
 from wukong.data.shards import TokenShards
 from wukong.errors import UsageError
 from wukong.files import read_json
+from wukong.intervals import FEWEST_PROMPTS, exact_interval, shown
 from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel
 from wukong.objectives import token_logprobs
-from wukong.seeds import derived_seed, permutation
+from wukong.seeds import permutation
 from wukong.training.compute import Compute
 from wukong.training.parallel import in_step
 
@@ -92,6 +92,44 @@ def frozen(model: Module, compute: Compute) -> Module:
     return model
 
 
+MEASURED_ANSWERS = 32
+"""Answers at which the distance to the starting model is measured."""
+
+
+@torch.no_grad()
+def kl_to_start(model: GPT2, start: GPT2, answers: Sequence[tuple[list[int], Sequence[bool]]]) -> float:
+    """KL(model || start) in nats a token, exact at each response token of the first few answers (token ids, and which
+    of them are a response), given what the answer says before it."""
+    total, count = 0.0, 0
+    for ids, is_response in answers[:MEASURED_ANSWERS]:
+        device, places = model.wte.weight.device, torch.tensor(is_response[1:])
+        tokens = torch.tensor([ids[:-1]], device=device)
+        for some in zip(*(one.eval()(tokens)[0][places.to(device)].split(256) for one in (model, start)), strict=True):
+            ours, theirs = (
+                one.logits(states).float().log_softmax(-1) for one, states in zip((model, start), some, strict=True)
+            )  # (n, V) each
+            total += float((ours.exp() * (ours - theirs)).sum())
+            count += len(ours)
+    return total / max(1, count)
+
+
+def say_how_far(stage: str, kl: float, remedy: str, next_command: str) -> None:
+    """The last words of a stage whose result answers: its distance to the model it began with, in nats a token."""
+    hardly = f": it hardly moved; {remedy}" if kl < HARDLY_MOVED else ""
+    say(f"{stage}: the model moved {kl:.3g} nats a token (KL) from where it began{hardly}")
+    say(f"next: {next_command}")
+
+
+def evaluation_of(stage: str, start: str, out: Path) -> str:
+    """The command that shows what a policy is worth beside the model it began as."""
+    models = f"start={start} {stage}={out}"
+    return f"wukong evaluate --models {models} --reference start --prompts UNSEEN_PROMPTS --out {out}-evaluation"
+
+
+HARDLY_MOVED = 0.005
+"""Nats a token: over a hundred tokens an answer is then as likely as before, but for a factor of less than two."""
+
+
 @torch.no_grad()
 def validation_loss(
     model: GPT2, shards: TokenShards, context: int, max_tokens: int, compute: Compute, rows: int = 16
@@ -133,37 +171,19 @@ def scores_of(model: ScalarModel, sequences: Sequence[list[int]], compute: Compu
     return scores
 
 
-def bootstrap_interval(sums: np.ndarray, counts: np.ndarray, seed: int, draws: int = 2000) -> list[float]:
-    """The 95 % percentile interval of sum(sums)/sum(counts), resampling prompts, whose members hang together.
-
-    sums, counts: (prompts,). Efron 1979.
-    """
-    generator = np.random.Generator(np.random.Philox(derived_seed(seed, "bootstrap")))
-    picks = generator.integers(len(counts), size=(draws, len(counts)))
-    totals = counts[picks].sum(1)
-    ratios = sums[picks].sum(1)[totals > 0] / totals[totals > 0]
-    return [float(x) for x in np.percentile(ratios, [2.5, 97.5])]
-
-
-def wilson_interval(hits: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a proportion of n independent outcomes (Wilson 1927): unlike a bootstrap it does not shrink
-    to a point when a few outcomes are all alike."""
-    z = 1.959964
-    centre, spread = (hits + z * z / 2) / (n + z * z), z * math.sqrt(hits * (n - hits) / n + z * z / 4) / (n + z * z)
-    return max(0.0, centre - spread), min(1.0, centre + spread)
-
-
-def chance_problem(accuracy: float, interval: Sequence[float], pairs: int) -> str | None:
+def chance_problem(accuracy: float, interval: Sequence[float], pairs: int, prompts: int | None = None) -> str | None:
     """Why a reward model with this accuracy on held-out pairs cannot be told from a coin; None when it can.
 
-    interval: the bootstrap's 95 %, over prompts. Of a handful of pairs that are all right it is a point, so Wilson's
-    interval has to lie above one half too.
+    interval: its 95 %, over prompts. Results of earlier versions have a bootstrap's, which is a point for a handful of
+    pairs that are all right, and do not say of how many prompts they are: the exact interval of so many independent
+    pairs has to lie above one half too.
     """
-    low, high = min(interval[0], wilson_interval(accuracy * pairs, pairs)[0]), interval[1]
-    if low > 0.5:
+    low, high = min(interval[0], exact_interval(accuracy * pairs, pairs)[0]), interval[1]
+    if shown([low, high], pairs if prompts is None else prompts) > 0:
         return None
+    few = f" of {prompts:,} prompts" if prompts is not None and prompts < FEWEST_PROMPTS else ""
     return (
-        f"its accuracy on {pairs:,} held-out pairs is {100 * accuracy:.0f} % [{100 * low:.0f}, {100 * high:.0f}], "
+        f"its accuracy on {pairs:,} held-out pairs{few} is {100 * accuracy:.0f} % [{100 * low:.0f}, {100 * high:.0f}], "
         "which cannot be told from chance"
     )
 
@@ -186,7 +206,8 @@ def require_better_than_chance(reward_model: str | Path, insist: bool = False) -
     if not results.get("valid_pairs"):
         say(f"{reward_model}: nobody measured its accuracy on held-out pairs; wukong reward-report does")
         return
-    problem = chance_problem(results["valid_accuracy"], results["valid_accuracy_interval"], results["valid_pairs"])
+    measured = results["valid_accuracy"], results["valid_accuracy_interval"], results["valid_pairs"]
+    problem = chance_problem(*measured, prompts=results.get("valid_prompts"))
     if problem and not insist:
         raise UsageError(
             f"{reward_model}: {problem}; label more, see wukong reward-report {reward_model}, or give --insist"

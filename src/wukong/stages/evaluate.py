@@ -7,9 +7,10 @@ Out: out/evaluation.json (the numbers) and out/answers.jsonl (every answer, with
         --prompts test.jsonl --judge rubric --reward-model runs/mine/reward --out runs/mine/evaluation
 
 All models answer the same prompts with the same seeds. A later model is compared with each earlier one, prompt by
-prompt, by each judge's score; ties count half; intervals are 95 % bootstraps over prompts. The length-controlled win
-rate is what a logistic regression on the difference in length predicts for answers of equal length (Dubois et al.
-2024). KL is log pi - log pi_ref of the model's own samples at the sampling temperature, summed over a response.
+prompt, by each judge's score; ties count half; intervals are 95 %, over prompts (`wukong.intervals`). The
+length-controlled win rate is what a logistic regression on the difference in length predicts for answers of equal
+length (Dubois et al. 2024). KL is log pi - log pi_ref of the model's own samples at the sampling temperature, summed
+over a response.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from wukong.errors import DataError, UsageError
 from wukong.feedback.annotators import Judge, Opinion, load_judge
 from wukong.feedback.replies import forget_replies, replies_path
 from wukong.files import atomic_open, write_json
+from wukong.intervals import in_words, mean_interval, rate_interval
 from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, recommended_sampling
 from wukong.objectives import best_of_n_kl
@@ -46,7 +48,6 @@ from wukong.rollout import Sampled, generate, inference_copy
 from wukong.sampling import OWN_DISTRIBUTION, SamplingParameters
 from wukong.seeds import derived_seed
 from wukong.stages.common import (
-    bootstrap_interval,
     distinct_n,
     response_logprobs,
     response_positions,
@@ -228,10 +229,7 @@ def run(options: EvaluateOptions) -> None:
             }
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
     for c in comparisons:
-        say(
-            f"evaluate: {c['a']} beats {c['b']} in {c['win_rate']:.1%} of {c['n']} prompts "
-            f"[{c['interval'][0]:.1%}, {c['interval'][1]:.1%}] by {c['judge']}"
-        )
+        say(f"evaluate: by {c['judge']}, {in_words(c)}")
     work.finish({"comparisons": comparisons}, [options.out / "evaluation.json", options.out / "answers.jsonl"])
     forget_replies(options.out, directory=True)
 
@@ -374,12 +372,11 @@ def describe(answers: Answers, prompts: Sequence[Prompt], options: EvaluateOptio
     """One model's entry in evaluation.json."""
     ids = [s.ids for s in answers.sampled]
     scores = None if answers.opinions is None else np.array([o.score for o in answers.opinions])
-    ones = np.ones(len(prompts))
 
     def mean(values: np.ndarray | None) -> tuple[float | None, list[float] | None]:
         if values is None:
             return None, None
-        return float(values.mean()), bootstrap_interval(values, ones, options.seed)
+        return float(values.mean()), mean_interval(values)
 
     score_mean, score_interval = mean(scores)
     kl_mean, kl_interval = mean(answers.kl)
@@ -442,11 +439,11 @@ def compare(a: str, b: str, of_a: Answers, of_b: Answers, options: EvaluateOptio
     found = []
     for judge, (scores_a, scores_b) in judged.items():
         outcome = (np.sign(np.array(scores_a) - np.array(scores_b)) + 1) / 2
-        found.append({"a": a, "b": b, "judge": judge, **win_rate(outcome, lengths, options.seed)})
+        found.append({"a": a, "b": b, "judge": judge, **win_rate(outcome, lengths)})
     return found
 
 
-def win_rate(outcome: np.ndarray, lengths: np.ndarray, seed: int) -> dict[str, Any]:
+def win_rate(outcome: np.ndarray, lengths: np.ndarray) -> dict[str, Any]:
     """How often a wins against b, with its 95 % interval over prompts and what it would be at equal length.
 
     outcome: (prompts,) 1 won, 0.5 tied, 0 lost, or a mean of several judgments; lengths: (prompts,) a's minus b's.
@@ -457,27 +454,47 @@ def win_rate(outcome: np.ndarray, lengths: np.ndarray, seed: int) -> dict[str, A
         "ties": int((outcome == 0.5).sum()),
         "losses": int((outcome < 0.5).sum()),
         "win_rate": float(outcome.mean()),
-        "interval": bootstrap_interval(outcome, np.ones(len(outcome)), seed),
+        "interval": rate_interval(outcome),
         "length_controlled_win_rate": length_controlled(outcome, lengths),
     }
 
 
-def length_controlled(outcome: np.ndarray, lengths: np.ndarray) -> float:
-    """P(win) = sigmoid(a + b tanh(d / sd(d))), fitted by maximum likelihood (ridge 1e-3), read at d = 0.
+def length_controlled(outcome: np.ndarray, lengths: np.ndarray) -> float | None:
+    """P(win) = sigmoid(a + b tanh(d / sd(d))), fitted by maximum likelihood, read at d = 0.
 
     outcome: (prompts,) 1, 0.5 or 0; lengths: (prompts,) the difference of the lengths.
+
+    Returns:
+        None where the outcomes do not determine it: one side is longer by the same number everywhere, or a limit of
+        length separates what is won from what is lost (all prompts won is such a case), so that the likelihood has no
+        maximum (Albert and Anderson 1984). A penalty would give a number there too, but its own.
     """
-    spread = lengths.std()
-    x = np.tanh(lengths / spread) if spread > 0 else np.zeros_like(lengths)
+    if not lengths.any():
+        return float(outcome.mean())
+    if (spread := lengths.std()) == 0:
+        return None
+    x = np.tanh(lengths / spread)
+    won, lost = x[outcome > 0], x[outcome < 1]  # a tie is half of each
+    if not len(won) or not len(lost) or won.min() >= lost.max() or lost.min() >= won.max():
+        return None
+    design = np.stack([np.ones_like(x), x], 1)  # (prompts, 2)
 
     def loss(w: np.ndarray) -> float:
-        z = w[0] + w[1] * x
-        return float(np.mean(np.logaddexp(0, z) - outcome * z) + 1e-3 * (w**2).sum())
+        z = design @ w
+        return float(np.mean(np.logaddexp(0, z) - outcome * z))
+
+    def gradient(w: np.ndarray) -> np.ndarray:
+        return design.T @ (expit(design @ w) - outcome) / len(x)
+
+    def hessian(w: np.ndarray) -> np.ndarray:
+        p = expit(design @ w)
+        return (design.T * (p * (1 - p))) @ design / len(x)
 
     from scipy.optimize import minimize  # here: it takes half a second of every `wukong run` otherwise
+    from scipy.special import expit
 
-    intercept = minimize(loss, np.zeros(2), method="BFGS").x[0]
-    return float(1 / (1 + np.exp(-intercept)))
+    fitted = minimize(loss, np.zeros(2), jac=gradient, hess=hessian, method="trust-exact", options={"gtol": 1e-9})
+    return float(expit(fitted.x[0]))
 
 
 def _answer(answers: Answers, i: int) -> dict[str, Any]:

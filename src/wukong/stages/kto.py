@@ -49,8 +49,8 @@ class KTOOptions(OfflineOptions):
 
     data: list[str]
     """Votes or comparisons: paths, globs or Hugging Face data set ids."""
-    batch_size: int = Field(32, ge=2)
-    """Votes a step."""
+    batch_size: int | None = Field(None, ge=2, json_schema_extra={"usual": 32})
+    """Votes a step. When absent 32, and down to 8 where there are few."""
     good_weight: float = Field(1.0, gt=0)
     """lambda_D, the weight of a thumb up. With unequal numbers, (weight x number) of the ups should be 1 to 4/3 times
     that of the downs."""

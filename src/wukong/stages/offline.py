@@ -23,16 +23,26 @@ from wukong.data.sources import DataOptions
 from wukong.data.split import split_by_prompt
 from wukong.data.summary import ReadSummary
 from wukong.errors import UsageError
-from wukong.model.gpt2 import GPT2
+from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.hub import load_policy, save_policy
 from wukong.processes import gathered, is_first, share
 from wukong.records import Preference
 from wukong.require import Kind, Need
 from wukong.sampling import RecommendOptions, SamplingParameters
-from wukong.stages.common import epoch_batch, frozen, response_logprobs, response_positions
+from wukong.stages.common import (
+    epoch_batch,
+    evaluation_of,
+    frozen,
+    kl_to_start,
+    response_logprobs,
+    response_positions,
+    say_how_far,
+)
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
+from wukong.training.memory import Workload, step_tokens
 from wukong.training.parallel import whole
+from wukong.training.passes import Usual, warn_of_few_steps
 from wukong.training.session import Session, TrainOptions, publish
 
 
@@ -49,18 +59,26 @@ class OfflineOptions(TrainOptions, DataOptions, RecommendOptions):
     """The price of a nat of KL to the reference that is assumed; smaller goes further."""
     temperature: float = Field(1.0, gt=0)
     """Logits are divided by it: the temperature at which the answers were sampled and the policy will be."""
-    epochs: float = Field(1.0, gt=0)
-    """Passes over the data."""
-    batch_size: int = Field(32, ge=1)
-    """Records a step."""
-    lr: float = Field(5e-6, gt=0)
-    """Peak learning rate."""
+    epochs: float | None = Field(None, gt=0, json_schema_extra={"usual": 1.0})
+    """Passes over the data. When absent 1, and up to 4 where that is fewer than 150 steps."""
+    batch_size: int | None = Field(None, ge=1, json_schema_extra={"usual": 32})
+    """Records a step. When absent 32, and down to 8 where there are few."""
+    lr: float | None = Field(None, gt=0, json_schema_extra={"usual": 5e-6})  # type: ignore[assignment]
+    """Peak learning rate. When absent 5e-6, and more for models smaller than GPT-2 where there are few records."""
     lr_schedule: Literal["cosine", "linear", "constant"] = "linear"
     """How the learning rate falls after the warm-up."""
     warmup_steps: int = Field(10, ge=0)
     """Steps over which the learning rate rises from 0."""
     eval_every: int = Field(0, ge=0)
     """Steps between evaluations; 0 evaluates at the end only."""
+
+
+USUAL = Usual(epochs=1.0, batch_size=32, lr=5e-6, most_epochs=4.0, small_lr=5e-5)
+
+
+def workload(lengths: Sequence[int], response: float, batch_size: int, config: GPT2Config) -> Workload:
+    """lengths: of the records, all answers of each; response: the part of their tokens that are an answer."""
+    return Workload(step_tokens(lengths, batch_size), response, frozen=(config,))
 
 
 @dataclass
@@ -177,22 +195,27 @@ def train_offline(
     console.print(read.summary.table("records"))
     if not train:
         raise UsageError(f"{data[0]}: nothing is left to train on")
-    steps = math.ceil(options.epochs * len(train) / options.batch_size)
-    say(f"{stage}: {len(train):,} records, {len(test):,} held out, {steps:,} steps")
+    passes = USUAL.passes(len(train), policy.config.n_embd, options.epochs, options.batch_size, options.lr)
+    steps = passes.steps(len(train))
+    say(f"{stage}: {len(train):,} records, {len(test):,} held out, {passes.described(len(train))}")
+    warn_of_few_steps(stage, steps, "label more, or give more --epochs")
+    lengths = [sum(len(answer.ids) for answer in answers_of(item)) for item in train]
+    learnt = sum(len(answer.response) for item in train for answer in answers_of(item))
+    load = workload(lengths, learnt / sum(lengths), passes.batch_size, policy.config)
     # ---------------------------------------------------------------------------------------------------- loop
-    with Session(options, {"policy": policy}, steps, stage) as session:
+    with Session(options, {"policy": policy}, steps, stage, workload=load, lr=passes.lr) as session:
         compute = session.compute
         frozen(reference, compute)
         answers = [answer for item in (*train, *test) for answer in answers_of(item)]
         measure_reference(reference, answers, options.temperature, compute, options.micro_batch_tokens)
         for step in session.steps():
             policy.eval()  # dropout is off everywhere after SFT
-            batch = [train[i] for i in epoch_batch(len(train), step, options.batch_size, options.seed)]
+            batch = [train[i] for i in epoch_batch(len(train), step, passes.batch_size, options.seed)]
             metrics = learn(policy, reference, batch, compute, session.backward)
             tokens = sum(len(answer.ids) for item in batch for answer in answers_of(item))
             session.log(tokens, **metrics, **session.optimizer_step())
             if test and session.due(options.eval_every):
-                parts = _batches(test, options.batch_size)
+                parts = _batches(test, passes.batch_size)
                 with torch.no_grad():
                     held_out = [learn(policy, reference, part, compute, None) for part in parts]
                 measured = {
@@ -210,8 +233,19 @@ def train_offline(
     sampling = SamplingParameters(options.temperature).for_training(options.recommended_temperature)
     save_policy(staged, policy.cpu(), tokenizer, sampling=sampling)
     files = publish(staged, options.out)
-    work.finish({**session.state.get("valid", {}), "records": len(train), "data": read.summary.as_dict()}, files)
+    judged = [answer for item in (test or train) for answer in answers_of(item)]
+    masks = [(answer.ids, [i >= len(answer.prompt) for i in range(len(answer.ids))]) for answer in judged]
+    moved = kl_to_start(policy, load_policy(options.model)[0], masks)
+    results = {"records": len(train), "kl_to_start": moved, "passes": passes.record(len(train))}
+    results |= session.state.get("valid", {})
+    work.finish({**results, "data": read.summary.as_dict()}, files, session.compute_record())
     session.discard_checkpoints()
+    say_how_far(
+        stage,
+        moved,
+        "give a higher --lr, more --epochs or a lower --beta",
+        evaluation_of(stage, options.model, options.out),
+    )
 
 
 def _batches(items: Sequence[Item], size: int) -> list[Sequence[Item]]:

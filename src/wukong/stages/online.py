@@ -33,7 +33,7 @@ from wukong.data.shards import TokenShards
 from wukong.errors import RunError, UsageError
 from wukong.feedback.replies import forget_replies, replies_path
 from wukong.files import atomic_directory
-from wukong.model.gpt2 import GPT2
+from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.heads import ScalarModel, ValueHead
 from wukong.model.hub import load_policy, load_reward, load_trunk, save_policy
 from wukong.objectives import (
@@ -51,6 +51,7 @@ from wukong.seeds import derived_seed, permutation
 from wukong.stages.common import (
     distinct_n,
     epoch_batch,
+    evaluation_of,
     frozen,
     language_model_loss,
     require_better_than_chance,
@@ -74,7 +75,9 @@ from wukong.stages.episodes import (
 from wukong.stages.rewards import Answers, Rewards, ScoringOptions, load_rewards, model_inputs, reward_needs
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
+from wukong.training.memory import DECODED_TOGETHER, Decoding, Workload, stored_config
 from wukong.training.parallel import in_step, whole
+from wukong.training.passes import warn_of_few_steps
 from wukong.training.session import Session, publish
 
 # ------------------------------------------------------------------------------------------- what an algorithm says
@@ -186,6 +189,19 @@ class GroupOptions(OnlineOptions):
 
     samples_per_prompt: int = Field(4, ge=2)
     """Responses to each prompt of a batch, which are compared with each other."""
+
+
+def workload(options: OnlineOptions, config: GPT2Config, prompt: int) -> Workload:
+    """prompt: tokens of the longest. Judging and updating put micro-batches of whole responses through the models."""
+    together = math.ceil(options.batch_size / processes.size())
+    length = min(prompt + options.max_new_tokens, config.n_positions)
+    rewards = [stored_config(directory) or config for directory in model_inputs(options)]
+    return Workload(
+        tokens=together * length,
+        outputs=1.0 if options.ptx_coef else options.max_new_tokens / length,
+        frozen=(config, *rewards),
+        decoding=Decoding(config, min(together, DECODED_TOGETHER), length),
+    )
 
 
 COLLAPSE_SHARE, COLLAPSE_DISTINCT = 0.5, 0.25
@@ -435,7 +451,10 @@ def train(options: OnlineOptions) -> None:
     sampling = SamplingParameters(options.temperature).for_training(options.recommended_temperature)
     # ---------------------------------------------------------------------------------------------------- loop
     ptx_rows = max(1, options.micro_batch_tokens // policy.config.n_positions)  # as asked for, whatever the memory
-    with Session(options, modules, iterations, algorithm.name, state) as session:
+    updates = algorithm.epochs * options.batch_size // (options.minibatch_size or options.batch_size)
+    warn_of_few_steps(algorithm.name, iterations * updates, "give more --episodes, or a smaller --batch-size")
+    load = workload(options, policy.config, max(len(prompt.ids) for prompt in prompts))
+    with Session(options, modules, iterations, algorithm.name, state, load) as session:
         frozen(reference, session.compute)
         kept = replies_path(options.out, directory=True)
         rewards = load_rewards(options, tokenizer, session.compute, options.micro_batch_tokens, kept)
@@ -465,9 +484,13 @@ def train(options: OnlineOptions) -> None:
     files = publish(staged, options.out)
     files += sorted(file for file in (options.out / "policies").rglob("*") if file.is_file())
     keep = ("score", "kl", "termination_rate", "response_length")
-    work.finish({name: session.state["last"][name] for name in keep}, files)
+    last = session.state["last"]
+    work.finish({name: last[name] for name in keep}, files, session.compute_record())
     forget_replies(options.out, directory=True)
     session.discard_checkpoints()
+    distance = f"{last['kl']:.3g} nats a response (KL) from where it began"
+    say(f"{algorithm.name}: the policy scores {last['score']:.3g}, and is {distance}")
+    say(f"next: {evaluation_of(algorithm.name, options.model, options.out)}")
 
 
 def check(options: OnlineOptions) -> None:

@@ -36,7 +36,9 @@ from wukong.stages.common import language_model_loss, validation_loss
 from wukong.tokenizer import Tokenizer
 from wukong.training.compiled import Compile, compiled_where_faster
 from wukong.training.compute import Compute
+from wukong.training.memory import Decoding, Workload
 from wukong.training.parallel import in_step, whole
+from wukong.training.passes import warn_of_few_steps
 from wukong.training.session import Session, TrainOptions, publish
 
 
@@ -50,8 +52,9 @@ class PretrainOptions(TrainOptions, RecommendOptions):
     or hub id."""
     context: int | None = Field(None, ge=8)
     """Tokens a row; the model's whole context when absent."""
-    tokens: int = Field(2_000_000, ge=1)
-    """Training tokens, over as many epochs as that takes."""
+    tokens: int | None = Field(None, ge=1, json_schema_extra={"usual": 2_000_000})
+    """Training tokens, over as many epochs as that takes. When absent two million, or 40 epochs of a corpus that is too
+    small for that."""
     batch_tokens: int = Field(8192, ge=8)
     """Tokens a step."""
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -75,10 +78,31 @@ class PretrainOptions(TrainOptions, RecommendOptions):
     """Texts that the model continues at each validation, written to samples.jsonl."""
 
 
+MOST_EPOCHS = 40
+"""Passes over a corpus beyond which more teach nothing (Muennighoff et al. 2023, figure 3)."""
+USUAL_TOKENS = 2_000_000
+
+
+def workload(options: PretrainOptions, config: GPT2Config) -> Workload:
+    context = options.context or config.n_positions
+    own_rows = math.ceil(options.batch_tokens // context / size())
+    rows = min(own_rows, max(1, options.micro_batch_tokens // context))
+    n = len(options.sample_prompts)
+    return Workload(rows * context, decoding=Decoding(config, n, config.n_positions) if n else None)
+
+
+def training_tokens(options: PretrainOptions, corpus: int) -> int:
+    """What was asked for; else the usual, or, of a small corpus, as many passes as still teach something."""
+    return options.tokens or max(options.batch_tokens, min(USUAL_TOKENS, MOST_EPOCHS * corpus))
+
+
 def needs(options: PretrainOptions) -> list[Need]:
-    fresh = options.model in PRESETS
-    check_context(options, PRESETS[options.model]["n_positions"] if fresh else None)
-    start = [] if fresh else [require.policy(options.model)]
+    if options.model in PRESETS:
+        check_context(options, PRESETS[options.model]["n_positions"])
+        start = []
+    else:
+        sizes = Need(lambda planned: check_context(options, planned.context_of(options.model)))
+        start = [require.policy(options.model), sizes]
     return [require.shards(options.data), *start, require.device(options.device)]
 
 
@@ -86,7 +110,7 @@ def check_context(options: PretrainOptions, longest: int | None) -> int | None:
     """The context of a row, for a model with at most `longest` (None: not known yet). Raises UsageError for sizes that
     do not fit."""
     context = options.context or longest
-    if context is not None and longest is not None and context > longest:
+    if longest is not None and context is not None and context > longest:
         raise UsageError(f"--context {context} is longer than the model's {longest}")
     if context is not None and options.batch_tokens % context:
         raise UsageError(f"--batch-tokens {options.batch_tokens} is not a multiple of the context {context}")
@@ -119,13 +143,15 @@ def run(options: PretrainOptions) -> None:
     if len(train) <= context:
         raise UsageError(f"{options.data}: {len(train)} training tokens are fewer than one context of {context}")
     rows = options.batch_tokens // context
-    steps = math.ceil(options.tokens / options.batch_tokens)
+    steps = math.ceil(training_tokens(options, len(train)) / options.batch_tokens)
     say(
         f"pretrain: {model.n_parameters():,} parameters, {len(train):,} tokens in the corpus, "
         f"{steps * options.batch_tokens / len(train):.2f} epochs"
     )
+    warn_of_few_steps("pretrain", steps, "give more --tokens, or fewer --batch-tokens")
     # ---------------------------------------------------------------------------------------------------- loop
-    with Session(options, {"model": model}, steps, "pretrain") as session:
+    load = workload(options, model.config)
+    with Session(options, {"model": model}, steps, "pretrain", workload=load) as session:
         compute = session.compute
         micro_rows, own_rows = max(1, options.micro_batch_tokens // context), math.ceil(rows / size())
         example = torch.zeros(min(own_rows, micro_rows), context + 1, dtype=torch.int64, device=compute.device)
@@ -160,8 +186,13 @@ def run(options: PretrainOptions) -> None:
     staged = options.out / ".staged"
     save_policy(staged, model, tokenizer, sampling=sampling.for_training(options.recommended_temperature))
     files = publish(staged, options.out)
-    work.finish({"valid_loss": session.state["best_loss"], "parameters": model.n_parameters()}, files)
+    best = session.state["best_loss"]
+    results = {"valid_loss": best, "parameters": model.n_parameters()}
+    work.finish(results, files, session.compute_record())
     session.discard_checkpoints()
+    begun = f"{math.log(tokenizer.vocab_size):.2f} before the first step" if options.model in PRESETS else options.model
+    say(f"pretrain: {best:.3f} nats a held-out token ({begun})")
+    say(f"next: wukong sft --model {options.out} --data DEMONSTRATIONS --out {options.out}-sft")
 
 
 def _show_samples(

@@ -15,7 +15,6 @@ Shape legend: B answers, T time, N pairs.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,6 +35,7 @@ from wukong.data.split import halves, split_by_prompt
 from wukong.data.summary import ReadSummary
 from wukong.errors import DataError, UsageError
 from wukong.feedback.consensus import by_annotators, decide, weights_of
+from wukong.intervals import rate_interval
 from wukong.model.heads import HeadKind, Pooling, ScalarModel
 from wukong.model.hub import load_trunk, save_reward
 from wukong.objectives import grouped_mean, pairwise_loss
@@ -43,11 +43,13 @@ from wukong.processes import gathered, is_first, share, sums
 from wukong.records import Comparison, Message, Preference, Ranking, Response, Vote, read_records
 from wukong.require import Need
 from wukong.seeds import derived_seed, permutation
-from wukong.stages.common import bootstrap_interval, epoch_batch, scores_of
+from wukong.stages.common import epoch_batch, scores_of
 from wukong.stages.pairs import answers_ids, pairs_by_prompt
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
+from wukong.training.memory import Workload, step_tokens
 from wukong.training.parallel import in_step, whole
+from wukong.training.passes import Passes, Usual, warn_of_few_steps
 from wukong.training.session import Session, TrainOptions, publish
 
 
@@ -79,12 +81,13 @@ class RewardOptions(TrainOptions, DataOptions):
     off_prompt: int = Field(0, ge=0)
     """For each prompt, this many pairs of its best answer over the best answer to another prompt, so that the score
     depends on what was asked (Liu et al. 2024)."""
-    epochs: float = Field(1.0, gt=0)
-    """Passes over the data; more than one over-fits."""
-    batch_size: int = Field(16, ge=1)
-    """Prompts a step, each with all its answers."""
-    lr: float = Field(5e-5, gt=0)
-    """Peak learning rate."""
+    epochs: float | None = Field(None, gt=0, json_schema_extra={"usual": 1.0})
+    """Passes over the data; of much data more than one over-fits. When absent 1, and up to 6 where that is fewer than
+    150 steps."""
+    batch_size: int | None = Field(None, ge=1, json_schema_extra={"usual": 16})
+    """Prompts a step, each with all its answers. When absent 16, and down to 8 where there are few."""
+    lr: float | None = Field(None, gt=0, json_schema_extra={"usual": 5e-5})  # type: ignore[assignment]
+    """Peak learning rate. When absent 5e-5, and more for models smaller than GPT-2 where there are few prompts."""
     lr_schedule: Literal["cosine", "linear", "constant"] = "linear"
     """How the learning rate falls after the warm-up."""
     warmup_steps: int = Field(5, ge=0)
@@ -96,6 +99,14 @@ class RewardOptions(TrainOptions, DataOptions):
     are used."""
     normalise_samples: int = Field(256, ge=2)
     """How many answers the normalisation takes."""
+
+
+USUAL = Usual(epochs=1.0, batch_size=16, lr=5e-5, most_epochs=6.0, small_lr=0.0005)
+
+
+def workload(lengths: Sequence[int], batch_size: int) -> Workload:
+    """lengths: of the prompts, all answers of each. There are no logits."""
+    return Workload(step_tokens(lengths, batch_size), outputs=0.0)
 
 
 @dataclass
@@ -229,7 +240,7 @@ def _parts(groups: Sequence[Group], max_tokens: int) -> list[list[Group]]:
 def evaluate_pairs(
     model: ScalarModel, groups: Sequence[Group], options: RewardOptions, compute: Compute
 ) -> dict[str, float | list]:
-    """Accuracy on pairs that are no ties, with a 95 % interval (bootstrap over prompts, whose pairs hang together)."""
+    """Accuracy on pairs that are no ties, with a 95 % interval over prompts; equal scores are half right."""
     model.eval()
     losses, hits, difference, longer, counts = [], [], [], [], []
     parts = _parts(groups, options.micro_batch_tokens)
@@ -249,7 +260,7 @@ def evaluate_pairs(
         for group in part:
             values = list(islice(rest, len(group.pairs)))
             kept = [i for i, tie in enumerate(group.ties) if not tie]
-            hits.append(sum(values[i] > 0 for i in kept))
+            hits.append(sum((values[i] > 0) + 0.5 * (values[i] == 0) for i in kept))
             counts.append(len(kept))
             difference += [values[i] for i in kept]
             lengths = [(len(group.answers[group.pairs[i][0]]), len(group.answers[group.pairs[i][1]])) for i in kept]
@@ -259,8 +270,9 @@ def evaluate_pairs(
     return {
         "valid_loss": sum(losses) / len(groups),
         "valid_accuracy": sum(hits) / sum(counts),
-        "valid_accuracy_interval": bootstrap_interval(np.array(hits), np.array(counts), options.seed),
+        "valid_accuracy_interval": rate_interval(np.array(hits), np.array(counts)),
         "valid_pairs": sum(counts),
+        "valid_prompts": sum(count > 0 for count in counts),
         "length_accuracy": float(np.mean(longer)),
         "calibration": calibration(np.array(difference)),
     }
@@ -297,6 +309,10 @@ def records_of(options: RewardOptions) -> tuple[list[Preference], list[Preferenc
     return train, test, read.summary
 
 
+def passes_over(groups: Sequence[Group], model: ScalarModel, options: RewardOptions) -> Passes:
+    return USUAL.passes(len(groups), model.config.n_embd, options.epochs, options.batch_size, options.lr)
+
+
 def new_model(options: RewardOptions) -> tuple[ScalarModel, Tokenizer]:
     """The model to start from with a new head."""
     trunk, tokenizer = load_trunk(options.model)
@@ -314,15 +330,20 @@ def fit(
     """
     off_prompt = off_prompt_groups(train, tokenizer, model.config.n_positions, options.off_prompt, options.seed)
     groups = [*train, *off_prompt]
-    steps = math.ceil(options.epochs * len(groups) / options.batch_size)
+    passes = passes_over(groups, model, options)
+    steps = passes.steps(len(groups))
     n_pairs = sum(len(group.pairs) for group in train)
     added = f" and {len(off_prompt):,} off-prompt pairs" if off_prompt else ""
-    say(f"reward: {n_pairs:,} pairs of {len(train):,} prompts{added}, {len(test):,} held out, {steps:,} steps")
-    with Session(options, {"model": model}, steps, "reward", {"quality": {}}) as session:
+    described = passes.described(len(groups))
+    say(f"reward: {n_pairs:,} pairs of {len(train):,} prompts{added}, {len(test):,} held out, {described}")
+    warn_of_few_steps("reward", steps, "label more, or give more --epochs")
+    state = {"quality": {}, "passes": passes.record(len(groups))}
+    load = workload([sum(map(len, group.answers)) for group in groups], passes.batch_size)
+    with Session(options, {"model": model}, steps, "reward", state, load, passes.lr) as session:
         compute = session.compute
         for step in session.steps():
             model.train()
-            batch = [groups[i] for i in epoch_batch(len(groups), step, options.batch_size, options.seed)]
+            batch = [groups[i] for i in epoch_batch(len(groups), step, passes.batch_size, options.seed)]
             total, spread, right, pairs = 0.0, 0.0, 0.0, 0.0
             for part in in_step(_parts(share(batch), options.micro_batch_tokens), model):
                 margins, member = forward_pairs(model, part, compute)
@@ -386,12 +407,14 @@ def run(options: RewardOptions) -> None:
     staged = options.out / ".staged"
     save_reward(staged, model.cpu(), tokenizer)
     files = publish(staged, options.out)
+    n_pairs = sum(len(group.pairs) for group in train)
+    results = {**quality, "train_pairs": n_pairs, "normalised_from": before, "passes": session.state["passes"]}
+    work.finish({**results, "data": summary.as_dict()}, files, session.compute_record())
+    session.discard_checkpoints()
     if quality:
         low, high = quality["valid_accuracy_interval"]  # type: ignore[misc]
         say(f"reward: accuracy {quality['valid_accuracy']:.3f} [{low:.3f}, {high:.3f}] on held-out prompts")
-    n_pairs = sum(len(group.pairs) for group in train)
-    work.finish({**quality, "train_pairs": n_pairs, "normalised_from": before, "data": summary.as_dict()}, files)
-    session.discard_checkpoints()
+    say(f"next: wukong reward-report {options.out}")
 
 
 def _normalise(

@@ -34,10 +34,12 @@ from wukong.processes import is_first, share, sums
 from wukong.records import Conversation
 from wukong.require import Need
 from wukong.sampling import RecommendOptions
-from wukong.stages.common import epoch_batch
+from wukong.stages.common import epoch_batch, kl_to_start, say_how_far
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
+from wukong.training.memory import Workload, step_tokens
 from wukong.training.parallel import in_step, whole
+from wukong.training.passes import Usual, warn_of_few_steps
 from wukong.training.session import Session, TrainOptions, publish
 
 
@@ -48,12 +50,12 @@ class SFTOptions(TrainOptions, DataOptions, RecommendOptions):
     """The base model: a directory or hub id."""
     data: list[str]
     """Instruction data: paths, globs or Hugging Face data set ids."""
-    epochs: float = Field(3.0, gt=0)
-    """Passes over the data."""
-    batch_size: int = Field(32, ge=1)
-    """Examples a step."""
-    lr: float = Field(3e-4, gt=0)
-    """Peak learning rate."""
+    epochs: float | None = Field(None, gt=0, json_schema_extra={"usual": 3.0})
+    """Passes over the data. When absent 3, and up to 8 where these are fewer than 150 steps."""
+    batch_size: int | None = Field(None, ge=1, json_schema_extra={"usual": 32})
+    """Examples a step. When absent 32, and down to 8 where there are few."""
+    lr: float | None = Field(None, gt=0, json_schema_extra={"usual": 3e-4})  # type: ignore[assignment]
+    """Peak learning rate. When absent 3e-4, and more for models smaller than GPT-2 where there are few examples."""
     warmup_steps: int = Field(10, ge=0)
     """Steps over which the learning rate rises from 0."""
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -64,6 +66,14 @@ class SFTOptions(TrainOptions, DataOptions, RecommendOptions):
     """Steps between validations; 0 validates at the end only. The weights of the best one are kept."""
     template: str | None = None
     """Chat template (alpaca, plain, or a Jinja file) in place of the model's own."""
+
+
+USUAL = Usual(epochs=3.0, batch_size=32, lr=3e-4, most_epochs=8.0, small_lr=0.001)
+
+
+def workload(lengths: Sequence[int], response: float, batch_size: int) -> Workload:
+    """lengths: of the examples; response: the part of their tokens that are learnt."""
+    return Workload(step_tokens(lengths, batch_size), response)
 
 
 def examples_of(
@@ -117,14 +127,18 @@ def run(options: SFTOptions) -> None:
     console.print(read.summary.table("demonstrations"))
     if not train:
         raise UsageError(f"{options.data[0]}: no demonstration is left to train on")
-    steps = math.ceil(options.epochs * len(train) / options.batch_size)
-    say(f"sft: {len(train):,} demonstrations, {len(valid):,} held out, {steps:,} steps")
+    passes = USUAL.passes(len(train), model.config.n_embd, options.epochs, options.batch_size, options.lr)
+    steps = passes.steps(len(train))
+    say(f"sft: {len(train):,} demonstrations, {len(valid):,} held out, {passes.described(len(train))}")
+    warn_of_few_steps("sft", steps, "give more demonstrations, or more --epochs")
+    lengths, learnt = [len(e.ids) for e in train], sum(sum(e.response) for e in train)
+    load = workload(lengths, learnt / sum(lengths), passes.batch_size)
     # ---------------------------------------------------------------------------------------------------- loop
-    with Session(options, {"model": model}, steps, "sft") as session:
+    with Session(options, {"model": model}, steps, "sft", workload=load, lr=passes.lr) as session:
         compute = session.compute
         for step in session.steps():
             model.train()
-            batch = [train[i] for i in epoch_batch(len(train), step, options.batch_size, options.seed)]
+            batch = [train[i] for i in epoch_batch(len(train), step, passes.batch_size, options.seed)]
             n_response = sum(sum(e.response[1:]) for e in batch)
             total = 0.0
             for part in in_step(_parts(share(batch), options.micro_batch_tokens), model):
@@ -147,8 +161,12 @@ def run(options: SFTOptions) -> None:
     staged = options.out / ".staged"
     save_policy(staged, model, tokenizer, sampling=sampling)
     files = publish(staged, options.out)
-    work.finish({"valid_loss": session.state.get("best_loss"), "data": read.summary.as_dict()}, files)
+    start = load_policy(options.model, template=options.template)[0]
+    moved = kl_to_start(model.cpu(), start, [(e.ids, e.response) for e in valid or train])
+    results = {"valid_loss": session.state.get("best_loss"), "kl_to_start": moved, "passes": passes.record(len(train))}
+    work.finish({**results, "data": read.summary.as_dict()}, files, session.compute_record())
     session.discard_checkpoints()
+    say_how_far("sft", moved, "give more --epochs or a higher --lr", f"wukong chat {options.out}")
 
 
 def _parts(batch: Sequence[Example], max_tokens: int) -> list[list[Example]]:

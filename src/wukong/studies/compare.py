@@ -32,14 +32,15 @@ from wukong.feedback.annotators import load_judge
 from wukong.feedback.pairwise_judge import PairwiseJudge, agreed, question, verdict_of
 from wukong.feedback.replies import forget_replies, replies_path
 from wukong.files import atomic_open, write_json
+from wukong.intervals import in_words
 from wukong.model.hub import load_policy
 from wukong.records import Comparison, Prompt, Vote, prompt_id
-from wukong.report.page import interval, percent
+from wukong.report.page import equal_length, interval, percent
 from wukong.require import Need
 from wukong.sampling import SamplingParameters
 from wukong.stages.evaluate import AnswerOptions, answer_all, answer_needs, chosen_prompts, rewards_of
 from wukong.studies.answers import Answer, read_answers, split_name
-from wukong.studies.win_rates import Outcomes, compared, in_words, ratings, with_people
+from wukong.studies.win_rates import Outcomes, compared, ratings, with_people
 from wukong.training.compute import Compute, compute_for
 
 
@@ -120,14 +121,14 @@ def run(options: CompareOptions) -> None:
     # --------------------------------------------------------------------------------------------------- numbers
     found: dict[str, dict[str, Any]] = {}
     for name, of_judge in outcomes.items():
-        pairs = compared(of_judge, lengths, options.seed)
+        pairs = compared(of_judge, lengths)
         found[name] = {
             "comparisons": [{**pair, "words": in_words(pair)} for pair in pairs],
             "ratings": ratings(names, of_judge, options.seed),
             **notes[name],
         }
         if people is not None and name != "people":
-            found[name]["agreement_with_people"] = with_people(of_judge, people, options.seed)
+            found[name]["agreement_with_people"] = with_people(of_judge, people)
     comparison = {
         "n_prompts": len(prompts),
         "models": {
@@ -317,9 +318,10 @@ def _table(judge: str, names: Sequence[str], found: dict[str, Any]) -> Table:
     rates = {}
     for pair in found["comparisons"]:
         low, high = pair["interval"]
-        rates[pair["a"], pair["b"]] = (pair["win_rate"], [low, high], pair["length_controlled_win_rate"])
-        mirrored = [1 - high, 1 - low]
-        rates[pair["b"], pair["a"]] = (1 - pair["win_rate"], mirrored, 1 - pair["length_controlled_win_rate"])
+        equal = pair["length_controlled_win_rate"]
+        rates[pair["a"], pair["b"]] = pair["win_rate"], [low, high], equal_length(equal)
+        mirrored = None if equal is None else 1 - equal
+        rates[pair["b"], pair["a"]] = 1 - pair["win_rate"], [1 - high, 1 - low], equal_length(mirrored)
     table = Table(title=f"wins by {judge.replace('_', ' ')}: rate, 95 % interval, (at equal length)")
     table.add_column("wins of")
     for name in names:
@@ -329,7 +331,7 @@ def _table(judge: str, names: Sequence[str], found: dict[str, Any]) -> Table:
         cells = []
         for b in names:
             own = rates.get((a, b))
-            cells.append(f"{percent(own[0], 0)}\n{interval(own[1], True)}\n({percent(own[2], 0)})" if own else "–")
+            cells.append(f"{percent(own[0], 0)}\n{interval(own[1], True)}\n({own[2]})" if own else "–")
         low, high = found["ratings"][a]["interval"]
         table.add_row(a, *cells, f"{found['ratings'][a]['rating']:.0f}\n{low:.0f} to {high:.0f}")
     return table

@@ -31,6 +31,7 @@ from wukong.errors import UsageError
 from wukong.feedback.annotators import Judge, load_judge
 from wukong.feedback.replies import forget_replies, replies_path
 from wukong.files import atomic_open, read_json, write_json
+from wukong.intervals import FEWEST_PROMPTS, decisive, mean_interval, shown
 from wukong.model.hub import load_policy, recommended_sampling
 from wukong.objectives import best_of_n_kl
 from wukong.records import Prompt
@@ -38,11 +39,10 @@ from wukong.report.frontier_page import render_frontier
 from wukong.report.page import number
 from wukong.require import Need
 from wukong.seeds import derived_seed
-from wukong.stages.common import bootstrap_interval
 from wukong.stages.evaluate import AnswerOptions, Reference, answer_all, answer_needs, chosen_prompts, kl_of
 from wukong.stages.rewards import is_model, reward_judge
 from wukong.studies.answers import split_name
-from wukong.studies.overoptimisation import Course, Form, best_of_n_weights, curve, fit
+from wukong.studies.overoptimisation import FEWEST_POINTS, Course, Form, best_of_n_weights, curve, fit
 from wukong.training.compute import Compute, compute_for
 from wukong.training.metrics import read_metrics
 
@@ -134,7 +134,7 @@ def needs(options: FrontierOptions) -> list[Need]:
     if options.raw:
         raise UsageError(f"--raw {options.raw[0]}: policies answer through the chat template that they learnt with")
     return [
-        *(Need(lambda planned, path=path: policies_of(Path(path)) and None, path) for _, path in runs),  # type: ignore[misc]
+        *(Need(lambda planned, path=path: policies_of(Path(path)), path) for _, path in runs),  # type: ignore[misc]
         *answer_needs([options.reference], options),
         *map(require.judge, dict.fromkeys(name for name in (options.gold, options.proxy, options.pick_by) if name)),
     ]
@@ -176,7 +176,7 @@ def run(options: FrontierOptions) -> None:
         "proxy": options.proxy,
         "pick_by": options.pick_by or options.gold,
         "sampling": {path: how.as_dict() for path, how in sampling.items()},
-        "reference": {"path": options.reference, **_point(start, start, options.seed)},
+        "reference": {"path": options.reference, **_point(start, start)},
         "curves": curves,
     }
     # ----------------------------------------------------------------------------------------------------- save
@@ -214,15 +214,14 @@ def form_of(fit: dict[str, Any] | None, runs: list[dict[str, Any]], kind: Form) 
     return np.stack([d, curve(d, fit["alpha"], fit["beta"], kind)], 1).tolist()
 
 
-def _point(one: Measured, start: Measured, seed: int) -> dict[str, Any]:
+def _point(one: Measured, start: Measured) -> dict[str, Any]:
     """A policy's means, and its gains over the reference with their intervals over prompts."""
-    ones = np.ones(len(one.gold))
     gains = {name: getattr(one, name) - getattr(start, name) for name in ("gold", "proxy")}
     return {
         **{name: float(getattr(one, name).mean()) for name in ("kl", "gold", "proxy", "pick", "length")},
         "termination_rate": float(one.finished.mean()),
         **{f"{name}_gain": float(gain.mean()) for name, gain in gains.items()},
-        **{f"{name}_gain_interval": bootstrap_interval(gain, ones, seed) for name, gain in gains.items()},
+        **{f"{name}_gain_interval": mean_interval(gain) for name, gain in gains.items()},
     }
 
 
@@ -236,7 +235,7 @@ def curve_of(
     """
     courses = [Course(*(np.stack([getattr(m, of) for m in ms]) for of in ("kl", "gold", "proxy"))) for *_, ms in runs]
     picked: list[dict[str, Any]] = []
-    lost, hidden, missed = [], [], []
+    lost, hidden, unseen, missed, gained, pleased = ([] for _ in range(6))
     reporting = ~picking
     for path, policies, measured in runs:
         candidates = [start, *measured]  # the reference itself is one of them: RL may have done nothing but harm
@@ -247,7 +246,10 @@ def curve_of(
         last = candidates[-1]
         lost.append((last.gold - candidates[best].gold)[reporting])
         hidden.append((last.proxy - candidates[best].proxy)[reporting])
+        unseen.append((last.pick - candidates[best].pick)[reporting])
         missed.append((candidates[chosen].gold - candidates[best].gold)[reporting])
+        gained.append(last.gold - start.gold)
+        pleased.append(last.proxy - start.proxy)
         picked.append(
             {
                 "run": path,
@@ -260,21 +262,20 @@ def curve_of(
                 "last_gold": float(last.gold[reporting].mean()),
             }
         )
-    ones = np.ones(int(reporting.sum()))
     verdict = {
-        "last_less_best": float(np.mean(lost)),
-        "last_interval": bootstrap_interval(np.mean(lost, 0), ones, options.seed),
+        "policies": min(len(policies) for _, policies, _ in runs),
+        "prompts": int(reporting.sum()),
+        **_change("last", np.mean(lost, 0)),
         "proxy": float(np.mean(hidden)),
-        "picked_less_best": float(np.mean(missed)),
-        "picked_interval": bootstrap_interval(np.mean(missed, 0), ones, options.seed),
+        "pick": float(np.mean(unseen)),
+        **_change("picked", np.mean(missed, 0)),
+        **_change("gain", np.mean(gained, 0)),
+        "proxy_gain": float(np.mean(pleased)),
     }
     points = [
         {
             "path": path,
-            "points": [
-                {"iteration": p.iteration, **_point(m, start, options.seed)}
-                for p, m in zip(policies, measured, strict=True)
-            ],
+            "points": [{"iteration": p.iteration, **_point(m, start)} for p, m in zip(policies, measured, strict=True)],
         }
         for path, policies, measured in runs
     ]
@@ -286,31 +287,70 @@ def curve_of(
         "form": form_of(found, points, "rl"),
         "picked": picked,
         "verdict": verdict,
-        "words": in_words(verdict, picked, options.pick_by),
+        "words": in_words(verdict, picked, options.pick_by, options.gold if is_model(options.gold) else None),
     }
 
 
-def in_words(verdict: dict[str, Any], picked: list[dict[str, Any]], pick_by: str | None = None) -> str:
+def _change(name: str, differences: np.ndarray) -> dict[str, Any]:
+    """The mean of differences in gold (P,), its interval, and how many prompts differ at all."""
+    best = "" if name == "gain" else "_less_best"
+    interval, prompts = mean_interval(differences), decisive(differences, than=0)
+    return {f"{name}{best}": float(differences.mean()), f"{name}_interval": interval, f"{name}_prompts": prompts}
+
+
+def in_words(
+    verdict: dict[str, Any], picked: list[dict[str, Any]], pick_by: str | None = None, gold_model: str | None = None
+) -> str:
     """What gold lost from its best policies to the last ones, and to those that something else than gold picked. Best
-    and picked are chosen on one half of the prompts, the gold told is that of the other half."""
-    best = _iterations(picked, "best_iteration")
-    low, high = verdict["last_interval"]
-    if all(one["best_iteration"] == one["last_iteration"] for one in picked):
-        words = "the last policy is the best of those measured: no sign of over-optimisation"
-    else:
-        by = f"gold {number(verdict['last_less_best'])} [{number(low)}, {number(high)}]"
-        moved = "rose" if verdict["proxy"] > 0 else "fell"
-        proxy = f"while the proxy {moved} by {number(abs(verdict['proxy']))}"
-        words = f"the last policy is not clearly worse than the best, {best}: {by}"
-        if high < 0:
-            words = f"over-optimised: the last policy is worse than {best}: {by}, {proxy}"
+    and picked are chosen on one half of the prompts, the gold told is that of the other half.
+
+    Gold that fell is said to have fallen, whatever other judges say. That it did not fall is said only of a course of
+    `FEWEST_POINTS` policies or more.
+
+    Args:
+        gold_model: the reward model that is taken for gold, where it is one.
+    """
+    words, fell = _of_gold(verdict, picked)
+    if gold_model and not fell:
+        words += f" (by {gold_model}, itself a reward model, which the same answers may deceive)"
     if pick_by is None:
         return words
-    low, high = verdict["picked_interval"]
-    cost = f"gold {number(verdict['picked_less_best'])} [{number(low)}, {number(high)}]"
-    warning = ", clearly worse" if high < 0 else ""
+    if fell and verdict["pick"] > 0:
+        words += f"; {pick_by} is deceived as well, it rose by {number(verdict['pick'])}"
+    warning = ", clearly worse" if shown(verdict["picked_interval"], verdict["picked_prompts"], than=0) < 0 else ""
     choice = f"{pick_by} picks {_iterations(picked, 'iteration')}{warning}"
-    return f"{words}; {choice}: {cost} against what gold itself would take"
+    return f"{words}; {choice}: {_gold(verdict, 'picked_less_best', 'picked')} against what gold itself would take"
+
+
+def _of_gold(verdict: dict[str, Any], picked: list[dict[str, Any]]) -> tuple[str, bool]:
+    """What is to be said of gold alone, and whether it fell."""
+    best = _iterations(picked, "best_iteration")
+    lost, gained = _gold(verdict, "last_less_best", "last"), _gold(verdict, "gain", "gain")
+    for than, change, name, proxy in (
+        (best, lost, "last", verdict["proxy"]), ("the reference", gained, "gain", verdict["proxy_gain"])
+    ):  # fmt: skip
+        if shown(verdict[f"{name}_interval"], verdict[f"{name}_prompts"], than=0) < 0:
+            worse = f"the last policy is worse than {than}: {change}"
+            if proxy > 0:
+                return f"over-optimised: {worse}, while the proxy rose by {number(proxy)}", True
+            return f"gold fell: {worse}, and the proxy fell by {number(-proxy)} as well", True
+    if verdict["policies"] < FEWEST_POINTS:
+        many = "one policy" if verdict["policies"] == 1 else f"{verdict['policies']} policies"
+        return (
+            f"over-optimisation cannot be told from {many} of a run, keep {FEWEST_POINTS} or more with --save-every; "
+            f"from the reference to the last policy: {gained}"
+        ), False
+    if verdict["prompts"] < FEWEST_PROMPTS:
+        return f"over-optimisation cannot be told from {verdict['prompts']} prompts: {lost}", False
+    if all(one["best_iteration"] == one["last_iteration"] for one in picked):
+        return "the last policy is the best of those measured: no sign of over-optimisation", False
+    return f"the last policy is not clearly worse than the best, {best}: {lost}", False
+
+
+def _gold(verdict: dict[str, Any], value: str, name: str) -> str:
+    limits = verdict[f"{name}_interval"]
+    spread = f" [{number(limits[0])}, {number(limits[1])}]" if limits else ""
+    return f"gold {number(verdict[value])}{spread}"
 
 
 def _iterations(picked: list[dict[str, Any]], of: str) -> str:
@@ -349,7 +389,7 @@ def best_of_curve(ruler: Ruler, start: Measured, options: FrontierOptions) -> di
         golds.append(one.gold)
         proxies.append(one.proxy)
         kls.append(one.kl)
-        points.append({"n": n, **_point(one, start, options.seed)})
+        points.append({"n": n, **_point(one, start)})
     course = Course(np.stack(kls), np.stack(golds), np.stack(proxies))
     found, runs = fit([course], start.gold, "best-of-n", options.seed), [{"path": options.reference, "points": points}]
     return {

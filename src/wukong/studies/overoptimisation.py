@@ -20,7 +20,8 @@ from wukong.seeds import derived_seed
 Form = Literal["best-of-n", "rl"]
 DRAWS = 1000
 FEWEST_POINTS = 3
-"""Two parameters go through any two points."""
+"""So many policies of a run show a course: two parameters go through any two points, and one that only rose or only
+fell between two says nothing of a turn."""
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from wukong.errors import DataError
+from wukong.intervals import rate_interval
 from wukong.records import Comparison, Messages, Preference, Vote, prompt_id
-from wukong.stages.common import bootstrap_interval, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -63,20 +63,16 @@ def pairs_of(records: Sequence[Preference]) -> list[Pair]:
 # --------------------------------------------------------------------------------------------------------- accuracy
 
 
-def proportion(values: np.ndarray, prompts: Sequence[str], seed: int) -> dict[str, Any]:
-    """A mean of values in [0, 1] with its 95 % interval by bootstrap over prompts, widened to Wilson's where that is
-    wider: a bootstrap of few prompts, all right, would be a point.
+def proportion(values: np.ndarray, prompts: Sequence[str]) -> dict[str, Any]:
+    """A mean of values in [0, 1] with its 95 % interval over prompts (`wukong.intervals`).
 
     values: (N,); prompts: the id of each one's prompt.
     """
     _, member = np.unique(np.asarray(prompts), return_inverse=True)
-    counts = np.bincount(member).astype(float)
-    sums = np.bincount(member, weights=values)
-    boot = bootstrap_interval(sums, counts, seed)
-    wilson = wilson_interval(float(values.sum()), len(values))
+    counts = np.bincount(member)
     return {
         "value": float(values.mean()),
-        "interval": [min(boot[0], wilson[0]), max(boot[1], wilson[1])],
+        "interval": rate_interval(np.bincount(member, weights=values), counts),
         "pairs": len(values),
         "prompts": len(counts),
     }
@@ -98,7 +94,7 @@ LENGTH_BINS = (
 
 
 def slices(
-    pairs: Sequence[Pair], margins: np.ndarray, lengths: np.ndarray, prompts: Sequence[str], seed: int
+    pairs: Sequence[Pair], margins: np.ndarray, lengths: np.ndarray, prompts: Sequence[str]
 ) -> dict[str, list[dict[str, Any]]]:
     """Accuracy within each source, margin, strength, length difference and depth; empty groups are left out.
 
@@ -123,7 +119,7 @@ def slices(
         for name in order:
             index = [i for i, own in enumerate(of_pair) if own == name]
             if index:
-                entry = proportion(outcome[index], [prompts[i] for i in index], seed)
+                entry = proportion(outcome[index], [prompts[i] for i in index])
                 found[kind].append({"name": name, **entry})
     return found
 
@@ -177,7 +173,7 @@ def calibration_error(bins: Sequence[dict[str, float]]) -> float | None:
 # -------------------------------------------------------------------------------------------------------- agreement
 
 
-def agreement(records: Sequence[Preference], seed: int) -> dict[str, Any] | None:
+def agreement(records: Sequence[Preference]) -> dict[str, Any] | None:
     """How often two people agree on one pair, and what accuracy that leaves possible; None when no pair was judged by
     two annotators with different names (judgments without a name cannot be told from copies).
 
@@ -212,7 +208,7 @@ def agreement(records: Sequence[Preference], seed: int) -> dict[str, Any] | None
         prompts += [prompt] * len(outcomes)
     if not same:
         return None
-    rate = proportion(np.array(same), prompts, seed)
+    rate = proportion(np.array(same), prompts)
     return {
         "pairs": len(repeated),
         "judgments": sum(len(v) for v in repeated.values()),
@@ -263,7 +259,6 @@ def simple_judges(
     lengths: np.ndarray,
     prompts: Sequence[str],
     train: tuple[Sequence[Pair], np.ndarray] | None,
-    seed: int,
 ) -> dict[str, Any]:
     """How far length, and a bag of words, go: as judges of their own, and as explanations of the model's choices.
 
@@ -283,8 +278,8 @@ def simple_judges(
     same = right(np.sign(difference) * margins)
     found: dict[str, Any] = {
         "length": {
-            "accuracy": proportion(right(difference), prompts, seed),
-            "explains": proportion(same[index], [prompts[i] for i in index], seed) if index else None,
+            "accuracy": proportion(right(difference), prompts),
+            "explains": proportion(same[index], [prompts[i] for i in index]) if index else None,
             "r2": float((difference * margins).sum()) ** 2 / power if power else 0.0,
         },
         "bag_of_words": None,
@@ -296,7 +291,7 @@ def simple_judges(
         chosen = [(a, b) if m > 0 else (b, a) for (a, b), m in zip(train_texts, train[1], strict=True)]
         choices = bag_of_words(chosen)(texts)
         found["bag_of_words"] = {
-            "accuracy": proportion(right(labels), prompts, seed),
-            "explains": proportion(right(choices * np.sign(margins)), prompts, seed),
+            "accuracy": proportion(right(labels), prompts),
+            "explains": proportion(right(choices * np.sign(margins)), prompts),
         }
     return found

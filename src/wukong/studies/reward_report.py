@@ -33,6 +33,7 @@ from wukong.data.split import group_of
 from wukong.data.summary import ReadSummary
 from wukong.errors import UsageError
 from wukong.files import atomic_open, write_json
+from wukong.intervals import FEWEST_PROMPTS, decisive, mean_interval, shown
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_reward
 from wukong.options import StageOptions
@@ -42,7 +43,7 @@ from wukong.report.page import interval, percent
 from wukong.report.reward_page import render_reward
 from wukong.require import Need
 from wukong.seeds import permutation
-from wukong.stages.common import bootstrap_interval, chance_problem, scores_of
+from wukong.stages.common import chance_problem, scores_of
 from wukong.stages.pairs import answers_ids
 from wukong.stages.reward import RewardOptions, calibration, fit, groups_of, new_model, records_of
 from wukong.studies.answers import read_answers, split_name
@@ -157,18 +158,18 @@ def run(options: RewardReportOptions) -> None:
     train_margins = train_scores[0] - train_scores[1]
     fits = np.flatnonzero(~np.isnan(train_margins))
     seen = [train_pairs[i] for i in fits], train_margins[fits]
-    accuracy = proportion(right(margins), prompts, options.seed)
-    problem = chance_problem(accuracy["value"], accuracy["interval"], len(pairs))
+    accuracy = proportion(right(margins), prompts)
+    problem = chance_problem(accuracy["value"], accuracy["interval"], len(pairs), accuracy["prompts"])
     report: dict[str, Any] = {
         "reward_model": options.reward_model,
         "data": options.data or "held out in training",
         "notes": notes,
         "train_pairs": len(train_pairs),
         "accuracy": accuracy,
-        "by": slices(pairs, margins, lengths, prompts, options.seed),
+        "by": slices(pairs, margins, lengths, prompts),
         "calibration": {"bins": bins, "error": calibration_error(bins), "scale": scale},
-        "judges": simple_judges(pairs, margins, lengths, prompts, seen if train_records else None, options.seed),
-        "agreement": agreement([*train_records, *test_records], options.seed),
+        "judges": simple_judges(pairs, margins, lengths, prompts, seen if train_records else None),
+        "agreement": agreement([*train_records, *test_records]),
         "scores": _distributions(scorer, {"chosen": chosen, "rejected": rejected}, samples, options.skip_bad),
         "mistakes": _mistakes(pairs, chosen, rejected, options.mistakes),
         "learning_curve": _learning_curve(options, trained, train_records, pairs, right(margins), prompts),
@@ -312,30 +313,32 @@ def _learning_curve(
         chosen, rejected = scorer.margins(pairs)
         own = right(np.nan_to_num(chosen - rejected))
         outcomes.append(own)
-        points.append({"fraction": fraction, "prompts": len(part), "accuracy": proportion(own, prompts, options.seed)})
+        points.append({"fraction": fraction, "prompts": len(part), "accuracy": proportion(own, prompts)})
     outcomes.append(outcome)
-    whole = proportion(outcome, prompts, options.seed)
+    whole = proportion(outcome, prompts)
     points.append({"fraction": 1.0, "prompts": len(groups), "accuracy": whole})
-    gain = _gain(outcomes[-2], outcome, prompts, options.seed)
+    gain = _gain(outcomes[-2], outcome, prompts)
     return {"points": points, "gain": gain, "advice": _advice(points, gain)}
 
 
-def _gain(before: np.ndarray, after: np.ndarray, prompts: Sequence[str], seed: int) -> dict[str, Any]:
-    """The mean difference on the same pairs, with its 95 % interval (bootstrap over prompts)."""
+def _gain(before: np.ndarray, after: np.ndarray, prompts: Sequence[str]) -> dict[str, Any]:
+    """The mean difference on the same pairs, with its 95 % interval over prompts, and how many prompts differ."""
     _, member = np.unique(np.asarray(prompts), return_inverse=True)
-    sums, counts = np.bincount(member, weights=after - before), np.bincount(member).astype(float)
-    return {"value": float((after - before).mean()), "interval": bootstrap_interval(sums, counts, seed)}
+    sums, counts = np.bincount(member, weights=after - before), np.bincount(member)
+    interval = mean_interval(sums, counts)
+    return {"value": float((after - before).mean()), "interval": interval, "prompts": decisive(sums, counts, than=0)}
 
 
 def _advice(points: Sequence[dict[str, Any]], gain: dict[str, Any]) -> str:
     """Whether to label more, in words."""
-    low, high = gain["interval"]
     begin, end = points[-2], points[-1]
-    change = f"{100 * gain['value']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+    low, high = gain["interval"] or (-math.inf, math.inf)
+    spread = f" [{100 * low:+.1f}, {100 * high:+.1f}]" if gain["interval"] else ""
+    change = f"{100 * gain['value']:+.1f} points{spread}"
     step = f"from {begin['prompts']:,} to {end['prompts']:,} prompts accuracy changed by {change}"
-    if low > 0:
+    if shown(gain["interval"], gain["prompts"], than=0) > 0:
         return f"Label more: {step}, and the curve still rises."
-    if high < 0.01:
+    if high < 0.01 and points[-1]["accuracy"]["prompts"] >= FEWEST_PROMPTS:
         return f"More of the same labels would hardly help: {step}."
     return f"Not clear whether more labels would help: {step}; more pairs to test on would tell."
 

@@ -26,6 +26,8 @@ from wukong.files import atomic_directory, fingerprint, read_json, remove_leftov
 from wukong.training.parallel import is_sharded, like, named_parameters
 
 ONE_FILE = "state.safetensors"
+DAMAGE = (OSError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError, SafetensorError)
+"""What reading a checkpoint may fail with whose bytes were changed."""
 
 
 def _tensors(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -119,7 +121,7 @@ def _newest_undamaged(directory: Path) -> Path | None:
                     raise WukongError("its hash does not match")
             _shapes(path), int(saved["step"]), dict(saved["state"])
             return path
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError, WukongError) as error:
+        except (*DAMAGE, WukongError) as error:
             say(f"warning: checkpoint {path} is damaged ({error}); going back to the one before it")
             aside = path.with_name(f"damaged-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)

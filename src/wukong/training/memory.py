@@ -6,14 +6,21 @@ and an add are two). Shape legend: C channels, H heads, L layers, P positions, V
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import nn
 
-from wukong.model.gpt2 import GPT2, GPT2Config
+from wukong import processes
+from wukong.files import read_json
+from wukong.model import kernels
+from wukong.model.gpt2 import PRESETS, GPT2Config
+from wukong.model.native import HEAD_WIDTHS
+from wukong.model.packed import can_pack, multiplies_tiles
 
 KEPT_LOGITS_BYTES = 1 << 29
 """Logits that may be kept for backward; where they would be more they are computed a second time there."""
@@ -60,10 +67,172 @@ def logits_bytes(config: GPT2Config, dtype: torch.dtype, tokens: int) -> int:
     return kept + 3 * 4 * min(logits, CHUNK_LOGITS)
 
 
-def step_bytes(config: GPT2Config, dtype: torch.dtype, tokens: int, checkpointing: bool) -> int:
-    """Forward and backward over a micro-batch: activations, logits, and the matrices in the compute precision."""
+def step_bytes(
+    config: GPT2Config, dtype: torch.dtype, tokens: int, checkpointing: bool, outputs: int | None = None
+) -> int:
+    """Forward and backward over a micro-batch: activations, logits (at `outputs` tokens, or at all), and the matrices
+    in the compute precision."""
     cast = 0 if dtype == torch.float32 else dtype.itemsize * n_parameters(config)
-    return tokens * activation_bytes(config, dtype, checkpointing) + logits_bytes(config, dtype, tokens) + cast
+    logits = logits_bytes(config, dtype, tokens if outputs is None else outputs)
+    return tokens * activation_bytes(config, dtype, checkpointing) + logits + cast
+
+
+DecodingPath = Literal["native", "packed", "PyTorch"]
+
+
+def decoding_path(config: GPT2Config, device: torch.device, dtype: torch.dtype) -> DecodingPath:
+    """Which copy of a model writes here (`rollout.inference_copy`): our own kernels, oneDNN's packed matrices, or
+    PyTorch's layers."""
+    packs = can_pack(device, dtype)
+    fits = device.type == "cpu" and config.n_embd // config.n_head in HEAD_WIDTHS
+    if not (packs and multiplies_tiles()) and fits and kernels.library() is not None:
+        return "native"
+    return "packed" if packs else "PyTorch"
+
+
+SCATTERED, SCATTERED_LOGITS = 0.75, 0.25
+"""What the heap of the C library holds beyond the activations and logits that are in use: it keeps what was freed
+(`compute._reuse_memory`), and micro-batches of other shapes do not fit into the gaps. Measured over ten steps with
+micro-batches of 8,192 tokens; a GPU's allocator leaves fewer gaps."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Responses that are written on the way."""
+
+    config: GPT2Config
+    rows: int
+    """Sequences decoded together, on one process."""
+    slots: int
+    """Tokens of the longest, prompt and response."""
+
+
+DECODED_TOGETHER = 128
+"""Sequences that `rollout.generate` decodes together at most."""
+
+
+def cache_bytes(config: GPT2Config, rows: int, slots: int, itemsize: int) -> int:
+    """Keys and values: 2 L C a token."""
+    return rows * slots * 2 * config.n_layer * config.n_embd * itemsize
+
+
+def decoding_bytes(decoding: Decoding, device: torch.device, dtype: torch.dtype, sharded: bool = False) -> int:
+    """The copy that decodes, where there is one, its cache, and the logits of a step.
+
+    The cache is there one and three quarter times while rows that are over leave it (`rollout.COMPACT_BELOW`). Of a
+    sharded model every process gets the whole.
+    """
+    config = decoding.config
+    path = decoding_path(config, device, dtype)
+    C = config.n_embd
+    products = config.n_layer * (12 * C * C + 9 * C) + config.vocab_size * C
+    if path == "native":
+        copy = dtype.itemsize * products + 4 * n_parameters(config) * sharded
+    elif path == "packed":
+        copy = dtype.itemsize * (products + n_parameters(config) - config.n_layer * 12 * C * C)
+        copy += 4 * n_parameters(config) * sharded
+    else:
+        copy = dtype.itemsize * n_parameters(config) if sharded or dtype != torch.float32 else 0
+    logits = 3 * 4 * decoding.rows * config.vocab_size
+    return copy + round(1.75 * cache_bytes(config, decoding.rows, decoding.slots, dtype.itemsize)) + logits
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What one process of a stage holds and does, as far as its memory is concerned."""
+
+    tokens: int
+    """What a step reads; at once goes through a model no more than a micro-batch."""
+    outputs: float = 1.0
+    """At which part of them logits are computed."""
+    trained: tuple[GPT2Config, ...] = ()
+    """One after another they learn from a micro-batch."""
+    frozen: tuple[GPT2Config, ...] = ()
+    """Reference and reward models, which every process holds whole."""
+    decoding: Decoding | None = None
+    processes: int = 1
+    sharded: bool = False
+    """Whether the trained models are spread over the processes."""
+    checkpointing: bool = False
+
+
+def step_tokens(lengths: Sequence[int], batch_size: int) -> int:
+    """How many tokens a batch of sequences of these lengths has at most, but for one in forty: those that `batch_size`
+    of them have on average, and two standard deviations. One process reads its part of them."""
+    n = min(batch_size, len(lengths))
+    mean = sum(lengths) / len(lengths)
+    variance = sum((length - mean) ** 2 for length in lengths) / len(lengths)
+    most = min(n * mean + 2 * math.sqrt(n * variance), n * max(lengths))
+    return math.ceil(most / processes.size())
+
+
+def stored_config(source: str) -> GPT2Config | None:
+    """Of a model directory, or of a released GPT-2 by its hub id; None for what is not here (yet)."""
+    name = source.removeprefix("openai-community/")
+    if name.startswith("gpt2") and name in PRESETS and not Path(source).exists():
+        return GPT2Config(**PRESETS[name])
+    path = Path(source) / "config.json"
+    if not path.is_file():
+        return None
+    stored = read_json(path)
+    return GPT2Config(**{k: stored[k] for k in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")})
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes on one process."""
+
+    weights: int
+    """Of what is trained: all, or this process's part."""
+    gradients: int
+    moments: int
+    frozen: int
+    decoding: int
+    step: int
+    """Of a micro-batch: activations, logits, matrices in the compute precision, layers gathered for it."""
+    adding: int
+    """Gradients in buckets, while several processes add them up."""
+
+    @property
+    def total(self) -> int:
+        """At the dearest moment: responses are written when there are no gradients, and gradients are added up when
+        the activations are gone."""
+        passing = max(self.decoding, self.gradients + max(self.step, self.adding))
+        return self.weights + self.moments + self.frozen + passing
+
+
+def estimate(workload: Workload, device: torch.device, dtype: torch.dtype, micro_batch: int) -> Estimate:
+    """What a stage takes on one process beyond the idle program, in micro-batches of so many tokens at most."""
+    n = sum(map(n_parameters, workload.trained))
+    together = workload.processes
+    part = math.ceil(n / together) if workload.sharded else n
+    at_once = min(workload.tokens, micro_batch)
+    outputs = math.ceil(at_once * workload.outputs)
+
+    def step(config: GPT2Config) -> int:
+        passes = step_bytes(config, dtype, at_once, workload.checkpointing, outputs)
+        if device.type == "cpu":
+            passes += round(SCATTERED * at_once * activation_bytes(config, dtype, workload.checkpointing))
+            passes += round(SCATTERED_LOGITS * logits_bytes(config, dtype, outputs))
+        return passes + (gathered_bytes(config) if workload.sharded else 0)
+
+    decoding = workload.decoding
+    return Estimate(
+        weights=4 * part,
+        gradients=4 * part,
+        moments=8 * part,
+        frozen=sum(frozen_bytes(config, dtype) for config in workload.frozen),
+        decoding=decoding_bytes(decoding, device, dtype, workload.sharded) if decoding else 0,
+        step=max(map(step, workload.trained), default=0),
+        adding=4 * n if together > 1 and not workload.sharded else 0,
+    )
+
+
+def gathered_bytes(config: GPT2Config) -> int:
+    """Of a sharded model while it computes: the embeddings and two layers whole, and their gradients."""
+    C = config.n_embd
+    layers = min(2, config.n_layer) * (12 * C * C + 13 * C)
+    return 2 * 4 * (layers + (config.vocab_size + config.n_positions + 2) * C)
 
 
 def forward_flops(config: GPT2Config, tokens: float, length: float, outputs: float) -> float:
@@ -83,7 +252,8 @@ def forward_flops(config: GPT2Config, tokens: float, length: float, outputs: flo
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that can still be had; None where the system does not say."""
+    """Memory that this process can still have; None where the system does not say. The processes of a job that run on
+    the CPU of one machine share what is free there."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
@@ -96,34 +266,22 @@ def free_bytes(device: torch.device) -> int | None:
         known.append(int(text) - int(used.read_text()))
     if not known and "SC_AVPHYS_PAGES" in os.sysconf_names:
         known.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return min(known, default=None)
+    return min(known) // processes.local_size() if known else None
 
 
-def fitting_tokens(
-    modules: Iterable[nn.Module], dtype: torch.dtype, checkpointing: bool, limit: int, free: float
-) -> tuple[int, int, int]:
-    """The largest micro-batch, halved from `limit` until it fits into the free memory, but no smaller than 64 tokens.
+def fitting_tokens(workload: Workload, device: torch.device, dtype: torch.dtype, limit: int, free: float) -> int:
+    """The largest micro-batch, halved from `limit` until it fits into the free memory, but no smaller than 64 tokens:
+    even then it may not fit.
 
-    Args:
-        modules: what is trained; their weights are in memory already, gradients and moments are still to come. They
-            learn one after another, so that the activations of the largest count.
-        free: of `free_bytes`.
-
-    Returns:
-        (tokens, bytes of gradients and moments, bytes of the micro-batch). Their sum may still be more than what is
-        free.
+    free: of `free_bytes`; the weights that are trained are in memory already, all else is still to come.
     """
-    modules = list(modules)
-    configs = [trunk.config for module in modules for trunk in module.modules() if isinstance(trunk, GPT2)]
-    fixed = (TRAINED_BYTES - 4) * sum(p.numel() for module in modules for p in module.parameters())
-
-    def needed(tokens: int) -> int:
-        return max((step_bytes(config, dtype, tokens, checkpointing) for config in configs), default=0)
-
     tokens = limit
-    while tokens > 64 and fixed + needed(tokens) > (1 - SPARE) * free:
+    while tokens > 64:
+        found = estimate(workload, device, dtype, tokens)
+        if found.total - found.weights <= (1 - SPARE) * free:
+            break
         tokens = max(64, tokens // 2)
-    return tokens, fixed, needed(tokens)
+    return tokens
 
 
 def gigabytes(size: float) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from wukong import processes
+from wukong.errors import DataError
 from wukong.files import atomic_open
 
 
@@ -37,11 +38,24 @@ class JsonLines:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a file; one cut off by a kill -9 is left out, a missing file is empty."""
+    """The complete lines of a file; one cut off by a kill -9 is left out, a missing file is empty.
+
+    Raises DataError, with the line, for one that is no object with a step.
+    """
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].split("\n") if line]
+    text = path.read_bytes()
+    records = []
+    for number, line in enumerate(text[: text.rfind(b"\n") + 1].split(b"\n"), start=1):
+        try:
+            record = json.loads(line.decode()) if line else {"step": 0}
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict) or type(record.get("step")) is not int:
+            raise DataError("not a line of metrics or samples; delete it to go on", file=path, line=number)
+        if line:
+            records.append(record)
+    return records
 
 
 class MetricsLog:

@@ -21,6 +21,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -40,7 +41,7 @@ from wukong.seeds import derived_seed
 from wukong.training import parallel
 from wukong.training.checkpoint import list_checkpoints, load_latest, prune_checkpoints, save_checkpoint
 from wukong.training.compute import Compute, Precision, compute_for
-from wukong.training.memory import fitting_tokens, free_bytes, gigabytes
+from wukong.training.memory import Workload, decoding_path, estimate, fitting_tokens, free_bytes, gigabytes
 from wukong.training.metrics import JsonLines, MetricsLog
 from wukong.training.parallel import Parallel
 
@@ -122,6 +123,8 @@ class Session:
         title: the progress bar's title.
         state: what the stage keeps between steps beside the weights (JSON values), with its initial value;
             after a resume `session.state` holds the checkpoint's.
+        workload: what the stage holds beside the modules and how much it reads at once, for the memory.
+        lr: the peak learning rate, where the stage chose it.
     """
 
     def __init__(
@@ -131,8 +134,11 @@ class Session:
         total_steps: int,
         title: str,
         state: dict[str, Any] | None = None,
+        workload: Workload | None = None,
+        lr: float | None = None,
     ) -> None:
         self.options, self.modules, self.total_steps = options, modules, total_steps
+        self.lr = options.lr if lr is None else lr
         self.compute = _compute(options)
         self.checkpoints = options.out / "checkpoints"
         for module in modules.values():
@@ -142,7 +148,7 @@ class Session:
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.adam_eps, fused=True)
+        self.optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=options.betas, eps=options.adam_eps, fused=True)
         if processes.is_first():
             options.out.mkdir(parents=True, exist_ok=True)
         self.start, saved = load_latest(self.checkpoints, modules, self.optimizer)
@@ -150,6 +156,8 @@ class Session:
         if "dtype" in self.state:  # what "auto" chose when the run began holds to its end
             self.compute = Compute(self.compute.device, getattr(torch, self.state["dtype"]))
         self.state["dtype"] = str(self.compute.dtype).removeprefix("torch.")
+        self.workload = self._workload(workload)
+        say(f"{title}: {', '.join(f'{name} {value}' for name, value in self.compute_record().items())}")
         self._fit_memory(title)
         if self.start:
             say(f"{title}: going on after step {self.start:,} of {total_steps:,}")
@@ -163,25 +171,52 @@ class Session:
         self._evaluated = False
         self._tokens, self._clock, self._saved_at = 0, time.monotonic(), time.monotonic()
 
+    def _workload(self, given: Workload | None) -> Workload:
+        trunks = [m for module in self.modules.values() for m in module.modules() if isinstance(m, GPT2)]
+        for trunk in trunks:
+            trunk.checkpoint_blocks = self.options.gradient_checkpointing
+        return replace(
+            given or Workload(self.options.micro_batch_tokens),
+            trained=tuple(trunk.config for trunk in trunks),
+            processes=processes.size(),
+            sharded=self.is_sharded,
+            checkpointing=self.options.gradient_checkpointing,
+        )
+
+    def compute_record(self) -> dict[str, str | int]:
+        """Where and how this run computes, whatever "auto" made of it: for the eye, and for provenance.json."""
+        device, dtype = self.compute.device, self.compute.dtype
+        record: dict[str, str | int] = {"device": str(device), "precision": str(dtype).removeprefix("torch.")}
+        if device.type == "cuda":
+            record["gpu"] = torch.cuda.get_device_name(device)
+        record["threads"] = torch.get_num_threads()
+        if processes.size() > 1:
+            record |= {"processes": processes.size(), "parallel": self.options.parallel}
+        if self.workload.decoding is not None:
+            record["decoding"] = decoding_path(self.workload.decoding.config, device, dtype)
+        return record
+
     def _fit_memory(self, title: str) -> None:
         """Says what the training will take, and lowers `options.micro_batch_tokens` to what fits. A resumed run keeps
         what it began with: sums in another order differ in their last bits."""
-        checkpointing = self.options.gradient_checkpointing
-        for module in self.modules.values():
-            for trunk in module.modules():
-                if isinstance(trunk, GPT2):
-                    trunk.checkpoint_blocks = checkpointing
-        limit, free = self.options.micro_batch_tokens, free_bytes(self.compute.device)
-        tokens, fixed, step = fitting_tokens(
-            self.modules.values(), self.compute.dtype, checkpointing, limit, math.inf if free is None else free
-        )
+        limit, free, compute = self.options.micro_batch_tokens, free_bytes(self.compute.device), self.compute
+        most = math.inf if free is None else free
+        tokens = fitting_tokens(self.workload, compute.device, compute.dtype, limit, most)
         tokens = round(-processes.largest(-tokens)[0])  # what fits the fullest of several machines
-        free_text = "an unknown amount" if free is None else gigabytes(free)
-        say(
-            f"{title}: gradients and moments {gigabytes(fixed)}, a micro-batch of {tokens:,} tokens {gigabytes(step)}; "
-            f"{free_text} is free"
-        )
         self.options.micro_batch_tokens = self.state.setdefault("micro_batch_tokens", tokens)
+        found = estimate(self.workload, compute.device, compute.dtype, self.options.micro_batch_tokens)
+        parts = {
+            "weights": found.weights,
+            "gradients and moments": found.gradients + found.moments,
+            "frozen models": found.frozen,
+            "decoding": found.decoding,
+            f"micro-batches of {self.options.micro_batch_tokens:,} tokens": found.step,
+        }
+        text = ", ".join(f"{name} {gigabytes(size)}" for name, size in parts.items() if size)
+        say(
+            f"{title}: about {gigabytes(found.total)} of memory a process ({text}); "
+            f"{'an unknown amount' if free is None else gigabytes(free)} is free"
+        )
         if self.options.micro_batch_tokens < limit:
             say(f"{title}: micro-batches of {self.options.micro_batch_tokens:,} tokens, {limit:,} would not fit")
 
@@ -217,7 +252,7 @@ class Session:
             own = (processes.rank(),) if processes.rank() else ()
             torch.manual_seed(derived_seed(self.options.seed, "step", step, *own))
             for group in self.optimizer.param_groups:
-                group["lr"] = self.options.lr * lr_factor(step, self.total_steps, self.options)
+                group["lr"] = self.lr * lr_factor(step, self.total_steps, self.options)
             yield step
             self._after_step()
 

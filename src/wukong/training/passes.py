@@ -1,0 +1,79 @@
+"""How often a stage goes through its data where nobody said: one rule for all stages that learn from records.
+
+Much data is passed as often, and in such batches, as the stage's papers do. A few hundred records would then be one or
+two optimiser steps, which teach nothing: there the batches are made smaller first, and the passes more, up to where
+a stage over-fits, and a model smaller than GPT-2 gets a larger learning rate.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from wukong.console import say
+
+ENOUGH_STEPS = 150
+"""Optimiser steps from which on nothing is changed."""
+FEW_STEPS = 30
+"""Fewer than these are warned of."""
+SMALL_BATCH = 8
+GPT2_WIDTH, SMALL_WIDTH = 768, 192
+"""The widths for which the usual and the small models' learning rates are: GPT-2's, and the kitchen's (`nano`)."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How a stage goes through its records."""
+
+    epochs: float
+    batch_size: int
+    lr: float
+
+    def steps(self, records: int) -> int:
+        return math.ceil(self.epochs * records / self.batch_size)
+
+    def described(self, records: int) -> str:
+        steps = self.steps(records)
+        return f"{steps:,} steps of {self.batch_size} ({self.epochs:g} epochs, learning rate {self.lr:.2g})"
+
+    def record(self, records: int) -> dict[str, float]:
+        """For provenance.json."""
+        return {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr, "steps": self.steps(records)}
+
+
+@dataclass(frozen=True)
+class Usual(Passes):
+    """What a stage does with much data, and with little."""
+
+    most_epochs: float
+    """Passes before it over-fits."""
+    small_lr: float
+    """The learning rate at which a model of `SMALL_WIDTH` learns (docs/results.md, docs/algorithms.md); in between
+    those two widths it follows a power of the width, as the best learning rates of Adam do."""
+
+    def lr_at(self, width: int) -> float:
+        """What little data are learnt with."""
+        place = math.log(min(max(width, SMALL_WIDTH), GPT2_WIDTH) / SMALL_WIDTH) / math.log(GPT2_WIDTH / SMALL_WIDTH)
+        return self.small_lr ** (1 - place) * self.lr**place
+
+    def passes(
+        self, records: int, width: int, epochs: float | None, batch_size: int | None, lr: float | None
+    ) -> Passes:
+        """What is done with so many records by a model of this width; what the user gave (not None) stays."""
+        found = Passes(epochs or self.epochs, batch_size or self.batch_size, lr or self.lr)
+        if found.steps(records) >= ENOUGH_STEPS:
+            return found
+        if batch_size is None:
+            smaller = math.floor(found.epochs * records / ENOUGH_STEPS)
+            found = Passes(found.epochs, min(self.batch_size, max(SMALL_BATCH, smaller)), found.lr)
+        if epochs is None:
+            wanted = math.ceil(ENOUGH_STEPS * found.batch_size / records)
+            found = Passes(min(max(self.epochs, wanted), self.most_epochs), found.batch_size, found.lr)
+        return Passes(found.epochs, found.batch_size, lr or self.lr_at(width))
+
+
+def warn_of_few_steps(stage: str, steps: int, remedy: str) -> None:
+    """Says that so few optimiser steps change a model little, and what to do."""
+    if steps < FEW_STEPS:
+        many = "step is" if steps == 1 else "steps are"
+        say(f"{stage}: warning: {steps} optimiser {many} few, and may teach the model next to nothing; {remedy}")
