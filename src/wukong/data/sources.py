@@ -28,7 +28,7 @@ Sources: TypeAlias = Source | Sequence[Source]
 Columns: TypeAlias = Mapping[str, str] | Sequence[str]
 
 # Codecs that do not encode text as bytes of text: they would give half characters, or hide what a line is.
-NO_ENCODINGS = {"unicode_escape", "raw_unicode_escape", "utf-7", "punycode", "idna", "undefined"}
+NO_ENCODINGS = {"unicode_escape", "raw_unicode_escape", "utf_7", "punycode", "idna", "undefined"}
 
 
 class DataOptions(BaseModel):
@@ -54,7 +54,7 @@ class DataOptions(BaseModel):
     def _lines_can_be_found(cls, name: str) -> str:
         try:
             canonical = codecs.lookup(name).name
-            same = canonical not in NO_ENCODINGS and "\n".encode(canonical) == b"\n"
+            same = canonical.replace("-", "_") not in NO_ENCODINGS and "\n".encode(canonical) == b"\n"
         except (LookupError, ValueError):
             raise ValueError(f"unknown encoding {name!r}; try utf-8 or cp1252") from None
         if not same:
