@@ -16,11 +16,11 @@ from typing import Annotated, Literal, TypeAlias, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticSerializationError
 
+from wukong import foreign_json
 from wukong.errors import DataError
 from wukong.files import atomic_open, numbered_lines
 
 Role = Literal["system", "user", "assistant"]
-_HALF_CHARACTER = "holds half a character (a lone surrogate such as \\ud800), which no UTF-8 file can store"
 
 
 class Record(BaseModel):
@@ -76,7 +76,7 @@ def prompt_id(messages: Sequence[Message]) -> str:
     try:
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
     except UnicodeEncodeError:
-        raise DataError(_HALF_CHARACTER) from None
+        raise DataError(foreign_json.HALF_CHARACTER) from None
 
 
 class Prompt(Record):
@@ -199,26 +199,49 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
             try:
                 line = record.model_dump_json(exclude_none=True)
             except PydanticSerializationError:
-                raise DataError(_HALF_CHARACTER, file=path, line=count + 1) from None
+                raise DataError(foreign_json.HALF_CHARACTER, file=path, line=count + 1) from None
             out.write(line + "\n")
             count += 1
     return count
 
 
-def iter_records(path: str | Path, kind: type[R]) -> Iterator[R]:
-    """Our own JSONL, one validated record at a time. Raises DataError with file, line and field."""
+def iter_records(path: str | Path, kind: type[R], skip_bad: int = 0) -> Iterator[R]:
+    """Our own JSONL, one validated record at a time.
+
+    Args:
+        skip_bad: how many bad records may be left out (each is said) before reading stops with an error.
+
+    Raises DataError with file, line and field.
+    """
+    from wukong.console import say
+
+    left_out = 0
     for number, line in numbered_lines(path):
         if not line.strip():
             continue
         try:
-            yield kind.model_validate_json(line)
-        except ValidationError as error:
-            raise _data_error(error, file=path, line=number) from None
+            yield _validated(line, kind, path, number)
+        except DataError as error:
+            if left_out == skip_bad:
+                raise
+            left_out += 1
+            say(f"left out: {error}")
 
 
-def read_records(path: str | Path, kind: type[R]) -> list[R]:
+def _validated(line: str, kind: type[R], path: str | Path, number: int) -> R:
+    try:
+        record = kind.model_validate_json(line)
+    except ValidationError as error:
+        raise _data_error(error, file=path, line=number) from None
+    value, suspicious = foreign_json.parse(line)  # pydantic takes the last of two values for one key
+    if suspicious and (found := foreign_json.fault(value)) is not None:
+        raise DataError(found[1], file=path, line=number, field=found[0] or None)
+    return record
+
+
+def read_records(path: str | Path, kind: type[R], skip_bad: int = 0) -> list[R]:
     """As `iter_records`, all at once; an empty file is an error."""
-    records = list(iter_records(path, kind))
+    records = list(iter_records(path, kind, skip_bad))
     if not records:
         raise DataError("the file holds no record", file=path)
     return records

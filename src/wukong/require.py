@@ -223,12 +223,12 @@ def data(
     return [Need(lambda planned, source=source: check(source, planned), source) for source in inputs]  # type: ignore[misc]
 
 
-def records(path: str, kind: type[Record], product: Kind) -> Need:
+def records(path: str, kind: type[Record], product: Kind, skip_bad: int = 0) -> Need:
     """A file of our own records."""
 
     def check(planned: Planned) -> None:
         if not _planned_kind(planned, path, product):
-            next(iter_records(path, kind), None)
+            next(iter_records(path, kind, skip_bad), None)
 
     return Need(check, path)
 

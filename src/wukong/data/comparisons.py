@@ -55,7 +55,7 @@ from wukong.data.summary import Dropped, Read
 from wukong.data.votes import VOTES
 from wukong.records import Comparison, Preference, Ranking, Vote
 
-__all__ = ["COMPARISONS", "is_task", "labelstudio", "load_comparisons", "read_comparisons", "task_prompt"]
+__all__ = ["COMPARISONS", "is_task", "labelstudio", "load_comparisons", "own_record", "read_comparisons", "task_prompt"]
 
 
 def load_comparisons(src: Sources, options: DataOptions | None = None) -> Read[Preference]:

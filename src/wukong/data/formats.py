@@ -7,6 +7,7 @@ of docs/data.md all come from this. Each record is matched by itself, so a file 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
@@ -129,13 +130,14 @@ class Format(Generic[T]):
     prompt: Callable[[Row], Messages] | None = None
     yields: Yields = "any"
 
+    @functools.cached_property
+    def alternatives(self) -> dict[str, list[str]]:
+        """need -> the names of which one has to be there."""
+        return {need: need.split("|") for need in self.needs}
+
     def picked(self, record: Fields) -> dict[str, str | None]:
         """For each need the field of the record that meets it by name; one that is null gives way to its other."""
-        picked: dict[str, str | None] = {}
-        for need in self.needs:
-            there = [name for name in need.split("|") if name in record]
-            picked[need] = next((name for name in there if not is_missing(record[name])), there[0] if there else None)
-        return picked
+        return {need: _pick(names, record) for need, names in self.alternatives.items()}
 
     def matches(self, record: Fields) -> bool:
         return (
@@ -183,6 +185,11 @@ class Format(Generic[T]):
 
     def __str__(self) -> str:
         return f"{self.name} ({', '.join(map(_either, self.needs)) or (self.when[1] if self.when else '')})"
+
+
+def _pick(names: list[str], record: Fields) -> str | None:
+    there = [name for name in names if name in record]
+    return next((name for name in there if not is_missing(record[name])), there[0] if there else None)
 
 
 def _either(need: str) -> str:

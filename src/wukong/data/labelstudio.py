@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from wukong.data.fields import judged, prompt_field
-from wukong.data.formats import Fields, Format, names
+from wukong.data.formats import Fields, Format, Found, names
 from wukong.data.row import Row, is_missing, shown
 from wukong.data.summary import Dropped
 from wukong.errors import DataError
-from wukong.records import Messages, Preference, Ranking
+from wukong.records import Comparison, Messages, Preference, Ranking
 
 LEFT_RIGHT = re.compile(r"(?P<stem>.*?)(?P<side>[_-]?(?:1|a|left))$", re.IGNORECASE)
 OTHER_SIDE = {"1": "2", "a": "b", "A": "B", "left": "right", "Left": "Right"}
@@ -35,7 +35,7 @@ def is_task(r: Fields) -> bool:
     """A Label Studio task, annotated or not; the annotations alone are known too, to be refused with a reason."""
     annotations = r.get(_key(r))
     if isinstance(r.get("data"), dict):
-        return annotations is None or isinstance(annotations, list) or _key(r) == "annotations"  # to be refused by name
+        return True
     return isinstance(annotations, list) and bool(annotations) and all(_is_annotation(one) for one in annotations)
 
 
@@ -47,7 +47,7 @@ def _key(r: Fields) -> str:
     return "annotations" if "annotations" in r else "completions"  # the old name, until version 1.0
 
 
-def labelstudio(row: Row) -> Iterator[Preference | Dropped | DataError]:
+def labelstudio(row: Row) -> Found[Preference]:
     """The judgments of a task; an annotation that cannot be read gives its error and leaves the others."""
     name = _key(row.fields)
     annotations = row.fields.get(name) or []
@@ -124,7 +124,7 @@ def task_prompt(row: Row) -> Messages:
     return []
 
 
-def _pairwise(row: Row, result: dict[str, Any], name: str, more: dict[str, Any]) -> Iterator[Preference | Dropped]:
+def _pairwise(row: Row, result: dict[str, Any], name: str, more: dict[str, Any]) -> Iterator[Comparison | Dropped]:
     data = row.fields["data"]
     named = [part.strip() for part in str(result.get("to_name", "")).split(",")]
     if not (len(named) == 2 and all(part in data for part in named)):
@@ -151,7 +151,7 @@ def _partner(match: re.Match[str]) -> str:
     return match["stem"] + joint + OTHER_SIDE.get(side, "")
 
 
-def _ranker(row: Row, result: dict[str, Any], name: str, more: dict[str, Any]) -> Iterator[Preference | Dropped]:
+def _ranker(row: Row, result: dict[str, Any], name: str, more: dict[str, Any]) -> Iterator[Ranking | Dropped]:
     data = row.fields["data"]
     lists = {key: value for key, value in data.items() if isinstance(value, list) and value and _has_ids(value)}
     key = str(result.get("source", "")).lstrip("$")

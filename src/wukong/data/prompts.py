@@ -147,7 +147,7 @@ def _is_own(r: Fields) -> bool:
     if not set(r) <= set(kind.model_fields) or not is_own_messages(r.get("messages")) or not r["messages"]:
         return False
     names = ("id", "prompt_id", "text", "model") if kind is Response else ("id",)
-    texts = all(isinstance(r.get(name), str) for name in names)
+    texts = all(isinstance(r.get(name), str) for name in names) and isinstance(r.get("source", ""), str)
     return texts and (kind is Response or r["messages"][-1]["role"] != "assistant")
 
 

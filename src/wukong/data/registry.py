@@ -18,7 +18,7 @@ from wukong.data.formats import Fields, Format
 from wukong.data.readers import Reader
 from wukong.data.row import Row
 from wukong.data.sources import DataOptions, Sources, open_rows, source_list
-from wukong.data.summary import Dropped, Read, ReadSummary, SourceSummary
+from wukong.data.summary import Dropped, Read, ReadSummary, SourceSummary, refuse_several
 from wukong.errors import DataError, UsageError
 
 T = TypeVar("T")
@@ -55,6 +55,9 @@ class Registry(Generic[T]):
 
     def unknown(self, row: Row, candidates: list[Format[T]], before: Format[T] | None) -> DataError:
         """Why a record is of none of these formats: what it lacks of the nearest, or the fields it has."""
+        for name, column in row.lacking:
+            found = ", ".join(map(str, row.fields)) or "nothing"
+            return row.error(f"is missing, which is to be read as {name!r}", column, f"found: {found}")
         if not row.fields:
             return row.error(f"no known format of {self.what} has no fields at all")
         # Of equally near formats the one of the record before; else the first, which is the most specific.
@@ -84,6 +87,7 @@ class Registry(Generic[T]):
     ) -> Iterator[T]:
         """As `read`, one record at a time, writing into `summary` as it goes; `finish` has the last word on each."""
         seen: set[bytes] = set()
+        renamed: set[str] = set()
         allowed = _Allowance(options.skip_bad)
         candidates = self.formats if options.format == "auto" else self.named(options.format)
         for source in source_list(src):
@@ -96,8 +100,10 @@ class Registry(Generic[T]):
                 for row in group:
                     account.read += 1
                     row.question = options.question
+                    row = options.renamed(row)
+                    renamed |= row.renamed
                     try:
-                        form, found = self._converted(options.renamed(row), candidates, before)
+                        form, found = self._converted(row, candidates, before)
                     except DataError as error:
                         allowed.take(error, account)
                         continue
@@ -125,6 +131,7 @@ class Registry(Generic[T]):
                     account.truncated.update(row.cuts)
                     account.unused.update(name for name in form.unused(row.fields) if name not in row.used)
                     account.unused.update(row.unused.keys())
+        options.check_columns(renamed, src)
         if summary.kept == 0:
             reasons = ", ".join(f"{n} {reason}" for reason, n in summary.all_dropped().items())
             raise DataError(f"no usable {self.what} (dropped: {reasons})", file=", ".join(source_list(src)))
@@ -143,21 +150,6 @@ class Registry(Generic[T]):
         except ValidationError as error:  # a value that our records refuse, such as a negative strength
             first = error.errors()[0]
             raise row.error(first["msg"], ".".join(map(str, first["loc"])) or None) from None
-
-
-def refuse_several(row: Row, asked: set[tuple[str, str]]) -> None:
-    """Answers to different questions are different labels: never one set without somebody's choice.
-
-    Args:
-        asked: (kind, name) of the questions answered in this file so far; questions of two kinds may share it, as long
-            as no record answers both.
-    """
-    kinds = {kind for kind, _ in asked}
-    several = [{name for of, name in asked if of == kind} for kind in kinds] + [{name for _, name in row.asked}]
-    names = max(several, key=len)
-    if len(names) > 1:
-        listed = ", ".join(sorted(names))
-        raise row.error(f"answers several questions: {listed}", hint="choose one with --question")
 
 
 @dataclass

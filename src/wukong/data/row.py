@@ -76,7 +76,8 @@ class Row:
     `bad` is set instead of `fields` when the record could not even be parsed, so that reading can go on behind it
     where bad records are allowed. `notes` collects what a reader changed, `cuts` what it shortened, `unused` the
     fields inside of others that it passed over. `question` is the option of that name, `asked` the questions
-    (kind, name) to which the record holds answers, `used` the fields that only the record itself could name.
+    (kind, name) to which the record holds answers, `used` the fields that only the record itself could name. Of the
+    option `columns`, `renamed` holds the columns found and `lacking` the (name, column) of those not found.
     """
 
     file: str
@@ -90,6 +91,8 @@ class Row:
     unused: Counter[str] = field(default_factory=Counter)
     asked: set[tuple[str, str]] = field(default_factory=set)
     used: set[str] = field(default_factory=set)
+    renamed: set[str] = field(default_factory=set)
+    lacking: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def source(self) -> str:

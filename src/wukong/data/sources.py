@@ -28,7 +28,7 @@ Sources: TypeAlias = Source | Sequence[Source]
 Columns: TypeAlias = Mapping[str, str] | Sequence[str]
 
 # Codecs that do not encode text as bytes of text: they would give half characters, or hide what a line is.
-NO_ENCODINGS = {"unicode_escape", "raw_unicode_escape", "utf-7", "punycode", "idna", "undefined"}
+NO_ENCODINGS = {"unicode_escape", "raw_unicode_escape", "utf_7", "punycode", "idna", "undefined"}
 
 
 class DataOptions(BaseModel):
@@ -54,7 +54,7 @@ class DataOptions(BaseModel):
     def _lines_can_be_found(cls, name: str) -> str:
         try:
             canonical = codecs.lookup(name).name
-            same = canonical not in NO_ENCODINGS and "\n".encode(canonical) == b"\n"
+            same = canonical.replace("-", "_") not in NO_ENCODINGS and "\n".encode(canonical) == b"\n"
         except (LookupError, ValueError):
             raise ValueError(f"unknown encoding {name!r}; try utf-8 or cp1252") from None
         if not same:
@@ -90,13 +90,21 @@ class DataOptions(BaseModel):
             found = _inside(row.fields, column) if column else None
             if found is not None:
                 fields[name] = found[0]
+                row.renamed.add(column)
             elif not column:
                 fields.pop(name, None)
             elif name not in row.fields:
-                names = ", ".join(map(str, row.fields)) or "nothing"
-                row.bad = row.error(f"is missing, which is to be read as {name!r}", column, f"found: {names}")
+                row.lacking.append((name, column))
         row.fields = fields
         return row
+
+    def check_columns(self, found: set[str], src: Sources) -> None:
+        """Raises DataError for a column that no record of any source has: a slip that would change what is read."""
+        for pair in self.columns:
+            name, _, column = pair.partition("=")
+            if column and column not in found:
+                hint = f"--columns {pair}: is to be read as {name!r}"
+                raise DataError(f"no record has the column {column!r}", file=", ".join(source_list(src)), hint=hint)
 
 
 def _inside(fields: Mapping[str, Any], column: str) -> tuple[Any] | None:

@@ -9,6 +9,8 @@ from typing import Any, Generic, TypeVar
 from rich.markup import escape
 from rich.table import Table
 
+from wukong.data.row import Row
+
 T = TypeVar("T")
 
 
@@ -114,3 +116,21 @@ class Read(Generic[T]):
 
     records: list[T]
     summary: ReadSummary
+
+
+def refuse_several(row: Row, asked: set[tuple[str, str]]) -> None:
+    """Answers to different questions are different labels: never one set without somebody's choice.
+
+    Args:
+        asked: (kind, name) of the questions answered in this file so far; questions of two kinds may share it, as long
+            as no record answers both.
+
+    Raises:
+        DataError: there are several, and none was chosen.
+    """
+    kinds = {kind for kind, _ in asked}
+    several = [{name for of, name in asked if of == kind} for kind in kinds] + [{name for _, name in row.asked}]
+    names = max(several, key=len)
+    if len(names) > 1:
+        listed = ", ".join(sorted(names))
+        raise row.error(f"answers several questions: {listed}", hint="choose one with --question")

@@ -48,10 +48,12 @@ class LabelOptions(StageOptions):
     """How often the annotator errs."""
     tie_margin: float = Field(0.0, ge=0)
     """Scores at most this far apart are a tie."""
+    skip_bad: int = Field(0, ge=0)
+    """How many unusable responses may be left out (and listed) before reading stops with an error."""
 
 
 def needs(options: LabelOptions) -> list[Need]:
-    return [require.judge(options.judge), require.records(options.responses, Response, "responses")]
+    return [require.judge(options.judge), require.records(options.responses, Response, "responses", options.skip_bad)]
 
 
 def run(options: LabelOptions) -> None:
@@ -64,7 +66,7 @@ def run(options: LabelOptions) -> None:
     replies = replies_path(options.out, directory=False)
     judge = reward_judge(options.judge, compute_for(), 8192) if by_model else load_judge(options.judge, replies)
     by_prompt: dict[str, dict[str, Response]] = defaultdict(dict)  # answers with the same text count once
-    responses = read_records(options.responses, Response)
+    responses = read_records(options.responses, Response, options.skip_bad)
     for response in responses:
         if response.text.strip():
             by_prompt[response.prompt_id].setdefault(response.text, response)

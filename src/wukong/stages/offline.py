@@ -186,7 +186,9 @@ def train_offline(
     context = policy.config.n_positions
     read = load_comparisons(data, options)
     if options.eval_data:
-        sides = read.records, load_comparisons(options.eval_data, options).records
+        unseen = load_comparisons(options.eval_data, options)
+        console.print(unseen.summary.table("held out"))
+        sides = read.records, unseen.records
     else:
         sides = split_by_prompt(read.records, options.valid_fraction, options.seed)
     train, test = (items_of(side, tokenizer, context, read.summary) for side in sides)

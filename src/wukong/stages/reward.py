@@ -299,7 +299,9 @@ def records_of(options: RewardOptions) -> tuple[list[Preference], list[Preferenc
     if options.judgments == "majority":
         records = decide(records, weights_of(options.annotators))
     if options.eval_data:
-        train, test = records, load_comparisons(options.eval_data, options).records
+        held_out = load_comparisons(options.eval_data, options)
+        console.print(held_out.summary.table("held out"))
+        train, test = records, held_out.records
     else:
         train, test = split_by_prompt(records, options.valid_fraction, options.seed)
     if options.half != "both":
@@ -420,7 +422,7 @@ def _normalise(
 ) -> dict[str, float]:
     """Rescales the head so that the reference's answers score mean 0, standard deviation 1. Returns what they were."""
     if options.reference_responses:
-        responses = read_records(options.reference_responses, Response)
+        responses = read_records(options.reference_responses, Response, options.skip_bad)
         found = answers_ids(tokenizer, [(r.messages, r.text) for r in responses], model.config.n_positions)
         answers = [ids for ids in found if ids is not None]
     else:

@@ -51,11 +51,16 @@ class TokenizeOptions(StageOptions, TextOptions):
     for a new one."""
 
 
+def _instruction_options(options: TokenizeOptions) -> DataOptions:
+    """How the instructions are read; `format` and `columns` are those of the text."""
+    return DataOptions(question=options.question, encoding=options.encoding, skip_bad=options.skip_bad)
+
+
 def needs(options: TokenizeOptions) -> list[Need]:
     texts = [*options.data, *options.valid_data]
     return [
         *require.data(texts, lambda source: iter_text(source, options), no=("rankings", "pairs", "responses")),
-        *require.data(options.instructions, require.reader(INSTRUCTIONS, DataOptions())),
+        *require.data(options.instructions, require.reader(INSTRUCTIONS, _instruction_options(options))),
         *require.tokenizer(options.tokenizer, options.template),
     ]
 
@@ -115,7 +120,9 @@ def _rendered(options: TokenizeOptions) -> Iterator[str]:
     """The conversations as a model will see them, so that the words of the template and of answers become tokens."""
     if options.instructions:
         untrained = Tokenizer.train([], 257, options.template or DEFAULT_TEMPLATE)
-        for conversation in load_instructions(options.instructions).records:
+        read = load_instructions(options.instructions, _instruction_options(options))
+        console.print(read.summary.table("instructions"))
+        for conversation in read.records:
             yield untrained.render(conversation.messages).replace(EOS, "")
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from wukong import foreign_json
+from wukong.console import say
 from wukong.errors import DataError, UsageError
 from wukong.files import numbered_lines
 from wukong.records import Messages, Response, prompt_id
@@ -48,16 +50,26 @@ def split_name(text: str) -> tuple[str, str]:
     return Path(text).name.removesuffix(".gz").removesuffix(".jsonl"), text
 
 
-def read_answers(path: str | Path, name: str) -> list[Answer]:
+def read_answers(path: str | Path, name: str, skip_bad: int = 0) -> list[Answer]:
     """The answers in a responses.jsonl, or those of the model `name` in an answers.jsonl.
+
+    Args:
+        skip_bad: how many bad lines may be left out (each is said) before reading stops with an error.
 
     Raises:
         UsageError: a missing file, or one that holds no answer of this model.
         DataError: a line that is neither (file, line, field).
     """
-    answers = [
-        answer for number, line in numbered_lines(path) if line.strip() for answer in _of(path, number, line, name)
-    ]
+    answers: list[Answer] = []
+    left_out = 0
+    for number, line in numbered_lines(path):
+        try:
+            answers += _of(path, number, line, name) if line.strip() else ()
+        except DataError as error:
+            if left_out == skip_bad:
+                raise
+            left_out += 1
+            say(f"left out: {error}")
     if not answers:
         raise UsageError(f"{path}: holds no answer of {name!r}")
     return answers
@@ -65,7 +77,9 @@ def read_answers(path: str | Path, name: str) -> list[Answer]:
 
 def _of(path: str | Path, number: int, line: str, name: str) -> Iterator[Answer]:
     try:
-        value = json.loads(line)
+        value, suspicious = foreign_json.parse(line)
+        if suspicious and (found := foreign_json.fault(value)) is not None:
+            raise DataError(found[1], file=path, line=number, field=found[0] or None)
         if isinstance(value, dict) and "answers" in value:
             one = _Answered.model_validate(value)
             if name in one.answers:
@@ -81,5 +95,7 @@ def _of(path: str | Path, number: int, line: str, name: str) -> Iterator[Answer]
         field = ".".join(map(str, first["loc"])) or None
         hint = "responses.jsonl of wukong sample or answers.jsonl of wukong evaluate is expected"
         raise DataError(first["msg"], file=path, line=number, field=field, hint=hint) from None
+    except ValueError as error:
+        raise DataError(f"not JSON: {error}", file=path, line=number) from None
     finished = response.finish_reason == "stop"
     yield Answer(prompt_id(response.messages), response.messages, response.text, response.source, finished)

@@ -64,10 +64,17 @@ class CompareOptions(AnswerOptions):
     """Comparisons or rankings of these very answers by people, in any of the formats of docs/data.md."""
 
 
+def _human_options(options: CompareOptions) -> DataOptions:
+    """How people's judgments are read; `format` is that of the prompts."""
+    return DataOptions(
+        columns=options.columns, question=options.question, encoding=options.encoding, skip_bad=options.skip_bad
+    )
+
+
 def needs(options: CompareOptions) -> list[Need]:
     models = _models(options)
     _check(options, models)
-    human = DataOptions(encoding=options.encoding, skip_bad=options.skip_bad)
+    human = _human_options(options)
     answers = {path for path in models.values() if Path(path).is_file()}
     return [
         *([require.judge(options.judge, model=False)] if options.judge else []),
@@ -185,7 +192,7 @@ def _answers(
     for name, path in models.items():
         if Path(path).is_file():
             given[name] = {}
-            for answer in read_answers(path, name):
+            for answer in read_answers(path, name, options.skip_bad):
                 given[name].setdefault(answer.prompt_id, answer)
     if options.prompts:
         wanted = chosen_prompts(options)
@@ -228,7 +235,7 @@ def _by_people(options: CompareOptions, prompts: Sequence[Prompt], texts: dict[s
 
     Raises UsageError when no judgment is about these answers.
     """
-    read = load_comparisons(options.human, DataOptions(encoding=options.encoding, skip_bad=options.skip_bad))
+    read = load_comparisons(options.human, _human_options(options))
     console.print(read.summary.table("people's comparisons"))
     judged: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for record in read.records:

@@ -171,7 +171,7 @@ def run(options: RewardReportOptions) -> None:
         "calibration": {"bins": bins, "error": calibration_error(bins), "scale": scale},
         "judges": simple_judges(pairs, margins, lengths, prompts, seen if train_records else None),
         "agreement": agreement([*train_records, *test_records]),
-        "scores": _distributions(scorer, {"chosen": chosen, "rejected": rejected}, samples),
+        "scores": _distributions(scorer, {"chosen": chosen, "rejected": rejected}, samples, options.skip_bad),
         "mistakes": _mistakes(pairs, chosen, rejected, options.mistakes),
         "learning_curve": _learning_curve(options, trained, train_records, pairs, right(margins), prompts),
         "preflight": {"passed": problem is None, "problem": problem},
@@ -236,12 +236,12 @@ def _records(
 
 
 def _distributions(
-    scorer: Scorer, known: dict[str, np.ndarray], samples: dict[str, str], bins: int = 40
+    scorer: Scorer, known: dict[str, np.ndarray], samples: dict[str, str], skip_bad: int, bins: int = 40
 ) -> dict[str, Any]:
     """Histograms on common edges and a few quantiles: of the pairs' two sides, and of each named file of answers."""
     sets = dict(known)
     for name, path in samples.items():
-        found = scorer.scores([(one.messages, one.text) for one in read_answers(path, name)])
+        found = scorer.scores([(one.messages, one.text) for one in read_answers(path, name, skip_bad)])
         if np.isnan(found).all():
             raise UsageError(f"{path}: no answer fits the reward model's context")
         sets[name] = found[~np.isnan(found)]

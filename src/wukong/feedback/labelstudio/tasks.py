@@ -19,9 +19,8 @@ from xml.etree import ElementTree
 
 from wukong.console import say
 from wukong.data.comparisons import COMPARISONS, is_task, labelstudio, load_comparisons, own_record
-from wukong.data.registry import refuse_several
 from wukong.data.sources import DataOptions, Row, open_rows, source_list
-from wukong.data.summary import Dropped
+from wukong.data.summary import Dropped, refuse_several
 from wukong.errors import DataError, UsageError
 from wukong.records import Messages, Preference, Ranking, Response, Vote
 from wukong.seeds import permutation
