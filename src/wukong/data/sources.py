@@ -13,6 +13,7 @@ import glob
 import io
 import itertools
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -171,7 +172,7 @@ def data_suffix(path: Path) -> str:
 
 def local_files(src: str) -> list[Path]:
     """The files that a path, a directory or a glob names; [] when it names none (it may be a hub id)."""
-    path = Path(src).expanduser()
+    path = Path(os.path.expanduser(src))  # of a user who does not exist, the name as it is
     if path.is_dir():
         files = [f for f in sorted(path.iterdir()) if data_suffix(f) in KIND_OF_SUFFIX and not _is_paperwork(f)]
         if not files:
