@@ -515,7 +515,7 @@ def _files_below(directory: Path) -> list[Path]:
     """Raises UsageError for a directory that is hardly meant: the root, a home."""
     found: list[Path] = []
     for place, _, names in os.walk(directory):
-        found += (file for name in names if (file := Path(place, name)).is_file())
+        found += (Path(file) for name in names if os.path.isfile(file := os.path.join(place, name)))
         if len(found) > MOST_FILES:
             raise UsageError(f"{directory}: holds more than {MOST_FILES:,} files; is it the directory that is meant?")
     return sorted(found)

@@ -49,23 +49,136 @@ EVERY_RECORD = 4
 """One case in so many is a record."""
 
 ODD: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 3.5, -0.0, 1e308, float("nan"), float("inf"), 10**6, 2**31, 2**63, 10**30, "",
-    " ", "x", "0", "null", "\ud800", "\x00", "a\nb", "é好🍕", "x" * 5000, "../../etc/passwd", "/", "/dev/null", "/proc/self",
-    "{run}", "{run}/", "{run}/nothing", "{here}", "${HOME}", "${NOT_SET}", "${}", "a=b=c", "=", "*", "~", "~nobody/x", "2*", "nan*lexicon",
-    "no.such:thing", "openai:x", "gpt2", [], [None], [1, 2], ["a", "b"], [[]], {}, {"a": 1}, {1: 2}, b"\xff",
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    3.5,
+    -0.0,
+    1e308,
+    float("nan"),
+    float("inf"),
+    10**6,
+    2**31,
+    2**63,
+    10**30,
+    "",
+    " ",
+    "x",
+    "0",
+    "null",
+    "\ud800",
+    "\x00",
+    "a\nb",
+    "é好🍕",
+    "x" * 5000,
+    "../../etc/passwd",
+    "/",
+    "/dev/null",
+    "/proc/self",
+    "{run}",
+    "{run}/",
+    "{run}/nothing",
+    "{here}",
+    "${HOME}",
+    "${NOT_SET}",
+    "${}",
+    "a=b=c",
+    "=",
+    "*",
+    "~",
+    "~nobody/x",
+    "2*",
+    "nan*lexicon",
+    "no.such:thing",
+    "openai:x",
+    "gpt2",
+    [],
+    [None],
+    [1, 2],
+    ["a", "b"],
+    [[]],
+    {},
+    {"a": 1},
+    {1: 2},
+    b"\xff",
+)
 FRAGMENTS = (
-    "\t", "\x07", "\x85", "\u2028", "\ufeff", "'", '"', "{", "}", "[", "]", ": ", "- ", "#", "&a ", "*a ", "!!", "|\n", ">\n",
-    "%YAML 9.9\n", "---\n", "...\n", "? ", "<<: ", "@", "`", "\\", "é", "\U0001f355",
-)  # fmt: skip
-ODD_KEYS = ("1", "1.5", "true", "null", "2024-01-01", "[a, b]", "{a: b}", "? [x]\n ", "~", "'<<'", "0x1f", "!!binary aGk=")
+    "\t",
+    "\x07",
+    "\x85",
+    "\u2028",
+    "\ufeff",
+    "'",
+    '"',
+    "{",
+    "}",
+    "[",
+    "]",
+    ": ",
+    "- ",
+    "#",
+    "&a ",
+    "*a ",
+    "!!",
+    "|\n",
+    ">\n",
+    "%YAML 9.9\n",
+    "---\n",
+    "...\n",
+    "? ",
+    "<<: ",
+    "@",
+    "`",
+    "\\",
+    "é",
+    "\U0001f355",
+)
+ODD_KEYS = (
+    "1",
+    "1.5",
+    "true",
+    "null",
+    "2024-01-01",
+    "[a, b]",
+    "{a: b}",
+    "? [x]\n ",
+    "~",
+    "'<<'",
+    "0x1f",
+    "!!binary aGk=",
+)
 ODD_SCALARS = (
-    ".inf", "-.inf", ".nan", "1e999", "9" * 5000, "2024-13-45", "2024-01-01", "1:2:3", ":".join(["9"] * 300), "0o777", "0x",
-    "1_000_", "!!python/object/apply:os.getcwd []", "!!int x", "!!float []", "!!set {a}", "!!binary '*'", "!!timestamp x",
-    "!!omap [a: 1]", "!!null x", "!x y", "*nothing", "yes", "=", "<<",
-)  # fmt: skip
+    ".inf",
+    "-.inf",
+    ".nan",
+    "1e999",
+    "9" * 5000,
+    "2024-13-45",
+    "2024-01-01",
+    "1:2:3",
+    ":".join(["9"] * 300),
+    "0o777",
+    "0x",
+    "1_000_",
+    "!!python/object/apply:os.getcwd []",
+    "!!int x",
+    "!!float []",
+    "!!set {a}",
+    "!!binary '*'",
+    "!!timestamp x",
+    "!!omap [a: 1]",
+    "!!null x",
+    "!x y",
+    "*nothing",
+    "yes",
+    "=",
+    "<<",
+)
 
-# ---------------------------------------------------------------------------------------------------- of a recipe's text
+# --------------------------------------------------------------------------------------------------- of a recipe's text
 
 Text = Callable[[random.Random, str], str]
 
@@ -156,11 +269,23 @@ def aliases(rng: random.Random, text: str) -> str:
 
 TEXT: dict[str, Text] = {
     f.__name__: f
-    for f in (drop_line, repeat_line, swap_lines, indent, drop_characters, put_fragment, cut_off, odd_scalar, odd_key,
-              laughs, deep, aliases)
-}  # fmt: skip
+    for f in (
+        drop_line,
+        repeat_line,
+        swap_lines,
+        indent,
+        drop_characters,
+        put_fragment,
+        cut_off,
+        odd_scalar,
+        odd_key,
+        laughs,
+        deep,
+        aliases,
+    )
+}
 
-# ---------------------------------------------------------------------------------------------------- of a recipe's tree
+# --------------------------------------------------------------------------------------------------- of a recipe's tree
 
 Tree = Callable[[random.Random, dict[str, Any]], None]
 
@@ -193,7 +318,9 @@ def drop_option(rng: random.Random, recipe: dict[str, Any]) -> None:
 def rename_option(rng: random.Random, recipe: dict[str, Any]) -> None:
     if found := _option(rng, recipe):
         step, name = found
-        step[rng.choice([name[:-1] or "x", name.upper(), name.replace("_", "-"), "lr", "judge", "data"])] = step.pop(name)
+        step[rng.choice([name[:-1] or "x", name.upper(), name.replace("_", "-"), "lr", "judge", "data"])] = step.pop(
+            name
+        )
 
 
 def wrap_value(rng: random.Random, recipe: dict[str, Any]) -> None:
@@ -249,9 +376,21 @@ def number_out_of_range(rng: random.Random, recipe: dict[str, Any]) -> None:
 
 TREE: dict[str, Tree] = {
     f.__name__: f
-    for f in (odd_value, odd_item, drop_option, rename_option, wrap_value, swap_values, rename_step, reorder_steps,
-              drop_step, odd_head, wrong_result, number_out_of_range)
-}  # fmt: skip
+    for f in (
+        odd_value,
+        odd_item,
+        drop_option,
+        rename_option,
+        wrap_value,
+        swap_values,
+        rename_step,
+        reorder_steps,
+        drop_step,
+        odd_head,
+        wrong_result,
+        number_out_of_range,
+    )
+}
 
 # -------------------------------------------------------------------------------------------------------- valid recipes
 
@@ -315,8 +454,11 @@ def make_run(directory: Path) -> None:
     options = {"out": "{run}/base", "model": "{run}/sft", "seed": 0}
     begun = {"stage": "pretrain", "run": "..", "options": options, "inputs": {"{run}/data/corpus.jsonl": "0" * 64}}
     pair = {"a": "sft", "b": "base", "judge": "rubric", "n": 2, "wins": 1, "ties": 0, "losses": 1, "win_rate": 0.5}
-    result = {"n_prompts": 2, "models": {"base": {"score_mean": 0.5, "by_source": {"x": {"n": 2}}}, "sft": {}},
-              "comparisons": [pair | {"interval": [0.1, 0.9]}]}  # fmt: skip
+    result = {
+        "n_prompts": 2,
+        "models": {"base": {"score_mean": 0.5, "by_source": {"x": {"n": 2}}}, "sft": {}},
+        "comparisons": [pair | {"interval": [0.1, 0.9]}],
+    }
     answer = {"messages": [{"role": "user", "content": "Hi"}], "answers": {"sft": {"text": "Hello", "score": 1.0}}}
     for name, content in {
         "base/options.json": begun,
@@ -364,7 +506,9 @@ def mutated_json(rng: random.Random, text: str) -> bytes:
     elif kind == "repeat":
         raw = raw + raw
     elif kind == "number":
-        raw = bytearray(re.sub(rb"\d+", rng.choice([b"9" * 5000, b"1e999", b"NaN", b"-1", b"1.5"]), bytes(raw), count=1))
+        raw = bytearray(
+            re.sub(rb"\d+", rng.choice([b"9" * 5000, b"1e999", b"NaN", b"-1", b"1.5"]), bytes(raw), count=1)
+        )
     return bytes(raw) + b"\n"
 
 
@@ -410,18 +554,19 @@ def _within(seconds: float) -> Iterator[None]:
 
 
 def outcome(work: Callable[[], None], shown: Callable[[], str]) -> str:
-    """"accepted" or "refused". Raises AssertionError, with the case, for anything else."""
+    """ "accepted" or "refused". Raises AssertionError, with the case, for anything else."""
     try:
         with _within(SECONDS):
             work()
-        return "accepted"
     except WukongError as error:
-        line = str(error)
-        assert error.exit_code == 2, f"{line}\n{shown()}"
-        assert "\n" not in line and "Traceback" not in line and line.isprintable(), f"{line!r}\n{shown()}"
-        return "refused"
+        line, code = str(error), error.exit_code
     except BaseException as error:
         raise AssertionError(f"{type(error).__name__}: {error}\n{shown()}") from error
+    else:
+        return "accepted"
+    assert code == 2, f"{line}\n{shown()}"
+    assert line.isprintable(), f"{line!r}\n{shown()}"
+    return "refused"
 
 
 def run(count: int, seed: int) -> Counter[str]:
