@@ -12,7 +12,7 @@ Every file is compared. What holds times by design is compared without them: `se
 rates and durations in metrics.jsonl. report.html, which prints times, only has to be there. Nothing else may be left:
 no temporary file, lock or checkpoint.
 
-Exit code 0: all equal. 100 kills take about ten minutes on two cores.
+Exit code 0: all equal. 102 kills took half an hour on two cores that were busy otherwise.
 """
 
 from __future__ import annotations

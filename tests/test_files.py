@@ -22,6 +22,8 @@ from wukong.files import (
     is_locked,
     numbered_lines,
     read_json,
+    read_yaml,
+    remove_leftovers,
     whole_text,
     write_json,
 )
@@ -374,3 +376,88 @@ def test_what_others_may_read_is_for_the_umask_to_say(tmp_path, mask, file, dire
         os.umask(before)
     modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("a.txt", "d", "d/b.txt", "d/c.safetensors")]
     assert modes == [file, directory, file, file]
+
+
+# ------------------------------------------------------------------------------------------------- leftovers and bounds
+
+
+def test_leftovers_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path):
+    killed("with atomic_open('file') as out: out.write('new'); out.flush(); die()", tmp_path)
+    killed("with atomic_directory('place') as there: (there / 'x').write_text('new'); die()", tmp_path)
+    (tmp_path / ".notes.tmp").write_text("mine")
+    (tmp_path / ".notes.abcdefgh.tmp").write_text("mine too")
+    assert len(names(tmp_path)) == 4
+    with atomic_open(tmp_path / "other") as out, atomic_directory(tmp_path / "new") as there:
+        out.write("living")
+        remove_leftovers(tmp_path)
+        assert there.is_dir()
+        assert len([name for name in names(tmp_path) if "wukong-" in name]) == 2
+    assert names(tmp_path) == [".notes.abcdefgh.tmp", ".notes.tmp", "new", "other"]
+    assert (tmp_path / "other").read_text() == "living"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ("9" * 5000, "not usable JSON"),
+        ('{"a": "\\ud800"}', "half a character"),
+        ("", "not valid JSON"),
+    ],
+)
+def test_json_that_python_cannot_hold_is_one_line(tmp_path, content, problem):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(DataError, match=problem):
+        read_json(tmp_path / "x.json")
+
+
+def test_a_pipe_or_a_name_that_cannot_be_is_no_json_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="not a pipe or a device"):
+        read_json(tmp_path / "pipe")
+    for name in ("x" * 5000, "a\0b"):
+        with pytest.raises(UsageError, match="cannot be read"):
+            read_json(tmp_path / name)
+
+
+LAUGHS = "a: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 18))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (LAUGHS, "more than 100,000 values"),
+        (LAUGHS.replace("[", "{a: ").replace("]", "}").replace(", ", ", b: ", 1), ":"),
+        ("a: &a [*a]\n", "x.yaml:1: an alias stands inside of what it names"),
+        ("a: " + "[" * 200 + "]" * 200, "nested too deeply"),
+        ("a: " + "[" * 50_000, "nested too deeply"),
+        ("a:\n  ? [b]\n  : c\n", "x.yaml:2: a key must be text; put it in quotes"),
+        ("a:\n  2024-01-01: c\n", "x.yaml:2: a key must be text; put it in quotes"),
+        ("a: 2024-13-45\n", "holds a value that YAML does not allow: month must be in"),
+        ("a: " + "9" * 5000, "a number or date of 5,000 characters"),
+        ("a: " + ":".join(["9"] * 5000), "a number or date of"),
+        ("a: !!int x\n", "holds a value that YAML does not allow"),
+        ("a: \x07\n", "not valid YAML"),
+        ("a: " + "x" * (1 << 20), "is larger than the 1,024 kB"),
+    ],
+)
+def test_yaml_is_bounded_and_its_errors_are_one_line(tmp_path, text, problem):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(DataError) as caught:
+        read_yaml(tmp_path / "x.yaml")
+    assert problem in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_yaml_with_aliases_and_merged_keys_is_read(tmp_path):
+    (tmp_path / "x.yaml").write_text("a: &a {x: 1, y: [2, 3]}\nb: {<<: *a, x: 4}\nc: *a\n")
+    assert read_yaml(tmp_path / "x.yaml")[0]["b"] == {"x": 4, "y": [2, 3]}
+
+
+def test_a_hash_is_remembered_only_while_the_file_is_untouched(tmp_path):
+    file = tmp_path / "x"
+    file.write_text("aaaa")
+    status, first = file.stat(), fingerprint(file)
+    file.write_text("aaba")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert fingerprint(file) != first

@@ -1,6 +1,10 @@
 """When a stage counts as done, when it may go on, and when it must be refused."""
 
 import json
+import multiprocessing
+import os
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,8 +12,9 @@ from pydantic import Field
 
 import wukong
 from wukong.errors import DataError, UsageError
+from wukong.files import write_json
 from wukong.options import WITHOUT_EFFECT, StageOptions
-from wukong.provenance import begin
+from wukong.provenance import accept, begin, read_record, verify
 
 
 class Options(StageOptions):
@@ -191,3 +196,178 @@ def test_a_damaged_record_is_named(work):
     Path("out/provenance.json").write_text("{")
     with pytest.raises(DataError, match=r"out/provenance\.json:1: not valid JSON"):
         work()
+
+
+# ------------------------------------------------------------------------------------------------------------- damage
+
+
+def flip(file: str) -> None:
+    """One bit, at the same time on the file's clock."""
+    status, raw = os.stat(file), bytearray(Path(file).read_bytes())
+    raw[len(raw) // 2] ^= 1
+    Path(file).write_bytes(raw)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("directory", [True, False])
+@pytest.mark.parametrize("damage", [flip, lambda file: os.truncate(file, 3)])
+def test_a_damaged_result_is_neither_complete_nor_an_input(work, directory, damage):
+    work(directory=directory)
+    out, file = ("out", "out/model/weights") if directory else ("out.jsonl", "out.jsonl")
+    damage(file)
+    again = rf"{file}: damaged or changed: .*make it again: wukong bake --out {out} --redo; .*wukong accept {out}\)"
+    with pytest.raises(DataError, match=again):
+        work(directory=directory)
+    with pytest.raises(DataError, match=again):
+        begin("eat", Options(out=Path("eaten")), [out])
+    with pytest.raises(DataError, match=again):
+        begin("eat", Options(out=Path("eaten")), ["out/m*/w*" if directory else "*.jsonl"])
+    with pytest.raises(DataError, match=again):
+        begin("eat", Options(out=Path("eaten")), ["out/model" if directory else "./out.jsonl"])
+    assert not Path("eaten").exists() or not any(Path("eaten").iterdir())
+
+
+def test_an_input_that_is_partly_gone_is_named(work):
+    work()
+    Path("out/model/weights").unlink()
+    with pytest.raises(DataError, match=r"out/model/weights: is gone \(make it again: wukong bake"):
+        begin("eat", Options(out=Path("eaten")), ["out"])
+
+
+def test_a_result_that_was_changed_on_purpose_can_be_kept(work):
+    work(directory=False)
+    begin("eat", Options(out=Path("eaten")), ["out.jsonl"]).finish({}, [])
+    Path("out.jsonl").write_text("better bread")
+    assert accept(Path("out.jsonl")) == ["out.jsonl"]
+    assert accept(Path("out.jsonl")) == []
+    assert work(directory=False)
+    with pytest.raises(UsageError, match="made from other input files than now"):
+        begin("eat", Options(out=Path("eaten")), ["out.jsonl"])
+    with pytest.raises(UsageError, match=r"data\.jsonl: no complete result"):
+        accept(Path("data.jsonl"))
+
+
+def test_files_that_nobody_recorded_may_be_edited(work):
+    work()
+    Path("out/notes.txt").write_text("mine")
+    Path("data.jsonl").write_text("edited")
+    verify("out")
+    verify("out/notes.txt")
+    verify("data.jsonl")
+    verify("some/hub-id")
+
+
+def test_a_record_without_hashes_warns_and_does_not_refuse(work, capsys):
+    work()
+    record = json.loads(Path("out/provenance.json").read_text())
+    write_json("out/provenance.json", record | {"files": {}, "inputs": {"data.jsonl": None}})
+    assert work()
+    assert "has no hashes" in capsys.readouterr().err
+    begin("eat", Options(out=Path("eaten")), ["out"])
+
+
+def test_a_finished_stage_does_without_inputs_that_are_gone(work):
+    work()
+    Path("data.jsonl").unlink()
+    assert work()
+
+
+# ------------------------------------------------------------------------------------------------------- moved results
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["{run}", "spelled out"])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_paths_in_a_moved_run_are_those_of_now(work, tmp_path, monkeypatch, old, absolute):
+    """Also of a record of an older version, which spelled them out."""
+    root = tmp_path.resolve() if absolute else Path()
+    run = root / "runs" / "x"
+    (run / "base").mkdir(parents=True)
+    (run / "base" / "weights").write_text("w")
+    options = Options(out=run / "sub" / "out")
+    (run / "recipe.yaml").write_text("name: x\nsteps: {bake: {out: '{run}/sub/out'}}\nrun_dir: '{here}'\n")
+    begin("bake", options, [run / "base", "data.jsonl"]).finish({}, [])
+    if old:
+        record = read_record(run / "sub" / "out")
+        del record["run"], record["command"]
+        write_json(run / "sub" / "out" / "provenance.json", record)
+    shutil.move(run, tmp_path / "moved")
+    there = read_record(tmp_path / "moved" / "sub" / "out")
+    assert there["options"]["out"] == str(tmp_path / "moved" / "sub" / "out")
+    assert list(there["inputs"]) == [str(tmp_path / "moved" / "base"), "data.jsonl"]
+    monkeypatch.chdir(tmp_path / "moved")
+    done = begin("bake", Options(out=Path("sub/out")), ["base", str(tmp_path / "data.jsonl")])
+    assert done.done
+
+
+def test_a_path_within_an_option_is_an_input_wherever_it_lies(work):
+    """name=PATH and WEIGHT*PATH: compared by what lies there."""
+
+    class Named(Options):
+        models: list[str] = []
+        rewards: list[str] = []
+
+    Path("a").write_text("a")
+    one = Named(out=Path("named"), models=["x=a"], rewards=["0.5*a", "rubric"])
+    begin("name", one, ["a"]).finish({}, [])
+    assert read_record("named")["options"]["models"] == ["x=a"]
+    shutil.copy("a", "b")
+    assert begin("name", one.model_copy(update={"models": ["x=b"], "rewards": ["0.5*b", "rubric"]}), ["b"]).done
+    with pytest.raises(UsageError, match="models"):
+        begin("name", one.model_copy(update={"models": ["y=a"]}), ["a"])
+
+
+# ------------------------------------------------------------------------------------------- one process at a place
+
+
+def _bake(directory: str, is_directory: bool, started, go_on, said) -> None:
+    os.chdir(directory)
+    out = Path("out" if is_directory else "out.jsonl")
+    try:
+        begun = begin("bake", Options(out=out), [], directory=is_directory)
+    except UsageError as error:
+        said.put(str(error))
+        return
+    started.set()
+    go_on.wait(60)
+    result = out / "weights" if is_directory else out
+    result.write_text("bread")
+    begun.finish({}, [result])
+    said.put("finished")
+
+
+@pytest.mark.parametrize("directory", [True, False])
+def test_two_processes_never_write_to_one_place(tmp_path, monkeypatch, directory):
+    fork = multiprocessing.get_context("fork")
+    started, go_on, said = fork.Event(), fork.Event(), fork.Queue()
+    args = (str(tmp_path), directory, started, go_on, said)
+    first = fork.Process(target=_bake, args=args)
+    first.start()
+    assert started.wait(60)
+    second = fork.Process(target=_bake, args=args)
+    second.start()
+    assert "another process writes there" in said.get(timeout=60)
+    go_on.set()
+    assert said.get(timeout=60) == "finished"
+    first.join()
+    second.join()
+    monkeypatch.chdir(tmp_path)
+    assert begin("bake", Options(out=Path("out" if directory else "out.jsonl")), [], directory=directory).done
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_thread_does_not_write_where_another_does(work):
+    said = []
+
+    def second() -> None:
+        try:
+            begin("bake", Options(out=Path("place")), [])
+        except UsageError as error:
+            said.append(str(error))
+
+    first = begin("bake", Options(out=Path("place")), [])
+    thread = threading.Thread(target=second)
+    thread.start()
+    thread.join()
+    assert "another process writes there" in said[0]
+    assert not begin("bake", Options(out=Path("place")), []).done  # but a command that failed may be given again
+    first.finish({}, [])

@@ -1,5 +1,8 @@
 """Recipes: the file, its resolution, and one whole run on the `test` preset."""
 
+import importlib
+import json
+import os
 import shutil
 from pathlib import Path
 
@@ -7,10 +10,16 @@ import pytest
 import yaml
 
 import wukong
+from wukong.cli import main
 from wukong.errors import DataError, UsageError, WukongError
 from wukong.files import exclusive, fingerprint, read_json
 from wukong.options import POLICY_STAGES
 from wukong.recipe import STAGES, check_removable, load_recipe, remove_result, resolve
+from wukong.stages.report import ReportOptions
+from wukong.stages.report import run as report
+from wukong.studies.reward_report import RewardReportOptions
+from wukong.studies.reward_report import run as reward_report
+from wukong.web.runs import overview
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 DATA_STEP = "  kitchen: {out: '{run}/data'}\n"
@@ -331,3 +340,136 @@ def test_an_error_keeps_its_kind_and_names_its_step(tmp_path, recipe):
     with pytest.raises(WukongError, match=r"^step tokenize: .*empty") as caught:
         wukong.run(path, tmp_path / "run")
     assert caught.value.exit_code == 2
+
+
+# --------------------------------------------------------------------------------------------- moved, copied, damaged
+
+
+def moved_results(run: Path) -> dict[str, str]:
+    """What is shown of a run: step -> the state that its pages tell."""
+    return {step.name: step.state for step in overview(run).steps}
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["{run}", "spelled out"])
+def test_a_moved_run_goes_on_in_its_new_place(finished, tmp_path, monkeypatch, capsys, old):
+    """Also one of an older version, which spelled its paths out."""
+    monkeypatch.chdir(tmp_path)
+    first = tmp_path / "first"
+    shutil.copytree(finished, first / "runs" / "x")
+    if old:
+        spell_out(first / "runs" / "x", "runs/x")
+    (tmp_path / "elsewhere").mkdir()
+    run = (first / "runs" / "x").rename(tmp_path / "elsewhere" / "y")
+    before = marks(run)
+    for recipe, place in ((run / "recipe.yaml", None), (RECIPES / "test.yaml", run), ("elsewhere/y/recipe.yaml", None)):
+        assert wukong.run(recipe, place).resolve() == run
+        assert capsys.readouterr().err.count("is complete, nothing to do") == len(before)
+        assert marks(run) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "first"]  # and nowhere else
+    assert not any(first.rglob("*.safetensors"))
+    assert set(moved_results(run).values()) == {"done"}
+    report(ReportOptions(run=run, out=tmp_path / "report.html"))
+    assert "How to make pizza" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    options = {"fractions": [], "precision": "float32"}
+    reward_report(RewardReportOptions(reward_model=str(run / "reward"), out=tmp_path / "judged", **options))
+
+
+def spell_out(run: Path, name: str) -> None:
+    """Turns a run's records and recipe into those of an older version, which was run as `name`."""
+    for file in run.rglob("*provenance.json"):
+        record = read_json(file)
+        del record["run"], record["command"]
+        del record["files"]
+        file.write_text(json.dumps(record | {"files": {}}).replace("{run}", name))
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    del recipe["called_from"]
+    text = yaml.safe_dump(recipe | {"run_dir": name}, sort_keys=False)
+    (run / "recipe.yaml").write_text(text.replace("{run}", name))
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["{run}", "spelled out"])
+def test_a_copied_run_is_a_run_of_its_own(finished, tmp_path, monkeypatch, old):
+    monkeypatch.chdir(tmp_path)
+    original = Path(shutil.copytree(finished, "runs/x"))
+    if old:
+        spell_out(original, "runs/x")
+    copy = Path(shutil.copytree(original, "runs/copy"))
+    before = marks(original)
+    wukong.run(copy / "recipe.yaml", redo="report")
+    assert marks(original) == before
+    shutil.rmtree(original)
+    wukong.run(copy / "recipe.yaml", redo="evaluate")
+    assert not original.exists()
+    assert marks(copy).items() - before.items()
+    assert read_json(copy / "evaluation" / "evaluation.json")["models"].keys() == {"base", "sft", "policy"}
+
+
+@pytest.mark.parametrize(
+    ("file", "step"),
+    [
+        ("base/model.safetensors", "pretrain"),
+        ("tokenizer/train/tokens-00000.bin", "tokenize"),
+        ("tokenizer/tokenizer_config.json", "tokenize"),
+        ("responses.jsonl", "sample"),
+        ("data/instructions.jsonl", "kitchen"),
+        ("evaluation/answers.jsonl", "evaluate"),
+    ],
+)
+def test_a_damaged_result_stops_the_run_before_it_begins(road, file, step):
+    """One bit, and no later time: the command that makes it again is named."""
+    raw, times = bytearray((road / file).read_bytes()), (road / file).stat()
+    raw[len(raw) // 2] ^= 1
+    (road / file).write_bytes(raw)
+    os.utime(road / file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    shutil.rmtree(road / "sft")  # an earlier step would be made again
+    place = file if file == "responses.jsonl" else file.partition("/")[0]
+    problem = (
+        f"step {step}: run/{file}: damaged or changed: .*: wukong run run/recipe.yaml --redo {step}; .* run/{place}"
+    )
+    with pytest.raises(DataError, match=problem):
+        wukong.run(RECIPES / "test.yaml", road)
+    assert not (road / "sft").exists()
+
+
+def test_a_damaged_input_is_not_used_by_a_single_command(road, capsys):
+    os.truncate(road / "responses.jsonl", 1000)
+    command = ["label", "--responses", str(road / "responses.jsonl"), "--judge", "rubric", "--out", "c.jsonl"]
+    assert main(command) == 2
+    assert "run/responses.jsonl: damaged or changed" in capsys.readouterr().err
+    assert not Path("c.jsonl").exists()
+
+
+def test_malformed_recipes_and_records_are_refused_in_one_line(monkeypatch):
+    """A small part of them; `python tests/fuzz/recipes.py COUNT SEED` makes any number."""
+    monkeypatch.syspath_prepend(Path(__file__).parent / "fuzz")
+    fuzz = importlib.import_module("recipes")
+    counts = fuzz.run(200, 0)
+    assert counts.total() == 200
+    assert min(counts[name] for name in ("recipe accepted", "recipe refused", "record accepted", "record refused")) > 10
+    assert len(fuzz.TEXT) + len(fuzz.TREE) >= 12
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("name: m\nsteps:\n  kitchen: {out: a, 1: b}\n", 3, "a key must be text"),
+        ("name: 2024-01-01\nsteps:\n  kitchen: {out: a}\n", 1, "field 'name'"),
+        ("name: m\nsteps:\n  kitchen: {out: 2024-01-01}\n", 3, "out: "),
+        ("name: m\nsteps:\n  kitchen: {out: a, megabytes: .inf}\n", 3, "megabytes: should be a finite number"),
+        ("name: m\nsteps:\n  kitchen: {out: a, megabytes: .nan}\n", 3, "megabytes: should be a finite number"),
+        ("name: m\nsteps:\n  kitchen: {out: a, megabytes: 1.0e+300}\n", 3, "megabytes: should be less than"),
+        ("name: m\nsteps:\n  kitchen: {out: a, seed: 99999999999999999999}\n", 3, "seed: is larger than"),
+        ("name: m\nsteps:\n  kitchen: {out: \"a\\0b\"}\n", 3, "out: holds a NUL character"),
+        ("name: m\nsteps:\n  kitchen: {out: \"a\\nb\"}\n", 3, "out: is a path with a line break"),
+        ("name: m\nsteps:\n  kitchen: {out: \"${ODD_BYTES}\"}\n", 3, "out: holds bytes that are not UTF-8"),
+        ("name: m\nsteps:\n  kitchen: {out: '{run}/" + "x" * 300 + "'}\n", 3, "a name of more than 255 bytes"),
+    ],
+)  # fmt: skip
+def test_odd_values_in_a_recipe_are_one_line(tmp_path, monkeypatch, text, line, message):
+    monkeypatch.setenv("ODD_BYTES", os.fsdecode(b"\xff\xfe"))
+    (tmp_path / "odd.yaml").write_text(text)
+    with pytest.raises(WukongError) as caught:
+        wukong.run(tmp_path / "odd.yaml", tmp_path / "run")
+    assert message in str(caught.value)
+    assert getattr(caught.value, "line", None) == line
+    assert "\n" not in str(caught.value)

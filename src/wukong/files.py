@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bz2
 import contextlib
+import copy
 import errno
 import glob
 import gzip
@@ -403,11 +404,12 @@ def read_yaml(path: str | Path) -> tuple[Any, yaml.Node | None]:
         raise DataError(f"is larger than the {YAML_BYTES >> 10:,} kB that a recipe may have", file=path)
     text = whole_text(path)
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
         if root is None:
             return None, None
         _bounded(root, path, {}, 0)
-        return yaml.safe_load(text), root
+        return loader.construct_document(copy.deepcopy(root)), root  # it writes merged keys into the nodes
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise DataError(f"not valid YAML: {error.problem}", file=path, line=mark.line + 1 if mark else None) from None
@@ -594,12 +596,25 @@ def fingerprint(path: str | Path) -> str:
     if path.is_file():
         return _sha256(path)
     digest = hashlib.sha256()
-    for file in sorted(f for f in path.rglob("*") if f.is_file()):
+    for file in _files_below(path):
         digest.update(str(file.relative_to(path)).encode("utf-8", "surrogateescape"))
         with file.open("rb") as handle:
             while block := handle.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+MOST_FILES = 10_000
+
+
+def _files_below(directory: Path) -> list[Path]:
+    """Raises UsageError for a directory that is hardly meant: the root, a home."""
+    found: list[Path] = []
+    for place, _, names in os.walk(directory):
+        found += (Path(file) for name in names if os.path.isfile(file := os.path.join(place, name)))
+        if len(found) > MOST_FILES:
+            raise UsageError(f"{directory}: holds more than {MOST_FILES:,} files; is it the directory that is meant?")
+    return sorted(found)
 
 
 _HASHES: dict[tuple[Any, ...], str] = {}

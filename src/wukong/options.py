@@ -29,18 +29,16 @@ class Options(BaseModel):
                 raise ValueError("holds bytes that are not UTF-8, or half a character")
             if isinstance(part, Path) and any(character < " " or character == "\x7f" for character in text):
                 raise ValueError("is a path with a line break or another control character")
+            if isinstance(part, Path) and any(len(name.encode()) > 255 for name in part.parts):
+                raise ValueError("is a path with a name of more than 255 bytes")
             if isinstance(part, int) and abs(part) > LARGEST:
                 raise ValueError(f"is larger than {LARGEST:,}")
         return value
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """The texts, paths and numbers in a value."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _parts(key)
-            yield from _parts(item)
-    elif isinstance(value, list | tuple):
+    """The texts, paths and numbers in an option (a recipe's steps are checked as the options that they are)."""
+    if isinstance(value, list | tuple):
         for item in value:
             yield from _parts(item)
     else:

@@ -131,7 +131,7 @@ def _recorded(path: Path) -> Iterator[tuple[Path, str, Path]]:
 
 def _found(source: str | Path) -> list[Path]:
     """What an input names on this disk: nothing for a hub id."""
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.exists():
         return [path]
     return [file for file in map(Path, sorted(glob.glob(str(path), recursive=True))) if file.is_file()]
@@ -142,7 +142,7 @@ def verify(source: str | Path) -> None:
     the command that makes it again. What has no recorded hash (other data, an older version's) is let pass."""
     for path in _found(source):
         for file, expected, result in _recorded(path):
-            if not file.exists():
+            if not os.path.exists(file):  # a damaged record may hold a name that is too long
                 raise DataError("is gone", file=file, hint=_remedy(result, accept=False))
             if fingerprint(file) != expected:
                 raise _damaged(file, result)
@@ -208,8 +208,15 @@ def _git_commit() -> str | None:
 def _input_hash(source: str | Path) -> str | None:
     """A stage's result by what it recorded, anything else (also what a glob names) by its bytes; None for a hub id, and
     for what is not there."""
+    try:
+        return _hash_of(source)
+    except OSError as error:
+        raise UsageError(f"{source}: cannot be read ({error.strerror or error})") from None
+
+
+def _hash_of(source: str | Path) -> str | None:
     found = _found(source)
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if found == [path]:
         record = read_record(path)
         if record is None:
@@ -283,7 +290,7 @@ class Work:
                     "not known")  # fmt: skip
             for name, expected in record["files"].items():
                 file = self.base / name
-                if not file.exists():
+                if not os.path.exists(file):  # a damaged record may hold a name that is too long
                     say(f"{self.stage}: {file} is gone, so {self.out} is made again")
                     return "new"
                 if expected and fingerprint(file) != expected:

@@ -455,7 +455,7 @@ def _prepare(
 ) -> None:
     """Checks all steps; then deletes what is to be made again, and leaves the resolved recipe in the run directory."""
     again = steps[[step.name for step in steps].index(redo) :] if redo else []
-    _check_steps(steps[:count], again)
+    check_steps(steps[:count], again)
     for step in again:
         with _named(step.name):
             check_removable(step.stage, step.options.out)
@@ -466,7 +466,7 @@ def _prepare(
         _write_resolved(directory, recipe, seed, steps)
 
 
-def _check_steps(steps: Sequence[Step], again: Sequence[Step]) -> None:
+def check_steps(steps: Sequence[Step], again: Sequence[Step]) -> None:
     """What is wrong with the last step should not be learnt after an hour, nor after the results were deleted.
 
     Raises:

@@ -60,7 +60,7 @@ class Planned:
 
     def find(self, source: str | Path) -> Product | None:
         """What will lie at this place, or holds it; None where no step makes anything."""
-        path = Path(os.path.abspath(Path(source).expanduser()))
+        path = Path(os.path.abspath(os.path.expanduser(source)))
         return next((self.products[str(p)] for p in (path, *path.parents) if str(p) in self.products), None)
 
     def context_of(self, model: str) -> int | None:

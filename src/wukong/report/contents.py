@@ -299,6 +299,8 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
             if number == lines[-1][0]:
                 return
             raise DataError(f"not valid JSON: {error.msg}", file=path, line=number) from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"not usable JSON: {error}", file=path, line=number) from None
         if isinstance(value, dict):
             yield value
 
