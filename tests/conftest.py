@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("WUKONG_SHARED", REPOSITORY.parent / "shared")) / "data"
 """The real data sets that some tests read: $WUKONG_SHARED/data, or ../shared/data beside the repository."""
 
-ALLOWED_SKIPS = ("needs a GPU", "no shared data", "needs PostgreSQL", "needs Chromium")
+ALLOWED_SKIPS = ("needs a GPU", "no shared data", "needs PostgreSQL", "needs Chromium", "needs bfloat16 instructions")
 
 
 @pytest.fixture(scope="session")

@@ -175,7 +175,7 @@ def test_what_a_stage_reads_last_is_checked_first(tmp_path):
     """A single stage, without --redo: no model is trained towards responses that cannot be read."""
     (tmp_path / "r.jsonl").write_text('{"id": 1}\n')
     with pytest.raises(DataError, match=r"r\.jsonl:1"):
-        label(LabelOptions(responses=str(tmp_path / "r.jsonl"), judge="no_such:function", out=tmp_path / "c.jsonl"))
+        label(LabelOptions(responses=str(tmp_path / "r.jsonl"), judge="rubric", out=tmp_path / "c.jsonl"))
     with pytest.raises(UsageError, match="is it the directory that is meant"):
         tokenize(TokenizeOptions(data=["/"], tokenizer="/", out=tmp_path / "t"))
 

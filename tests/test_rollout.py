@@ -433,13 +433,14 @@ def test_random_arrivals_at_three_quarters_occupancy_and_more_change_no_response
 def form_of(gpt2: GPT2, form: str) -> GPT2:
     kind, _, narrow = form.partition(", ")
     if form == "packed, bfloat16" and not can_pack(CPU, torch.bfloat16):
-        pytest.skip("this processor has no bfloat16 instructions")
+        pytest.skip("needs bfloat16 instructions")
     if kind == "native" and not can_decode(gpt2):
         pytest.skip(NO_KERNELS)
     dtype = torch.bfloat16 if narrow else torch.float32
     return {"native": NativeGPT2, "packed": PackedGPT2}.get(kind, lambda gpt2, dtype: gpt2.to(dtype))(gpt2, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(kernels.library() is None, reason=NO_KERNELS)
 def test_sanitizers_find_nothing_in_kernels_that_serve_random_arrivals():
     script = Path(__file__).parents[1] / "benchmarks" / "decoder_stress.py"

@@ -438,7 +438,7 @@ BROKEN = {
     "duplicate ids": (lambda d: (plain(d), change(d, "vocab.json", extra=7)), "ids are not 0 to"),
     "an id of true": (lambda d: (plain(d), change(d, "vocab.json", extra=True)), "vocab.json: not a vocabulary"),
     "an id beyond 32 bits": (lambda d: (plain(d), change(d, "vocab.json", extra=2**40)), "do not fit each other"),
-    "a lone surrogate": (lambda d: (plain(d), change(d, "vocab.json", **{"\ud800": 280})), "do not fit each other"),
+    "a lone surrogate": (lambda d: (plain(d), change(d, "vocab.json", **{"\ud800": 280})), "half a character"),
     "a class of wrong type": (to("tokenizer_config.json", tokenizer_class=3), "tokenizer_class is 3, not a name"),
     "a space of wrong type": (to("tokenizer_config.json", add_prefix_space="yes"), "add_prefix_space is 'yes'"),
     "a role of wrong type": (to("special_tokens_map.json", eos_token=3), "special_tokens_map.json: eos_token is 3"),

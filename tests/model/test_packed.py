@@ -16,7 +16,7 @@ EXACT = {"rtol": 0, "atol": 0}
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def dtype(request) -> torch.dtype:
     if request.param == torch.bfloat16 and not can_pack(CPU, torch.bfloat16):
-        pytest.skip("this processor has no bfloat16 instructions")
+        pytest.skip("needs bfloat16 instructions")
     return request.param
 
 

@@ -216,6 +216,7 @@ def measuring(monkeypatch, eager: float, compiled: float) -> list[str]:
     return measured
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
 def test_a_compiled_run_learns_what_a_plain_one_learns_and_goes_on_as_it_began(options, tmp_path, monkeypatch, capsys):
     """Without dropout, whose draws differ; the reference is the plain run of the same options."""

@@ -103,7 +103,10 @@ def jobs() -> Jobs:
 KINDS = {"2 ddp": (2, "ddp"), "4 ddp": (4, "ddp"), "2 fsdp": (2, "fsdp"), "3 fsdp": (3, "fsdp")}
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(
+    scope="module",
+    params=["2 ddp", "2 fsdp", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("4 ddp", "3 fsdp"))],
+)
 def together(request: pytest.FixtureRequest, world: Path, jobs: Jobs) -> Path:
     """The run directory of the same recipe, run by several processes."""
     size, parallel = KINDS[request.param]

@@ -199,14 +199,14 @@ MEASURED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read as Linux says it")
 @pytest.mark.parametrize(
     ("stage", "size", "parallel"),
     [
-        ("reward", 1, "ddp"),
-        *(pytest.param(stage, 1, "ddp", marks=pytest.mark.slow) for stage in ("pretrain", "sft", "ppo")),
-        *(pytest.param(stage, 2, "ddp", marks=pytest.mark.slow) for stage in MEASURED),
-        *(pytest.param(stage, 2, "fsdp", marks=pytest.mark.slow) for stage in MEASURED),
+        *((stage, 1, "ddp") for stage in MEASURED),
+        *((stage, 2, "ddp") for stage in MEASURED),
+        *((stage, 2, "fsdp") for stage in MEASURED),
     ],
 )
 def test_the_estimate_is_what_a_stage_takes_beyond_the_idle_program(

@@ -305,7 +305,7 @@ def test_a_step_before_the_first_update_has_no_moments(tmp_path):
 def test_checkpoints_are_ordered_by_number_and_old_ones_go(tmp_path, trained):
     for step in (999_999, 1_000_000, 5, 1_000_001):
         save_checkpoint(tmp_path, step, *trained, {"step": step})
-    (tmp_path / ".step-000009.x.tmp").mkdir()  # a save that was killed
+    (tmp_path / ".step-000009.wukong-0123abcd.tmp").mkdir()  # a save that was killed
     assert load_latest(tmp_path, *trained) == (1_000_001, {"step": 1_000_001})
     prune_checkpoints(tmp_path, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-1000000", "step-1000001"]

@@ -237,6 +237,7 @@ def test_models_of_the_run_answer_and_reward_models_rate(run_with_models, store,
 # ------------------------------------------------------------------------------------------------- lists and languages
 
 
+@pytest.mark.slow
 def test_ten_thousand_tasks_stay_fast(store, sign_in, make_project):
     root, project = sign_in("Root", "admin"), make_project(tasks=10_000, overlap=2)
     pages = [f"/projects/{project}/tasks", f"/projects/{project}/tasks?page=200",
