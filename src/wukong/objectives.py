@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wukong.model.output import centred
 from wukong.training.memory import CHUNK_LOGITS, KEPT_LOGITS_BYTES
 
 
@@ -44,13 +45,15 @@ class _TokenLogprobs(torch.autograd.Function):
 
         log p_y = z_y - log sum exp z      d log p_y / dz_j = [j = y] - p_j
         H = log sum exp z - sum p z        d H / dz_j       = -p_j (log p_j + H)
+
+    In fewer bits than float32, z are the centred logits (model/output.py).
     """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, with_entropy: bool, dtype: torch.dtype, keep: bool
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        hidden, narrow = hidden.to(dtype), weight.to(dtype)
+        hidden, narrow = hidden.to(dtype), centred(weight, dtype)
         normalisers, logprobs, entropies = hidden.new_zeros(3, len(targets), dtype=torch.float32)  # (N,) each
         kept, e = [], hidden.new_empty(0, dtype=torch.float32)
         for rows in _chunks(len(targets), len(weight)):

@@ -28,9 +28,10 @@ from wukong.model import kernels
 from wukong.model.attention import KVCache
 from wukong.model.gpt2 import GPT2
 from wukong.model.native import NativeGPT2, can_decode
+from wukong.model.output import centred
 from wukong.model.packed import PackedGPT2, can_pack, multiplies_tiles
 from wukong.training.compute import Compute
-from wukong.training.parallel import is_sharded, whole
+from wukong.training.parallel import is_sharded, whole, whole_parameter
 
 COMPACT_BELOW = 0.75
 """Finished rows leave the batch once fewer than this part of it is still being written."""
@@ -149,13 +150,13 @@ def inference_copy(model: GPT2, compute: Compute) -> GPT2:
     device, sharded = model.wte.weight.device, is_sharded(model)
     packs = can_pack(device, compute.dtype)
     native = not (packs and multiplies_tiles()) and can_decode(model)
-    if sharded:
-        model = whole(model, compute.device, None if packs or native else compute.dtype).eval()
-    if native:
-        return NativeGPT2(model, compute.dtype)
-    if packs:
-        return PackedGPT2(model)
-    return model if sharded or compute.dtype == torch.float32 else copy.deepcopy(model).to(compute.dtype).eval()
+    if native or packs or compute.dtype == torch.float32:
+        model = whole(model, compute.device).eval() if sharded else model
+        return NativeGPT2(model, compute.dtype) if native else PackedGPT2(model) if packs else model
+    output = centred(whole_parameter(model, "wte.weight"), compute.dtype)
+    narrow = whole(model, compute.device, compute.dtype) if sharded else copy.deepcopy(model).to(compute.dtype)
+    narrow.output = output.to(compute.device)
+    return narrow.eval()
 
 
 def generate(
@@ -320,7 +321,7 @@ class Decoder:
         writing = [(row, one) for row, one in enumerate(self._rows) if one is not None]
         if not writing:
             return []
-        logits = self.model.logits(self._last).float()  # (B, V)
+        logits = self.model.centred_logits(self._last).float()  # (B, V)
         self._drawn, chosen = self._draw(logits)
         tokens, logprobs = self._drawn.tolist(), chosen.tolist()
         self._note(writing, logits, tokens)

@@ -14,7 +14,7 @@ WHOLE_MODEL = {"rtol": 1e-4, "atol": 1e-4}
 
 
 def random_ids(*shape: int) -> torch.Tensor:
-    return torch.randint(0, 300, shape, generator=torch.Generator().manual_seed(0))
+    return torch.randint(0, 280, shape, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(params=["linear", "mlp"])

@@ -180,9 +180,23 @@ def test_dropout_is_the_callers_choice(policy_dir, reward_model, tokenizer, tmp_
         assert not torch.equal(loaded(random_ids(1, 9)), loaded(random_ids(1, 9)))
 
 
-def test_a_model_may_have_more_embeddings_than_the_tokenizer_has_tokens(policy_dir):
-    model, tokenizer = load_policy(policy_dir)
-    assert model.config.vocab_size == 300 > tokenizer.vocab_size == 280
+@torch.no_grad()
+def test_embeddings_without_a_token_leave_the_model(tokenizer, tmp_path):
+    """They could be drawn, and count in every log-prob."""
+    transformers = pytest.importorskip("transformers")
+    padded = GPT2(GPT2Config(vocab_size=300, n_positions=64, n_embd=32, n_layer=3, n_head=4))
+    padded.wte.weight[280:] += 1  # likely enough to be drawn
+    save_policy(tmp_path / "padded", padded, tokenizer)
+    save_reward(tmp_path / "reward", ScalarModel(padded), tokenizer)
+    model, _ = load_policy(tmp_path / "padded")
+    assert model.config.vocab_size == len(model.wte.weight) == model.wte.num_embeddings == tokenizer.vocab_size == 280
+    assert model.wte.weight.requires_grad
+    ids = random_ids(2, 9)
+    torch.testing.assert_close(model.logits(model(ids)), padded.logits(padded(ids))[..., :280])
+    assert torch.equal(load_reward(tmp_path / "reward")[0].trunk.wte.weight, padded.wte.weight[:280])
+    save_policy(tmp_path / "again", model, tokenizer)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again").eval()
+    torch.testing.assert_close(model.logits(model(ids)), theirs(ids).logits, **WHOLE_MODEL)
 
 
 def test_loading_draws_no_random_numbers(policy_dir):
@@ -473,9 +487,9 @@ BROKEN = {
     ),
     "a million layers": (_config(n_layer=1_000_000), "tensor h.3.ln_1.weight is missing"),
     "layers beyond counting": (_config(n_layer=10**30), "tensor h.3.ln_1.weight is missing"),
-    "a giant vocabulary": (_config(vocab_size=10**12), "tensor wte.weight is (300, 32) float32, "),
+    "a giant vocabulary": (_config(vocab_size=10**12), "tensor wte.weight is (280, 32) float32, "),
     "a giant context": (_config(n_positions=10**15), "tensor wpe.weight is (64, 32) float32, "),
-    "a giant width": (_config(n_embd=10**18), "tensor wte.weight is (300, 32) float32, "),
+    "a giant width": (_config(n_embd=10**18), "tensor wte.weight is (280, 32) float32, "),
     "no layer": (_config(n_layer=0), "n_layer is 0, not a size"),
     "a negative size": (_config(n_head=-2), "n_head is -2, not a size"),
     "a size that is true": (_config(n_layer=True), "n_layer is True, not a size"),
@@ -510,7 +524,7 @@ BROKEN = {
     "a long header": (_header(2**25), "damaged weights file (its header has 33,554,432 bytes)"),
     "a header of nothing": (_header(0), "model.safetensors: damaged weights file"),
     "a stretched number": (
-        _bin_changed(lambda t: t.update({"transformer.wte.weight": torch.ones(1, 1).expand(300, 32)})),
+        _bin_changed(lambda t: t.update({"transformer.wte.weight": torch.ones(1, 1).expand(280, 32)})),
         "tensor transformer.wte.weight is not stored as plain numbers",
     ),
     "a sparse tensor": (

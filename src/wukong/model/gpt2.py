@@ -3,7 +3,7 @@
 Shape legend: B batch, T time, S cached time, N real tokens, C channels, V vocabulary.
 
 The model returns hidden states, not logits: the 50,257-wide output layer is the dearest part of a small GPT-2,
-so each caller computes logits only at the positions it needs (`GPT2.logits`, `objectives.token_logprobs`).
+so each caller computes logits only at the positions it needs (`GPT2.centred_logits`, `objectives.token_logprobs`).
 Padding goes on the right, where causal attention never looks; no mask is needed and none is computed. Where a caller
 says how long the rows are, only attention sees padding at all (`attention.Unpadded`).
 """
@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wukong.model.attention import AttentionContext, KVCache, Unpadded, attend
 from wukong.model.kernels import gelu
+from wukong.model.output import centred
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ class GPT2(nn.Module):
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.output: Tensor | None = None
+        """(V, C), centred, of a copy that decodes in fewer bits than the model it was made of."""
         self.checkpoint_blocks = False
         """Whether backward computes each block again instead of keeping what it needs (Chen et al. 2016)."""
         self.initialise()
@@ -186,8 +189,13 @@ class GPT2(nn.Module):
         return KVCache.empty(self.config, batch, slots, like=self.wte.weight)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., C) -> (..., V), by the transposed token embedding."""
-        return F.linear(hidden, self.wte.weight)
+        """(..., C) -> (..., V) float32, by the transposed token embedding: those of `transformers`."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden.float(), self.wte.weight.float())
+
+    def centred_logits(self, hidden: Tensor) -> Tensor:
+        """The logits less what all tokens have in common (output.py), for log-probs and draws: (..., C) -> (..., V)."""
+        return F.linear(hidden, centred(self.wte.weight, hidden.dtype) if self.output is None else self.output)
 
     def n_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())

@@ -44,8 +44,9 @@ class ScalarModel(nn.Module):
         return self.read(self.trunk(input_ids, lengths=lengths))
 
     def read(self, states: Tensor) -> Tensor:
-        """The number of each of the trunk's hidden states: (..., C) -> (...) float32."""
-        return self.score(self.hidden(states)).squeeze(-1).float()
+        """The number of each of the trunk's hidden states: (..., C) -> (...) float32, computed in float32."""
+        with torch.autocast(states.device.type, enabled=False):
+            return self.score(self.hidden(states.float())).squeeze(-1)
 
     def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
         """The reward of each row: (B, T) int64 padded on the right, (B,) real lengths -> (B,) float32."""
@@ -73,5 +74,6 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.score.bias)
 
     def read(self, states: Tensor) -> Tensor:
-        """(N, C) -> (N,) float32."""
-        return self.score(states).squeeze(-1).float()
+        """(N, C) -> (N,) float32, computed in float32."""
+        with torch.autocast(states.device.type, enabled=False):
+            return self.score(states.float()).squeeze(-1)

@@ -16,7 +16,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -225,7 +225,7 @@ def load_policy(
         model = GPT2(_gpt2_config(checkpoint, dropout))
     checkpoint.fill(model)
     checkpoint.finish()
-    return model, _load_tokenizer(directory, model.config, template)
+    return model, _load_tokenizer(directory, model, template)
 
 
 def load_reward(
@@ -251,7 +251,7 @@ def load_reward(
     state = {name: checkpoint.take(name, parameter.shape) for name, parameter in head_parameters.items()}
     model.load_state_dict(state, strict=False, assign=True)
     checkpoint.finish()
-    return model, _load_tokenizer(directory, model.config, template)
+    return model, _load_tokenizer(directory, model.trunk, template)
 
 
 def load_trunk(
@@ -437,10 +437,15 @@ def _our_names(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return ours
 
 
-def _load_tokenizer(directory: Path, config: GPT2Config, template: str | Path | None) -> Tokenizer:
+def _load_tokenizer(directory: Path, model: GPT2, template: str | Path | None) -> Tokenizer:
+    """The tokenizer. Rows of the embedding that it has no token for (vocabularies are padded to round numbers) leave
+    the model: they could be drawn, and count in every log-prob."""
     tokenizer = Tokenizer.load(directory, template=template)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UsageError(f"{directory}: {_mismatch(tokenizer, config)}")
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UsageError(f"{directory}: {_mismatch(tokenizer, model.config)}")
+    if tokenizer.vocab_size < model.config.vocab_size:
+        model.config = replace(model.config, vocab_size=tokenizer.vocab_size)
+        model.wte = nn.Embedding.from_pretrained(model.wte.weight.detach()[: tokenizer.vocab_size].clone(), freeze=False)
     return tokenizer
 
 

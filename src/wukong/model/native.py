@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from wukong.model import kernels
 from wukong.model.attention import AttentionContext, KVCache
 from wukong.model.gpt2 import GPT2, Block
+from wukong.model.output import centred
 
 HEAD_WIDTHS = range(16, 129, 16)
 ROOM = 16
@@ -58,7 +59,7 @@ class PanelLinear:
         behind = -self.N % width
         panels = F.pad(weight.detach().to(dtype), (0, 0, 0, behind)).unflatten(0, (-1, width))  # (N / width, width, K)
         self.panels = panels.transpose(1, 2).contiguous()
-        self.bias = F.pad(weight.new_zeros(self.N) if bias is None else bias.detach(), (0, behind))
+        self.bias = F.pad(torch.zeros(self.N) if bias is None else bias.detach(), (0, behind))
         self.matrix = _Matrix(self.panels.data_ptr(), self.bias.data_ptr())
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -124,12 +125,12 @@ class NativeGPT2(GPT2):
         assert library is not None, "ask can_decode first"
         self.wte, self.wpe, self.ln_f = model.wte, model.wpe, model.ln_f
         self.h = nn.ModuleList(NativeBlock(library, block, dtype) for block in model.h)  # type: ignore[arg-type]
-        self.output = PanelLinear(library, model.wte.weight, None, dtype)
+        self.output_panels = PanelLinear(library, centred(model.wte.weight, dtype), None, dtype)
         self.dtype = dtype
         self.eval()
 
     def empty_cache(self, batch: int, slots: int) -> KVCache:
         return KVCache.empty(self.config, batch, slots, like=self.wte.weight.new_empty(0, dtype=self.dtype))
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.output(hidden)
+    def centred_logits(self, hidden: Tensor) -> Tensor:
+        return self.output_panels(hidden)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from wukong.model.attention import AttentionContext, attend
 from wukong.model.gpt2 import GPT2, Block
+from wukong.model.output import centred
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
@@ -84,8 +85,8 @@ class PackedGPT2(GPT2):
             super().__init__(model.config)
         self.wte, self.wpe, self.ln_f = _copy(model.wte, dtype), _copy(model.wpe, dtype), _copy(model.ln_f, dtype)
         self.h = nn.ModuleList(PackedBlock(block, dtype) for block in model.h)  # type: ignore[arg-type]
-        self.output = PackedLinear(model.wte.weight, None, dtype)
+        self.packed_output = PackedLinear(centred(model.wte.weight, dtype), None, dtype)
         self.eval()
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.output(hidden)
+    def centred_logits(self, hidden: Tensor) -> Tensor:
+        return self.packed_output(hidden)

@@ -83,12 +83,15 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def frozen(model: Module, compute: Compute) -> Module:
-    """The model for reading only: without gradients, and its matrices in the compute precision. Autocast would cast
-    them there at each pass, so the numbers are the same and the memory is half (the embedding stays float32)."""
+    """The model for reading only: without gradients, and its layers' matrices in the compute precision. Autocast would
+    cast them there at each pass, so the numbers are the same and the memory is half (embedding and head stay
+    float32)."""
     model.requires_grad_(False).eval().to(compute.device)
-    for layer in model.modules():
-        if isinstance(layer, nn.Linear):
-            layer.to(compute.dtype)
+    for trunk in model.modules():
+        if isinstance(trunk, GPT2):
+            for layer in trunk.modules():
+                if isinstance(layer, nn.Linear):
+                    layer.to(compute.dtype)
     return model
 
 
@@ -106,7 +109,7 @@ def kl_to_start(model: GPT2, start: GPT2, answers: Sequence[tuple[list[int], Seq
         tokens = torch.tensor([ids[:-1]], device=device)
         for some in zip(*(one.eval()(tokens)[0][places.to(device)].split(256) for one in (model, start)), strict=True):
             ours, theirs = (
-                one.logits(states).float().log_softmax(-1) for one, states in zip((model, start), some, strict=True)
+                one.logits(states).log_softmax(-1) for one, states in zip((model, start), some, strict=True)
             )  # (n, V) each
             total += float((ours.exp() * (ours - theirs)).sum())
             count += len(ours)

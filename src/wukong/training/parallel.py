@@ -105,6 +105,12 @@ def whole(module: Module, device: torch.device | str | None = None, dtype: torch
     return cast(Module, plain.train(module.training))
 
 
+def whole_parameter(module: nn.Module, name: str) -> Tensor:
+    """One parameter of a module, whole; of a sharded one all processes ask at once."""
+    found = dict(named_parameters(module))[name].detach()
+    return cast(Tensor, cast(Any, found).full_tensor()) if is_sharded(module) else found
+
+
 def in_step(parts: Iterable[Part], *modules: nn.Module) -> Iterator[Part]:
     """The parts, and with sharded modules as many passes as the process with the most parts makes: none can compute a
     layer without the others' shares of it. A pass without a part reads one token and teaches nothing.
