@@ -43,7 +43,7 @@ def test_pretraining_is_three_forward_passes_over_its_tokens() -> None:
     options = PretrainOptions(out=Path("o"), data=Path("d"), model="test", tokens=1000, batch_tokens=256, context=64)
     cost = cost_of(options, CONFIG, FLOAT32, ASSUMED)
     # A batch of 256 tokens is less than a micro-batch; the first sample prompt is continued at validations.
-    workload = Workload(256, trained=(CONFIG,), decoding=Decoding(CONFIG, 1, 64))
+    workload = Workload(256, trained=(CONFIG,), decoding=Decoding(CONFIG, 1, 64), one_shape=True)
     held = estimate(workload, FLOAT32.device, torch.float32, 8192).total
     assert cost == Cost(N, 0, held, 3 * forward_flops(CONFIG, 1024, 64, 1024))  # whole batches
 

@@ -21,6 +21,7 @@ from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import save_policy, save_reward
 from wukong.model.native import NativeGPT2
+from wukong.model.output import centred
 from wukong.model.packed import PackedGPT2
 from wukong.objectives import token_logprobs
 from wukong.rollout import inference_copy
@@ -66,7 +67,9 @@ def test_the_released_gpt2_has_124_million() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_frozen_model_takes_what_is_said(dtype: torch.dtype) -> None:
     model = frozen(GPT2(CONFIG), Compute(torch.device("cpu"), dtype))
-    assert sum(p.numel() * p.element_size() for p in model.parameters()) == frozen_bytes(CONFIG, dtype)
+    output = centred(model.wte.weight, dtype)
+    kept = {tensor.data_ptr(): tensor for tensor in (*model.parameters(), output)}.values()
+    assert sum(tensor.numel() * tensor.element_size() for tensor in kept) == frozen_bytes(CONFIG, dtype)
 
 
 def kept_bytes(model: GPT2, forward: Callable[[], torch.Tensor], dtype: torch.dtype) -> int:

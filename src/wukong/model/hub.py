@@ -445,7 +445,8 @@ def _load_tokenizer(directory: Path, model: GPT2, template: str | Path | None) -
         raise UsageError(f"{directory}: {_mismatch(tokenizer, model.config)}")
     if tokenizer.vocab_size < model.config.vocab_size:
         model.config = replace(model.config, vocab_size=tokenizer.vocab_size)
-        model.wte = nn.Embedding.from_pretrained(model.wte.weight.detach()[: tokenizer.vocab_size].clone(), freeze=False)
+        rows = model.wte.weight.detach()[: tokenizer.vocab_size].clone()
+        model.wte = nn.Embedding.from_pretrained(rows, freeze=False)
     return tokenizer
 
 

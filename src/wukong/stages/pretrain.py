@@ -88,7 +88,8 @@ def workload(options: PretrainOptions, config: GPT2Config) -> Workload:
     own_rows = math.ceil(options.batch_tokens // context / size())
     rows = min(own_rows, max(1, options.micro_batch_tokens // context))
     n = len(options.sample_prompts)
-    return Workload(rows * context, decoding=Decoding(config, n, config.n_positions) if n else None)
+    decoding = Decoding(config, n, config.n_positions) if n else None
+    return Workload(rows * context, one_shape=True, decoding=decoding)
 
 
 def training_tokens(options: PretrainOptions, corpus: int) -> int:

@@ -37,10 +37,12 @@ def n_parameters(config: GPT2Config) -> int:
 
 
 def frozen_bytes(config: GPT2Config, dtype: torch.dtype) -> int:
-    """A model that is only read: matrices and their biases in the compute precision, the rest in float32."""
+    """A model that is only read: matrices and their biases in the compute precision, the rest in float32; and its
+    output weights, centred, in the compute precision (model/output.py)."""
     C = config.n_embd
     matrices = config.n_layer * (12 * C * C + 9 * C)
-    return 4 * (n_parameters(config) - matrices) + dtype.itemsize * matrices
+    output = 0 if dtype == torch.float32 else dtype.itemsize * config.vocab_size * C
+    return 4 * (n_parameters(config) - matrices) + dtype.itemsize * matrices + output
 
 
 TRAINED_BYTES = 16
@@ -93,7 +95,7 @@ def decoding_path(config: GPT2Config, device: torch.device, dtype: torch.dtype) 
 SCATTERED, SCATTERED_LOGITS = 0.75, 0.25
 """What the heap of the C library holds beyond the activations and logits that are in use: it keeps what was freed
 (`compute._reuse_memory`), and micro-batches of other shapes do not fit into the gaps. Measured over ten steps with
-micro-batches of 8,192 tokens; a GPU's allocator leaves fewer gaps."""
+micro-batches of 8,192 tokens; micro-batches of one shape leave half of it, a GPU's allocator less."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ def decoding_bytes(decoding: Decoding, device: torch.device, dtype: torch.dtype,
         copy = dtype.itemsize * (products + n_parameters(config) - config.n_layer * 12 * C * C)
         copy += 4 * n_parameters(config) * sharded
     else:
-        copy = dtype.itemsize * n_parameters(config) if sharded or dtype != torch.float32 else 0
+        output = 0 if dtype == torch.float32 else config.vocab_size * C
+        copy = dtype.itemsize * (n_parameters(config) + output) if sharded or dtype != torch.float32 else 0
     logits = 3 * 4 * decoding.rows * config.vocab_size
     return copy + round(1.75 * cache_bytes(config, decoding.rows, decoding.slots, dtype.itemsize)) + logits
 
@@ -154,6 +157,8 @@ class Workload:
     sharded: bool = False
     """Whether the trained models are spread over the processes."""
     checkpointing: bool = False
+    one_shape: bool = False
+    """Whether all micro-batches have the same shape."""
 
 
 def step_tokens(lengths: Sequence[int], batch_size: int) -> int:
@@ -212,8 +217,9 @@ def estimate(workload: Workload, device: torch.device, dtype: torch.dtype, micro
     def step(config: GPT2Config) -> int:
         passes = step_bytes(config, dtype, at_once, workload.checkpointing, outputs)
         if device.type == "cpu":
-            passes += round(SCATTERED * at_once * activation_bytes(config, dtype, workload.checkpointing))
-            passes += round(SCATTERED_LOGITS * logits_bytes(config, dtype, outputs))
+            gaps = 0.5 if workload.one_shape else 1.0
+            passes += round(gaps * SCATTERED * at_once * activation_bytes(config, dtype, workload.checkpointing))
+            passes += round(gaps * SCATTERED_LOGITS * logits_bytes(config, dtype, outputs))
         return passes + (gathered_bytes(config) if workload.sharded else 0)
 
     decoding = workload.decoding
