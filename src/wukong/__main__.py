@@ -2,7 +2,7 @@
 
 import sys
 
-from wukong.cli import main
+from wukong.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

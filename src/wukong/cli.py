@@ -332,6 +332,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(trouble, 1)
 
 
+def command() -> int:
+    """`main` as a program: the exit code, unless this is a process of a job, which ends here."""
+    code = main()
+    processes.end(code)
+    return code
+
+
 def _abandon_output() -> None:
     """Keeps Python's last flush at exit from failing, with a traceback, where a write has failed already."""
     try:

@@ -8,7 +8,9 @@ without a traceback; any other exception is a bug of ours and keeps its tracebac
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 class WukongError(Exception):
@@ -59,3 +61,9 @@ class RunError(WukongError):
     """A run that had to stop: a loss that is not finite, a KL that runs away, a full disk."""
 
     exit_code = 1
+
+
+def brief(value: Any, show: Callable[[Any], str] = repr, most: int = 120) -> str:
+    """Anybody's value in one line of ours, of so many characters at most."""
+    shown = " ".join(show(value).split())
+    return shown if len(shown) <= most else shown[:most] + "…"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wukong.chat_template import DEFAULT_TEMPLATE
-from wukong.errors import DataError, UsageError
+from wukong.errors import DataError, UsageError, brief
 from wukong.files import numbered_lines, read_json
 
 EOS = "<|endoftext|>"
@@ -165,7 +165,7 @@ def end_ids(directory: Path) -> tuple[int, ...]:
             continue
         ids = found if isinstance(found, list) else [found]
         if not all(type(index) is int and index >= 0 for index in ids):
-            raise UsageError(f"{file}: eos_token_id is {_short(found)}, neither a token's number nor a list of them")
+            raise UsageError(f"{file}: eos_token_id is {brief(found)}, neither a token's number nor a list of them")
         return tuple(ids)
     return ()
 
@@ -210,7 +210,7 @@ def _checked(file: Path, content: dict[str, Any], is_gpt2: bool) -> dict[str, An
         raise UsageError(f"{file}: not a BPE tokenizer, GPT-2's is needed")
     for name in _MODEL_OPTIONS:
         if model.get(name) and (is_gpt2 or name != "ignore_merges"):
-            raise UsageError(f"{file}: model.{name} is {_short(model[name])}, which is not supported")
+            raise UsageError(f"{file}: model.{name} is {brief(model[name])}, which is not supported")
     decoder = content.get("decoder")
     if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
         raise UsageError(f"{file}: its decoder is not ByteLevel, so its tokens are not bytes as GPT-2's are")
@@ -252,7 +252,7 @@ def _check_parts(file: Path, part: Any, name: str, plural: str, known: Sequence[
     for one in parts:
         if not isinstance(one, dict) or one.get("type") not in known:
             found = one.get("type") if isinstance(one, dict) else one
-            raise UsageError(f"{file}: {name} {_short(found)} is not supported ({', '.join(known)})")
+            raise UsageError(f"{file}: {name} {brief(found)} is not supported ({', '.join(known)})")
         if one["type"] == "Split" and (problem := _pattern_problem(one.get("pattern"))):
             raise UsageError(f"{file}: {name} Split: {problem}")
     return parts
@@ -298,12 +298,12 @@ def _repeats_repetitions(pattern: str) -> bool:
 def _token(file: Path, token: Any, index: Any = None) -> dict[str, Any]:
     """An added token with all its flags. Raises UsageError for one of wrong types."""
     if not isinstance(token, dict) or not isinstance(token.get("content"), str) or not token["content"]:
-        raise UsageError(f"{file}: added token {_short(token)} has no content")
+        raise UsageError(f"{file}: added token {brief(token)} has no content")
     index = token.get("id") if index is None else index
     flags = {name: token.get(name, False) for name in ("single_word", "lstrip", "rstrip", "special")}
     flags["normalized"] = token.get("normalized", not flags["special"])
     if type(index) is not int or index < 0 or not all(type(flag) is bool for flag in flags.values()):
-        raise UsageError(f"{file}: added token {_short(token)} is damaged (an id that is no number, or such a flag)")
+        raise UsageError(f"{file}: added token {brief(token)} is damaged (an id that is no number, or such a flag)")
     return {"id": index, "content": token["content"], **flags}
 
 
@@ -311,7 +311,7 @@ def _text_of(file: Path, name: str, value: Any) -> str:
     """The text of a token that stands as a text, or as an object with content."""
     text = value.get("content") if isinstance(value, dict) else value
     if not isinstance(text, str) or not text:
-        raise UsageError(f"{file}: {name} is {_short(value)}, neither a text nor a token")
+        raise UsageError(f"{file}: {name} is {brief(value)}, neither a text nor a token")
     return text
 
 
@@ -337,7 +337,7 @@ def _roles(
         if isinstance(value, dict):
             value = list(value.values())
         if value is not None and not isinstance(value, list):
-            raise UsageError(f"{file}: {name} is {_short(value)}, not a list of tokens")
+            raise UsageError(f"{file}: {name} is {brief(value)}, not a list of tokens")
         further += [_text_of(file, name, token) for token in value or []]
     order = {name: i for i, name in enumerate(_ROLES)}
     return dict(sorted(roles.items(), key=lambda role: order.get(role[0], len(order)))), further
@@ -412,23 +412,17 @@ def _stored_template(directory: Path, config_file: Path, config: Mapping[str, An
     if stored is None:
         return DEFAULT_TEMPLATE
     if not isinstance(stored, str):
-        raise UsageError(f"{config_file}: chat_template is {_short(stored)}, not a text")
+        raise UsageError(f"{config_file}: chat_template is {brief(stored)}, not a text")
     return stored if "{{" in stored or "{%" in stored else "{{ '' }}" + stored
 
 
 def _named(file: Path, stored: Sequence[Any]) -> Iterator[tuple[str, Any]]:
     for one in stored:
         if not isinstance(one, dict) or not isinstance(one.get("name"), str) or "template" not in one:
-            raise UsageError(f"{file}: chat_template lists {_short(one)}, not a name and a template")
+            raise UsageError(f"{file}: chat_template lists {brief(one)}, not a name and a template")
         yield one["name"], one["template"]
 
 
 def _no_default(names: Sequence[str]) -> str:
     shown = ", ".join(names) or "none"
-    return f"no default among its chat templates ({_short(shown)}); write one to a file and give it with --template"
-
-
-def _short(value: Any) -> str:
-    """Anybody's value in one line of ours."""
-    shown = repr(value)
-    return shown if len(shown) <= 80 else shown[:80] + "…"
+    return f"no default among its chat templates ({brief(shown)}); write one to a file and give it with --template"

@@ -8,6 +8,7 @@ import time
 
 import httpx
 import pytest
+from fuzz import server
 from serving import served, until, value
 
 from wukong.errors import UsageError
@@ -229,3 +230,12 @@ def test_an_answer_is_as_json_as_its_question(address):
     text = json.dumps({**CHAT, "messages": [{**ASKED, "content": "\U0001f95a\x00\x7f"}]})
     answer = httpx.post(f"{address}/v1/chat/completions", content=text, headers={"content-type": "application/json"})
     assert answer.status_code == 200, answer.text
+
+
+def test_malformed_requests_are_answered_or_refused_in_one_line():
+    """A small part of them; `python tests/fuzz/run.py --target server` makes any number."""
+    outcomes = server.run(400, 0)
+    assert outcomes.total() == 400
+    assert len(server.ALL_KINDS) >= 12
+    for result in ("answered", "refused by its content", "refused by HTTP or JSON"):
+        assert sum(times for name, times in outcomes.items() if name.endswith(result)) > 50

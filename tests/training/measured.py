@@ -35,4 +35,6 @@ def measure(out: str, *command: str) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(measure(*sys.argv[1:]))
+    code = measure(*sys.argv[1:])
+    processes.end(code)
+    raise SystemExit(code)

@@ -15,7 +15,6 @@ import math
 import pickle
 import re
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -24,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from wukong.errors import UsageError
+from wukong.errors import UsageError, brief
 from wukong.files import disk_errors, write_json
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.heads import HeadKind, Pooling, ScalarModel
@@ -294,12 +293,12 @@ def _read_config(file: Path) -> tuple[dict[str, Any], bool]:
     """(config.json, whether it is a reward model's)."""
     config = read_object(file)
     if config.get("model_type") not in ("gpt2", _OWN_TYPE):
-        raise UsageError(f"{file}: model_type is {_short(config.get('model_type'))}, only GPT-2 can be loaded")
+        raise UsageError(f"{file}: model_type is {brief(config.get('model_type'))}, only GPT-2 can be loaded")
     default = _POLICIES[0] if config["model_type"] == "gpt2" else _REWARDS[-1]
     architectures = config.get("architectures") or [default]
     if not isinstance(architectures, list) or architectures[0] not in _POLICIES + _REWARDS:
         found = architectures[0] if isinstance(architectures, list) else architectures
-        raise UsageError(f"{file}: architecture {_short(found, str)} is none of {', '.join(_POLICIES + _REWARDS)}")
+        raise UsageError(f"{file}: architecture {brief(found, str)} is none of {', '.join(_POLICIES + _REWARDS)}")
     return config, architectures[0] in _REWARDS
 
 
@@ -310,16 +309,16 @@ def _gpt2_config(checkpoint: _Checkpoint, dropout: float) -> GPT2Config:
     for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
         value = config.get(name)
         if type(value) is not int or value < 1:
-            raise UsageError(f"{file}: {name} is {'missing' if name not in config else f'{_short(value)}, not a size'}")
+            raise UsageError(f"{file}: {name} is {'missing' if name not in config else f'{brief(value)}, not a size'}")
         sizes[name] = value
     for name, allowed in _GPT2_OPTIONS.items():
         if config.get(name, allowed[0]) not in allowed:
-            raise UsageError(f"{file}: {name} is {_short(config[name])}, only {allowed[0]!r} is GPT-2 and supported")
+            raise UsageError(f"{file}: {name} is {brief(config[name])}, only {allowed[0]!r} is GPT-2 and supported")
     if config.get("n_inner") not in (None, 4 * sizes["n_embd"]):
-        raise UsageError(f"{file}: n_inner is {_short(config['n_inner'])}, only 4 x n_embd is GPT-2 and supported")
+        raise UsageError(f"{file}: n_inner is {brief(config['n_inner'])}, only 4 x n_embd is GPT-2 and supported")
     epsilon = config.get("layer_norm_epsilon", 1e-5)
     if not isinstance(epsilon, float) or not 0 < epsilon < 1:
-        raise UsageError(f"{file}: layer_norm_epsilon is {_short(epsilon)}, not a small number")
+        raise UsageError(f"{file}: layer_norm_epsilon is {brief(epsilon)}, not a small number")
     checkpoint.require("wte.weight", (sizes["vocab_size"], sizes["n_embd"]))
     checkpoint.require("wpe.weight", (sizes["n_positions"], sizes["n_embd"]))
     layers = {int(m[1]) for name in checkpoint.tensors if (m := re.match(r"h\.(\d{1,9})\.", name))}
@@ -356,13 +355,13 @@ def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
         tensors: dict[str, Tensor] = {}
         for shard in sorted(set(shards.values())):
             if Path(shard).name != shard or Path(shard).suffix != Path(name.removesuffix(".index.json")).suffix:
-                raise UsageError(f"{file}: shard {_short(shard)} is not the name of a weights file beside it")
+                raise UsageError(f"{file}: shard {brief(shard)} is not the name of a weights file beside it")
             found = _read_tensors(directory / shard)
             if twice := found.keys() & tensors.keys():
-                raise UsageError(f"{directory / shard}: tensor {_short(min(twice), str)} is in another shard, too")
+                raise UsageError(f"{directory / shard}: tensor {brief(min(twice), str)} is in another shard, too")
             tensors |= found
         if absent := shards.keys() - tensors.keys():
-            raise UsageError(f"{file}: tensor {_short(min(absent), str)} is in none of its shards")
+            raise UsageError(f"{file}: tensor {brief(min(absent), str)} is in none of its shards")
         return file, tensors
     raise UsageError(f"{directory}: no weights here ({_WEIGHTS[0]} or {_WEIGHTS[2]})")
 
@@ -373,7 +372,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
     except (OSError, ValueError):  # a name that is too long, or that no file can have
         found = False
     if not found:
-        raise UsageError(f"{file.parent}/{_short(file.name, str)}: no such file")
+        raise UsageError(f"{file.parent}/{brief(file.name, str)}: no such file")
     try:
         if file.suffix == ".safetensors":
             _check_header(file)
@@ -394,7 +393,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         # A view can be larger than what it shows: one number stretched to a terabyte.
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or not _is_stored_whole(tensor):
-            raise UsageError(f"{file}: tensor {_short(name, str)} is not stored as plain numbers")
+            raise UsageError(f"{file}: tensor {brief(name, str)} is not stored as plain numbers")
     return tensors
 
 
@@ -411,7 +410,7 @@ def _check_header(file: Path) -> None:
         header = json.loads(handle.read(length))
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
     if isinstance(metadata, dict) and metadata.get("format", "pt") != "pt":
-        raise UsageError(f"{file}: weights of another framework ({_short(metadata['format'])}), PyTorch's are needed")
+        raise UsageError(f"{file}: weights of another framework ({brief(metadata['format'])}), PyTorch's are needed")
 
 
 def _check_archive(file: Path) -> None:
@@ -452,9 +451,3 @@ def _load_tokenizer(directory: Path, model: GPT2, template: str | Path | None) -
 
 def _mismatch(tokenizer: Tokenizer, config: GPT2Config) -> str:
     return f"tokenizer does not match the model: {tokenizer.vocab_size} tokens, {config.vocab_size} embeddings"
-
-
-def _short(value: Any, show: Callable[[Any], str] = repr) -> str:
-    """Anybody's value in one line of ours."""
-    shown = " ".join(show(value).split())
-    return shown if len(shown) <= 120 else shown[:120] + "…"

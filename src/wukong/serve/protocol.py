@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from wukong.errors import UsageError, WukongError
+from wukong.errors import UsageError, WukongError, brief
 from wukong.serve.service import Answer, BusyError, Drawing, Piece, Token, TooLongError, UnknownModelError, Whole
 from wukong.tokenizer import Tokenizer
 
@@ -117,7 +117,7 @@ class ApiError(Exception):
     """What the client gets: an HTTP status and OpenAI's error object."""
 
     def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(brief(message, str, 1000))  # what a client says may come back in it
         self.status, self.code, self.param = status, code, param
 
     def body(self) -> dict[str, Any]:

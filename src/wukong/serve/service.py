@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from wukong.errors import RunError, UsageError
+from wukong.errors import RunError, UsageError, brief
 from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, recommended_sampling
 from wukong.records import PromptLike, as_messages, prompt_id
@@ -300,7 +300,7 @@ class Service:
     def model(self, name: str) -> Served:
         """Raises UnknownModelError."""
         if (served := self.models.get(name)) is None:
-            raise UnknownModelError(f"the model {name!r} does not exist; there are {', '.join(self.models)}")
+            raise UnknownModelError(f"the model {brief(name)} does not exist; there are {', '.join(self.models)}")
         return served
 
     async def chat(
