@@ -16,7 +16,7 @@ import torch
 
 import wukong
 from wukong import cli
-from wukong.errors import RunError
+from wukong.errors import RunError, UsageError
 from wukong.kitchen.stage import KitchenOptions
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.heads import ScalarModel
@@ -408,3 +408,9 @@ def test_tensors_lie_in_huge_pages_unless_the_person_says_otherwise(given):
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     expected = given or ("1" if sys.platform == "linux" else "None")
     assert done.stdout.split()[-1] == expected
+
+
+def test_what_cannot_be_seen_in_a_message_is_shown():
+    assert str(UsageError("o\ufeffut: 左\u3000右 👩\u200d🍳 \u202egpj\U000e0001\x1b[2J\n")) == (
+        "o\\ufeffut: 左\u3000右 👩\u200d🍳 \\u202egpj\\U000e0001 [2J "
+    )

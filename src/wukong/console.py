@@ -39,9 +39,21 @@ def readable_width() -> Iterator[None]:
             os.environ["COLUMNS"] = before
 
 
-console = Console(width=_width(), stderr=True, highlight=False, quiet=not processes.is_first())
-"""Everything for people goes to standard error; standard output carries results only. Of several processes only the
-first speaks."""
+class _Console(Console):
+    """Of several processes only the first speaks. Asked anew each time: this module may have been read before the
+    process became one of a job."""
+
+    @property
+    def quiet(self) -> bool:
+        return self._silenced or not processes.is_first()
+
+    @quiet.setter
+    def quiet(self, silenced: bool) -> None:
+        self._silenced = silenced
+
+
+console = _Console(width=_width(), stderr=True, highlight=False)
+"""Everything for people goes to standard error; standard output carries results only."""
 
 LINE_SECONDS = 20.0
 """Without a terminal (a log file, CI) a line this often takes the place of the bar."""

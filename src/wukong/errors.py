@@ -19,10 +19,20 @@ class WukongError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        """Names of files and fields may hold anything: what would break the line or the terminal becomes a space, and
-        what no encoding can print its escape."""
-        text = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in super().__str__())
-        return text.encode("utf-8", "backslashreplace").decode()
+        """Names of files and fields may hold anything: what would break the line or the terminal becomes a space; what
+        cannot be seen, such as a byte order mark, and what no encoding can print become their escapes."""
+        return "".join(map(_visible, super().__str__())).encode("utf-8", "backslashreplace").decode()
+
+
+def _visible(character: str) -> str:
+    category = unicodedata.category(character)
+    if category in ("Cc", "Zl", "Zp"):
+        return " "
+    return character.encode("unicode_escape").decode() if category == "Cf" and character not in JOINERS else character
+
+
+JOINERS = "\u200c\u200d"
+"""Invisible too, but parts of words and of emoji."""
 
 
 class UsageError(WukongError):

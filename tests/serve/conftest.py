@@ -1,5 +1,6 @@
 """A server in a thread of the tests' own process, with tiny random models."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import wukong
 from wukong.api import Policy
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.hub import save_policy
-from wukong.rollout import Decoder
+from wukong.rollout import Continuation, Decoder
 from wukong.serve.service import Service, load_model
 from wukong.tokenizer import Tokenizer
 
@@ -61,7 +62,15 @@ def client(address) -> openai.OpenAI:
 
 
 @pytest.fixture
-def slowly(monkeypatch) -> None:
-    """Each token takes a while, so that what happens in between can be seen."""
-    step = Decoder.step
-    monkeypatch.setattr(Decoder, "step", lambda self: (time.sleep(0.05), step(self))[1])
+def held(monkeypatch) -> Iterator[threading.Event]:
+    """No token is drawn before this is set, however busy the machine is; then each takes a while."""
+    step, go = Decoder.step, threading.Event()
+
+    def slowly(self: Decoder) -> list[Continuation]:
+        go.wait(timeout=120)
+        time.sleep(0.05)
+        return step(self)
+
+    monkeypatch.setattr(Decoder, "step", slowly)
+    yield go
+    go.set()

@@ -124,34 +124,36 @@ def test_a_large_request_is_refused(new_service):
         assert refused.status_code == 413
 
 
-def test_a_full_queue_refuses_and_empties(new_service, slowly):
-    service = new_service(max_batch=2, max_waiting=1)
+def test_a_full_queue_refuses_and_empties(new_service, held):
+    service = new_service(max_batch=1, max_waiting=1)
     with served(service) as address:
-        threads = [threading.Thread(target=post, args=(address, {**CHAT, "max_tokens": 20})) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        until(lambda: value(service, "wukong_waiting") == 1 and value(service, "wukong_writing") == 2)
+        threads = [threading.Thread(target=post, args=(address, {**CHAT, "max_tokens": 20})) for _ in range(2)]
+        threads[0].start()
+        until(lambda: value(service, "wukong_writing") == 1)
+        threads[1].start()
+        until(lambda: value(service, "wukong_waiting") == 1)
         refused = post(address)
         assert (refused.status_code, error(refused)["code"], refused.headers["Retry-After"]) == (
             429,
             "server_busy",
             "1",
         )
+        held.set()
         for thread in threads:
             thread.join()
         assert post(address, {**CHAT, "max_tokens": 2}).status_code == 200
         assert value(service, "wukong_refused_total") == 1
-        too_many = post(address, {**CHAT, "n": 4})
-        assert (too_many.status_code, "4 answers in one request" in error(too_many)["message"]) == (400, True)
-        up_to_two = value(service, "wukong_batch_size_bucket", model="policy", le="2.0")
-        assert up_to_two == value(service, "wukong_batch_size_count", model="policy") > 0
+        too_many = post(address, {**CHAT, "n": 3})
+        assert (too_many.status_code, "3 answers in one request" in error(too_many)["message"]) == (400, True)
+        of_one = value(service, "wukong_batch_size_bucket", model="policy", le="1.0")
+        assert of_one == value(service, "wukong_batch_size_count", model="policy") > 0
 
 
 # ------------------------------------------------------------------------------------------------ clients that leave
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
-def test_a_client_that_leaves_frees_its_places(new_service, slowly, stream):
+def test_a_client_that_leaves_frees_its_places(new_service, held, stream):
     service = new_service(max_batch=4, max_waiting=8)
     with served(service) as address:
         with httpx.Client(timeout=None if stream else 0.5) as client:
@@ -163,12 +165,13 @@ def test_a_client_that_leaves_frees_its_places(new_service, slowly, stream):
             else:
                 with pytest.raises(httpx.ReadTimeout):
                     client.post(f"{address}/v1/chat/completions", json=LONG)
+        held.set()
         until(lambda: value(service, "wukong_writing") == 0, seconds=30)
         assert value(service, "wukong_answer_tokens_total", model="policy") < 4 * 60
         assert post(address, {**CHAT, "max_tokens": 2}).status_code == 200
 
 
-def test_who_leaves_the_queue_is_never_written(new_service, slowly):
+def test_who_leaves_the_queue_is_never_written(new_service, held):
     service = new_service(max_batch=1, max_waiting=8)
     with served(service) as address:
         first = threading.Thread(target=post, args=(address, {**CHAT, "max_tokens": 40, "seed": 0}))
@@ -176,6 +179,7 @@ def test_who_leaves_the_queue_is_never_written(new_service, slowly):
         until(lambda: value(service, "wukong_writing") == 1)
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{address}/v1/chat/completions", json=CHAT, timeout=0.2)
+        held.set()
         until(lambda: value(service, "wukong_waiting") == 0)
         first.join()
         assert value(service, "wukong_first_token_seconds_count", model="policy") == 1
@@ -257,12 +261,16 @@ def test_a_model_that_is_added_later_answers(new_service):
 # ----------------------------------------------------------------------------------------------------------- stopping
 
 
-def test_closing_ends_what_is_not_finished(new_service, slowly):
+def test_closing_ends_what_is_not_finished(new_service, held):
     async def talk() -> None:
         service = new_service(max_batch=1)
         service.start()
         answers = [await service.chat("policy", "Boil 3 eggs", Drawing(max_new_tokens=60, seed=0)) for _ in range(2)]
-        await asyncio.to_thread(service.close)
+        closing = asyncio.create_task(asyncio.to_thread(service.close))
+        while service.alive:
+            await asyncio.sleep(0.01)
+        held.set()
+        await closing
         for answer in answers:
             with pytest.raises(BusyError, match="stopping"):
                 await answer.whole()

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator
 from itertools import count
+from types import SimpleNamespace
 
 import pytest
 from fastapi.testclient import TestClient
@@ -17,6 +18,12 @@ from wukong.web.access import Settings
 from wukong.web.app import create_app
 
 CLIENT_IDS = (f"client-{number:06}" for number in count())
+
+
+@pytest.fixture
+def stopped_clock(monkeypatch) -> None:
+    """For what counts by the minute: no minute passes, however long a busy machine takes."""
+    monkeypatch.setattr("wukong.web.access.time", SimpleNamespace(monotonic=lambda: 1000.0))
 
 
 @pytest.fixture(scope="module")

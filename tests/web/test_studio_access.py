@@ -311,7 +311,7 @@ def test_text_that_cannot_be_stored_is_one_line(sign_in, make_project, text):
     assert "error" in answer.json()
 
 
-def test_guessing_and_hammering_are_slowed(browser):
+def test_guessing_and_hammering_are_slowed(browser, stopped_clock):
     client = browser()
     csrf = csrf_of(client)
     found = [client.post("/invite/guess", data={"name": "x", "csrf": csrf}).status_code for _ in range(40)]

@@ -369,7 +369,7 @@ def test_what_is_said_in_the_chat_is_never_markup(store, sign_in):
         assert "alert(1)</script>" not in text, path
 
 
-def test_asking_is_slower_than_reading(sign_in):
+def test_asking_is_slower_than_reading(sign_in, stopped_clock):
     """Each answer keeps a model busy, so there are fewer a minute than requests."""
     ann = sign_in()
     found = [ann.post(f"/api/chats/{TALK}/answers", json={}).status_code for _ in range(30)]

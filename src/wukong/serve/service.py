@@ -376,6 +376,7 @@ class Service:
         with self._changed:
             self._check_queue(len(new))  # again: others came while the prompts were read
             self._waiting.extend(new)
+            self.metrics.waiting.set(len(self._waiting))
             self._changed.notify()
         self.metrics.prompt_tokens.labels(served.name).inc(sum(answer.prompt_tokens))
         return answer
@@ -427,6 +428,7 @@ class Service:
             for one in new:
                 self._writing[id(one.continuation)] = one
                 by_model[id(one.answer.served)].append(one)
+            self.metrics.writing.set(len(self._writing))
             parcels: list[tuple[Answer, Piece | Exception]] = []
             for key in {**decoders, **by_model}:
                 joining = by_model.get(key, [])
