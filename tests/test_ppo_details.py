@@ -1,37 +1,14 @@
 """docs/ppo-details.md names functions, tests and options: each of them exists where the page says."""
 
-import ast
 import re
-from functools import cache
-from pathlib import Path
 
 import pytest
+from named_in_docs import ROOT, defined, options
 
-from wukong.cli import TOOLS
 from wukong.recipe import STAGES
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "ppo-details.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| (\d+) \| (.*?) \| (.*) \| (.*?) \| (.*?) \|$", PAGE.replace(r"\|", "¦"), re.MULTILINE)
-
-
-@cache
-def defined(path: Path) -> set[str]:
-    """What a module defines: functions, classes and their members ("PPO.credit" and "credit"), constants."""
-    names: set[str] = set()
-
-    def walk(body: list[ast.stmt], above: str) -> None:
-        for node in body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
-                names.update({node.name, f"{above}{node.name}"})
-                if isinstance(node, ast.ClassDef):
-                    walk(node.body, f"{node.name}.")
-            elif isinstance(node, ast.Assign | ast.AnnAssign):
-                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                names.update(one.id for one in targets if isinstance(one, ast.Name))
-
-    walk(ast.parse(path.read_text(encoding="utf-8")).body, "")
-    return names
 
 
 def problems(rows: list[tuple[str, ...]]) -> list[str]:
@@ -84,9 +61,7 @@ def test_tests_named_below_the_tables_exist():
 
 @pytest.mark.parametrize("option", sorted(set(re.findall(r"`(--[a-z-]+)", PAGE))))
 def test_every_option_on_the_page_exists(option):
-    classes = [stage.load()[0] for stage in (*STAGES.values(), *TOOLS.values())]
-    known = {f"--{name.replace('_', '-')}" for one in classes for name in one.model_fields}
-    assert option in known
+    assert option in options()
 
 
 def test_defaults_on_the_page_are_those_of_ppo():

@@ -250,7 +250,8 @@ METRICS: dict[str, Metric] = {
         "",
         "Mean |ratio - 1| over the tokens of the step's first minibatch, before any update: old and new log-probs come "
         "from the same weights, so it ought to be 0.",
-        "Below 0.001, else the run refuses to go on. Anything larger is a bug or active dropout, not noise.",
+        "Below 0.001, in bfloat16 below 0.05: above that the run stops. Anything larger is a bug or active dropout, "
+        "not rounding.",
         _POLICY,
     ),
     "sampler_logprob_gap": Metric(
