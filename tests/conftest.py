@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tarfile
 
 # One thread a process, set before torch is imported: parallel workers with a pool of threads each would spend their
 # time waiting for one another, tiny products gain nothing from threads, and the sums of two differ in the last bits.
@@ -38,6 +39,16 @@ def shared() -> Callable[[str], Path]:
         return SHARED / name
 
     return find
+
+
+@pytest.fixture
+def older_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of recipes/test.yaml as an earlier version (commit d645612) left it, but for its report: runs/test below the
+    working directory, as it was called there."""
+    monkeypatch.chdir(tmp_path)
+    with tarfile.open(Path(__file__).with_name("fixtures") / "run-of-d645612.tar.xz") as kept:
+        kept.extractall("runs", filter="data")
+    return Path("runs/test")
 
 
 NEED_PROGRAMS = {"postgres": "PostgreSQL", "chromium": "Chromium"}

@@ -403,3 +403,10 @@ def test_nothing_starts_beside_a_run_in_a_terminal(run):
     with exclusive(run, "busy"), pytest.raises(UsageError, match="already"):
         processes.start(run, None, "Root")
     assert not (run / "process.json").exists()
+
+
+def test_a_run_of_an_earlier_version_is_shown(older_run, root):
+    page = root.get(f"/runs/{older_run.name}")
+    assert (page.status_code, page.text.count('class="state done"')) == (200, 9)
+    (loss, *_) = root.get(f"/api/runs/{older_run.name}/steps/pretrain/curves").json()["charts"]
+    assert loss["metrics"][0]["y"]
