@@ -46,7 +46,9 @@ def test_a_step_and_what_follows_are_made_anew(older_run: Path, capsys: pytest.C
     assert all(name.startswith("evaluation/") for name in changed)
 
 
-def test_its_models_answer(older_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_its_models_answer(
+    older_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("How to make pizza\n"))
     assert main(["chat", str(older_run / "policy"), "--max-new-tokens", "8", "--temperature", "0"]) == 0
     policy = wukong.load_policy(older_run / "policy")
