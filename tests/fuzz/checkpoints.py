@@ -57,14 +57,19 @@ def make_valid(directory: Path) -> None:
 # ------------------------------------------------------------------------------------------- mutations of JSON values
 
 
-def _places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The paths of all values, a handful of each long list or object, as far down as no first fault has nested them."""
-    found = [at]
-    if len(at) == 30:
-        return found
-    children = list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if type(value) is list else []
-    for key, child in children[:20] + children[-5:]:
-        found += _places(child, (*at, key))
+def _places(value: Any) -> list[tuple[Any, ...]]:
+    """The paths of some two thousand values at most, level by level: a first fault may have nested, or repeated, them
+    beyond measure. A handful of each long list or object."""
+    found: list[tuple[Any, ...]] = [()]
+    level = [((), value)]
+    while level and len(found) < 2000:
+        below = []
+        for at, inside in level[:200]:
+            children = list(inside.items()) if isinstance(inside, dict) else []
+            children = list(enumerate(inside)) if type(inside) is list else children
+            below += [((*at, key), child) for key, child in children[:20] + children[-5:]]
+        found += [at for at, _ in below]
+        level = below
     return found
 
 
