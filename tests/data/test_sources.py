@@ -251,3 +251,22 @@ def test_file_without_a_known_suffix_is_text_unless_it_is_json(write, content, k
 def test_impossible_options_are_refused(options):
     with pytest.raises(ValidationError):
         DataOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "a Git LFS pointer"),
+        (b"<!DOCTYPE html><html><body>Not found</body></html>", "a web page"),
+        (b'\xef\xbb\xbf<?xml version="1.0"?>\n<html lang="en">', "a web page"),
+        (b"{\\rtf1\\ansi Boil the eggs.}", "a rich text document"),
+        (b"%!PS-Adobe-3.0\n", "a PostScript document"),
+        (b"\x1f\x9d\x90Boil", "packed by compress"),
+        ("卵をゆでます。".encode("iso2022_jp"), "ISO-2022"),
+        ("Boil".encode("utf-32"), "UTF-32 text"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "download"])
+def test_what_stands_in_for_the_file_is_recognised(write, content, what, name):
+    with pytest.raises(DataError, match=f"is .*{what}"):
+        fields(write(content, name))
