@@ -7,8 +7,18 @@ without a traceback; any other exception is a bug of ours and keeps its tracebac
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from pathlib import Path
+
+_AFTER_SCHEME = r"(?:(?<=://)|(?<=:/)(?!/))"
+_SECRET = re.compile(
+    r"(?:(?<=http:/)|(?<=https:/)|(?<=http://)|(?<=https://))(?!/)[^\s/]+(?=@)"  # a user may be a token
+    rf"|(?:{_AFTER_SCHEME}|(?<=@))[^\s/@:]+:(?!//)\S*(?=@)"  # also in openai:MODEL@user:password@host
+    r"|(?:(?<=[?&]key=)|(?<=api_key=)|(?<=token=)|(?<=password=))[^\s&'\")]+",
+    re.IGNORECASE,
+)
+"""What must not be printed of an address: the user with a password, and keys."""
 
 
 class WukongError(Exception):
@@ -17,9 +27,10 @@ class WukongError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        """Names of files and fields may hold anything: what would break the line or the terminal becomes a space, and
-        what no encoding can print its escape."""
+        """Names of files and fields may hold anything: what would break the line or the terminal becomes a space, what
+        no encoding can print its escape, and a password in an address is left out."""
         text = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in super().__str__())
+        text = _SECRET.sub("***", text)
         return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -197,6 +197,7 @@ def test_data_set_id_is_taken_apart(monkeypatch, source, call):
         return RECORDS
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    monkeypatch.setattr("wukong.data.sources._hub_can_be_asked", lambda name: True)
     rows = list(open_rows(source))
     assert calls == [call]
     assert [row.fields for row in rows] == RECORDS
@@ -223,12 +224,41 @@ def test_unreachable_hub_gives_one_clear_line(monkeypatch):
         raise ConnectionError("Couldn't reach 'org/set' on the Hub\nand a second line")
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    monkeypatch.setattr("wukong.data.sources._hub_can_be_asked", lambda name: True)
     with pytest.raises(UsageError) as caught:
         list(open_rows("org/set"))
     assert str(caught.value) == (
         "org/set: there is no such file here, and it could not be loaded from the Hugging Face hub: "
         "Couldn't reach 'org/set' on the Hub"
     )
+
+
+def test_an_unreachable_hub_is_not_waited_for(monkeypatch):
+    def dataset_info(self, name, *, timeout):
+        assert timeout <= 5
+        raise OSError("Name or service not known")
+
+    config = types.SimpleNamespace(HF_HUB_OFFLINE=False)
+
+    def load_dataset(*_, **__):
+        assert config.HF_HUB_OFFLINE
+        return RECORDS
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset, config=config))
+    assert fields("org/set") == RECORDS  # fetched before
+
+
+@pytest.mark.parametrize(
+    "source", ["https://user:secret@host/x.jsonl", "https://host/x", "link", "here/promts", "a:b:c:d"]
+)
+def test_what_can_be_no_data_set_is_not_asked_for(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "here").mkdir()
+    with pytest.raises(UsageError, match="no such file or directory") as error:
+        list(open_rows(source))
+    assert "secret" not in str(error.value)
 
 
 @pytest.mark.parametrize(
