@@ -65,9 +65,13 @@ def read_record(result: str | Path) -> dict[str, Any] | None:
 
 
 def _read(path: Path, result: Path) -> dict[str, Any]:
-    record = read_json(path)
+    remedy = f"to make it again, delete {result} first"
+    try:
+        record = read_json(path)
+    except DataError as error:
+        raise DataError(error.problem, file=path, line=error.line, hint=remedy) from None
     if not isinstance(record, dict) or not isinstance(record.get("stage"), str):
-        raise DataError("not a record of a stage", file=path, field="stage")
+        raise DataError("not a record of a stage", file=path, field="stage", hint=remedy)
     for part in ("options", "inputs", "results", "files"):
         if not isinstance(record.setdefault(part, {}), dict):
             raise DataError("not an object", file=path, field=part)
