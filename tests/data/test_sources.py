@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 from pydantic import ValidationError
 
+from wukong.data import PromptOptions, TextOptions
 from wukong.data.sources import DataOptions, open_rows, sniff
 from wukong.errors import DataError, UsageError
 
@@ -273,6 +274,14 @@ def test_what_can_be_no_data_set_is_not_asked_for(tmp_path, monkeypatch, source)
 )
 def test_file_without_a_known_suffix_is_text_unless_it_is_json(write, content, kind):
     assert sniff(write(content, "song.pos")) == kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [(PromptOptions, {"first_words": 2**53}), (TextOptions, {"document_separator": ""})]
+)
+def test_options_out_of_all_bounds_are_refused(kind, options):
+    with pytest.raises(ValidationError):
+        kind(**options)
 
 
 @pytest.mark.parametrize(
