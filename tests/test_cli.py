@@ -16,7 +16,7 @@ import torch
 
 import wukong
 from wukong import cli
-from wukong.errors import RunError, UsageError
+from wukong.errors import DataError, RunError, UsageError
 from wukong.kitchen.stage import KitchenOptions
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.heads import ScalarModel
@@ -317,6 +317,32 @@ def test_a_result_of_another_stage_is_not_overwritten(refused, wukong_says, mode
 
 class OutOfMemoryError(RuntimeError):
     """Named as torch's own for GPUs."""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x*openai:M@http://user:sesame@host/v1: write WEIGHT*NAME",
+        "openai:M@user:sesame@host is named twice",
+        "http:/user:sesame@host/recipe.yaml: no such file",
+        "https://sesame@host/x: no such directory",
+        "postgresql://user:p@sesame@host/x",
+        "http://user:se/sesame@host/x",
+        "http://host/v1?api_key=sesame&x=1",
+        "http://host/v1?a=1&token=sesame",
+    ],
+)
+def test_no_error_repeats_a_secret(text):
+    for error in (UsageError(text), RunError(text), DataError("is odd", file=text)):
+        assert "sesame" not in str(error)
+        assert "***" in str(error)
+
+
+@pytest.mark.parametrize(
+    "text", ["a@b.de: mail 10:30 c@d", "openai:M@http://127.0.0.1:9/v1: no answer", "write postgresql://user@host/name"]
+)
+def test_what_is_no_secret_stays_in_an_error(text):
+    assert str(UsageError(text)) == text
 
 
 @pytest.mark.parametrize(

@@ -297,6 +297,26 @@ def test_bytes_of_another_encoding_are_named_with_their_line(tmp_path):
     assert whole_text(tmp_path / "a.txt", "latin-1") == "fine\nfaçade\n"
 
 
+@pytest.mark.parametrize(
+    ("text", "encoding", "named"),
+    [
+        ("Crème brûlée — “naïve” café.", "cp1252", "cp1252"),
+        ("鸡蛋要煮多久才好吃？", "gb18030", "gb18030"),
+        ("Привет, сколько варить яйцо?", "cp1251", None),
+        ("Привет, сколько варить яйцо?", "koi8_r", None),
+        ("卵を何分ゆでますか。料理を作ります。", "euc_jp", None),
+        ("Crème brûlée, naïve café.", "cp437", None),
+        ("雞蛋要煮多久才好吃？", "big5", None),
+    ],
+)
+def test_only_an_encoding_that_gives_text_is_named(tmp_path, text, encoding, named):
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    with pytest.raises(DataError, match="is not utf-8") as error:
+        list(numbered_lines(tmp_path / "a.txt"))
+    assert (f"--encoding {named}" if named else "--encoding") in str(error.value) or named is None
+    assert named is not None or "--encoding" not in str(error.value)
+
+
 def test_a_damaged_gzip_file_is_named_with_its_line(tmp_path):
     text = "".join(random.Random(0).choices("abc\n", k=5000))
     (tmp_path / "a.gz").write_bytes(gzip.compress(text.encode())[:-100])

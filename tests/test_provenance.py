@@ -191,6 +191,35 @@ def test_a_command_that_failed_before_it_made_anything_does_not_stand_in_the_way
     assert json.loads((tmp_path / "options.json").read_text())["options"]["size"] == 3
 
 
+def test_a_directory_with_files_of_others_is_not_written_to(work):
+    Path("out").mkdir()
+    Path("out/.hidden").write_text("")
+    Path("out/recipe.yaml").write_text("steps: {}")
+    Path("out/model.safetensors").write_text("precious")
+    with pytest.raises(UsageError, match=r"out: holds model\.safetensors, which wukong did not make"):
+        work()
+    assert {file.name for file in Path("out").iterdir()} == {".hidden", "recipe.yaml", "model.safetensors"}
+    Path("out/model.safetensors").unlink()
+    assert not work()
+    assert work()
+
+
+@pytest.mark.parametrize(
+    ("directory", "source"), [(True, "."), (False, "."), (False, "*.jsonl"), (False, "../*/o*.jsonl")]
+)
+def test_a_result_inside_an_input_is_refused(work, directory, source):
+    with pytest.raises(UsageError, match=r"lies in the input .*, which it would change"):
+        work(inputs=(source,), directory=directory)
+    assert [file.name for file in Path().rglob("*") if file.is_file()] == ["data.jsonl"]
+
+
+def test_a_result_may_lie_in_the_directory_of_a_stage_that_it_came_from(work, tmp_path):
+    work()
+    begun = begin("bake", Options(out=Path("out/again")), ["out"])
+    begun.finish({}, [])
+    assert begin("bake", Options(out=Path("out/again")), ["out"]).done
+
+
 def test_a_damaged_record_is_named(work):
     work()
     Path("out/provenance.json").write_text("{")

@@ -7,10 +7,20 @@ without a traceback; any other exception is a bug of ours and keeps its tracebac
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+_AFTER_SCHEME = r"(?:(?<=://)|(?<=:/)(?!/))"
+_SECRET = re.compile(
+    r"(?:(?<=http:/)|(?<=https:/)|(?<=http://)|(?<=https://))(?!/)[^\s/]+(?=@)"  # a user may be a token
+    rf"|(?:{_AFTER_SCHEME}|(?<=@))[^\s/@:]+:(?!//)\S*(?=@)"  # also in openai:MODEL@user:password@host
+    r"|(?:(?<=[?&]key=)|(?<=api_key=)|(?<=token=)|(?<=password=))[^\s&'\")]+",
+    re.IGNORECASE,
+)
+"""What must not be printed of an address: the user with a password, and keys."""
 
 
 class WukongError(Exception):
@@ -20,8 +30,10 @@ class WukongError(Exception):
 
     def __str__(self) -> str:
         """Names of files and fields may hold anything: what would break the line or the terminal becomes a space; what
-        cannot be seen, such as a byte order mark, and what no encoding can print become their escapes."""
-        return "".join(map(_visible, super().__str__())).encode("utf-8", "backslashreplace").decode()
+        cannot be seen, such as a byte order mark, and what no encoding can print become their escapes; a password in an
+        address is left out."""
+        text = _SECRET.sub("***", "".join(map(_visible, super().__str__())))
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _visible(character: str) -> str:

@@ -512,12 +512,23 @@ def damaged(error: BaseException, path: Path, line: int | None = None) -> DataEr
 def _likely_encoding(raw: bytes) -> str | None:
     """The encoding of bytes that are not UTF-8, where they tell it. Never one that takes any bytes, as Latin-1 does."""
     runs = [len(run) for run in re.findall(rb"[\x80-\xff]+", raw)]
-    pairs = sum(length for length in runs if length > 1)
-    for name in ("gb18030", "shift_jis", "cp1252") if pairs > 0.7 * sum(runs) else ("cp1252",):
-        with contextlib.suppress(UnicodeDecodeError):
-            raw.decode(name)
-            return name
-    return None
+    if sum(length for length in runs if length > 1) > 0.7 * sum(runs):
+        found = [name for name in _OF_TWO_BYTES if _reads_as(raw, name, _EAST_ASIAN)]
+        return found[0] if len(found) == 1 else None
+    return "cp1252" if _reads_as(raw, "cp1252", _WEST_EUROPEAN) else None
+
+
+_OF_TWO_BYTES = ("gb18030", "big5", "shift_jis", "euc_jp", "euc_kr")
+_EAST_ASIAN = re.compile("[\x00-\x7f\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffef‘’“”…—·]*")
+_WEST_EUROPEAN = re.compile("(?:(?<![a-z])[À-ÞŒŠŽŸ]|[\x00-\x7fß-ÿœšž\xa0«»°§£·¿¡½¼¾®©±´²³µº‘’“”‚„…–—•†‡‰‹›€ƒ™ˆ˜])*")
+
+
+def _reads_as(raw: bytes, encoding: str, text: re.Pattern[str]) -> bool:
+    """Whether bytes decode, and to letters that people write in this encoding: most codecs take most bytes."""
+    try:
+        return text.fullmatch(raw.decode(encoding)) is not None
+    except UnicodeDecodeError:
+        return False
 
 
 def _not_encoded(error: UnicodeDecodeError, encoding: str, path: Path, line: int) -> DataError:

@@ -29,7 +29,7 @@ from wukong.console import say
 from wukong.errors import DataError, UsageError
 from wukong.files import LOCK_SUFFIX, Hold, fingerprint, hold, read_json, remove_leftovers, write_json
 from wukong.options import WITHOUT_EFFECT, StageOptions
-from wukong.places import here, mapped, moved, portable, read_recipe, run_of
+from wukong.places import RECIPE, here, mapped, moved, portable, read_recipe, run_of
 
 DIRECTORY_RECORD, FILE_RECORD, STARTED = "provenance.json", ".provenance.json", "options.json"
 
@@ -65,9 +65,13 @@ def read_record(result: str | Path) -> dict[str, Any] | None:
 
 
 def _read(path: Path, result: Path) -> dict[str, Any]:
-    record = read_json(path)
+    remedy = f"to make it again, delete {result} first"
+    try:
+        record = read_json(path)
+    except DataError as error:
+        raise DataError(error.problem, file=path, line=error.line, hint=remedy) from None
     if not isinstance(record, dict) or not isinstance(record.get("stage"), str):
-        raise DataError("not a record of a stage", file=path, field="stage")
+        raise DataError("not a record of a stage", file=path, field="stage", hint=remedy)
     for part in ("options", "inputs", "results", "files"):
         if not isinstance(record.setdefault(part, {}), dict):
             raise DataError("not an object", file=path, field=part)
@@ -301,6 +305,9 @@ class Work:
             return "begun"
         if not self.is_directory and self.out.exists() and not self.started_path.exists():
             raise UsageError(f"{self.out}: a file that wukong did not make; move it away or choose another --out")
+        if self.is_directory and not self.started_path.exists() and (file := self._foreign()) is not None:
+            raise UsageError(f"{self.out}: holds {file.name}, which wukong did not make; choose another --out")
+        self._refuse_inside_inputs()
         return "new"
 
     def _refuse_if_other(self, before: dict[str, Any], finished: bool) -> None:
@@ -338,6 +345,23 @@ class Work:
             if not unknown and before != now:
                 return True
         return False
+
+    def _foreign(self) -> Path | None:
+        """A file in `out` before anything was made there: a model from elsewhere, somebody's data. The stage would
+        write over those that happen to be called as its own."""
+        if not self.out.is_dir() or self.path.exists():
+            return None
+        files = (file for file in sorted(self.out.iterdir()) if file.is_file() and not file.name.startswith("."))
+        return next((file for file in files if file.name != RECIPE), None)
+
+    def _refuse_inside_inputs(self) -> None:
+        """A result among the files of an input would change that: the stage would never be complete."""
+        out = Path(os.path.abspath(self.out))
+        for source in self.sources:
+            path = Path(os.path.abspath(os.path.expanduser(source)))
+            inside = out.is_relative_to(path) and path.is_dir() and read_record(path) is None
+            if inside or (not path.exists() and glob.has_magic(str(path)) and out.match(str(path))):
+                raise UsageError(f"{self.out}: lies in the input {source}, which it would change; choose another --out")
 
     def _anything_made(self) -> bool:
         """Whether a run began here that others could continue: one that stopped at an error in its options did not,

@@ -145,7 +145,7 @@ class RunOptions(Options):
 
 
 class Recipe(Options):
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=r"^\.*[\w-][\w.-]*$")
     """What the run is called."""
     seed: int = 0
     """The seed of every step that has none of its own."""

@@ -79,16 +79,16 @@ class SamplingParameters:
         if sample is not None and type(sample) is not bool:
             raise UsageError(f"{file}: do_sample is {sample!r}, neither true nor false")
         temperature = _number(file, config, "temperature", 1.0, 0, 100)
-        top_k = _number(file, config, "top_k", 0, 0, 2**31 - 1, whole=True)
+        top_k = max(_number(file, config, "top_k", 0, -1, 2**31 - 1, whole=True), 0)  # -1: all, as vLLM writes it
         top_p = _number(file, config, "top_p", 1.0, 0, 1)
         beyond = [
             f"{name} {value!r}"[:60]
             for name, meaningless in _WITHOUT_US.items()
             if (value := config.get(name)) is not None and value not in meaningless
         ]
-        if sample is False or temperature == 0:
+        if sample is False or temperature == 0 or top_p == 0:
             temperature, top_k, top_p = 0.0, 0, 1.0
-        return cls(float(temperature), int(top_k), float(top_p) or 1.0, ", ".join(beyond), True)
+        return cls(float(temperature), int(top_k), float(top_p), ", ".join(beyond), True)
 
     def as_generation_config(self) -> dict[str, Any]:
         """`transformers` samples alike with it."""

@@ -53,8 +53,10 @@ SHAPES = [
     {"question": "Hi", "answer": "Ho"},
     {"input": "Hi", "output": "Ho"},
 ]
-UPS = [True, 1, 1.0, "1", "1.0", "true", "True", "up", "good", "thumbs_up", "👍"]
-DOWNS = [False, 0, 0.0, -1, "0", "-1", "false", "FALSE", "down", "bad", "thumbs_down", "👎"]
+UPS = [True, 1, 1.0, "1", "1.0", "+1", "true", "True", "up", "good", "thumbs_up", "👍", "👍🏽", ":thumbsup:",
+       "yes", "y"]  # fmt: skip
+DOWNS = [False, 0, 0.0, -1, "0", "-1", "-1.00", "false", "FALSE", "down", "bad", "thumbs_down", "👎", "👎🏽",
+         "👎\ufe0f", ":thumbsdown:", "no", "n", "f", "downvoted", "incorrect", "wrong", "neg"]  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids="-".join)
@@ -93,9 +95,29 @@ def test_a_verdict_that_cannot_be_read_is_refused_not_passed_over(write, shape, 
     assert len(read_instructions(path, columns=[f"{name}=" for name in extra])) == 1
 
 
-def test_a_label_that_names_a_topic_is_no_verdict(write):
+def test_a_label_that_names_a_topic_is_no_verdict_and_is_counted(write):
     read = load_instructions(write([GOOD | {"label": "cooking"}]))
     assert [said(one)[-1][1] for one in read.records] == ["Ho"]
+    assert read.summary.sources[0].unused == {"label": 1}
+
+
+@pytest.mark.parametrize("name", ["thumbs_down", "thumb_down", "downvoted", "disliked", "is_bad"])
+def test_a_field_named_after_the_thumb_down_says_the_opposite(write, name):
+    path = write([GOOD | {name: 1}, {"instruction": "Hey", "output": "Ho", name: 0}])
+    assert [vote.vote for vote in load_comparisons(path).records] == [-1, 1]
+    assert [said(one)[0][1] for one in read_instructions(path)] == ["Hey"]
+
+
+@pytest.mark.parametrize("name", ["Label", "KTO_TAG", "label "])
+def test_a_verdict_under_a_name_in_capitals_is_refused_with_the_remedy(write, name):
+    with pytest.raises(DataError, match=f"field '{name}': is False, which changes .*--columns {name}="):
+        load_instructions(write([GOOD | {name: False}]))
+
+
+@pytest.mark.parametrize("name", ["label", "kto_tag", "vote", "liked", "thumbs"])
+def test_an_answer_that_was_voted_down_inside_a_conversation_is_not_learned(write, name):
+    path = write([{"messages": [HI, HO, HI, {**NO, name: 0}]}, {"messages": [HI, {**NO, name: 0}]}])
+    assert [said(one) for one in read_instructions(path, skip_bad=9)] == [[("user", "Hi"), ("assistant", "Ho")]]
 
 
 # --------------------------------------------------------------------------------------- fields that change the meaning
@@ -142,6 +164,52 @@ def test_what_belongs_to_a_judgment_is_kept(write):
         (True, None, "", None),
         (False, None, "", None),
     ]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_scores_written_as_text_are_scores(write, name):
+    record = {"prompt": "Hi", "chosen": "a", "rejected": "b", "score_chosen": "9", "score_rejected": "10"}
+    with pytest.raises(DataError, match=r"score_chosen': is 9\.0, less than 'score_rejected'"):
+        load_comparisons(write(as_csv([record]) if name == "a.csv" else [record], name))
+
+
+@pytest.mark.parametrize("status", ["discarded", "Draft", "skipped"])
+def test_a_pair_that_was_discarded_is_dropped(write, status):
+    pair = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
+    read = load_comparisons(write([pair, {**pair, "prompt": "Hey", "status": status}]))
+    assert len(read.records) == 1
+    assert read.summary.all_dropped() == {f"{status.lower()} record": 1}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"responses": ["x", "y"], "chosen": 0, "rejected": 1},
+        {"response_a": "x", "response_b": "y", "chosen": "a", "rejected": "b"},
+        {"answer_a": "x", "answer_b": "y", "chosen": "A", "rejected": "B"},
+    ],
+)
+def test_the_place_of_an_answer_is_not_the_answer(write, record):
+    for load in (load_instructions, load_comparisons):
+        with pytest.raises(DataError):
+            load(write([{"prompt": "Hi", **record}]))
+
+
+def test_of_two_names_for_one_thing_the_second_is_counted(write):
+    both = {"system": "Be kind", "system_prompt": "Be rude"}
+    records = [
+        GOOD | both | {"input": "you", "context": "there"},
+        {"messages": [{"role": "system", "content": "Be brief"}, HI, HO], "system": "Be kind"},
+        {"messages": [{"role": "system", "content": "Be kind"}, HI, HO], "system": "Be kind"},
+    ]
+    unused = load_instructions(write(records)).summary.sources[0].unused
+    assert unused == {"system_prompt": 1, "context": 1, "system": 1}
+
+
+def test_a_picture_with_a_caption_is_no_text(write):
+    parts = [{"type": "image_url", "text": "a pan", "image_url": {"url": "a.png"}}]
+    with pytest.raises(DataError, match=r"messages\[0\].content"):
+        load_instructions(write([{"messages": [{"role": "user", "content": parts}, HO]}]))
 
 
 def test_empty_fields_change_nothing(write):
@@ -449,7 +517,19 @@ def test_nan_is_missing_and_never_a_word(write, name):
     assert "field 'output': is NaN, text was expected" in read.summary.sources[0].bad[0]
 
 
-@pytest.mark.parametrize("cell", ["nan", "NaN", "<NA>", ""])
+def test_kaggles_lists_stay_lists_in_any_file(write):
+    battle = {"response_a": '["x"]', "response_b": '["y"]', "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}
+    [one] = load_comparisons(write([{"prompt": '["Hi"]', **battle}])).records
+    assert (said(one), one.chosen, one.rejected) == ([("user", "Hi")], "x", "y")
+    with pytest.raises(DataError, match="winner_tie"):
+        load_comparisons(write([{"prompt": '["Hi"]', **battle, "winner_tie": 1}]))
+    rows = [{"prompt": f'["Hi {i}"]', **battle} for i in range(2)]
+    rows[0]["response_a"] = "[null]"
+    read = load_comparisons(write(as_csv(rows), "a.csv"), DataOptions(skip_bad=1))
+    assert [one.chosen for one in read.records] == ["x"]
+
+
+@pytest.mark.parametrize("cell", ["nan", "NaN", "<NA>", "", "NULL", "\\N", "#N/A"])
 def test_missing_cells_are_missing(write, cell):
     read = load_instructions(write(f"instruction,input,output\nHi,{cell},Ho\nHey,,{cell}\n", "a.csv"))
     assert [said(one)[0][1] for one in read.records] == ["Hi"]
@@ -471,7 +551,9 @@ def test_lists_in_cells_are_lists(write):
     assert read_comparisons(write(as_csv([preference]), "a.csv"))[0].chosen == "b"
 
 
-@pytest.mark.parametrize("value", [repr([HI, HO]), f"array({[HI, HO]!r}, dtype=object)", "['Ho']", "{'content': 'Ho'}"])
+@pytest.mark.parametrize(
+    "value", [repr([HI, HO]), f"array({[HI, HO]!r}, dtype=object)", "['Ho']", "{'content': 'Ho'}", "('Ho', 'No')"]
+)
 def test_pythons_notation_in_cells_is_refused_with_the_remedy(write, value):
     record = {"prompt": "Hi", "chosen": value, "rejected": "No"}
     with pytest.raises(DataError, match=r"a\.csv:2: field 'chosen': .*Python's notation.*json\.dumps"):

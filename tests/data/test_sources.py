@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 from pydantic import ValidationError
 
+from wukong.data import PromptOptions, TextOptions
 from wukong.data.sources import DataOptions, open_rows, sniff
 from wukong.errors import DataError, UsageError
 
@@ -197,6 +198,7 @@ def test_data_set_id_is_taken_apart(monkeypatch, source, call):
         return RECORDS
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    monkeypatch.setattr("wukong.data.sources._hub_can_be_asked", lambda name: True)
     rows = list(open_rows(source))
     assert calls == [call]
     assert [row.fields for row in rows] == RECORDS
@@ -223,12 +225,41 @@ def test_unreachable_hub_gives_one_clear_line(monkeypatch):
         raise ConnectionError("Couldn't reach 'org/set' on the Hub\nand a second line")
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    monkeypatch.setattr("wukong.data.sources._hub_can_be_asked", lambda name: True)
     with pytest.raises(UsageError) as caught:
         list(open_rows("org/set"))
     assert str(caught.value) == (
         "org/set: there is no such file here, and it could not be loaded from the Hugging Face hub: "
         "Couldn't reach 'org/set' on the Hub"
     )
+
+
+def test_an_unreachable_hub_is_not_waited_for(monkeypatch):
+    def dataset_info(self, name, *, timeout):
+        assert timeout <= 5
+        raise OSError("Name or service not known")
+
+    config = types.SimpleNamespace(HF_HUB_OFFLINE=False)
+
+    def load_dataset(*_, **__):
+        assert config.HF_HUB_OFFLINE
+        return RECORDS
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset, config=config))
+    assert fields("org/set") == RECORDS  # fetched before
+
+
+@pytest.mark.parametrize(
+    "source", ["https://user:secret@host/x.jsonl", "https://host/x", "link", "here/promts", "a:b:c:d"]
+)
+def test_what_can_be_no_data_set_is_not_asked_for(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "here").mkdir()
+    with pytest.raises(UsageError, match="no such file or directory") as error:
+        list(open_rows(source))
+    assert "secret" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -246,8 +277,35 @@ def test_file_without_a_known_suffix_is_text_unless_it_is_json(write, content, k
 
 
 @pytest.mark.parametrize(
+    ("kind", "options"), [(PromptOptions, {"first_words": 2**53}), (TextOptions, {"document_separator": ""})]
+)
+def test_options_out_of_all_bounds_are_refused(kind, options):
+    with pytest.raises(ValidationError):
+        kind(**options)
+
+
+@pytest.mark.parametrize(
     "options", [{"encoding": "klingon"}, {"encoding": "utf-16"}, {"skip_bad": -1}, {"formt": "hh"}]
 )
 def test_impossible_options_are_refused(options):
     with pytest.raises(ValidationError):
         DataOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "a Git LFS pointer"),
+        (b"<!DOCTYPE html><html><body>Not found</body></html>", "a web page"),
+        (b'\xef\xbb\xbf<?xml version="1.0"?>\n<html lang="en">', "a web page"),
+        (b"{\\rtf1\\ansi Boil the eggs.}", "a rich text document"),
+        (b"%!PS-Adobe-3.0\n", "a PostScript document"),
+        (b"\x1f\x9d\x90Boil", "packed by compress"),
+        ("卵をゆでます。".encode("iso2022_jp"), "ISO-2022"),
+        ("Boil".encode("utf-32"), "UTF-32 text"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "download"])
+def test_what_stands_in_for_the_file_is_recognised(write, content, what, name):
+    with pytest.raises(DataError, match=f"is .*{what}"):
+        fields(write(content, name))

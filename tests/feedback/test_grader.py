@@ -44,7 +44,25 @@ def test_the_server_may_come_from_the_environment(server, monkeypatch) -> None:
     assert load_judge("openai:tiny")(PROMPTS[:1], ["x"])[0].score == 7.5
 
 
-@pytest.mark.parametrize("said", ["I cannot say", "", "11", "0"])
+@pytest.mark.parametrize(
+    ("said", "grade"),
+    [
+        ("7", 7),
+        ("Grade: 7.5", 7.5),
+        ("7/10", 7),
+        ("10 out of 10", 10),
+        ("<think>maybe 3</think>\n8", 8),
+        ("9. Yes, 9.", 9),
+    ],
+)
+def test_a_grade_is_found_in_what_people_write_around_it(server, said, grade) -> None:
+    url, _ = server(lambda body: said)
+    assert load_judge(f"openai:tiny@{url}")(PROMPTS[:1], ["x"])[0].score == grade
+
+
+@pytest.mark.parametrize(
+    "said", ["I cannot say", "", "11", "0", "-5", "1e1", "2,5", "On a scale from 1 to 10, I give 3", "<think>maybe 3"]
+)
 def test_an_answer_without_a_grade_is_asked_for_again_and_then_stops_the_run(server, said) -> None:
     url, requests = server(lambda body: said)
     with pytest.raises(RunError, match=r"answered '.*', a number from 1 to 10 was expected") as caught:

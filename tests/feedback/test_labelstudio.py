@@ -398,3 +398,18 @@ def test_a_question_that_is_not_there_is_said_with_those_that_are(two_aspects, t
     config.write_text(f"<View>{one.format('harmless')}{texts}</View>")
     go("import", **options)
     assert [r.chosen for r in read_records(tmp_path / "c.jsonl", Comparison)] == ["two", "one"]
+
+
+def test_no_input_is_written_over(written, tmp_path):
+    data = written(PAIRS)
+    before = Path(data).read_bytes()
+    (tmp_path / "records.xml").write_text("<View/>")
+    for options in (
+        {"action": "export", "data": [data], "out": data},
+        {"action": "export", "data": [data], "out": tmp_path / "tasks.xml"},
+        {"action": "import", "data": [data], "out": Path(data).parent / "." / "records.jsonl"},
+        {"action": "import", "data": [data], "config": tmp_path / "records.xml", "out": tmp_path / "records.xml"},
+    ):
+        with pytest.raises(ValueError, match=r"out: .*(written over an input|configuration takes the name)"):
+            LabelStudioOptions(**options)
+    assert Path(data).read_bytes() == before

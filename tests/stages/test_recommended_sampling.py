@@ -143,6 +143,8 @@ def test_offline_algorithms_recommend_the_temperature_of_their_answers(models, t
         ({"do_sample": False}, GREEDY),
         ({"do_sample": False, "temperature": 0.6, "top_k": 5}, GREEDY),
         ({"temperature": 0}, GREEDY),
+        ({"temperature": 0.7, "top_p": 0}, GREEDY),
+        ({"temperature": 0.7, "top_k": -1}, SamplingParameters(0.7)),
         ({"temperature": None, "top_k": None, "top_p": None, "do_sample": None}, OWN_DISTRIBUTION),
     ],
 )
@@ -162,6 +164,7 @@ def test_a_generation_config_of_others_is_honoured(models, tmp_path, content, ex
         ({"temperature": -1}, "temperature is '-1'"),
         ({"temperature": 10**400}, "temperature is '1000"),
         ({"top_k": 2.5}, "top_k is '2.5'"),
+        ({"top_k": -2}, "top_k is '-2', not a number from -1"),
         ({"top_p": 1.5}, "top_p is '1.5', not a number from 0 to 1"),
         ({"do_sample": "yes"}, "do_sample is 'yes', neither true nor false"),
         ([], "not a JSON object"),

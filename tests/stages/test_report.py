@@ -494,6 +494,16 @@ def test_nothing_of_a_run_is_an_error(tmp_path):
         report.run(ReportOptions(run=tmp_path / "gone", out=tmp_path / "r.html"))
 
 
+def test_only_a_page_is_replaced(finished, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "precious"}')
+    with pytest.raises(UsageError, match=r"data\.jsonl: is no page of wukong report"):
+        report.run(ReportOptions(run=finished, out=data))
+    assert data.read_text() == '{"text": "precious"}'
+    for _ in range(2):
+        report.run(ReportOptions(run=finished, out=tmp_path / "report.html"))
+
+
 def test_out_must_not_be_a_directory(finished, tmp_path):
     with pytest.raises(UsageError, match="is a directory"):
         report.run(ReportOptions(run=finished, out=tmp_path))

@@ -256,7 +256,9 @@ def test_the_best_is_picked_among_the_answers_that_ended(byte_tokenizer) -> None
     ("changes", "words"),
     [
         ({"best_of": ["nobody=4"]}, "--best-of nobody=4: write name=N"),
-        ({"best_of": ["sft=1"]}, "N of 2 or more"),
+        ({"best_of": ["sft=1"]}, "N from 2 to 10,000"),
+        ({"best_of": ["sft=99999"]}, "N from 2 to 10,000"),
+        ({"best_of": ["sft=" + "9" * 5000]}, "N from 2 to 10,000"),
         ({"best_of": ["sft=4"]}, "--best-of and --best-of-reward go together"),
         ({"best_of_reward": "lexicon"}, "--best-of and --best-of-reward go together"),
     ],

@@ -244,8 +244,9 @@ def test_what_cannot_be_compared_is_refused(given, tmp_path, models):
         frontier.run(given(temperature=0))
     with pytest.raises(UsageError, match="--raw mine: policies answer through the chat template"):
         frontier.run(given(raw=["mine"]))
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="no policy is there"):
-        frontier.run(given(runs=[f"mine={tmp_path}"]))
+        frontier.run(given(runs=[f"mine={tmp_path / 'empty'}"]))
     with pytest.raises(UsageError, match="write name=directory"):
         frontier.run(given(runs=[]))
     with pytest.raises(UsageError, match="too few to pick"):

@@ -43,6 +43,13 @@ def test_what_was_given_stays() -> None:
     assert USUAL.passes(53, 192, None, 16, None) == Passes(6.0, 16, 5e-4)
 
 
+def test_no_batch_is_larger_than_all_passes() -> None:
+    assert USUAL.passes(30, 192, 2.0, 99_999_999, None).batch_size == 60
+    assert USUAL.passes(30, 192, None, 99_999_999, None) == Passes(6.0, 180, 5e-4)
+    assert USUAL.passes(1, 192, 1.0, 99_999_999, None).batch_size == 2  # KTO compares the votes of a batch
+    assert USUAL.passes(30, 192, 1e300, 16, None).batch_size == 16
+
+
 def test_a_handful_of_steps_is_warned_of(capsys: pytest.CaptureFixture) -> None:
     warn_of_few_steps("reward", 30, "label more")
     assert capsys.readouterr().err == ""

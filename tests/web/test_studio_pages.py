@@ -148,6 +148,12 @@ def upload(client, project, name, content, **form):
     return client.post(f"/projects/{project}/import", data=data, files={"file": (name, content)})
 
 
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"prompt_id": ' + b"9" * 5000 + b"}", b"<html>", b"\xff\xfe"])
+def test_a_file_that_no_reader_knows_is_refused_in_one_line(sign_in, make_project, content):
+    root, project = sign_in("Root", "admin"), make_project(tasks=0)
+    assert upload(root, project, "tasks.jsonl", content).status_code == 400
+
+
 def test_files_become_tasks_gold_and_labels(store, sign_in, make_project):
     root, project = sign_in("Root", "admin"), make_project(tasks=0)
     rows = b"prompt,chosen,rejected\nHow?,good,bad\nWhy?,yes,no\n"

@@ -11,14 +11,14 @@ from dataclasses import asdict
 
 import pytest
 
-from wukong.errors import UsageError
+from wukong.errors import DataError, UsageError
 from wukong.files import exclusive, write_json
 from wukong.places import read_recipe
 from wukong.training.metric_definitions import METRICS
 from wukong.web import processes
 from wukong.web.access import Settings
 from wukong.web.processes import Process
-from wukong.web.runs import Tail, Watch, curves, overview, step_or_404
+from wukong.web.runs import Tail, Watch, curves, json_lines, overview, step_or_404
 from wukong.web.texts import chinese
 
 XSS = "<script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -410,3 +410,9 @@ def test_a_run_of_an_earlier_version_is_shown(older_run, root):
     assert (page.status_code, page.text.count('class="state done"')) == (200, 9)
     (loss, *_) = root.get(f"/api/runs/{older_run.name}/steps/pretrain/curves").json()["charts"]
     assert loss["metrics"][0]["y"]
+
+
+@pytest.mark.parametrize("line", [b"[" * 100_000, b"5", b"[]", b'{"step": ' + b"9" * 5000 + b"}", b"{"])
+def test_a_damaged_line_of_metrics_is_one_error(tmp_path, line):
+    with pytest.raises(DataError, match=r"metrics\.jsonl: "):
+        json_lines(b'{"step": 1}\n' + line, tmp_path / "metrics.jsonl")

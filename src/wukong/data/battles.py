@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from wukong.data.fields import INSTRUCTION, instruction_prompt, judged, prompt_field, system_turn, user, winner_of
+import contextlib
+
+from wukong import foreign_json
+from wukong.data.fields import (
+    INSTRUCTION,
+    instruction_prompt,
+    judged,
+    number_or_none,
+    prompt_field,
+    system_turn,
+    user,
+    winner_of,
+)
 from wukong.data.formats import NUMBER, OBJECT, TEXT, TURNS, Check, Format, Found, names
-from wukong.data.rankings import NOT_JUDGED, number_or_none
+from wukong.data.rankings import NOT_JUDGED
 from wukong.data.row import Row, is_missing, is_text, is_turns, shown
 from wukong.data.summary import Dropped
 from wukong.records import Messages, Preference
@@ -72,8 +84,8 @@ def _arena_winner(row: Row) -> int | None:
             raise row.error(f"is {shown(value)}, one of {', '.join(ARENA)} was expected", "winner")
         return ARENA[str(value).strip().lower()]
     said = [winner_of(row, row.fields.get(name), name, (0, 1)) for name in ("winner_model_a", "winner_model_b")]
-    if sum(said) > 1:
-        raise row.error("names both models as the winner", "winner_model_b")
+    if sum(said) + winner_of(row, row.fields.get("winner_tie", 0), "winner_tie", (0, 1)) > 1:
+        raise row.error("is 1, and so is another of the three", "winner_tie" if sum(said) < 2 else "winner_model_b")
     return 1 if said[0] else 2 if said[1] else 0
 
 
@@ -120,7 +132,11 @@ def arena_answers(row: Row) -> Found[Preference]:
 
 
 def _texts(row: Row, name: str) -> list[str]:
+    """One text for each turn. Kaggle's set keeps its lists as text, whatever the file's format is now."""
     value = row.fields[name]
+    if isinstance(value, str) and value.startswith("["):
+        with contextlib.suppress(ValueError):
+            value = foreign_json.parse(value)[0]
     if isinstance(value, list) and value and not is_turns(value):
         return [row.string(text, f"{name}[{i}]") for i, text in enumerate(value)]
     if isinstance(value, list):
@@ -223,8 +239,8 @@ BATTLES: list[Format[Preference]] = [
             "winner|winner_model_a": Check("a winner", lambda v: is_missing(v) or is_text(v)),
         },
         convert=arena_answers,
-        uses=frozenset({"winner_model_b", "system"}),
-        harmless=ARENA_HARMLESS | {"winner_tie"},
+        uses=frozenset({"winner_model_b", "winner_tie", "system"}),
+        harmless=ARENA_HARMLESS,
         prompt=lambda row: [*system_turn(row), user(_texts(row, "prompt")[0])],
         yields="comparison",
     ),

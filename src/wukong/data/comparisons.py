@@ -13,12 +13,14 @@ from typing import Any
 from wukong.data.argilla import ARGILLA
 from wukong.data.battles import BATTLES
 from wukong.data.fields import (
+    ANSWERS_NOT_PLACES,
     INSTRUCTION,
     JUDGED,
     PROMPT_NAMES,
     SCORED,
     SYSTEM,
     answer_field,
+    are_answers,
     compared,
     instruction_prompt,
     is_own_messages,
@@ -265,7 +267,10 @@ COMPARISONS.add(
         },
         needs={"conversations|messages": TURNS, "chosen": ANSWER, "rejected": ANSWER},
         # UltraFeedback's `messages` repeat the prompt together with the chosen answer
-        when=(lambda r: "prompt" not in r, "no prompt beside the conversation"),
+        when=(
+            lambda r: "prompt" not in r and are_answers(r),
+            f"no prompt beside the conversation; {ANSWERS_NOT_PLACES}",
+        ),
         convert=sharegpt_preference,
         uses=PAIR_USES,
         meaning=PAIR_MEANING,
@@ -275,6 +280,7 @@ COMPARISONS.add(
         "alpaca-preference",
         example={"instruction": "Hi", "input": "", "chosen": "Hello!", "rejected": "What?"},
         needs={"instruction": TEXT, "chosen": ANSWER, "rejected": ANSWER},
+        when=(are_answers, ANSWERS_NOT_PLACES),
         convert=alpaca_preference,
         uses=PAIR_USES | INSTRUCTION,
         meaning=PAIR_MEANING,
@@ -284,6 +290,7 @@ COMPARISONS.add(
         "trl",
         example={"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"},
         needs={"prompt|question|input|query": PROMPT, "chosen": ANSWER, "rejected": ANSWER},
+        when=(are_answers, ANSWERS_NOT_PLACES),
         convert=trl,
         uses=PAIR_USES,
         harmless=frozenset({"messages"}),

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from wukong.data.formats import VERDICTS, Fields, Found, is_answer, names, verdict_of
+from wukong.data.formats import VERDICTS, Fields, Found, is_answer, names, verdict_in, verdict_of
 from wukong.data.row import LEARN_FLAGS, Row, is_empty, is_missing, shown
 from wukong.data.summary import Dropped
 from wukong.records import Comparison, Message, Messages, Preference, Record, Vote
@@ -46,6 +46,15 @@ def is_own_messages(value: Any) -> bool:
         and isinstance(turn["content"], str)
         for turn in value
     )
+
+
+def number_or_none(value: Any) -> float | None:
+    """A score; None for "N/A" and the like."""
+    try:
+        number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
+    except (ValueError, OverflowError):
+        return None
+    return number if number is not None and abs(number) < 1e9 else None
 
 
 def is_name(value: Any) -> bool:
@@ -111,7 +120,11 @@ def prompt_field(row: Row, name: str) -> Messages:
         turns = transcript(row, name)
         return turns[:-1] if turns[-1] == Message(role="assistant", content="") else turns
     turns = row.turns(value, name) if isinstance(value, list) else [user(row.text(name))]
-    return turns if any(m.role == "system" for m in turns) else [*system_turn(row), *turns]
+    system = system_turn(row)
+    if not any(m.role == "system" for m in turns):
+        return [*system, *turns]
+    row.unused.update(name for name in sorted(SYSTEM) if system and system[0] not in turns and row.optional(name))
+    return turns
 
 
 def there(row: Row, *names: str) -> str:
@@ -144,8 +157,25 @@ def answer_field(row: Row, name: str) -> tuple[Messages, str]:
 # ----------------------------------------------------------------------------------------------------------- judgments
 
 
+NO_JUDGMENT = names("discarded draft skipped rejected deleted invalid cancelled")
+"""States in which a record is not meant to be used."""
+CANDIDATES = re.compile(r"responses|answers|completions|candidates|options|choices|(response|answer|output)_\w")
+PLACES = names("0 1 2 a b true false left right first second model_a model_b response_a response_b")
+
+
+def are_answers(r: Fields) -> bool:
+    """False where `chosen` and `rejected` only say which of the answers beside them is meant."""
+    said = {str(r.get(name)).strip().lower() for name in ("chosen", "rejected")}
+    return not (said <= PLACES and any(CANDIDATES.fullmatch(str(name)) and not is_empty(r[name]) for name in r))
+
+
+ANSWERS_NOT_PLACES = "answers as chosen and rejected, not which of several is meant"
+
+
 def pair(row: Row, prompt: Messages) -> Found[Preference]:
     """`chosen` and `rejected` as answers to `prompt`, which they may repeat (as UltraFeedback's lists do)."""
+    if (status := str(row.fields.get("status")).lower()) in NO_JUDGMENT:
+        return [Dropped(f"{status} record")]
     (before_chosen, chosen), (before_rejected, rejected) = answer_field(row, "chosen"), answer_field(row, "rejected")
     if before_chosen != before_rejected:
         return [Dropped("the answers belong to different prompts")]
@@ -175,8 +205,8 @@ def _is_tie(row: Row) -> bool:
             raise row.error(f"is {shown(said)}, true or false was expected", "tie")
         return tie
     for good, bad in SCORES:
-        better, worse = row.fields.get(good), row.fields.get(bad)
-        if isinstance(better, int | float) and isinstance(worse, int | float):
+        better, worse = number_or_none(row.fields.get(good)), number_or_none(row.fields.get(bad))
+        if better is not None and worse is not None:
             if better < worse:
                 raise row.error(f"is {shown(better)}, less than {bad!r} ({shown(worse)})", good)
             if better == worse:
@@ -209,7 +239,7 @@ def winner_of(row: Row, value: Any, name: str, allowed: tuple[int, ...] = (0, 1,
 
 def vote_of(row: Row) -> bool:
     """The thumb of a record. Raises DataError where two of its fields contradict each other."""
-    said = {name: verdict_of(row.fields[name]) for name in VERDICTS if not is_empty(row.fields.get(name))}
+    said = {name: verdict_in(row.fields, name) for name in VERDICTS if not is_empty(row.fields.get(name))}
     names = [name for name, verdict in said.items() if verdict is not None]
     if len({said[name] for name in names}) > 1:
         values = ", ".join(f"{name} {shown(row.fields[name])}" for name in names)
@@ -227,5 +257,8 @@ def is_pair(record: Fields) -> bool:
 
 
 def is_learned(turn: dict[str, Any]) -> bool:
-    """False for a turn that its set marks as one not to learn from (OpenAI's weight 0, axolotl's train false)."""
-    return not any(not is_empty(turn.get(flag)) and verdict_of(turn[flag]) is False for flag in LEARN_FLAGS)
+    """False for a turn that its set marks as one not to learn from: OpenAI's weight 0, axolotl's train false, or a
+    thumb down on this one turn."""
+    return not any(verdict_of(turn.get(flag)) is False for flag in LEARN_FLAGS) and not any(
+        verdict_in(turn, name) is False for name in VERDICTS
+    )

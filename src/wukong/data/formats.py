@@ -8,6 +8,7 @@ of docs/data.md all come from this. Each record is matched by itself, so a file 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
@@ -78,15 +79,26 @@ def _is_number(text: str) -> bool:
     return True
 
 
-UP = names("true 1 1.0 up good like liked thumbs_up thumbs-up thumbsup positive desirable accepted 👍")
-DOWN = names(
-    "false 0 0.0 -1 -1.0 down bad dislike disliked thumbs_down thumbs-down thumbsdown negative undesirable rejected 👎"
+UP = names(
+    "true t yes y up good like liked upvote upvoted thumb_up thumbs_up thumbs-up thumbsup positive pos desirable "
+    "accepted accept correct right pass passed 👍"
 )
+DOWN = names(
+    "false f no n down bad dislike disliked downvote downvoted thumb_down thumbs_down thumbs-down thumbsdown negative "
+    "neg undesirable rejected reject incorrect wrong fail failed 👎"
+)
+NUMBERS = {1.0: True, 0.0: False, -1.0: False}
+_DRESS = re.compile("[:\ufe0f\U0001f3fb-\U0001f3ff]")
+"""What is written around a thumb: colons, and the marks for emoji style and the tone of skin."""
+INVERTED = names("thumbs_down thumb_down downvoted disliked is_bad")
 VERDICTS: dict[str, Neutral] = {
     "label": _is_category,
-    **dict.fromkeys(("kto_tag", "vote", "thumbs", "thumb", "thumbs_up", "liked", "upvoted"), is_empty),
+    **dict.fromkeys(
+        ("kto_tag", "vote", "thumbs", "thumb", "thumbs_up", "liked", "upvoted", "desirable", "is_good"), is_empty
+    ),
+    **dict.fromkeys(sorted(INVERTED), is_empty),
 }
-"""Fields that say whether one answer was good, and the values that say nothing."""
+"""Fields that say whether one answer was good (of INVERTED: bad), and the values that say nothing."""
 VERDICT = Check("true or false", lambda value: verdict_of(value) is not None)
 
 
@@ -94,8 +106,16 @@ def verdict_of(value: Any) -> bool | None:
     """Thumb up or down, in whatever way it is written; None for what says neither."""
     if not isinstance(value, str | bool | int | float):
         return None
-    word = str(value).strip().lower().replace(" ", "_")
+    word = _DRESS.sub("", str(value)).strip().lower().replace(" ", "_")
+    if _is_number(word):
+        return NUMBERS.get(float(word))
     return True if word in UP else False if word in DOWN else None
+
+
+def verdict_in(record: Fields, name: str) -> bool | None:
+    """What one of VERDICTS says of the answer: of a field such as `thumbs_down` the opposite of its value."""
+    verdict = verdict_of(record.get(name))
+    return not verdict if verdict is not None and name in INVERTED else verdict
 
 
 # -------------------------------------------------------------------------------------------------------------- formats
@@ -142,7 +162,7 @@ class Format(Generic[T]):
     def matches(self, record: Fields) -> bool:
         return (
             all(name is not None and self.needs[need].holds(record[name]) for need, name in self.picked(record).items())
-            and all(neutral(record[name]) for name, neutral in self.meaning.items() if name in record)
+            and self.changed(record) is None
             and (self.when is None or self.when[0](record))
         )
 
@@ -162,10 +182,9 @@ class Format(Generic[T]):
             value = row.fields[str(name)]
             if not self.needs[need].holds(value):
                 return _misfit(row, str(name), value, self.needs[need])
-        for name, neutral in self.meaning.items():
-            if name in row.fields and not neutral(row.fields[name]):
-                problem = f"is {shown(row.fields[name])}, which changes what a record of format {self.name} means"
-                return row.error(problem, name, f"--columns {name}= reads it without this field")
+        if (name := self.changed(row.fields)) is not None:
+            problem = f"is {shown(row.fields[name])}, which changes what a record of format {self.name} means"
+            return row.error(problem, name, f"--columns {name}= reads it without this field")
         asked = self.when[1] if self.when else "another record"
         return row.error(f"is not of format {self.name}: {asked}", hint=found)
 
@@ -176,11 +195,18 @@ class Format(Generic[T]):
 
     def only_lacks_condition(self, record: Fields) -> bool:
         """Whether the fields are those of this format by name and kind, and the record is another one all the same."""
-        neutral = all(neutral(record[name]) for name, neutral in self.meaning.items() if name in record)
-        return self.holds_all(record) and neutral
+        return self.holds_all(record) and self.changed(record) is None
+
+    def changed(self, record: Fields) -> str | None:
+        """The first field whose value changes the meaning, also where its name is written "Label" or "KTO_TAG"."""
+        for name, value in record.items():
+            neutral = self.meaning.get(name) or self.meaning.get(str(name).strip().lower())
+            if neutral is not None and not neutral(value):
+                return str(name)
+        return None
 
     def unused(self, record: Fields) -> list[str]:
-        known = {*self.picked(record).values(), *self.uses, *self.harmless, *self.meaning, *COMMON_HARMLESS}
+        known = {*self.picked(record).values(), *self.uses, *self.harmless, *COMMON_HARMLESS}
         return [str(name) for name, value in record.items() if name not in known and not is_empty(value)]
 
     def __str__(self) -> str:

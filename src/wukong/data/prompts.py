@@ -39,7 +39,7 @@ from wukong.records import Conversation, Message, Messages, Prompt, Response
 class PromptOptions(DataOptions):
     """How prompts are read."""
 
-    first_words: int = Field(default=0, ge=0)
+    first_words: int = Field(default=0, ge=0, le=1_000_000)
     """Take only this many words of each text, to be continued by the model; 0 takes the whole."""
 
 

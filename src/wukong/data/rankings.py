@@ -11,6 +11,7 @@ from wukong.data.fields import (
     INSTRUCTION,
     instruction_prompt,
     judged,
+    number_or_none,
     system_turn,
     user,
     winner_of,
@@ -108,15 +109,6 @@ def _aspect(row: Row, answer: dict[str, Any], name: str) -> float | None:
     if isinstance(value, list):  # as the hub's viewer hands the only item out
         value = value[0] if value else None
     return number_or_none(value.get("Rating") if isinstance(value, dict) else value)
-
-
-def number_or_none(value: Any) -> float | None:
-    """A score; None for "N/A" and the like."""
-    try:
-        number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
-    except (ValueError, OverflowError):
-        return None
-    return number if number is not None and abs(number) < 1e9 else None
 
 
 # ------------------------------------------------------------------------------------- pairs with several judgments

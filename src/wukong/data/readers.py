@@ -61,7 +61,15 @@ FOREIGN = {
     b"\xd0\xcf\x11\xe0": "an old Excel or Word file: export it as CSV or text",
     b"Obj\x01": "an Avro file: export it as JSONL or parquet",
     b"FEA1": "an old Feather file: export it as parquet",
+    b"ORC": "an ORC file: export it as parquet",
+    b"\x1f\x9d": "packed by compress: unpack it first",
+    b"{\\rtf": "a rich text document: export it as plain text",
+    b"%!PS": "a PostScript document: extract its text first",
+    b"version https://git-lfs": "a Git LFS pointer, which stands for the file: fetch that with 'git lfs pull'",
 }
+PAGE = re.compile(rb"(<\?xml[^>]*>\s*)?(<!doctype html|<html[\s>])", re.IGNORECASE)
+"""How a web page begins: most often it is a server's error, saved under the name of what was to be downloaded."""
+ISO_2022 = re.compile(rb"\x1b[$(][@-J]")
 CONTROL = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f]")
 # Tools wrap their records in one object, beside a name or a version.
 WRAPPERS = ("data", "instances", "rows", "records", "examples")
@@ -114,12 +122,16 @@ def sniff(path: Path, encoding: str = "utf-8") -> Kind:
 
 def _refuse_binary(path: Path, head: bytes) -> None:
     what = next((what for magic, what in FOREIGN.items() if head.startswith(magic)), None)
+    if what is None and PAGE.match(head.removeprefix(codecs.BOM_UTF8).lstrip()):
+        what = "a web page: extract its text, or download the file itself"
+    if what is None and ISO_2022.search(head):
+        what = "text in an ISO-2022 encoding: convert it to UTF-8 first"
     if what is None and head[257:262] == b"ustar":
         what = "a tar archive: unpack it first"
     if what is None and head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         what = "a Python pickle, which can run any code when it is read: export it as JSONL"
     if what is None and head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        what = "UTF-16 text: convert it to UTF-8 first"
+        what = f"UTF-{32 if head[2:4] == bytes(2) else 16} text: convert it to UTF-8 first"
     if what is None and (b"\0" in head or len(CONTROL.findall(head)) > 0.02 * len(head)):
         what = "a binary file of a kind that is not known here"
     if what is not None:
@@ -203,8 +215,8 @@ def _checked(file: Path, number: int, value: Any, suspicious: bool) -> Row:
 
 # ---------------------------------------------------------------------------------------------------------------- CSV
 
-EMPTY_CELLS = ("nan", "NaN", "<NA>", "NaT")
-"""What pandas and NumPy write for a missing value."""
+EMPTY_CELLS = ("nan", "NaN", "<NA>", "NaT", "NULL", "\\N", "#N/A")
+"""What pandas, NumPy, databases and Excel write for a missing value. "None" and "N/A" may be answers."""
 
 
 def csv_rows(path: Path, encoding: str) -> Iterator[Row]:
@@ -224,7 +236,10 @@ def csv_rows(path: Path, encoding: str) -> Iterator[Row]:
         yield row
 
 
-NESTED = re.compile(r"\s*(array\()?(\[\s*[\[{\"'\d-].*\]|\{\s*[\"'].*\})(\s*,\s*dtype=object)?\)?\s*", re.DOTALL)
+NESTED = re.compile(
+    r"\s*(array\()?(\[\s*([\[{\"'\d-].*|null.*|None.*)?\]|\{\s*([\"'].*)?\}|\(\s*'.*'\s*,.*\))(\s*,\s*dtype=object)?\)?\s*",
+    re.DOTALL,
+)
 MESSAGES = re.compile(r"\s*(?:array\()?\[\s*\{\s*[\"'](?:role|from|content|value)[\"']\s*:")
 
 

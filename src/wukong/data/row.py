@@ -69,6 +69,12 @@ def shown(value: Any, width: int = 60) -> str:
     return text if len(text) <= width + 2 else f"{text[:width]}…"
 
 
+def _is_text_part(part: Any) -> bool:
+    """A part of a message that is text and nothing else; pictures, too, may have a text beside them."""
+    kinds = (None, "text", "input_text", "output_text")
+    return isinstance(part, dict) and "text" in part and part.get("type") in kinds
+
+
 @dataclass
 class Row:
     """One record as it stands in its source, with helpers that read its fields or say what is wrong with them.
@@ -123,8 +129,10 @@ class Row:
         raise self.error("is missing", " or ".join(names), f"found: {', '.join(map(str, self.fields)) or 'nothing'}")
 
     def optional(self, *names: str) -> str:
-        """As `text`, but "" for a field that is absent, null or NaN."""
-        return next((self.text(name) for name in names if not is_missing(self.fields.get(name))), "")
+        """As `text`, but "" for a field that is absent, null or NaN. Of several that differ, the others are counted."""
+        there = [name for name in names if not is_missing(self.fields.get(name))]
+        self.unused.update({name for name in there[1:] if self.fields[name] not in ("", self.fields[there[0]])})
+        return self.text(there[0]) if there else ""
 
     def number(self, name: str, least: float = -math.inf) -> float | None:
         """A finite number of at least `least`; None where the field is absent or null. NaN is an error."""
@@ -168,7 +176,7 @@ class Row:
         content = value.get(content_key)
         if is_missing(content) and isinstance(value.get("refusal"), str):  # OpenAI's place for an answer that refuses
             content_key, content = "refusal", value["refusal"]
-        if isinstance(content, list) and all(isinstance(part, dict) and "text" in part for part in content):
+        if isinstance(content, list) and all(_is_text_part(part) for part in content):
             content = "".join(self.string(part["text"], f"{name}.{content_key}") for part in content)
         known = {role_key, content_key, "role", *HARMLESS_IN_A_TURN, *LEARN_FLAGS, *TOOL_CALLS}
         path = re.sub(r"\[\d+\]", "[]", name)

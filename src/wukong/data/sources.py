@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import glob
 import itertools
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -65,6 +66,8 @@ class DataOptions(BaseModel):
     @classmethod
     def _as_list(cls, value: Any) -> Any:
         if isinstance(value, Mapping):
+            if odd := [name for name, column in value.items() if not isinstance(column, str | None)]:
+                raise ValueError(f"{odd[0]}: the name of a column is expected")
             return [f"{name}={'' if column is None else column}" for name, column in value.items()]
         return value
 
@@ -191,19 +194,38 @@ def open_rows(src: Source, encoding: str = "utf-8", text_reader: Reader | None =
         yield from itertools.chain([first], rows)
 
 
+def _hub_can_be_asked(name: str) -> bool:
+    """Whether the hub answers at all; what it has fetched before can be read without."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().dataset_info(name, timeout=5)
+    except HfHubHTTPError:  # it answered: there is no such set, or not for us
+        return True
+    except Exception:  # no connection, no time, no certificate: each HTTP library has its own
+        return False
+    return True
+
+
 def hub_rows(src: str) -> Iterator[Row]:
     name, *rest = src.split(":")
-    if data_suffix(Path(name)) in KIND_OF_SUFFIX or not re.fullmatch(r"[\w.~-]*(/[\w.-]+)*", name) or len(rest) > 2:
+    place = Path(name).expanduser()
+    here = os.path.lexists(src) or (not place.is_dir() and place.parent != Path() and place.parent.is_dir())  # a slip
+    known = re.fullmatch(r"[\w.~-]*(/[\w.-]+)*(:[\w.-]+){0,2}", src)
+    if data_suffix(Path(name)) in KIND_OF_SUFFIX or here or not known:
         raise UsageError(f"{src}: no such file or directory")
     split, config = (rest[-1] if rest else "train"), (rest[0] if len(rest) == 2 else None)
     inside = None
     if not Path(name).is_dir() and name.count("/") > 1:
         owner, repository, inside = name.split("/", 2)
         name = f"{owner}/{repository}"
-    from datasets import load_dataset
+    import datasets
 
+    if not Path(name).is_dir() and not _hub_can_be_asked(name):  # the library would try for half a minute
+        datasets.config.HF_HUB_OFFLINE = True
     try:
-        loaded = load_dataset(name, config, data_dir=inside, split=split)
+        loaded = datasets.load_dataset(name, config, data_dir=inside, split=split)
     except Exception as error:  # the library's own, the network's and the server's errors share no base class
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(

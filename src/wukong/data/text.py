@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from pydantic import Field
+
 from wukong.data.formats import MEDIA, Format, Found
 from wukong.data.formats import TEXT as IS_TEXT
 from wukong.data.registry import Registry
@@ -18,7 +20,7 @@ from wukong.files import numbered_lines, whole_text
 class TextOptions(DataOptions):
     """How text is read."""
 
-    document_separator: str = "file"
+    document_separator: str = Field(default="file", min_length=1)
     """What ends a document in a text file: "file" (a file is one document), "line" (each line is one), "newline"
     (a single newline ends one, a blank line only a paragraph), "blank" (a blank line ends one), or any other
     text, such as "<|endoftext|>"."""

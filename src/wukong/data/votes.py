@@ -28,7 +28,7 @@ from wukong.data.formats import (
     Fields,
     Format,
     Found,
-    verdict_of,
+    verdict_in,
 )
 from wukong.data.row import Row
 from wukong.records import Preference
@@ -64,8 +64,8 @@ NAMES_OF_VERDICTS = "|".join(VERDICTS)
 def _is_judged(r: Fields) -> bool:
     """Every field that may hold a verdict holds one, or nothing; `label` may also name a topic."""
     return all(
-        verdict_of(r[name]) is not None or neutral(r[name]) for name, neutral in VERDICTS.items() if name in r
-    ) and any(verdict_of(r.get(name)) is not None for name in VERDICTS)
+        verdict_in(r, name) is not None or neutral(r[name]) for name, neutral in VERDICTS.items() if name in r
+    ) and any(verdict_in(r, name) is not None for name in VERDICTS)
 
 
 def _votes(name: str, example: Fields, needs: dict[str, Any], convert: Any, uses: frozenset[str] = SYSTEM) -> Format:

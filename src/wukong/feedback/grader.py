@@ -57,7 +57,10 @@ def load_grader(name: str, kept: Path | None = None) -> Judge:
         ]
         keys = [endpoint.key(request) for request in requests]
         gather(dict(zip(keys, requests, strict=True)), ask, replies(), endpoint.remote)
-        return [Opinion(_grade(replies()[key].text) or 0.0, {}, []) for key in keys]
+        grades = [_grade(replies()[key].text) for key in keys]
+        if None in grades:  # an older version read another number from it
+            raise RunError(f"{name}: a reply kept in {kept} holds no grade; delete the file to ask again")
+        return [Opinion(grade or 0.0, {}, []) for grade in grades]
 
     return judge
 
@@ -69,6 +72,9 @@ def _question(prompt: Sequence[Message], text: str) -> list[Message]:
 
 
 def _grade(said: str) -> float | None:
-    """The first number in a reply, where it is one from 1 to 10."""
-    found = re.search(r"\d+(?:\.\d+)?", said)
-    return float(found[0]) if found and 1 <= float(found[0]) <= 10 else None
+    """The only number in a reply, where it is one from 1 to 10. One that thinks aloud, or repeats the scale before it
+    grades, names others as well."""
+    said = re.sub(r"<think>.*?(</think>|$)", "", said, flags=re.DOTALL)
+    found = set(re.findall(r"-?\d+(?:[.,]\d+)*(?:e\d+)?", re.sub(r"(\d)\s*(?:/|out of)\s*10\b", r"\1", said)))
+    grade = float(found.pop()) if len(found) == 1 and re.fullmatch(r"\d+(\.\d+)?", next(iter(found))) else 0.0
+    return grade if 1 <= grade <= 10 else None

@@ -260,14 +260,19 @@ def chosen_prompts(options: AnswerOptions) -> list[Prompt]:
     return held_out[: options.limit]
 
 
+MOST_ANSWERS = 10_000
+"""To one prompt, of which the best is taken."""
+
+
 def best_of_counts(options: EvaluateOptions, models: dict[str, str]) -> dict[str, int]:
     """name -> N of --best-of. Raises UsageError for what does not fit the models."""
     counts = {}
     for given in options.best_of:
         name, _, number = given.partition("=")
-        if name not in models or not number.isdecimal() or int(number) < 2:
+        if name not in models or not number.isdecimal() or len(number) > 5 or not 2 <= int(number) <= MOST_ANSWERS:
             known = ", ".join(models)
-            raise UsageError(f"--best-of {given}: write name=N with N of 2 or more and a name of --models ({known})")
+            fits = f"N from 2 to {MOST_ANSWERS:,}"
+            raise UsageError(f"--best-of {given[:80]}: write name=N with {fits} and a name of --models ({known})")
         counts[name] = int(number)
     if bool(counts) != bool(options.best_of_reward):
         raise UsageError("--best-of and --best-of-reward go together")

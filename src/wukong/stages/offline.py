@@ -62,7 +62,7 @@ class OfflineOptions(TrainOptions, DataOptions, RecommendOptions):
     epochs: float | None = Field(None, gt=0, json_schema_extra={"usual": 1.0})
     """Passes over the data. When absent 1, and up to 4 where that is fewer than 150 steps."""
     batch_size: int | None = Field(None, ge=1, json_schema_extra={"usual": 32})
-    """Records a step. When absent 32, and down to 8 where there are few."""
+    """Prompts a step, each with all its pairs. When absent 32, and down to 8 where there are few."""
     lr: float | None = Field(None, gt=0, json_schema_extra={"usual": 5e-6})  # type: ignore[assignment]
     """Peak learning rate. When absent 5e-6, and more for models smaller than GPT-2 where there are few records."""
     lr_schedule: Literal["cosine", "linear", "constant"] = "linear"

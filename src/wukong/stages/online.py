@@ -144,7 +144,7 @@ class OnlineOptions(RolloutOptions, ScoringOptions, RecommendOptions):
     """The SFT model: policy and reference start from it. A directory or hub id."""
     episodes: int = Field(4096, ge=1)
     """Responses sampled in all."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, le=1_000_000)
     """Responses an iteration."""
     minibatch_size: int | None = Field(None, ge=1)
     """Responses an update; a whole batch when absent."""

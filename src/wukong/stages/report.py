@@ -37,14 +37,25 @@ class ReportOptions(StageOptions):
 
 
 def needs(options: ReportOptions) -> list:
-    """Nothing: of a run that has hardly begun it says so."""
+    """Nothing: of a run that has hardly begun it says so. Raises UsageError where it would write over anything else."""
+    if options.out.is_dir():
+        raise UsageError(f"{options.out}: is a directory, --out is the HTML file")
+    if options.out.exists() and not is_page(options.out):
+        raise UsageError(f"{options.out}: is no page of wukong report; move it away or choose another --out")
     return []
+
+
+def is_page(file: Path) -> bool:
+    """Whether a file begins as our pages do, so that a new one may take its place."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as handle:
+        return handle.read(15).lower() == b"<!doctype html>"
 
 
 def run(options: ReportOptions) -> None:
     """Raises UsageError for a directory without a run, DataError for a damaged file in it."""
-    if options.out.is_dir():
-        raise UsageError(f"{options.out}: is a directory, --out is the HTML file")
+    needs(options)
     contents = read_run(options.run)
     page = render(
         contents,

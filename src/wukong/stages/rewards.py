@@ -10,6 +10,7 @@ The sum is what an algorithm maximises; every term is also logged by itself.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -85,6 +86,8 @@ def parsed(term: str) -> tuple[float, str]:
         return 1.0, term
     if not re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", weight) or not name.strip():
         raise UsageError(f"--rewards {term}: write WEIGHT*NAME, as in 0.5*lexicon")
+    if not math.isfinite(float(weight)):
+        raise UsageError(f"--rewards {term}: the weight is no finite number")
     return float(weight), name.strip()
 
 

@@ -44,7 +44,7 @@ class SampleOptions(StageOptions, PromptOptions):
     """Base URL of an OpenAI-compatible server to ask too, e.g. http://127.0.0.1:8000/v1 (key: OPENAI_API_KEY)."""
     endpoint_model: str | None = None
     """The model's name there."""
-    responses_per_prompt: int = Field(4, ge=1)
+    responses_per_prompt: int = Field(4, ge=1, le=100_000)
     """K: answers a prompt, for each model and temperature."""
     temperatures: list[float] = []
     """Sampling temperatures; 0 is greedy. When absent, what each model recommends (generation_config.json), else 1."""

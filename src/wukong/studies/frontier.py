@@ -61,7 +61,7 @@ class FrontierOptions(AnswerOptions):
     """What counts: rubric, lexicon, openai:MODEL[@URL], module:function, or a reward model that none learnt from."""
     pick_by: str | None = None
     """What picks a checkpoint instead of gold: a reward model trained on the other half (`reward --half`)."""
-    best_of: int = Field(16, ge=0)
+    best_of: int = Field(16, ge=0, le=10_000)
     """Best-of-n of the reference for n up to so many answers a prompt; 0 leaves it out."""
 
 

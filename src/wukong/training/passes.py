@@ -59,7 +59,10 @@ class Usual(Passes):
     def passes(
         self, records: int, width: int, epochs: float | None, batch_size: int | None, lr: float | None
     ) -> Passes:
-        """What is done with so many records by a model of this width; what the user gave (not None) stays."""
+        """What is done with so many records by a model of this width; what the user gave (not None) stays, but that no
+        batch holds more than all passes together: it would hold the same records again and again."""
+        if batch_size is not None:
+            batch_size = min(batch_size, max(2, math.ceil(records * (epochs or self.most_epochs))))
         found = Passes(epochs or self.epochs, batch_size or self.batch_size, lr or self.lr)
         if found.steps(records) >= ENOUGH_STEPS:
             return found

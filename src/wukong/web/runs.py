@@ -204,9 +204,12 @@ class Tail:
 def json_lines(data: bytes, path: Path) -> list[dict[str, Any]]:
     """The objects of JSON lines. Raises DataError."""
     try:
-        return [json.loads(line) for line in data.split(b"\n") if line]
-    except ValueError as error:
+        lines = [json.loads(line) for line in data.split(b"\n") if line]
+    except (ValueError, RecursionError) as error:
         raise DataError(f"not valid JSON: {error}", file=path) from None
+    if not all(isinstance(line, dict) for line in lines):
+        raise DataError("a line is no JSON object", file=path)
+    return lines
 
 
 def curves(step: Step) -> dict[str, Any]:

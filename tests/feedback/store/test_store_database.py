@@ -160,11 +160,23 @@ def test_a_database_of_a_newer_version_is_refused(database_url):
         Store(database_url)
 
 
-@pytest.mark.parametrize("url", ["mysql://x/y", "postgresql://nobody@127.0.0.1:1/none", "://"])
+@pytest.mark.parametrize(
+    "url", ["mysql://x/y", "postgresql://nobody@127.0.0.1:1/none", "://", "postgresql://a:b@se@h/x"]
+)
 def test_an_address_that_does_not_work_is_one_line(url):
     with pytest.raises(UsageError) as caught:
         Store(url)
     assert "\n" not in str(caught.value)
+    assert "se@h" not in str(caught.value)
+
+
+def test_what_is_no_file_is_no_store_and_keeps_its_mode(tmp_path):
+    os.mkfifo(tmp_path / "pipe", 0o666)
+    (tmp_path / "pipe").chmod(0o666)
+    for place in ("pipe", "."):
+        with pytest.raises(UsageError, match="a file was expected"):
+            Store(tmp_path / place)
+    assert (tmp_path / "pipe").stat().st_mode & 0o777 == 0o666
 
 
 def test_a_file_that_is_no_database_is_one_line(tmp_path):

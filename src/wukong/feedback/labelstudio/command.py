@@ -82,6 +82,13 @@ class LabelStudioOptions(Options, DataOptions):
         missing = [f"--{name}" for name in needs if not getattr(self, name)]
         if missing:
             raise ValueError(f"{self.action} needs {' and '.join(missing)}")
+        if self.out and self.action == "export" and self.out.suffix == ".xml":
+            raise ValueError("out: the tasks are JSON, and the labelling configuration takes the name with .xml")
+        configuration = self.out.with_suffix(".xml") if self.out and self.action == "export" else None
+        written = [os.path.abspath(file) for file in (self.out, configuration) if file]
+        read = [*self.data, *([str(self.config)] if self.config else [])]
+        if any(os.path.abspath(name) in written for name in read):
+            raise ValueError(f"out: {self.out} would be written over an input; choose another name")
         return self
 
 

@@ -180,6 +180,8 @@ def _keep_private(path: Path) -> None:
 
 def _may_be_sqlite(path: Path) -> bool:
     try:
+        if not path.is_file():  # a pipe would keep its reader waiting, and a device belongs to everybody
+            return False
         with path.open("rb") as file:
             return file.read(16) in (b"", b"SQLite format 3\0")
     except OSError:
@@ -188,12 +190,16 @@ def _may_be_sqlite(path: Path) -> bool:
 
 def _url(text: str) -> sa.URL:
     if "://" not in text:
+        if Path(text).exists() and not Path(text).is_file():
+            raise UsageError(f"--db {text}: is a directory, a pipe or a device, a file was expected")
         Path(text).absolute().parent.mkdir(parents=True, exist_ok=True)
         return sa.URL.create("sqlite", database=str(Path(text).absolute()))
     try:
         url = sa.make_url(text)
     except sa.exc.ArgumentError:
         raise UsageError("--db: not a database's address; write a file's path or postgresql://user@host/name") from None
+    if "@" in (url.host or ""):
+        raise UsageError("--db: the address holds @ twice; in a password, write it as %40")
     if url.get_backend_name() == "postgresql":
         return url.set(drivername="postgresql+psycopg")
     if url.get_backend_name() == "sqlite" and url.database:

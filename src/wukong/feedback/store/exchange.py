@@ -86,7 +86,7 @@ def _count(session: Session, project: Project) -> int:
 def _holds_responses(path: str | Path) -> bool:
     try:
         record = json.loads(next((line for _, line in numbered_lines(path) if line.strip()), ""))
-    except (json.JSONDecodeError, DataError):  # another kind of file, which its reader knows or refuses
+    except (ValueError, RecursionError, DataError):  # another kind of file, which its reader knows or refuses
         return False
     return isinstance(record, dict) and "prompt_id" in record
 
