@@ -9,9 +9,9 @@ from typing import Any
 
 def recipe_steps(run: Path) -> dict[str, dict[str, Any]]:
     """The options of each step, as `wukong run` wrote them down."""
-    import yaml
+    from wukong.places import read_recipe
 
-    return yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["steps"]
+    return read_recipe(run)["steps"]
 
 
 def run_stage(stage: str, options: dict[str, Any]) -> float:
