@@ -440,3 +440,10 @@ def test_what_cannot_be_seen_in_a_message_is_shown():
     assert str(UsageError("o\ufeffut: 左\u3000右 👩\u200d🍳 \u202egpj\U000e0001\x1b[2J\n")) == (
         "o\\ufeffut: 左\u3000右 👩\u200d🍳 \\u202egpj\\U000e0001 [2J "
     )
+
+
+def test_a_message_stays_readable_whatever_stands_in_it():
+    said = str(UsageError(f"file.json: x is {'y' * 10**6}, not a size"))
+    assert len(said) < 1700
+    assert said.startswith("file.json: x is yyy")
+    assert said.endswith("yyy, not a size")

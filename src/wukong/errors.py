@@ -33,6 +33,8 @@ class WukongError(Exception):
         cannot be seen, such as a byte order mark, and what no encoding can print become their escapes; a password in an
         address is left out."""
         text = _SECRET.sub("***", "".join(map(_visible, super().__str__())))
+        if len(text) > LONGEST:  # somebody's value is in it
+            text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
         return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -43,6 +45,8 @@ def _visible(character: str) -> str:
     return character.encode("unicode_escape").decode() if category == "Cf" and character not in JOINERS else character
 
 
+LONGEST = 1600
+"""Characters of a message, about."""
 JOINERS = "\u200c\u200d"
 """Invisible too, but parts of words and of emoji."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field
 
-from wukong.errors import UsageError
+from wukong.errors import UsageError, brief
 from wukong.options import Options
 
 # What `transformers` could do with a model's logits and we cannot, with the values that mean nothing.
@@ -77,7 +77,7 @@ class SamplingParameters:
         """
         sample = config.get("do_sample")
         if sample is not None and type(sample) is not bool:
-            raise UsageError(f"{file}: do_sample is {sample!r}, neither true nor false")
+            raise UsageError(f"{file}: do_sample is {brief(sample)}, neither true nor false")
         temperature = _number(file, config, "temperature", 1.0, 0, 100)
         top_k = max(_number(file, config, "top_k", 0, -1, 2**31 - 1, whole=True), 0)  # -1: all, as vLLM writes it
         top_p = _number(file, config, "top_p", 1.0, 0, 1)

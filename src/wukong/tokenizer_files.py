@@ -83,7 +83,7 @@ def read_tokenizer(directory: Path) -> TokenizerFiles:
     config = read_object(config_file) if config_file.is_file() else {}
     kind = config.get("tokenizer_class")
     if kind is not None and not isinstance(kind, str):
-        raise UsageError(f"{config_file}: tokenizer_class is {kind!r}, not a name")
+        raise UsageError(f"{config_file}: tokenizer_class is {brief(kind)}, not a name")
     is_gpt2 = kind is None or kind.removesuffix("Fast") == "GPT2Tokenizer"
     vocab: Any
     if (file := directory / "tokenizer.json").is_file():
@@ -100,7 +100,7 @@ def read_tokenizer(directory: Path) -> TokenizerFiles:
     if is_gpt2:
         prefix = config.get("add_prefix_space", False)
         if type(prefix) is not bool:
-            raise UsageError(f"{config_file}: add_prefix_space is {prefix!r}, neither true nor false")
+            raise UsageError(f"{config_file}: add_prefix_space is {brief(prefix)}, neither true nor false")
         post_processor = definition.get("post_processor")
         if config.get("add_bos_token") is True and file.name != "tokenizer.json" and "bos_token" in roles:
             post_processor = _begin_with(roles["bos_token"], vocab, tokens)
