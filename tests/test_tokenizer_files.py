@@ -426,6 +426,7 @@ BROKEN = {
     "tokenizer.json a list": (raw("tokenizer.json", b"[]"), "tokenizer.json: not a JSON object"),
     "tokenizer.json deep": (raw("tokenizer.json", b"[" * 200000), "tokenizer.json: "),
     "merges of numbers": (model_option(merges=[[1, 2]]), "merges or added_tokens are damaged"),
+    "no vocabulary": (model_option(vocab=None), "tokenizer.json: not a vocabulary"),
     "merges a text": (model_option(merges="a b"), "merges or added_tokens are damaged"),
     "added tokens a number": (to("tokenizer.json", added_tokens=3), "merges or added_tokens are damaged"),
     "an added token of wrong types": (to("tokenizer.json", added_tokens=[{"id": True, "content": "x"}]), "is damaged"),

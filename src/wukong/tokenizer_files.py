@@ -88,7 +88,7 @@ def read_tokenizer(directory: Path) -> TokenizerFiles:
     vocab: Any
     if (file := directory / "tokenizer.json").is_file():
         definition = _checked(file, read_object(file), is_gpt2)
-        vocab, merges = definition["model"]["vocab"], definition["model"]["merges"]
+        vocab, merges = definition["model"].get("vocab"), definition["model"]["merges"]
     else:
         file, vocab, merges = _read_vocabulary(directory)
         definition, is_gpt2 = {"added_tokens": []}, True
