@@ -370,7 +370,8 @@ def model_option(**values) -> Callable[[Path], None]:
     def put(directory: Path) -> None:
         json_only(directory)
         content = read(directory / "tokenizer.json")
-        content["model"] |= values
+        changed = content["model"] | values
+        content["model"] = {name: value for name, value in changed.items() if value is not None}
         write(directory / "tokenizer.json", content)
 
     return put
