@@ -95,6 +95,34 @@ def test_help_of_a_command_shows_an_example_and_every_option(wukong_says, name):
     assert ("--redo" in out) == (name != "chat")
 
 
+HELP = """
+import contextlib, os, sys
+from wukong import cli
+from wukong.recipe import STAGES
+for columns in (None, "40", "999999999", "500"):  # first as the process was started
+    os.environ |= {"COLUMNS": columns} if columns else {}
+    print("== columns")
+    for command in ([], *([name] for name in ("run", *cli.TOOLS, *STAGES)), ["run", "recipes/test.yaml"]):
+        print("\\n==", *command)
+        with contextlib.suppress(SystemExit):
+            assert cli.main([*command, "--help"]) == 0
+"""
+
+
+def test_help_is_written_in_any_width():
+    """In a process of its own, for the help in a width without room for a word once had no end; this takes seconds."""
+    environment = os.environ | {"COLUMNS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", HELP], env=environment, cwd=ROOT, capture_output=True, text=True, check=True, timeout=600
+    )
+    assert done.stderr == ""
+    _, narrowest, forty, widest, wide = done.stdout.split("== columns\n")
+    assert narrowest == forty
+    assert widest == wide != forty
+    for name in ("run", "run recipes/test.yaml", *cli.TOOLS, *STAGES):
+        assert f"\n== {name}\nusage: wukong {name.split()[0]}" in narrowest
+
+
 # ------------------------------------------------------------------------------------------------------ wrong options
 
 
