@@ -1,8 +1,12 @@
-"""What all tests share: threads, signals, real data sets, which tests need other programs, which skips are allowed."""
+"""What all tests share: threads, signals, seeds, real data sets, which tests need other programs, which skips are
+allowed."""
 
 import os
+import random
 import signal
+import sys
 import tarfile
+import zlib
 
 # One thread a process, set before torch is imported: parallel workers with a pool of threads each would spend their
 # time waiting for one another, tiny products gain nothing from threads, and the sums of two differ in the last bits.
@@ -18,7 +22,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from postgres_server import PostgresServer, find_postgres
+
+# The same examples each time, however slow the machine is.
+_unchecked = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=_unchecked)
+settings.load_profile("suite")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("WUKONG_SHARED", REPOSITORY.parent / "shared")) / "data"
@@ -62,6 +72,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         uses = set(getattr(item, "fixturenames", ()))
         if uses & set(NEED_PROGRAMS) or (callspec and callspec.params.get("database_url") == "postgresql"):
             item.add_marker(pytest.mark.interop)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What a test draws without a seed of its own is the same each time, alone or after others; before fixtures, which
+    draw too. Another test draws something else."""
+    seed = zlib.crc32(item.name.encode())
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
 
 
 @pytest.fixture(scope="session")

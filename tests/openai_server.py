@@ -94,9 +94,14 @@ PASSING: dict[str, Raw] = {
     "too many requests under 200": Raw({"error": {"message": "Provider returned error", "code": 429}}),
     "an error of the server": Raw("<h1>Bad gateway</h1>", status=502, kind="text/html"),
     "a reset in the middle": Raw(completion(), cut=True),
-    "silence": Raw(completion(), seconds=2.0),
+    "silence": Raw(completion(), seconds=60.0),
 }
 """What is worth another attempt."""
+
+
+def patience(kind: str) -> float:
+    """Seconds to wait for an answer: so few that a busy machine might exceed them where silence is answered only."""
+    return 1.5 if kind == "silence" else 60.0
 
 
 @contextmanager

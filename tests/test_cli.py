@@ -16,6 +16,7 @@ import torch
 
 import wukong
 from wukong import cli
+from wukong.console import Bar, console, say
 from wukong.errors import DataError, RunError, UsageError
 from wukong.kitchen.stage import KitchenOptions
 from wukong.model.gpt2 import GPT2, GPT2Config
@@ -93,6 +94,34 @@ def test_help_of_a_command_shows_an_example_and_every_option(wukong_says, name):
     for field in stage.load()[0].model_fields:
         assert f"--{field.replace('_', '-')}" in out or field == stage.positional
     assert ("--redo" in out) == (name != "chat")
+
+
+HELP = """
+import contextlib, os, sys
+from wukong import cli
+from wukong.recipe import STAGES
+for columns in (None, "40", "999999999", "500"):  # first as the process was started
+    os.environ |= {"COLUMNS": columns} if columns else {}
+    print("== columns")
+    for command in ([], *([name] for name in ("run", *cli.TOOLS, *STAGES)), ["run", "recipes/test.yaml"]):
+        print("\\n==", *command)
+        with contextlib.suppress(SystemExit):
+            assert cli.main([*command, "--help"]) == 0
+"""
+
+
+def test_help_is_written_in_any_width():
+    """In a process of its own, for the help in a width without room for a word once had no end; this takes seconds."""
+    environment = os.environ | {"COLUMNS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", HELP], env=environment, cwd=ROOT, capture_output=True, text=True, check=True, timeout=600
+    )
+    assert done.stderr == ""
+    _, narrowest, forty, widest, wide = done.stdout.split("== columns\n")
+    assert narrowest == forty
+    assert widest == wide != forty
+    for name in ("run", "run recipes/test.yaml", *cli.TOOLS, *STAGES):
+        assert f"\n== {name}\nusage: wukong {name.split()[0]}" in narrowest
 
 
 # ------------------------------------------------------------------------------------------------------ wrong options
@@ -401,7 +430,7 @@ def test_ctrl_c_and_a_reader_that_leaves_need_no_traceback(tmp_path):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "Traceback" not in err
     read, write = os.pipe()
@@ -411,6 +440,18 @@ def test_ctrl_c_and_a_reader_that_leaves_need_no_traceback(tmp_path):
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals of POSIX")
+def test_the_tests_of_ctrl_c_pass_where_the_suite_was_started_with_it_ignored():
+    """As a shell starts what runs in the background; every process inherits it."""
+    test = f"{__file__}::{test_ctrl_c_and_a_reader_that_leaves_need_no_traceback.__name__}"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", test],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+    assert (done.returncode, "1 passed" in done.stdout) == (0, True), done.stdout
 
 
 def test_torch_is_really_out_of_memory_in_those_words(wukong_says, monkeypatch, tmp_path):
@@ -434,6 +475,30 @@ def test_tensors_lie_in_huge_pages_unless_the_person_says_otherwise(given):
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     expected = given or ("1" if sys.platform == "linux" else "None")
     assert done.stdout.split()[-1] == expected
+
+
+@pytest.mark.parametrize("rank", [None, 0, 1])
+def test_only_the_first_process_of_a_job_speaks_though_it_became_one_later(monkeypatch, capsys, rank):
+    """The console was read before: by a server that forks, or by the tests themselves."""
+    say("before")
+    if rank is not None:
+        for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank}.items():
+            monkeypatch.setenv(name, str(value))
+    say("within")
+    with Bar("working", 1) as bar:
+        bar.advance()
+    within = capsys.readouterr().err.splitlines()
+    assert within[0] == "before"
+    if rank == 1:
+        assert within[1:] == []
+    else:
+        assert within[1] == "within"
+        assert within[2].startswith("working: 1/1 steps")
+    monkeypatch.undo()
+    say("after")
+    monkeypatch.setattr(console, "quiet", True)
+    say("silenced")
+    assert capsys.readouterr().err == "after\n"
 
 
 def test_what_cannot_be_seen_in_a_message_is_shown():

@@ -1,18 +1,23 @@
 """Files that are complete or absent, whatever happens while they are written; and errors that name the right file."""
 
+import bz2
 import gzip
 import hashlib
+import lzma
 import os
 import random
 import resource
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 
+import pyarrow
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from wukong import files
 from wukong.errors import DataError, RunError, UsageError
 from wukong.files import (
     atomic_directory,
@@ -24,6 +29,7 @@ from wukong.files import (
     read_json,
     read_yaml,
     remove_leftovers,
+    whole_bytes,
     whole_text,
     write_json,
 )
@@ -438,6 +444,68 @@ def test_a_pipe_or_a_name_that_cannot_be_is_no_json_file(tmp_path):
     for name in ("x" * 5000, "a\0b"):
         with pytest.raises(UsageError, match="cannot be read"):
             read_json(tmp_path / name)
+
+
+PACK = {
+    "gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress,
+    "zst": lambda raw: pyarrow.compress(raw, codec="zstd", asbytes=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("packing", PACK)
+def test_a_file_unpacks_to_a_bounded_multiple_of_its_size(tmp_path, monkeypatch, packing):
+    """Small files may be anything up to the first bound, larger ones a multiple of their size."""
+    monkeypatch.setattr(files, "_UNPACKED", 50_000)
+    monkeypatch.setattr(files, "_UNPACKED_RATIO", 20)
+    path = tmp_path / f"a.{packing}"
+    for length, refused in ((50_000, False), (50_001, True)):
+        path.write_bytes(PACK[packing](b"x" * length))
+        assert path.stat().st_size < 50_000 / 20
+        if refused:
+            with pytest.raises(DataError) as caught:
+                whole_bytes(path)
+            assert str(caught.value) == f"{path}: unpacks to more than 20 times its size"
+        else:
+            assert whole_bytes(path) == b"x" * length
+    text = random.Random(0).randbytes(60_000).hex().encode()  # packs to half its size, or a little less
+    path.write_bytes(PACK[packing](text))
+    assert whole_bytes(path) == text
+    path = tmp_path / "plain"
+    path.write_bytes(b"x" * 200_000)
+    assert len(whole_bytes(path)) == 200_000
+
+
+@pytest.mark.parametrize("packing", ["plain", *PACK])
+def test_a_line_has_a_bounded_length(tmp_path, monkeypatch, packing):
+    monkeypatch.setattr(files, "LONGEST_LINE", 1 << 20)
+    path = tmp_path / f"a.{packing}"
+    pack = PACK.get(packing, bytes)
+    longest = "x" * ((1 << 20) - 1)
+    path.write_bytes(pack(f"first\n{longest}\nlast".encode()))
+    assert [(number, len(line)) for number, line in numbered_lines(path)] == [(1, 5), (2, len(longest)), (3, 4)]
+    path.write_bytes(pack(f"first\n{longest}x\nlast".encode()))
+    lines = numbered_lines(path)
+    assert next(lines) == (1, "first")
+    with pytest.raises(DataError) as caught:
+        next(lines)
+    assert str(caught.value) == f"{path}:2: the line is longer than 1 MiB"
+
+
+@pytest.mark.parametrize("read", [whole_text, lambda path: list(numbered_lines(path))], ids=["whole", "lines"])
+def test_a_bomb_is_refused_before_it_fills_the_memory(tmp_path, read):
+    """A quarter of a gigabyte without a line end, in a quarter of a megabyte."""
+    path = tmp_path / "a.jsonl.gz"
+    with gzip.open(path, "wb") as out:
+        for _ in range(256):
+            out.write(b"x" * (1 << 20))
+    assert path.stat().st_size < 1 << 18
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"a\.jsonl\.gz(:1: the line is longer|: unpacks to more) than"):
+            read(path)
+        assert tracemalloc.get_traced_memory()[1] < 200 << 20
+    finally:
+        tracemalloc.stop()
 
 
 LAUGHS = "a: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 18))

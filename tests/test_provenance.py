@@ -357,7 +357,7 @@ def _bake(directory: str, is_directory: bool, started, go_on, said) -> None:
         said.put(str(error))
         return
     started.set()
-    go_on.wait(60)
+    go_on.wait(300)
     result = out / "weights" if is_directory else out
     result.write_text("bread")
     begun.finish({}, [result])
@@ -371,12 +371,12 @@ def test_two_processes_never_write_to_one_place(tmp_path, monkeypatch, directory
     args = (str(tmp_path), directory, started, go_on, said)
     first = fork.Process(target=_bake, args=args)
     first.start()
-    assert started.wait(60)
+    assert started.wait(300)
     second = fork.Process(target=_bake, args=args)
     second.start()
-    assert "another process writes there" in said.get(timeout=60)
+    assert "another process writes there" in said.get(timeout=300)
     go_on.set()
-    assert said.get(timeout=60) == "finished"
+    assert said.get(timeout=300) == "finished"
     first.join()
     second.join()
     monkeypatch.chdir(tmp_path)

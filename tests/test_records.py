@@ -154,6 +154,11 @@ def test_records_come_back_as_they_were(tmp_path, record):
         ('{"prompt": [', ":3: Invalid JSON"),
         ("[]", ":3: .*object"),
         ('{"prompt": [], "chosen": "\\ud83d", "rejected": ""}', ":3: Invalid JSON"),
+        ('{"prompt": [], "chosen": "a", "rejected": "b", "chosen": "c"}', ":3: field 'chosen': is given twice"),
+        (
+            '{"prompt": [{"role": "user", "role": "user", "content": ""}], "chosen": "a", "rejected": "b"}',
+            r":3: field 'prompt\[0\]\.role': is given twice",
+        ),
     ],
 )
 def test_a_record_that_is_wrong_is_named_with_file_line_and_field(tmp_path, line, message):

@@ -450,7 +450,7 @@ def test_sanitizers_find_nothing_in_kernels_that_serve_random_arrivals():
         check=False,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "our kernels with address,undefined" in done.stdout

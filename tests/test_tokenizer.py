@@ -97,7 +97,7 @@ def test_ids_known_from_the_release(released):
     assert (released.eos_id, released.vocab_size) == (50256, 50257)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @given(assigned_text | spaced_text)
 def test_any_unicode_text_gives_the_reference_ids_and_comes_back(released, reference, huggingface, text):
     ids = released.encode(text)
@@ -127,7 +127,7 @@ def test_batch_equals_one_by_one(trained):
 
 
 @given(assigned_text)
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 def test_trained_tokenizer_gives_any_text_back(trained, text):
     assert trained.decode(trained.encode(text)) == text
 
@@ -141,7 +141,7 @@ def test_decode_of_special_unknown_and_half_characters(trained):
 
 
 @given(st.lists(st.integers(0, 299), max_size=40))
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 def test_streamed_pieces_make_up_the_decoded_text(trained, ids):
     stream = StreamDecoder(trained)
     assert "".join(map(stream.push, ids)) + stream.finish() == trained.decode(ids)

@@ -334,7 +334,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def command() -> int:
     """`main` as a program: the exit code, unless this is a process of a job, which ends here."""
-    code = main()
+    try:
+        code = main()
+    except SystemExit as stopped:  # by a signal, or after --help
+        code = int(stopped.code or 0)
     processes.end(code)
     return code
 

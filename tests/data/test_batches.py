@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from wukong.data.batches import Example, by_length, pack, pad
@@ -60,7 +60,6 @@ def unpack(packed) -> list[tuple[list[int], list[bool]]]:
     return found
 
 
-@settings(deadline=None)
 @given(LENGTHS, st.integers(0, 60))
 def test_packing_keeps_every_token_of_every_example(lengths, spare):
     row_tokens = max(lengths) + spare

@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wukong.data import load_comparisons, read_comparisons
@@ -431,7 +431,7 @@ own = st.one_of(
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100)
 @given(st.lists(own, min_size=1, max_size=4, unique_by=lambda record: record.model_dump_json()))
 def test_own_records_of_all_kinds_come_back_as_they_were_written(tmp_path, records):
     write_records(tmp_path / "own.jsonl", records)

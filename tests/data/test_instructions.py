@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wukong.data import DataOptions, load_instructions, read_instructions
@@ -231,7 +231,7 @@ conversations = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(st.lists(conversations, min_size=1, max_size=4, unique_by=lambda c: str(c.messages)))
 def test_own_records_come_back_as_they_were_written(tmp_path, records):
     write_records(tmp_path / "own.jsonl", records)

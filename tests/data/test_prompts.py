@@ -1,7 +1,7 @@
 """Prompts from lists of questions, from every other format, and from the first words of texts."""
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wukong.data import PromptOptions, load_prompts, read_prompts
@@ -119,7 +119,7 @@ prompts = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(st.lists(prompts, min_size=1, max_size=4, unique_by=lambda p: p.id))
 def test_own_records_come_back_as_they_were_written(tmp_path, records):
     write_records(tmp_path / "own.jsonl", records)

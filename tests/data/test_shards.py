@@ -58,7 +58,7 @@ def test_windows_cross_shards(shards, stream):
     assert shards.window(0, 1).dtype == np.int64
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.data())
 def test_any_window_is_that_part_of_the_stream(data):
     shards = TokenShards(

@@ -1,18 +1,36 @@
 """Opening files of every shape: what is found in them, lazily where possible, and what is said when it is not."""
 
+import bz2
 import gzip
+import io
 import itertools
 import json
+import lzma
+import pickle
+import random
+import sqlite3
 import sys
+import tarfile
 import types
+import zipfile
 
+import numpy as np
 import pyarrow
+import pyarrow.feather
 import pyarrow.parquet
 import pytest
 from pydantic import ValidationError
 
-from wukong.data import PromptOptions, TextOptions
-from wukong.data.sources import DataOptions, open_rows, sniff
+from wukong.data import (
+    DataOptions,
+    PromptOptions,
+    TextOptions,
+    load_comparisons,
+    load_instructions,
+    load_prompts,
+    load_text,
+)
+from wukong.data.sources import open_rows, sniff
 from wukong.errors import DataError, UsageError
 
 RECORDS = [{"instruction": "Boil an egg", "output": "Ten minutes."}, {"instruction": "Übe", "output": "煮蛋 🥚"}]
@@ -21,6 +39,17 @@ JSONL = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in RECORDS)
 
 def fields(path, **options):
     return [row.fields for row in open_rows(path, **options)]
+
+
+def write_bytes(path, raw):
+    path.write_bytes(raw)
+    return path
+
+
+def read_from(load, path, options=None) -> list:
+    """The records of a file, without its name in them."""
+    found = load(path, options).records
+    return [one if isinstance(one, str) else one.model_copy(update={"source": ""}) for one in found]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +106,64 @@ def test_directory_gives_its_data_files_in_order(write, tmp_path, name):
     write("All rights reserved", name)
     assert fields(tmp_path) == [{"a": 1}, {"a": 2}]
     assert fields(tmp_path / "*.jsonl") == [{"a": 2}]
+
+
+@pytest.fixture
+def saved(tmp_path, monkeypatch):
+    """A function that saves data sets as `datasets` does, and gives their directory: one table, or one a split."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+
+    def save(content, **options):
+        if isinstance(content, dict):
+            made = datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in content.items()})
+        else:
+            made = datasets.Dataset.from_list(content)
+        made.save_to_disk(tmp_path / "saved", **options)
+        return tmp_path / "saved"
+
+    return save
+
+
+def test_a_data_set_that_was_saved_to_disk_is_read_in_the_order_of_its_rows(saved):
+    rows = [{"n": n, "messages": [{"role": "user", "content": f"Boil {n}"}]} for n in range(30)]
+    place = saved(rows, num_shards=12)
+    assert len(list(place.glob("*.arrow"))) == 12
+    (place / "aside.jsonl").write_text('{"n": -1}')
+    found = list(open_rows(place))
+    assert [row.fields for row in found] == rows
+    assert {row.file for row in found[:3]} == {str(place / "data-00000-of-00012.arrow")}
+    assert fields(str(place) + "/") == rows
+
+
+@pytest.mark.parametrize(
+    ("splits", "name", "expected"),
+    [
+        (("train", "test"), "", "train"),
+        (("train", "test"), ":test", "test"),
+        (("a", "train"), ":a", "a"),
+        (("valid",), "", "valid"),
+    ],
+)
+def test_of_a_saved_data_set_with_splits_one_is_read(saved, splits, name, expected):
+    place = saved({split: [{"text": f"{split} {n}"} for n in range(3)] for split in splits})
+    assert fields(f"{place}{name}") == [{"text": f"{expected} {n}"} for n in range(3)]
+
+
+@pytest.mark.parametrize("name", [":dev", ""])
+def test_a_split_that_is_not_there_is_refused_with_those_that_are(saved, name):
+    place = saved({split: [{"text": split}] for split in ("test", "valid")})
+    with pytest.raises(UsageError) as caught:
+        fields(f"{place}{name}")
+    wanted = name.strip(":") or "train"
+    assert str(caught.value) == f"{place}: has no split '{wanted}'; name one of test, valid as {place}:SPLIT"
+
+
+def test_a_saved_data_set_reaches_a_reader_as_the_lines_it_was_made_of(saved, write):
+    plain = read_from(load_instructions, write(RECORDS))
+    assert read_from(load_instructions, saved(RECORDS)) == plain
+    assert len(plain) == len(RECORDS)
 
 
 def test_rows_know_their_line(write):
@@ -165,6 +252,204 @@ def test_damaged_gzip_is_an_error(tmp_path, damage, name):
     path.write_bytes(damage(gzip.compress(text.encode())))
     with pytest.raises(DataError, match="damaged gzip"):
         list(open_rows(path))
+
+
+@pytest.mark.parametrize("load", [load_instructions, load_prompts, load_comparisons, load_text])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "prompt,chosen,rejected,chosen\na,b,c,d\n", "1: field 'chosen': the header names this column twice"),
+        ("a.csv", "\n text,text \na,b\n", "2: field 'text': the header names this column twice"),
+        ("a.tsv", "text\tlabel\ttext\na\t1\tb\n", "1: field 'text': the header names this column twice"),
+    ],
+)
+def test_a_column_that_is_named_twice_is_refused(write, load, name, content, message):
+    path = write(content, name)
+    with pytest.raises(DataError) as caught:
+        load(path)
+    assert str(caught.value) == f"{path}:{message}"
+
+
+TOLD = '{"instruction": "a", "output": "b", "output": "c"}'
+TURNS = '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "content": "c"}]'
+ONCE = TURNS.replace(', "content": "c"', "")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line", "field"),
+    [
+        ("a.jsonl", f"{JSONL}{TOLD}\n", 3, "output"),
+        ("a.json", f"[{JSONL.replace('}', '},')}{TOLD}]", 3, "output"),
+        ("a.jsonl", f'{JSONL}{{"messages": {TURNS}}}\n', 3, "messages[1].content"),
+        ("a.jsonl", f"{JSONL}{TURNS}\n", 3, "messages[1].content"),
+        (
+            "a.csv",
+            "messages\n" + "".join('"' + cell.replace('"', '""') + '"\n' for cell in (ONCE, TURNS)),
+            3,
+            "messages[1].content",
+        ),
+    ],
+    ids=["lines", "array", "inside", "conversation", "cell"],
+)
+def test_a_key_that_is_given_twice_is_refused_or_its_record_left_out(write, name, content, line, field):
+    path = write(content, name)
+    with pytest.raises(DataError) as caught:
+        load_instructions(path)
+    said = f"{path}:{line}: field '{field}': is given twice"
+    assert str(caught.value) == f"{said} (--skip-bad N lets N such records pass)"
+    read = load_instructions(path, DataOptions(skip_bad=1))
+    assert len(read.records) == line - 1 - (name == "a.csv")
+    assert read.summary.sources[0].bad == [said]
+
+
+# ------------------------------------------------------------------------------------------ packed and binary files
+
+READERS = {
+    "instructions": (load_instructions, DataOptions, {"instruction": "Boil an egg", "output": "Ten minutes."}),
+    "comparisons": (load_comparisons, DataOptions, {"prompt": "Boil", "chosen": "Ten.", "rejected": "No."}),
+    "prompts": (load_prompts, PromptOptions, {"prompt": "Boil an egg"}),
+    "text": (load_text, TextOptions, {"text": "Ten minutes."}),
+}
+NAMES = ["a.jsonl", "a.json", "a.csv", "a.txt", "a", "a.parquet", "a.jsonl.gz"]
+
+
+def zipped() -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("a.jsonl", JSONL)
+    return out.getvalue()
+
+
+def tarred() -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        entry = tarfile.TarInfo("a.jsonl")
+        entry.size = len(JSONL.encode())
+        archive.addfile(entry, io.BytesIO(JSONL.encode()))
+    return out.getvalue()
+
+
+def database() -> bytes:
+    with sqlite3.connect(":memory:") as connection:
+        connection.execute("create table a (instruction text)")
+        return connection.serialize()
+
+
+def array() -> bytes:
+    out = io.BytesIO()
+    np.save(out, np.arange(9))
+    return out.getvalue()
+
+
+# Real files where the standard library makes them, else the signatures that their specifications give.
+BINARY = {
+    "a zip archive (or an Excel, Word or torch file): unpack it": zipped(),
+    "a tar archive: unpack it first": tarred(),
+    "a 7z archive": b"7z\xbc\xaf\x27\x1c\x00\x04" + JSONL.encode(),
+    "a RAR archive": b"Rar!\x1a\x07\x01\x00" + JSONL.encode(),
+    "lz4-compressed": pyarrow.compress(JSONL.encode() * 9, codec="lz4", asbytes=True),
+    "a PDF document: extract its text first": b"%PDF-1.7\n1 0 obj\n<< /Type /Catalog >>\nendobj\n",
+    "an SQLite database": database(),
+    "an HDF5 file": b"\x89HDF\r\n\x1a\n" + JSONL.encode(),
+    "a NumPy array": array(),
+    "a PNG image": b"\x89PNG\r\n\x1a\n" + JSONL.encode(),
+    "a JPEG image": b"\xff\xd8\xff\xe0\x00\x10JFIF\x00" + JSONL.encode(),
+    "a program": b"\x7fELF\x02\x01\x01" + JSONL.encode(),
+    "an old Excel or Word file": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + JSONL.encode(),
+    "an Avro file": b"Obj\x01\x04\x16avro.schema" + JSONL.encode(),
+    "an old Feather file": b"FEA1\x00\x00\x00\x00" + JSONL.encode(),
+    "a Python pickle, which can run any code": pickle.dumps(RECORDS),
+    "UTF-16 text: convert it to UTF-8 first": JSONL.encode("utf-16"),
+    "a binary file of a kind that is not known here": random.Random(0).randbytes(5000),
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])  # to latin-1 any bytes are text
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("kind", BINARY)
+def test_a_binary_file_is_refused_by_its_kind_whatever_it_is_called(tmp_path, kind, reader, encoding):
+    load, options, _ = READERS[reader]
+    for name in NAMES:
+        path = tmp_path / name
+        path.write_bytes(gzip.compress(BINARY[kind]) if name.endswith(".gz") else BINARY[kind])
+        with pytest.raises(DataError) as caught:
+            load(path, options(encoding=encoding, skip_bad=9))
+        assert str(caught.value).startswith(f"{path}: is {kind}")
+        assert "\n" not in str(caught.value)
+
+
+def zst(raw: bytes) -> bytes:
+    out = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(out, "zstd") as packed:
+        packed.write(raw)
+    return out.getvalue().to_pybytes()
+
+
+PACK = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zst}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("packing", PACK)
+def test_packed_files_are_unpacked_whatever_they_are_called(tmp_path, packing, reader):
+    load, options, record = READERS[reader]
+    lines = (json.dumps(record) + "\n").encode()
+    expected = read_from(load, write_bytes(tmp_path / "plain.jsonl", lines))
+    assert len(expected) == 1
+    for name in (f"a.jsonl.{packing}", f"a.json.{packing.upper()}", "download.jsonl", "download.json", "download"):
+        path = write_bytes(tmp_path / name, PACK[packing](lines))
+        for encoding in ("utf-8", "latin-1"):
+            assert read_from(load, path, options(encoding=encoding)) == expected, (name, encoding)
+
+
+@pytest.mark.parametrize("packing", PACK)
+def test_packed_text_is_unpacked(tmp_path, packing):
+    raw = "Übe: ten minutes.\n".encode()
+    for name in (f"a.txt.{packing}", "a.txt", "a"):
+        found = load_text(write_bytes(tmp_path / name, PACK[packing](raw)), TextOptions(document_separator="line"))
+        assert found.records == ["Übe: ten minutes."], name
+
+
+@pytest.mark.parametrize("packing", ["bz2", "xz", "zst"])
+def test_a_damaged_packed_file_is_named_in_one_line(tmp_path, packing):
+    text = "".join(random.Random(0).choices("abc\n", k=50_000)).encode()
+    path = write_bytes(tmp_path / f"a.txt.{packing}", PACK[packing](text)[:-1000])
+    with pytest.raises(
+        DataError, match=rf"a\.txt\.{packing}(:\d+)?: (damaged {packing} file|cannot be read)"
+    ) as caught:
+        load_text(path, TextOptions(document_separator="line"))
+    assert "\n" not in str(caught.value)
+
+
+def arrow_file(table: pyarrow.Table) -> bytes:
+    out = io.BytesIO()
+    pyarrow.feather.write_feather(table, out)  # compressed by lz4 unless told otherwise
+    return out.getvalue()
+
+
+def arrow_stream(table: pyarrow.Table) -> bytes:
+    out = io.BytesIO()
+    with pyarrow.ipc.new_stream(out, table.schema) as writer:
+        writer.write_table(table)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("layout", [arrow_file, arrow_stream])
+def test_arrow_is_known_by_its_content(tmp_path, layout, reader):
+    load, options, record = READERS[reader]
+    raw = layout(pyarrow.Table.from_pylist([record]))
+    expected = read_from(load, write_bytes(tmp_path / "plain.jsonl", json.dumps(record).encode()))
+    for name in ("a.arrow", "a.feather", *NAMES[:5]):
+        for encoding in ("utf-8", "latin-1"):
+            path = write_bytes(tmp_path / name, raw)
+            assert read_from(load, path, options(encoding=encoding)) == expected, (name, encoding)
+
+
+@pytest.mark.parametrize("name", ["a.arrow", "a.parquet"])
+def test_what_is_only_called_arrow_or_parquet_is_refused(write, name):
+    kind = name.partition(".")[2]
+    with pytest.raises(DataError, match=rf"{name}: is no {kind} file, whatever its name says"):
+        fields(write(JSONL, name))
 
 
 @pytest.mark.parametrize("name", ["nothing.jsonl", "no/such/file.txt", "dir/*.parquet", "a:b:c:d", "what is this?"])

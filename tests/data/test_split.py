@@ -29,7 +29,7 @@ def test_about_the_fraction_is_held_out_and_nothing_is_lost():
     assert [p for p in MANY if p in heldout[:5]] == heldout[:5]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, 1999), unique=True, max_size=50), st.integers(0, 5))
 def test_side_of_a_prompt_does_not_depend_on_the_other_records(chosen, seed):
     _, heldout = split_by_prompt(MANY, 0.3, seed)

@@ -5,7 +5,7 @@ from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from openai_server import PASSING, Raw, answer, served
+from openai_server import PASSING, Raw, answer, patience, served
 
 from wukong import cli
 from wukong.errors import UsageError
@@ -33,7 +33,6 @@ GOOD = {
 def impatient(monkeypatch):
     monkeypatch.setattr(remote, "FIRST_DELAY", 0.01)
     monkeypatch.setattr(remote, "LARGEST", 100_000)
-    monkeypatch.setattr(api, "SECONDS", 0.5)
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", TOKEN)
 
 
@@ -147,7 +146,8 @@ def test_other_answers_to_a_new_project_are_one_line(kind, label_studio, tmp_pat
 
 
 @pytest.mark.parametrize("kind", PASSING)
-def test_what_passes_is_asked_for_again(kind, label_studio, tmp_path):
+def test_what_passes_is_asked_for_again(kind, label_studio, tmp_path, monkeypatch):
+    monkeypatch.setattr(api, "SECONDS", patience(kind))
     url, answers, asked = label_studio
     for place in PULLED:
         answers[place] = lambda n, place=place: PASSING[kind] if n <= 2 else GOOD[place]
@@ -156,7 +156,8 @@ def test_what_passes_is_asked_for_again(kind, label_studio, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "times"), [("an error of the server", 1), ("silence", 1), ("too many requests", 3)])
-def test_what_may_have_had_its_effect_is_not_sent_twice(kind, times, label_studio, tmp_path):
+def test_what_may_have_had_its_effect_is_not_sent_twice(kind, times, label_studio, tmp_path, monkeypatch):
+    monkeypatch.setattr(api, "SECONDS", patience(kind))
     url, answers, asked = label_studio
     place = "POST /api/projects/1/import"
     answers[place] = lambda n: PASSING[kind] if n <= 2 else GOOD[place]

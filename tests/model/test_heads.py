@@ -1,5 +1,6 @@
 """The reward and value head: what is pooled, and that padding and rescaling do what they say."""
 
+import copy
 import math
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from wukong.model.gpt2 import GPT2, GPT2Config
-from wukong.model.heads import ScalarModel
+from wukong.model.heads import ScalarModel, ValueHead
+from wukong.stages.common import frozen
+from wukong.training.compute import Compute
 
 LENGTHS = torch.tensor([9, 4, 1])
 WHOLE_MODEL = {"rtol": 1e-4, "atol": 1e-4}
@@ -91,3 +94,58 @@ def test_gradient_reaches_the_pooled_tokens_only(model):
         scalar_model.score.register_forward_hook(lambda _, __, out, s=scores: (out.retain_grad(), s.append(out))[0])
         scalar_model(random_ids(1, 6), torch.tensor([4])).sum().backward()
         assert scores[0].grad.flatten().ne(0).int().tolist() == expected
+
+
+# ------------------------------------------------------------------------------------------------------ in bfloat16
+
+BFLOAT16 = Compute(torch.device("cpu"), torch.bfloat16)
+AS_IN_FLOAT32 = {"rtol": 1e-5, "atol": 1e-5}  # bfloat16 keeps 3 digits only, of numbers around 1
+
+
+def in_float64(scalar_model: ScalarModel, states: torch.Tensor) -> torch.Tensor:
+    """The head's numbers for these hidden states, (..., C) -> (...)."""
+    score, hidden = (copy.deepcopy(part).double() for part in (scalar_model.score, scalar_model.hidden))
+    return score(hidden(states.double())).squeeze(-1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("freeze", [False, True], ids=["trained", "frozen"])
+def test_rewards_are_computed_in_float32_below_autocast(model, head, freeze):
+    scalar_model, ids = ScalarModel(model, head), random_ids(3, 9)
+    if freeze:
+        frozen(scalar_model, BFLOAT16)
+    with BFLOAT16.autocast():
+        states = model(ids, lengths=LENGTHS)
+        found, rewards = scalar_model.token_scores(ids, LENGTHS), scalar_model(ids, LENGTHS)
+    expected = in_float64(scalar_model, states)
+    assert found.dtype == rewards.dtype == torch.float32
+    real = torch.arange(9) < LENGTHS[:, None]
+    torch.testing.assert_close(found[real].double(), expected[real], **AS_IN_FLOAT32)
+    last = expected[torch.arange(3), LENGTHS - 1]
+    torch.testing.assert_close(rewards.double(), last, **AS_IN_FLOAT32)
+    assert (last.bfloat16().double() - last).abs().max() > 1e-4, "the test could not tell"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_are_computed_in_float32_below_autocast(dtype):
+    torch.manual_seed(0)
+    head, states = ValueHead(32), torch.randn(50, 32).to(dtype)
+    torch.nn.init.normal_(head.score.weight)
+    with BFLOAT16.autocast():
+        found = head.read(states)
+    expected = (states.double() * head.score.weight[0].double()).sum(-1) + head.score.bias.double()
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, **AS_IN_FLOAT32)
+
+
+def test_a_frozen_trunk_has_its_matrices_in_bfloat16_and_its_head_in_float32(model, head):
+    scalar_model = frozen(ScalarModel(model, head), BFLOAT16)
+    for name, parameter in scalar_model.named_parameters():
+        in_a_layer = name.startswith("trunk.") and isinstance(
+            scalar_model.get_submodule(name.rpartition(".")[0]), torch.nn.Linear
+        )
+        assert parameter.dtype == (torch.bfloat16 if in_a_layer else torch.float32), name
+        assert not parameter.requires_grad
+    of_layers = [p for p in scalar_model.trunk.parameters() if p.dtype == torch.bfloat16]
+    assert len(of_layers) == 3 * 4 * 2  # four products of each of the three layers, weight and bias

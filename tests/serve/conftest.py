@@ -67,7 +67,7 @@ def held(monkeypatch) -> Iterator[threading.Event]:
     step, go = Decoder.step, threading.Event()
 
     def slowly(self: Decoder) -> list[Continuation]:
-        go.wait(timeout=120)
+        go.wait(timeout=600)
         time.sleep(0.05)
         return step(self)
 

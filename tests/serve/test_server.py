@@ -156,7 +156,7 @@ def test_a_full_queue_refuses_and_empties(new_service, held):
 def test_a_client_that_leaves_frees_its_places(new_service, held, stream):
     service = new_service(max_batch=4, max_waiting=8)
     with served(service) as address:
-        with httpx.Client(timeout=None if stream else 0.5) as client:
+        with httpx.Client(timeout=httpx.Timeout(120, read=None if stream else 0.5)) as client:
             if stream:
                 with client.stream("POST", f"{address}/v1/chat/completions", json={**LONG, "stream": True}) as response:
                     lines = response.iter_lines()  # the connection closes when nobody holds them any more
@@ -166,7 +166,7 @@ def test_a_client_that_leaves_frees_its_places(new_service, held, stream):
                 with pytest.raises(httpx.ReadTimeout):
                     client.post(f"{address}/v1/chat/completions", json=LONG)
         held.set()
-        until(lambda: value(service, "wukong_writing") == 0, seconds=30)
+        until(lambda: value(service, "wukong_writing") == 0)
         assert value(service, "wukong_answer_tokens_total", model="policy") < 4 * 60
         assert post(address, {**CHAT, "max_tokens": 2}).status_code == 200
 
@@ -178,7 +178,7 @@ def test_who_leaves_the_queue_is_never_written(new_service, held):
         first.start()
         until(lambda: value(service, "wukong_writing") == 1)
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{address}/v1/chat/completions", json=CHAT, timeout=0.2)
+            httpx.post(f"{address}/v1/chat/completions", json=CHAT, timeout=httpx.Timeout(120, read=0.2))
         held.set()
         until(lambda: value(service, "wukong_waiting") == 0)
         first.join()

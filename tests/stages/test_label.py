@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from wukong.errors import RunError, UsageError
+from wukong.errors import DataError, RunError, UsageError
 from wukong.records import Comparison, Ranking, Response, as_messages, prompt_id, read_records, write_records
 from wukong.stages import label
 from wukong.stages.label import LabelOptions, ranked
@@ -104,6 +104,23 @@ def test_one_answer_a_prompt_cannot_be_compared(tmp_path: Path) -> None:
     source = responses(tmp_path / "r.jsonl", 3, ["same", "same"])
     with pytest.raises(UsageError, match="no prompt has two different answers"):
         label.run(LabelOptions(out=tmp_path / "c.jsonl", responses=source, judge=JUDGE))
+
+
+@pytest.mark.parametrize("line", [1, 4])
+def test_a_bad_response_is_refused_or_left_out_and_listed(tmp_path: Path, line: int, capsys) -> None:
+    source = Path(responses(tmp_path / "r.jsonl", 3, ["a", "aa"]))
+    label.run(LabelOptions(out=tmp_path / "expected.jsonl", responses=str(source), judge=JUDGE))
+    lines = source.read_text().splitlines(keepends=True)
+    lines.insert(line - 1, '{"id": "x", "text": "aaa"}\n')
+    source.write_text("".join(lines))
+    options = LabelOptions(out=tmp_path / "c.jsonl", responses=str(source), judge=JUDGE)
+    problem = f"{source}:{line}: field 'prompt_id': Field required"
+    with pytest.raises(DataError) as caught:
+        label.run(options)
+    assert str(caught.value) == problem
+    label.run(options.model_copy(update={"skip_bad": 1}))
+    assert (tmp_path / "c.jsonl").read_bytes() == (tmp_path / "expected.jsonl").read_bytes()
+    assert f"left out: {problem}\n" in capsys.readouterr().err
 
 
 def test_a_file_that_wukong_did_not_make_is_not_overwritten(tmp_path: Path) -> None:

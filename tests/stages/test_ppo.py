@@ -314,6 +314,41 @@ def test_a_policy_with_a_shared_value_model_resumes_bit_for_bit(world: Path, mon
     assert load_policy(world / "once")[0].n_parameters() == gpt2(0).n_parameters()
 
 
+def first_ratio_off(world: Path, monkeypatch: pytest.MonkeyPatch, off: list[float], **changes) -> tuple[float, float]:
+    """Runs one iteration in minibatches of 4 responses, a micro-batch each; those of the first minibatch compute ratios
+    that are off 1 by so much. (what the run says of the first ratio, what it should say)"""
+    shifts, sizes, read = iter(off), [], online.read_responses
+
+    def shifted(*arguments):
+        logprobs, *rest = read(*arguments)
+        if (shift := next(shifts, None)) is None:
+            return logprobs, *rest
+        sizes.append(len(logprobs))
+        return logprobs + math.log1p(shift), *rest
+
+    monkeypatch.setattr(online, "read_responses", shifted)
+    one = whole(world, "policy", minibatch_size=4, micro_batch_tokens=16, **changes)
+    ppo.run(one.model_copy(update={"episodes": 16}))
+    assert len(sizes) == 4
+    expected = sum(shift * n for shift, n in zip(off, sizes, strict=True)) / sum(sizes)
+    return read_metrics(world / "policy")[0]["first_ratio_error"], expected
+
+
+@pytest.mark.parametrize("off", [[0.0] * 4, [0.03] * 4, [0.12, 0.0, 0.0, 0.0]], ids=["none", "all", "one"])
+def test_minibatches_in_bfloat16_may_disagree_a_little_on_average(world: Path, monkeypatch, off: list[float]) -> None:
+    found, expected = first_ratio_off(world, monkeypatch, off, precision="bfloat16")
+    assert found == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.parametrize(("precision", "off"), [("bfloat16", 0.1), ("float32", 0.03)])
+def test_minibatches_that_disagree_more_than_rounding_explains_are_refused(
+    world: Path, monkeypatch: pytest.MonkeyPatch, precision: str, off: float
+) -> None:
+    with pytest.raises(RunError, match=rf"off 1 by {off:g} on average"):
+        first_ratio_off(world, monkeypatch, [off] * 4, precision=precision)
+    assert not (world / "policy" / "model.safetensors").exists()
+
+
 def test_frozen_models_get_no_gradient(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     original = online.judge

@@ -145,6 +145,42 @@ def test_it_learns_normalises_and_reports(tmp_path: Path, tiny_models: Path, byt
     assert np.std(scores) == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.parametrize("line", [1, 3])
+def test_a_bad_reference_response_is_refused_before_training_or_left_out_and_listed(
+    tmp_path: Path, tiny_models: Path, monkeypatch: pytest.MonkeyPatch, capsys, line: int
+) -> None:
+    write_records(tmp_path / "data.jsonl", comparisons(8))
+    identity = {"prompt_id": prompt_id(as_messages("q")), "messages": as_messages("q"), "model": "sft"}
+    file = tmp_path / "r.jsonl"
+    write_records(file, [Response(id=str(n), text="yes" * n, **identity) for n in range(5)])
+    config = options(tmp_path, tiny_models, reference_responses=str(file), valid_fraction=0.0)
+    reward.run(config.model_copy(update={"out": tmp_path / "expected"}))
+    lines = file.read_text().splitlines(keepends=True)
+    lines.insert(line - 1, '{"id": "x", "text": "yes"}\n')
+    file.write_text("".join(lines))
+    problem = f"{file}:{line}: field 'prompt_id': Field required"
+    monkeypatch.setattr(reward, "fit", None)  # it may take hours
+    with pytest.raises(DataError) as caught:
+        reward.run(config)
+    assert str(caught.value) == problem
+    monkeypatch.undo()
+    reward.run(config.model_copy(update={"skip_bad": 1}))
+    weights = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("expected", "reward")]
+    assert weights[0] == weights[1]
+    assert f"left out: {problem}\n" in capsys.readouterr().err
+
+
+def test_reference_responses_of_which_none_fits_are_refused_before_training(
+    tmp_path: Path, tiny_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_records(tmp_path / "data.jsonl", comparisons(8))
+    identity = {"prompt_id": prompt_id(as_messages("q")), "messages": as_messages("q"), "model": "sft"}
+    write_records(tmp_path / "r.jsonl", [Response(id="x", text="x" * 99, **identity)])
+    monkeypatch.setattr(reward, "fit", None)
+    with pytest.raises(UsageError, match=r"r\.jsonl: no answer fits the context of 64 tokens"):
+        reward.run(options(tmp_path, tiny_models, reference_responses=str(tmp_path / "r.jsonl")))
+
+
 def test_the_two_halves_share_no_prompt_and_one_split(tmp_path: Path, tiny_models: Path, monkeypatch) -> None:
     write_records(tmp_path / "data.jsonl", comparisons(60))
     seen = []

@@ -8,7 +8,7 @@ import pytest
 from openai_server import openai_server
 
 from wukong import cli
-from wukong.errors import UsageError
+from wukong.errors import DataError, UsageError
 from wukong.records import Comparison, Prompt, Ranking, Response, as_messages, prompt_id, write_records
 from wukong.stages import evaluate
 from wukong.stages.evaluate import EvaluateOptions
@@ -44,8 +44,9 @@ def marks(prompts, texts) -> list[float]:
 
 def compared(tmp_path: Path, models: list[str], **changes) -> dict:
     options = {"models": models, "judge": f"{__name__}:marks", "out": tmp_path / "out", "precision": "float32"}
-    compare.run(CompareOptions(**{**options, **changes}))
-    return json.loads((tmp_path / "out" / "comparison.json").read_text())
+    options |= changes
+    compare.run(CompareOptions(**options))
+    return json.loads((options["out"] / "comparison.json").read_text())
 
 
 def test_files_of_answers_are_compared_and_said_in_words(tmp_path: Path, files: list[str], capsys):
@@ -65,12 +66,28 @@ def test_files_of_answers_are_compared_and_said_in_words(tmp_path: Path, files: 
     assert found["overlap"]["seen"] == 0
 
 
+@pytest.mark.parametrize("line", [1, 5])
+def test_a_bad_answer_is_refused_or_left_out_and_listed(tmp_path: Path, files: list[str], line: int, capsys):
+    expected = compared(tmp_path, files, out=tmp_path / "expected")
+    file = tmp_path / "poor.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    lines.insert(line - 1, '{"id": "x", "text": "no"}\n')
+    file.write_text("".join(lines))
+    problem = f"{file}:{line}: field 'prompt_id': Field required"
+    with pytest.raises(DataError) as caught:
+        compared(tmp_path, files)
+    assert str(caught.value).startswith(problem)
+    capsys.readouterr()
+    found = compared(tmp_path, files, skip_bad=1)
+    assert found["judges"] == expected["judges"]
+    assert f"left out: {problem}" in capsys.readouterr().err
+
+
 def test_its_own_answers_can_be_compared_again(tmp_path: Path, files: list[str]):
     before = compared(tmp_path, files)
     answers = tmp_path / "out" / "answers.jsonl"
     again = compared(tmp_path, [f"good={answers}", f"poor={answers}", f"fair={answers}"], out=tmp_path / "again")
-    after = json.loads((tmp_path / "again" / "comparison.json").read_text())
-    assert after["judges"] == before["judges"] == again["judges"]
+    assert again["judges"] == before["judges"]
 
 
 def test_models_answer_as_in_an_evaluation(tmp_path: Path, models: Path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from wukong import cli
-from wukong.errors import UsageError
+from wukong.errors import DataError, UsageError
 from wukong.provenance import read_record
 from wukong.records import Comparison, Response, as_messages, prompt_id, write_records
 from wukong.stages.common import require_better_than_chance
@@ -146,6 +146,25 @@ def test_unusable_input_is_one_line(models: Path, tmp_path: Path):
     (tmp_path / "empty.jsonl").write_text('{"messages": [], "answers": {}}\n')
     line = refused(samples=[f"policy={tmp_path / 'empty.jsonl'}"], fractions=[])
     assert "holds no answer of 'policy'" in line
+
+
+def test_a_bad_answer_among_the_samples_is_refused_or_left_out_and_listed(models: Path, tmp_path: Path, capsys):
+    file = tmp_path / "sft.jsonl"
+    write_records(file, [response(f"is {n} a number", f"no {n}") for n in range(3)])
+    good = file.read_text().splitlines(keepends=True)
+    broken = '{"messages": [{"role": "user", "content": "is 4 a number"}], "answers": {"sft": {}}}\n'
+    file.write_text("".join([*good[:2], broken, good[2]]))
+    options = RewardReportOptions(
+        reward_model=str(models / "reward"), samples=[f"sft={file}"], fractions=[], out=tmp_path / "out",
+        precision="float32",
+    )  # fmt: skip
+    problem = f"{file}:3: field 'answers.sft.text': Field required"
+    with pytest.raises(DataError) as caught:
+        reward_report.run(options)
+    assert str(caught.value).startswith(problem)
+    reward_report.run(options.model_copy(update={"skip_bad": 1}))
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["scores"]["sets"]["sft"]["n"] == 3
+    assert f"left out: {problem}" in capsys.readouterr().err
 
 
 def test_the_reward_model_is_named_first_and_no_fractions_are_possible(capsys):

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 from datetime import timedelta
 from multiprocessing import forkserver
@@ -38,6 +39,36 @@ def work(environment: dict[str, str], arguments: list[str], log: Path, dies: tup
     raise SystemExit(main(arguments))
 
 
+def environments(size: int) -> tuple[TCPStore, list[dict[str, str]]]:
+    """What torchrun tells each of `size` processes, and the store that lives as long as somebody holds it."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=SECONDS))
+    shared = {
+        "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True", "GLOO_SOCKET_IFNAME": "lo",
+    }  # fmt: skip
+    if torch.cuda.device_count() < size:
+        shared["CUDA_VISIBLE_DEVICES"] = ""
+    return store, [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
+
+
+def run_programs(command: list[str], size: int) -> tuple[list[int], str]:
+    """(exit codes, what they said) of a command that is started as a program in each process: these take the
+    interpreter down at their end, which the forked ones of `Jobs` do not."""
+    store, own = environments(size)  # the store has to live until they end
+    programs = [
+        subprocess.Popen(command, env=os.environ | one, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for one in own
+    ]
+    try:
+        said = [program.communicate(timeout=SECONDS)[1] for program in programs]
+        return [program.returncode for program in programs], "".join(said)
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
+        del store
+
+
 class Jobs:
     """Runs jobs, one after another, and leaves no process behind."""
 
@@ -52,18 +83,11 @@ class Jobs:
         self, size: int, arguments: list[str], log: Path, dies: dict[int, tuple[int, int]] | None = None
     ) -> list[int]:
         """The exit codes of `size` processes. dies: by rank, see `work`."""
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=SECONDS))
-        shared = {
-            "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
-            "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True", "GLOO_SOCKET_IFNAME": "lo",
-        }  # fmt: skip
-        if torch.cuda.device_count() < size:
-            shared["CUDA_VISIBLE_DEVICES"] = ""
-        processes = []
-        for rank in range(size):
-            own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            death = (dies or {}).get(rank)
-            processes.append(self.context.Process(target=work, args=(own, arguments, log, death)))
+        store, own = environments(size)  # the store has to live until they end
+        processes = [
+            self.context.Process(target=work, args=(one, arguments, log, (dies or {}).get(rank)))
+            for rank, one in enumerate(own)
+        ]
         try:
             for process in processes:
                 process.start()
@@ -78,3 +102,4 @@ class Jobs:
                 if process.exitcode is None and process.pid:
                     os.kill(process.pid, signal.SIGKILL)
                     process.join()
+            del store

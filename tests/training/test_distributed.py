@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from jobs import SECONDS, Jobs
+from jobs import SECONDS, Jobs, run_programs
 from safetensors.torch import load_file
 
 sys.path.append(str(Path(__file__).parents[1] / "stages"))
@@ -242,6 +242,44 @@ def test_fsdp_needs_several_processes(world: Path, jobs: Jobs, tmp_path: Path) -
     log = tmp_path / "log"
     assert jobs.run(1, command(world, "pretrain", tmp_path / "base", parallel="fsdp"), log) == [2]
     assert "start them with torchrun" in log.read_text()
+
+
+# What threads of gloo do now and then while the interpreter is taken down, they do here every time.
+ABORTS = """
+import atexit, os, sys
+atexit.register(os.abort)
+from wukong import cli
+from wukong.training.session import Session
+show, number = Session.show, int(sys.argv.pop(1))
+def stopped(self, **notes):
+    show(self, **notes)
+    if number and self.step == 1:
+        os.kill(os.getpid(), number)
+Session.show = stopped
+sys.exit(cli.command())
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "changes", "code"),
+    [(0, {}, 0), (signal.SIGTERM, {}, 128 + signal.SIGTERM), (0, {"context": 65}, 2)],
+    ids=["done", "stopped", "refused"],
+)
+def test_the_exit_code_of_a_program_is_its_own_whatever_its_threads_do_at_the_end(
+    world: Path, tmp_path: Path, number: int, changes: dict, code: int
+) -> None:
+    arguments = command(world, "pretrain", tmp_path / "base", parallel="fsdp", **changes)
+    codes, said = run_programs([sys.executable, "-c", ABORTS, str(int(number)), *arguments], 2)
+    assert codes == [code] * 2, said
+    assert {0: "next: wukong ", 2: "wukong: error: --context 65"}.get(code, "stopped after step 2") in said
+
+
+@pytest.mark.slow
+def test_sharded_programs_end_well_every_time(world: Path, tmp_path: Path) -> None:
+    for attempt in range(8):
+        arguments = command(world, "pretrain", tmp_path / str(attempt), parallel="fsdp")
+        codes, said = run_programs([sys.executable, "-m", "wukong", *arguments], 2)
+        assert codes == [0, 0], (attempt, said)
 
 
 def children(pid: int) -> list[int]:

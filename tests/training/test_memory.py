@@ -226,7 +226,7 @@ def test_the_estimate_is_what_a_stage_takes_beyond_the_idle_program(
         own = os.environ | (job | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if size > 1 else {})
         run = [*program, "--out", str(tmp_path / "out")]
         processes.append(subprocess.Popen(run, env=own, stderr=subprocess.PIPE, text=True))
-    said = [process.communicate(timeout=900)[1] for process in processes]
+    said = [process.communicate(timeout=3600)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * size, said
     match = re.search(r"about ([\d.]+) GB of memory a process", said[0])
     assert match

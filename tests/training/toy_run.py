@@ -79,7 +79,7 @@ def toy_run(options: ToyOptions, on_step=None) -> Session:
 
 def slowly(session: Session, step: int) -> None:
     """An `on_step` that leaves time for being stopped in."""
-    time.sleep(0.002)
+    time.sleep(0.01)
 
 
 def path(options: ToyOptions) -> Path:

@@ -265,7 +265,8 @@ def _unpack(row: Row, name: str) -> None:
         return
     found = foreign_json.fault(value) if suspicious else None
     if found is not None:
-        row.bad = row.error(found[1], f"{name}.{found[0]}" if found[0] else name)
+        dot = "" if found[0][:1] in ("", "[") else "."
+        row.bad = row.error(found[1], f"{name}{dot}{found[0]}")
     row.fields[name] = value
 
 

@@ -371,7 +371,7 @@ def needs(options: RewardOptions) -> list[Need]:
     return [
         require.any_model(options.model),
         *require.data([*options.data, *options.eval_data], read, _compares, no=("responses",)),
-        *([require.records(reference, Response, "responses")] if reference else []),
+        *([require.records(reference, Response, "responses", options.skip_bad)] if reference else []),
         require.device(options.device),
     ]
 
@@ -396,13 +396,15 @@ def run(options: RewardOptions) -> None:
     console.print(summary.table("comparisons"))
     if not train:
         raise UsageError(f"{options.data[0]}: no pair is left to train on")
+    reference = _reference_answers(options, tokenizer, context)
     # ------------------------------------------------------------------------------------------------------ fit
     quality, session = fit(model, tokenizer, train, test, options)
     model = whole(model, session.compute.device)
     if not is_first():
         return
     # ----------------------------------------------------------------------------------------------- normalise
-    before = _normalise(model, options, tokenizer, train, session.compute)
+    answers = reference or [answer for group in train for answer in group.answers]
+    before = _normalise(model, options, answers, session.compute)
     # ---------------------------------------------------------------------------------------------------- save
     staged = options.out / ".staged"
     save_reward(staged, model.cpu(), tokenizer)
@@ -417,16 +419,22 @@ def run(options: RewardOptions) -> None:
     say(f"next: wukong reward-report {options.out}")
 
 
+def _reference_answers(options: RewardOptions, tokenizer: Tokenizer, context: int) -> list[list[int]]:
+    """The token ids of the reference's answers; [] without --reference-responses. Read before the fit, which a bad
+    record would otherwise end in vain."""
+    if not options.reference_responses:
+        return []
+    responses = read_records(options.reference_responses, Response, options.skip_bad)
+    found = answers_ids(tokenizer, [(r.messages, r.text) for r in responses], context)
+    if not (answers := [ids for ids in found if ids is not None]):
+        raise UsageError(f"{options.reference_responses}: no answer fits the context of {context} tokens")
+    return answers
+
+
 def _normalise(
-    model: ScalarModel, options: RewardOptions, tokenizer: Tokenizer, train: Sequence[Group], compute: Compute
+    model: ScalarModel, options: RewardOptions, answers: Sequence[list[int]], compute: Compute
 ) -> dict[str, float]:
-    """Rescales the head so that the reference's answers score mean 0, standard deviation 1. Returns what they were."""
-    if options.reference_responses:
-        responses = read_records(options.reference_responses, Response, options.skip_bad)
-        found = answers_ids(tokenizer, [(r.messages, r.text) for r in responses], model.config.n_positions)
-        answers = [ids for ids in found if ids is not None]
-    else:
-        answers = [answer for group in train for answer in group.answers]
+    """Rescales the head so that these answers score mean 0, standard deviation 1. Returns what they were."""
     order = np.random.Generator(np.random.Philox(derived_seed(options.seed, "normalise"))).permutation(len(answers))
     picked = [answers[i] for i in order[: options.normalise_samples]]
     scores = scores_of(model, picked, compute, options.micro_batch_tokens)
