@@ -549,3 +549,27 @@ def test_a_hash_is_remembered_only_while_the_file_is_untouched(tmp_path):
     file.write_text("aaba")
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert fingerprint(file) != first
+
+
+@pytest.mark.parametrize(
+    ("read", "words"),
+    [
+        (lambda path: next(numbered_lines(path)), ":1: the line is longer than 64 MiB"),
+        (whole_text, ": unpacks to more than 200 times its size"),
+    ],
+)
+def test_a_small_file_cannot_unpack_into_all_memory(tmp_path, read, words):
+    """300 MB without a line end, in 300 kB: a few hundred MB of memory are the most that it takes."""
+    path = tmp_path / "bomb.jsonl.gz"
+    with gzip.open(path, "wb") as out:
+        for _ in range(300):
+            out.write(b" " * 1_000_000)
+    assert path.stat().st_size < 400_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError) as caught:
+            read(path)
+        assert tracemalloc.get_traced_memory()[1] < 300_000_000
+    finally:
+        tracemalloc.stop()
+    assert str(caught.value) == f"{path}{words}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias, TypeVar
@@ -205,11 +205,14 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
     return count
 
 
-def iter_records(path: str | Path, kind: type[R], skip_bad: int = 0) -> Iterator[R]:
+def iter_records(
+    path: str | Path, kind: type[R], skip_bad: int = 0, tell: Callable[[str], None] | None = None
+) -> Iterator[R]:
     """Our own JSONL, one validated record at a time.
 
     Args:
-        skip_bad: how many bad records may be left out (each is said) before reading stops with an error.
+        skip_bad: how many bad records may be left out before reading stops with an error.
+        tell: is told of each; without it, the console is.
 
     Raises DataError with file, line and field.
     """
@@ -225,7 +228,7 @@ def iter_records(path: str | Path, kind: type[R], skip_bad: int = 0) -> Iterator
             if left_out == skip_bad:
                 raise
             left_out += 1
-            say(f"left out: {error}")
+            (tell or say)(f"left out: {error}")
 
 
 def _validated(line: str, kind: type[R], path: str | Path, number: int) -> R:

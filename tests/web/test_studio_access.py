@@ -1,6 +1,7 @@
 """Who gets in, and what is refused: each attack is tried, and what the store holds afterwards is looked at."""
 
 import re
+import time
 
 import pytest
 import sqlalchemy as sa
@@ -241,6 +242,8 @@ def test_what_people_and_models_write_is_never_markup(store, sign_in):
     upload = {"file": ("x.jsonl", json.dumps(line).encode())}
     answer = root.post("/projects/1/import", data={"csrf": root.headers["x-csrf-token"]}, files=upload)
     assert answer.status_code == 303, answer.text
+    while root.app.state.jobs.of(1).state == "running":
+        time.sleep(0.01)
     (task,) = take(root, 1)
     assert judge(root, task, value={"winner": 0}, comment=XSS).status_code == 200
     pages = ["/", "/label/1", "/people", "/projects/1", "/projects/1/tasks", "/tasks/1", "/projects/1/quality"]

@@ -11,7 +11,7 @@ from talkative import CONTEXT, save_models
 
 import wukong
 from wukong.data.comparisons import read_comparisons
-from wukong.errors import UsageError
+from wukong.errors import RunError, UsageError
 from wukong.feedback.store import chats
 from wukong.feedback.store.database import Store
 from wukong.feedback.store.people import add_annotator
@@ -209,6 +209,56 @@ def test_an_answer_is_stopped_by_whoever_asked_and_what_was_said_stays(sign_in, 
     (_, kept) = ann.get(f"/api/chats/{TALK}").json()["turns"]
     assert (kept["content"], kept["finish_reason"]) == (text, "length")
     assert ann.post("/api/answers/to-be-stopped/stop").status_code == 404  # it is over
+
+
+@pytest.mark.parametrize("trouble", [UsageError("there is no pair today"), RunError("the disk is full")])
+def test_an_answer_is_kept_although_its_pair_cannot_be_made(store, sign_in, monkeypatch, trouble):
+    def refuse(*_):
+        raise trouble
+
+    ann = sign_in()
+    asked, _, before = say(ann, "Eggs?", seed=1)
+    monkeypatch.setattr(chats, "drawn_again", refuse)
+    body = {**SHORT, "client_id": "again-again", "parent": asked, "against": before["turn"], "seed": 2}
+    _, *pieces, last = events(ann.post(f"/api/chats/{TALK}/answers", json=body))
+    assert last == {"error": str(trouble)}
+    kept = [turn for turn in rows(store, ChatTurn) if turn.role == "assistant"]
+    assert [turn.content for turn in kept[1:]] == ["".join(piece["text"] for piece in pieces)]
+    assert rows(store, Task) == []
+
+
+def test_a_message_that_is_refused_with_a_conflict_is_not_stored(store, sign_in, app, monkeypatch):
+    """Whether its id is a pair's, is in use, or too much is being written already."""
+    ann = sign_in()
+    asked, _, before = say(ann, "Eggs?", seed=1)
+    say(ann, parent=asked, seed=2, against=before["turn"], client_id="the-pairs-id")
+    go_on, step = threading.Event(), Decoder.step
+    monkeypatch.setattr(Decoder, "step", lambda self: (go_on.wait(60), step(self))[1])
+    names = [f"being-written-{number}" for number in range(3)]
+    threads = []
+
+    def refused(client_id):
+        body = {**SHORT, "client_id": client_id, "content": "Tea?"}
+        return ann.post(f"/api/chats/{TALK}/answers", json=body).status_code
+
+    try:
+        for count, name in enumerate(names, start=1):
+            threads.append(threading.Thread(target=say, args=(ann, "Rice?"), kwargs={"client_id": name}))
+            threads[-1].start()
+            deadline = time.monotonic() + 60
+            while sum(turn.content == "Rice?" for turn in rows(store, ChatTurn)) < count:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            if count == 1:
+                assert [refused("the-pairs-id"), refused(name)] == [409, 409]
+        assert refused("the-fourth-one") == 409
+    finally:
+        go_on.set()
+        for thread in threads:
+            thread.join(60)
+    assert ann.post(f"/api/chats/{TALK}/answers", json={**SHORT, "client_id": "nothing-said"}).status_code == 409
+    said = [turn.content for turn in rows(store, ChatTurn) if turn.role == "user"]
+    assert said == ["Eggs?", "Rice?", "Rice?", "Rice?"]
 
 
 # --------------------------------------------------------------------------------------------------------------- arena

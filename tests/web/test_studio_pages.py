@@ -1,19 +1,27 @@
 """What the pages and the API do, without a browser."""
 
 import ast
+import bz2
 import csv
+import gzip
 import io
 import json
+import lzma
 import re
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import sqlalchemy as sa
 from studio_forms import csrf_of
 
 from wukong.data.comparisons import read_comparisons
+from wukong.feedback.store import importing
 from wukong.feedback.store.tables import Assignment, Label, Task
 from wukong.feedback.store.values import FLAGS, SKIP_REASONS
 from wukong.model.gpt2 import GPT2, GPT2Config
@@ -144,8 +152,11 @@ def test_a_value_that_does_not_fit_is_one_line(store, sign_in, make_project):
 
 
 def upload(client, project, name, content, **form):
+    """The import's job, when it has ended."""
     data = {"csrf": client.headers["x-csrf-token"], **form}
-    return client.post(f"/projects/{project}/import", data=data, files={"file": (name, content)})
+    answer = client.post(f"/projects/{project}/import", data=data, files={"file": (name, content)})
+    assert answer.status_code == 303, answer.text
+    return finished(client, project)
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b'{"prompt_id": ' + b"9" * 5000 + b"}", b"<html>", b"\xff\xfe"])
@@ -163,12 +174,12 @@ def test_files_become_tasks_gold_and_labels(store, sign_in, make_project):
         ("labels", 2, 0, 2),
         ("labels", 2, 0, 2),
     ):
-        assert upload(root, project, "pairs.csv", rows, use=use).status_code == 303
+        assert upload(root, project, "pairs.csv", rows, use=use).state == "done"
         with store.read() as session:
             tasks = session.scalars(sa.select(Task)).all()
             assert (len(tasks), sum(task.is_gold for task in tasks)) == (n_tasks, n_gold)
             assert session.scalar(sa.select(sa.func.count()).select_from(Label)) == n_labels
-    assert upload(root, project, "gold.csv", b"prompt,chosen,rejected\nWho?,a,b\n", use="gold").status_code == 303
+    assert upload(root, project, "gold.csv", b"prompt,chosen,rejected\nWho?,a,b\n", use="gold").state == "done"
     with store.read() as session:
         (gold,) = session.scalars(sa.select(Task).where(Task.is_gold))
         assert gold.texts[gold.gold["winner"]] == "a"
@@ -177,20 +188,99 @@ def test_files_become_tasks_gold_and_labels(store, sign_in, make_project):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b'{"prompt": "p", "chosen": "a"}\n', "upload.jsonl"),
-        (b'{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt"\n', "upload.jsonl:2"),
-        (b"\xff\xfe", "upload.jsonl"),
-        (b"", "empty"),
-        (b'{"prompt": [{"role": "user", "content": "p"}], "response": "r", "vote": 1}\n', "a vote cannot become"),
+        (b'{"prompt": "p", "chosen": "a"}\n', "import: failed x.jsonl:1: "),
+        (b'{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt"\n', "import: failed x.jsonl:2: "),
+        (b"\xff\xfe", "import: failed x.jsonl: is UTF-16"),
+        (b"", "import: failed x.jsonl: the file is empty"),
+        (
+            b'{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
+            b'{"prompt": [{"role": "user", "content": "p"}], "response": "r", "vote": 1}\n',
+            "x.jsonl:2: a vote cannot become a pairwise task (choose another kind",
+        ),
+        (b'{"prompt_id": "x"}\n', "import: failed x.jsonl:1: "),
     ],
 )
 def test_a_bad_file_says_where_and_adds_nothing(store, sign_in, make_project, content, words):
     root, project = sign_in("Root", "admin"), make_project(tasks=0)
-    answer = upload(root, project, "x.jsonl", content)
-    assert (answer.status_code, words in answer.text) == (400, True), answer.text
-    assert "Traceback" not in answer.text
+    assert upload(root, project, "x.jsonl", content).state == "failed"
+    page = root.get(f"/projects/{project}").text
+    assert words in page, page
+    assert "Traceback" not in page
+    assert tempfile.gettempdir() not in page
     with store.read() as session:
         assert session.scalars(sa.select(Task)).all() == []
+
+
+def test_an_import_goes_on_behind_the_page_which_says_how_far_it_is(sign_in, make_project, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    go_on, insert = threading.Event(), importing.insert_tasks
+    monkeypatch.setattr(importing, "insert_tasks", lambda *args: (go_on.wait(60), insert(*args))[1])
+    root, project = sign_in("Root", "admin"), make_project(tasks=0)
+    lines = [json.dumps({"prompt": f"{i}?", "chosen": "a", "rejected": "b"}) for i in range(600)]
+    content = "\n".join([*lines, "no JSON", lines[0]]).encode()
+    form = {"csrf": root.headers["x-csrf-token"], "skip_bad": "1"}
+    address = f"/projects/{project}"
+    files = {"file": ("../my eggs.jsonl.gz", gzip.compress(content))}
+    try:
+        assert root.post(f"{address}/import", data=form, files=files).status_code == 303
+        deadline = time.monotonic() + 60
+        while "import: running… 500 records read" not in (page := root.get(address).text):
+            assert time.monotonic() < deadline, page
+        assert "static/job.js" in page
+        assert len(list(tmp_path.glob("wukong-import-*"))) == 1
+        again = root.post(f"{address}/import", data=form, files=files)
+        assert (again.status_code, "something is running" in again.text) == (400, True)
+        assert len(list(tmp_path.glob("wukong-import-*"))) == 1
+    finally:
+        go_on.set()
+    assert finished(root, project).lines == [
+        "600 new tasks", "602 records read", "1 dropped: bad record", "1 dropped: duplicate",
+        "my_eggs.jsonl.gz:601: not valid JSON: Expecting value",
+    ]  # fmt: skip
+    root.headers["accept-language"] = "zh"
+    page = root.get(address).text
+    assert "导入: 完成 新增 600 个任务; 已读取 602 条记录; 略去 1 条：无法使用的记录; 略去 1 条：重复" in page
+    assert "static/job.js" not in page
+    assert list(tmp_path.glob("wukong-import-*")) == []
+
+
+def columns(texts):
+    return pyarrow.table({"prompt": texts, "chosen": ["a"] * len(texts), "rejected": ["b"] * len(texts)})
+
+
+def arrow(table):
+    sink = io.BytesIO()
+    with pyarrow.ipc.new_file(sink, table.schema, options=pyarrow.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def parquet(table):
+    pyarrow.parquet.write_table(table, sink := io.BytesIO())
+    return sink.getvalue()
+
+
+ROWS = [f"{i} {'x' * 10_000}" for i in range(300)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("x.jsonl.gz", gzip.compress(b"".join(json.dumps({"prompt": text}).encode() + b"\n" for text in ROWS))),
+        ("x.csv.bz2", bz2.compress(b"prompt,chosen,rejected\n" + b"".join(f"{t},a,b\n".encode() for t in ROWS))),
+        ("x.json.xz", lzma.compress(json.dumps([{"prompt": text} for text in ROWS]).encode())),
+        ("x.parquet", parquet(columns(["x" * 10_000] * 300))),
+        ("x.arrow", arrow(columns(ROWS))),
+    ],
+)
+def test_an_upload_may_not_unpack_to_more_than_the_limit(store, sign_in, make_project, monkeypatch, name, content):
+    assert len(content) < 100_000
+    monkeypatch.setattr("wukong.web.admin.LARGEST_FILE", 1 << 20)
+    monkeypatch.setattr("wukong.web.admin.import_file", None)  # it is not even tried
+    root, project = sign_in("Root", "admin"), make_project(tasks=0)
+    job = upload(root, project, name, content)
+    assert (job.state, job.lines) == ("failed", [])
+    assert str(job.error) == f"{name}: unpacks to more than 1 MiB (split it into several files)"
 
 
 @pytest.fixture
@@ -212,7 +302,7 @@ def run_with_models(tmp_path):
 
 def finished(client, project, seconds=300):
     deadline = time.monotonic() + seconds
-    while (job := client.app.state.jobs[project]).state == "running":
+    while (job := client.app.state.jobs.of(project)).state == "running":
         assert time.monotonic() < deadline
         time.sleep(0.1)
     return job
@@ -226,14 +316,15 @@ def test_models_of_the_run_answer_and_reward_models_rate(run_with_models, store,
     assert ">responses.jsonl<" in page.replace("</option>", "<")
     assert 'value="sft"' in page
     assert root.post(f"/projects/{project}/import", data={**csrf, "run_file": "responses.jsonl"}).status_code == 303
+    assert finished(root, project).lines == ["6 new tasks", "4 records read"]
     form = {**csrf, "models": "sft", "prompts": "Eggs?\nRice?", "responses": "2", "max_new_tokens": "4"}
     assert root.post(f"/projects/{project}/generate", data=form).status_code == 303
     job = finished(root, project)
-    assert job.state == "done", job.message
+    assert job.state == "done", job
     form = {**csrf, "models": ["reward", "reward_judge"]}
     assert root.post(f"/projects/{project}/uncertainty", data=form).status_code == 303
     job = finished(root, project)
-    assert job.state == "done", job.message
+    assert job.state == "done", job
     with store.read() as session:
         tasks = session.scalars(sa.select(Task)).all()
         assert len(tasks) == 8  # six pairs of the file's four answers, and one of each prompt's two

@@ -7,6 +7,7 @@ Binary files are recognised and refused by kind, or read where a library does it
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import io
 import itertools
@@ -308,53 +309,89 @@ def _cells(path: Path, encoding: str) -> Iterator[Row]:
 
 
 def parquet_rows(path: Path, encoding: str) -> Iterator[Row]:
+    return _batch_rows(path, "parquet", parquet_batches(path, 1000))
+
+
+def parquet_batches(path: Path, rows: int) -> Iterator[Any]:
     import pyarrow.parquet
 
-    def batches() -> Iterator[Any]:
-        # pyarrow reads from the end of the file, which a packed stream cannot do
-        packed = path.suffix.lower() in PACKED_SUFFIXES
-        with open_bytes(path) as handle:
-            source = io.BytesIO(whole_bytes(path)) if packed else handle
-            yield from pyarrow.parquet.ParquetFile(source).iter_batches(batch_size=1000)
-
-    return _batch_rows(path, "parquet", batches)
+    # pyarrow reads from the end of the file, which a packed stream cannot do
+    packed = path.suffix.lower() in PACKED_SUFFIXES
+    with open_bytes(path) as handle:
+        source = io.BytesIO(whole_bytes(path)) if packed else handle
+        yield from pyarrow.parquet.ParquetFile(source).iter_batches(batch_size=rows)
 
 
 def arrow_rows(path: Path, encoding: str) -> Iterator[Row]:
     """Arrow's two layouts: the file (Feather), and the stream that Hugging Face's `save_to_disk` writes."""
+    return _batch_rows(path, "Arrow", arrow_batches(path))
+
+
+def arrow_batches(path: Path) -> Iterator[Any]:
     import pyarrow
 
-    def batches() -> Iterator[Any]:
-        with open_bytes(path) as handle:
-            is_file = handle.read(6) == b"ARROW1"
-        if is_file:
-            reader = pyarrow.ipc.open_file(io.BytesIO(whole_bytes(path)))
-            yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
-            return
-        with open_bytes(path) as handle:
-            yield from pyarrow.ipc.open_stream(handle)
-
-    return _batch_rows(path, "Arrow", batches)
+    with open_bytes(path) as handle:
+        is_file = handle.read(6) == b"ARROW1"
+    if is_file:
+        reader = pyarrow.ipc.open_file(io.BytesIO(whole_bytes(path)))
+        yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
+        return
+    with open_bytes(path) as handle:
+        yield from pyarrow.ipc.open_stream(handle)
 
 
-def _batch_rows(path: Path, kind: str, batches: Callable[[], Iterator[Any]]) -> Iterator[Row]:
-    import pyarrow
-
+def _batch_rows(path: Path, kind: str, batches: Iterator[Any]) -> Iterator[Row]:
     number = 0
     try:
-        for batch in batches():
+        for batch in batches:
             batch.validate(full=True)  # a damaged one would otherwise be read beyond its end
             for record in batch.to_pylist():
                 number += 1
                 yield Row(str(path), number, record)
     except DataError:
         raise
-    # the library's own errors and those of what it unpacks with share no base class
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, LookupError, TypeError, *DAMAGE) as error:
+    except _batch_errors() as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
             f"not a readable {kind} file: {reason}", file=path, line=number + 1 if number else None
         ) from None
+
+
+def _batch_errors() -> tuple[type[BaseException], ...]:
+    """The library's own errors and those of what it unpacks with, which share no base class."""
+    import pyarrow
+
+    return (pyarrow.ArrowException, OSError, ValueError, OverflowError, LookupError, TypeError, *DAMAGE)
+
+
+def check_unpacked(path: Path, limit: int) -> None:
+    """For a file from elsewhere, before anything of it is kept in memory: packed a thousand times smaller, it could
+    fill all there is. What is wrong with it otherwise is for its reader to say.
+
+    Raises DataError for one that holds more than `limit` bytes, a multiple of 1 MiB, once it is unpacked.
+    """
+    for sizes in (_block_sizes(path), _batch_sizes(path)):
+        total = 0
+        with contextlib.suppress(*_batch_errors()):
+            for size in sizes:
+                total += size
+                if total > limit:
+                    break
+        if total > limit:
+            raise DataError(f"unpacks to more than {limit >> 20} MiB", file=path, hint="split it into several files")
+
+
+def _block_sizes(path: Path) -> Iterator[int]:
+    with open_bytes(path) as handle:
+        while block := handle.read(1 << 20):
+            yield len(block)
+
+
+def _batch_sizes(path: Path) -> Iterator[int]:
+    """Of the formats that pack what they hold themselves: a few rows at a time, as one may be large."""
+    kind = sniff(path)
+    if kind in ("parquet", "arrow"):
+        yield from (batch.nbytes for batch in (parquet_batches(path, 16) if kind == "parquet" else arrow_batches(path)))
 
 
 def text_rows(path: Path, encoding: str) -> Iterator[Row]:

@@ -85,7 +85,8 @@ class Registry(Generic[T]):
         finish: Callable[[Row, T], T] | None = None,
         text_reader: Reader | None = None,
     ) -> Iterator[T]:
-        """As `read`, one record at a time, writing into `summary` as it goes; `finish` has the last word on each."""
+        """As `read`, one record at a time, writing into `summary` as it goes; `finish` has the last word on each: what
+        it refuses with DataError is a bad record."""
         seen: set[bytes] = set()
         renamed: set[str] = set()
         allowed = _Allowance(options.skip_bad)
@@ -116,7 +117,11 @@ class Registry(Generic[T]):
                             allowed.take(record, account)
                             continue
                         if finish and not isinstance(record, Dropped):
-                            record = finish(row, record)
+                            try:
+                                record = finish(row, record)
+                            except DataError as error:
+                                allowed.take(error, account)
+                                continue
                         reason = record.reason if isinstance(record, Dropped) else self.useless(record)
                         if reason is None and not isinstance(record, Dropped):
                             digest = hashlib.blake2b(repr(self.key(record)).encode(), digest_size=16).digest()

@@ -6,14 +6,12 @@ Lists are paged and filtered by the database; no page loads more rows than it sh
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -24,12 +22,14 @@ from sqlalchemy.orm import selectinload
 from starlette.datastructures import FormData, UploadFile
 
 from wukong.console import say
-from wukong.errors import UsageError, WukongError
+from wukong.data.readers import check_unpacked
+from wukong.errors import DataError, UsageError, WukongError
 from wukong.feedback.agreement import summary
 from wukong.feedback.selection import pair_uncertainty
 from wukong.feedback.store import people
 from wukong.feedback.store.database import Store
-from wukong.feedback.store.exchange import Use, import_file, judgments_of
+from wukong.feedback.store.exchange import judgments_of
+from wukong.feedback.store.importing import Use, import_file
 from wukong.feedback.store.labels import NotFoundError, current
 from wukong.feedback.store.tables import (
     KINDS,
@@ -43,25 +43,19 @@ from wukong.feedback.store.tables import (
 )
 from wukong.feedback.store.tasks import add_guidelines, change_project, create_project, guidelines
 from wukong.feedback.store.values import FLAGS
-from wukong.files import read_json
+from wukong.files import disk_errors, read_json
 from wukong.records import Message, Prompt, as_messages, write_records
-from wukong.web.access import Admin, AStore, Form, settings_of
+from wukong.web.access import LARGEST_FILE, Admin, AStore, Form, settings_of
 from wukong.web.api import project_or_404
 from wukong.web.inputs import Count, Id, Name, Words, number, text, texts, whole, writes
+from wukong.web.jobs import Job, Jobs
 from wukong.web.pages import page as render_page
 from wukong.web.pages import paging
 
 router = APIRouter(include_in_schema=False)
 PAGE = 50
-
-
-@dataclass
-class Job:
-    """Work that goes on behind a page: `state` is running, done or failed."""
-
-    what: str
-    state: str = "running"
-    message: str = ""
+MOST_LINES = 20
+"""So many lines about an import are shown."""
 
 
 # ----------------------------------------------------------------------------------------------------------- projects
@@ -117,7 +111,7 @@ def project_page(request: Request, project_id: Id, store: AStore, person: Admin)
         files=[file.name for file in _record_files(run)],
         policies=[path.name for path in models(run, "GPT2LMHeadModel")],
         reward_models=[path.name for path in models(run, "GPT2ForSequenceClassification")],
-        job=request.app.state.jobs.get(project_id),
+        job=jobs_of(request).of(project_id),
     )
 
 
@@ -158,33 +152,61 @@ def _chosen(names: list[str], offered: list[Path]) -> list[Path]:
     return [by_name[name] for name in names]
 
 
+def jobs_of(request: Request) -> Jobs:
+    return request.app.state.jobs
+
+
 @router.post("/projects/{project_id}/import")
 def add_file(request: Request, project_id: Id, store: AStore, person: Admin, form: Form) -> Response:
-    """Tasks from an uploaded file, or from one of the run."""
+    """Tasks from an uploaded file, or from one of the run: read and added behind the page."""
     use = text(form, "use") or "tasks"
     if use not in get_args(Use):
         raise UsageError(f"use is {use!r}; it must be one of {', '.join(get_args(Use))}")
-    per_prompt = whole(form, "per_prompt", 0)
-    with _source(request, form) as path, store.write() as session:
-        project = project_or_404(session, project_id)
-        added = import_file(session, project, path, cast(Use, use), per_prompt)
-    request.app.state.jobs[project_id] = Job(path.name, "done", f"{added} new tasks")
+    per_prompt, skip_bad = whole(form, "per_prompt", 0), whole(form, "skip_bad", 0)
+    with store.read() as session:
+        project_or_404(session, project_id)
+    upload, directory = form.get("file"), ExitStack()
+
+    def work(job: Job) -> list[str]:
+        with directory:
+            how = {"use": use, "per_prompt": per_prompt, "skip_bad": skip_bad}
+            return _import(store, project_id, path, job, largest, **how)
+
+    try:
+        if isinstance(upload, UploadFile) and upload.filename:
+            place = directory.enter_context(tempfile.TemporaryDirectory(prefix="wukong-import-"))
+            path, largest = _kept(upload, Path(place)), LARGEST_FILE
+        else:
+            path, largest = _chosen([text(form, "run_file")], _record_files(settings_of(request).run_dir))[0], None
+        jobs_of(request).start(project_id, "import", work)
+    except BaseException:  # there is no job that would remove it
+        directory.close()
+        raise
     return RedirectResponse(f"/projects/{project_id}", 303)
 
 
-@contextmanager
-def _source(request: Request, form: FormData) -> Iterator[Path]:
-    upload = form.get("file")
-    if not isinstance(upload, UploadFile) or not upload.filename:
-        yield _chosen([text(form, "run_file")], _record_files(settings_of(request).run_dir))[0]
-        return
-    with tempfile.TemporaryDirectory(prefix="wukong-import-") as directory:
-        suffix = "".join(Path(upload.filename).suffixes[-2:])
-        suffix = suffix if suffix.replace(".", "").isalnum() and len(suffix) < 20 else ".jsonl"
-        path = Path(directory) / f"upload{suffix}"
-        with path.open("wb") as out:
-            shutil.copyfileobj(upload.file, out)
-        yield path
+def _kept(upload: UploadFile, directory: Path) -> Path:
+    """The upload as a file, for the request's own goes with the request. Errors name it as its owner does, as far as
+    that is harmless; its suffixes tell the format."""
+    path = directory / (re.sub(r"[^\w.-]+", "_", Path(upload.filename or "").name)[-60:].lstrip(".") or "upload.jsonl")
+    with disk_errors(path), path.open("wb") as out:
+        shutil.copyfileobj(upload.file, out)
+    return path
+
+
+def _import(store: Store, project_id: int, path: Path, job: Job, largest: int | None, **how: Any) -> list[str]:
+    """Imports a file, of at most so many bytes once unpacked; returns what became of it, in lines that do not tell
+    where the file lay."""
+    try:
+        if largest is not None:
+            check_unpacked(path, largest)
+        found = import_file(store, project_id, path, tell=job.tell, **how)
+    except DataError as error:
+        file = Path(error.file).name if error.file else None
+        raise DataError(error.problem, file=file, line=error.line, field=error.field, hint=error.hint) from None
+    happened = [line.replace(f"{path.parent}{os.sep}", "") for line in found.happened]
+    more = [f"{len(happened) - MOST_LINES} more lines like these"] if len(happened) > MOST_LINES else []
+    return [f"{found.added} new tasks", f"{found.read} records read", *happened[:MOST_LINES], *more]
 
 
 @router.post("/projects/{project_id}/generate")
@@ -202,30 +224,13 @@ def generate(request: Request, project_id: Id, store: AStore, person: Admin, for
     }
     if text(form, "temperature"):
         options["--temperatures"] = str(number(form, "temperature", 1.0, 0, 10))
-    _start(request, project_id, "sample", lambda: _sample(store, project_id, chosen, prompts, options))
+    jobs_of(request).start(project_id, "sample", lambda job: _sample(store, project_id, chosen, prompts, options, job))
     return RedirectResponse(f"/projects/{project_id}", 303)
 
 
-def _start(request: Request, project_id: int, what: str, work: Any) -> None:
-    """Runs `work` behind the page; what it returns, or its error, is shown there."""
-    jobs: dict[int, Job] = request.app.state.jobs
-    if project_id in jobs and jobs[project_id].state == "running":
-        raise UsageError("something is running for this project already; wait for its end")
-    job = jobs[project_id] = Job(what)
-
-    def run() -> None:
-        try:
-            job.message, job.state = work(), "done"
-        except WukongError as error:
-            job.message, job.state = str(error), "failed"
-        except BaseException as error:
-            job.message, job.state = f"{type(error).__name__}: {error}", "failed"
-            raise
-
-    threading.Thread(target=run, name=f"wukong-{what}-{project_id}", daemon=True).start()
-
-
-def _sample(store: Store, project_id: int, chosen: list[Path], prompts: list[str], options: dict[str, str]) -> str:
+def _sample(
+    store: Store, project_id: int, chosen: list[Path], prompts: list[str], options: dict[str, str], job: Job
+) -> list[str]:
     with tempfile.TemporaryDirectory(prefix="wukong-sample-") as directory:
         asked, out = Path(directory) / "prompts.jsonl", Path(directory) / "responses.jsonl"
         write_records(asked, [Prompt(messages=as_messages(text), source="studio") for text in prompts])
@@ -234,9 +239,7 @@ def _sample(store: Store, project_id: int, chosen: list[Path], prompts: list[str
         done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "NO_COLOR": "1"})
         if done.returncode:
             raise UsageError((done.stderr.strip().splitlines() or ["wukong sample failed"])[-1])
-        with store.write() as session:
-            added = import_file(session, project_or_404(session, project_id), out)
-    return f"{added} new tasks"
+        return _import(store, project_id, out, job, None)
 
 
 @router.post("/projects/{project_id}/uncertainty")
@@ -246,7 +249,7 @@ def uncertainty(request: Request, project_id: Id, store: AStore, person: Admin, 
     chosen = _chosen(texts(form, "models"), models(run, "GPT2ForSequenceClassification"))
     if not chosen:
         raise UsageError("choose a reward model")
-    _start(request, project_id, "uncertainty", lambda: rate_uncertainty(store, project_id, chosen))
+    jobs_of(request).start(project_id, "uncertainty", lambda job: [rate_uncertainty(store, project_id, chosen)])
     return RedirectResponse(f"/projects/{project_id}", 303)
 
 

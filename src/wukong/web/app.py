@@ -36,6 +36,7 @@ from wukong.web.access import (
     load_signing_key,
     maybe_person,
 )
+from wukong.web.jobs import Jobs
 from wukong.web.models import Models
 from wukong.web.texts import LANGUAGES, language_of, script_texts, translate, translate_made
 
@@ -69,7 +70,7 @@ def create_app(store: Store, settings: Settings | None = None) -> FastAPI:
     )
     app.state.store, app.state.settings = store, settings
     app.state.signing_key = load_signing_key(store)
-    app.state.jobs = {}
+    app.state.jobs = Jobs()
     app.state.limiter = RateLimiter()
     app.state.models = Models(settings.run_dir, settings.models)
     app.state.writings = writing.Writings()
@@ -126,6 +127,7 @@ def render(request: Request, template: str, status: int = 200, /, **values: Any)
     page = request.app.state.templates.get_template(f"{template}.html.jinja").render(
         t=t,
         made=lambda text: translate_made(language, text),
+        line=lambda error: _line(request, error),
         language=language,
         languages=LANGUAGES,
         theme=theme if theme in ("light", "dark") else "",

@@ -1,9 +1,4 @@
-"""Files in and out of the store.
-
-In: responses (tasks without labels), or comparisons, rankings and votes in any format that `wukong.data` reads (our
-JSONL, TRL, HH, CSV, …), as tasks, as gold tasks, or with their judgments. Out: our JSONL, TRL, HH, and a CSV of every
-row, the superseded ones too. Reading a file a second time adds nothing.
-"""
+"""What people said, as files: our JSONL, TRL, HH, and a CSV of every row, the superseded ones too."""
 
 from __future__ import annotations
 
@@ -17,13 +12,11 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, selectinload
 
-from wukong.data.comparisons import load_comparisons
 from wukong.data.trl import as_trl, pairs_of
-from wukong.errors import DataError, UsageError
 from wukong.feedback.agreement import Judgment
 from wukong.feedback.consensus import decide
 from wukong.feedback.store.chats import votes
-from wukong.feedback.store.labels import add_label, current
+from wukong.feedback.store.labels import current
 from wukong.feedback.store.tables import (
     Annotator,
     GuidelineVersion,
@@ -35,100 +28,13 @@ from wukong.feedback.store.tables import (
     TaskResponse,
     VoteRow,
 )
-from wukong.feedback.store.tasks import TaskDraft, add_task, add_tasks, content_hash, drafts_of
-from wukong.files import atomic_open, numbered_lines
-from wukong.records import Comparison, Message, Preference, Ranking, Response, Vote, iter_records
+from wukong.files import atomic_open
+from wukong.records import Comparison, Message, Preference, Ranking, Vote
 
-Use = Literal["tasks", "gold", "labels"]
 Form = Literal["wukong", "trl", "hh", "csv"]
 Judgments = Literal["all", "majority"]
 
 SUFFIX: dict[Form, str] = {"wukong": "jsonl", "trl": "jsonl", "hh": "jsonl", "csv": "csv"}
-
-
-# ----------------------------------------------------------------------------------------------------------------- in
-
-
-def import_file(session: Session, project: Project, path: str | Path, use: Use = "tasks", per_prompt: int = 0) -> int:
-    """Adds a file to the project; returns how many tasks are new.
-
-    Args:
-        path: responses.jsonl, or comparisons in any format.
-        use: of comparisons, whether the answers alone are taken, or the judgment too: as the known answer of a gold
-            task, or as a label of whoever made it.
-        per_prompt: of responses, at most so many tasks or answers a prompt (see `drafts_of`).
-
-    Raises:
-        DataError: with file, line and field, for a record that cannot be used.
-    """
-    if _holds_responses(path):
-        if use != "tasks":
-            raise UsageError(f"{Path(path).name}: holds responses, in which nothing is judged; add them as tasks")
-        return add_tasks(session, project, drafts_of(project.kind, iter_records(path, Response), per_prompt))
-    before = _count(session, project)
-    for record in load_comparisons(path).records:
-        draft, value = _draft(project.kind, record)
-        if use == "gold":
-            draft.gold = value
-        if use == "labels":
-            task = add_task(session, project, draft)
-            client_id = "import:" + content_hash(project.id, task.external_id, record.annotator, _judgment(record))
-            add_label(session, task, record.annotator or "unknown", client_id, value, seconds=_seconds(record))
-        else:
-            add_tasks(session, project, [draft])
-    return _count(session, project) - before
-
-
-def _count(session: Session, project: Project) -> int:
-    return session.scalar(sa.select(sa.func.count()).select_from(Task).where(Task.project_id == project.id)) or 0
-
-
-def _holds_responses(path: str | Path) -> bool:
-    try:
-        record = json.loads(next((line for _, line in numbered_lines(path) if line.strip()), ""))
-    except (ValueError, RecursionError, DataError):  # another kind of file, which its reader knows or refuses
-        return False
-    return isinstance(record, dict) and "prompt_id" in record
-
-
-def _seconds(record: Preference) -> float | None:
-    return None if isinstance(record, Vote) else record.seconds
-
-
-def _judgment(record: Preference) -> str:
-    match record:
-        case Comparison():
-            return f"{'=' if record.tie else '>'}{record.strength}"
-        case Ranking():
-            return json.dumps(record.groups)
-        case Vote():
-            return str(record.vote)
-
-
-def _draft(kind: str, record: Preference) -> tuple[TaskDraft, dict[str, Any]]:
-    """A record as a task of this kind, and its judgment. The answers stand in the order of their text, so that a
-    comparison of the same two the other way round is the same task."""
-    match record:
-        case Comparison() if kind == "pairwise":
-            texts = sorted((record.chosen, record.rejected))
-            winner = None if record.tie else texts.index(record.chosen)
-            value: dict[str, Any] = {"winner": winner, "verdict": "tie" if record.tie else "better"}
-        case Ranking() if kind in ("ranking", "pairwise") and (kind == "ranking" or len(record.responses) == 2):
-            texts = sorted(record.responses)
-            groups = [sorted(texts.index(record.responses[i]) for i in group) for group in record.groups]
-            value = {"groups": groups}
-            if kind == "pairwise":
-                value = {"winner": groups[0][0]} if len(groups) == 2 else {"winner": None, "verdict": "tie"}
-        case Vote() if kind == "thumbs":
-            texts, value = [record.response], {"vote": record.vote}
-        case _:
-            raise DataError(
-                f"a {type(record).__name__.lower()} cannot become a {kind} task", hint="choose another kind"
-            )
-    return TaskDraft(record.prompt, texts, source=record.source), value
-
-
-# ---------------------------------------------------------------------------------------------------------------- out
 
 
 def labelled(session: Session, project: Project) -> Iterator[tuple[Task, list[Label]]]:

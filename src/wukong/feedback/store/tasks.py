@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, TypedDict
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -124,34 +124,43 @@ def add_tasks(session: Session, project: Project, drafts: Iterable[TaskDraft]) -
 
     Raises DataError for a task with too few or too many answers, equal answers, or a gold answer that does not fit.
     """
-    count = 0
-    for part in _parts(drafts, 500):
-        rows = [_row(project, draft) for draft in part]
-        insert_new(session, PromptRow, [row["prompt"] for row in rows])
-        insert_new(session, ResponseRow, [one for row in rows for one in row["responses"]])
-        count += insert_new(session, Task, [row["task"] for row in rows])
-        names = [row["task"]["external_id"] for row in rows]
-        ids = dict(
-            session.execute(
-                sa.select(Task.external_id, Task.id).where(Task.project_id == project.id, Task.external_id.in_(names))
-            ).all()
-        )
-        insert_new(
-            session,
-            TaskResponse,
-            [
-                {"task_id": ids[row["task"]["external_id"]], "position": place, "response_id": one["id"]}
-                for row in rows
-                for place, one in enumerate(row["responses"])
-            ],
-        )
+    return sum(
+        insert_tasks(session, project, [task_rows(project, one) for one in part]) for part in _parts(drafts, 500)
+    )
+
+
+def insert_tasks(session: Session, project: Project, rows: Sequence[TaskRows]) -> int:
+    """Adds those of the tasks (`task_rows`) that are not there yet; returns how many those were."""
+    insert_new(session, PromptRow, [row["prompt"] for row in rows])
+    insert_new(session, ResponseRow, [one for row in rows for one in row["responses"]])
+    is_open = project.overlap > 0
+    count = insert_new(session, Task, [{**row["task"], "open": is_open} for row in rows])
+    names = [row["task"]["external_id"] for row in rows]
+    ids = dict(
+        session.execute(
+            sa.select(Task.external_id, Task.id).where(Task.project_id == project.id, Task.external_id.in_(names))
+        ).all()
+    )
+    insert_new(
+        session,
+        TaskResponse,
+        [
+            {"task_id": ids[row["task"]["external_id"]], "position": place, "response_id": one["id"]}
+            for row in rows
+            for place, one in enumerate(row["responses"])
+        ],
+    )
     return count
 
 
 def add_task(session: Session, project: Project, draft: TaskDraft) -> Task:
     """The task, added when its external id is new to the project."""
     add_tasks(session, project, [draft])
-    name = draft.external_id or _identity(draft)
+    return task_of(session, project, draft.external_id or _identity(draft))
+
+
+def task_of(session: Session, project: Project, name: str) -> Task:
+    """The project's task of this external id."""
     return session.scalars(sa.select(Task).where(Task.project_id == project.id, Task.external_id == name)).one()
 
 
@@ -179,7 +188,16 @@ def _identity(draft: TaskDraft) -> str:
     return content_hash([m.model_dump() for m in draft.prompt], [_text(one) for one in draft.responses])
 
 
-def _row(project: Project, draft: TaskDraft) -> dict[str, Any]:
+class TaskRows(TypedDict):
+    """What a task is in the database, but for what its project says at the time."""
+
+    prompt: dict[str, Any]
+    responses: list[dict[str, Any]]
+    task: dict[str, Any]
+
+
+def task_rows(project: Project, draft: TaskDraft) -> TaskRows:
+    """The rows of a task. Raises DataError as `add_tasks`."""
     texts = [_text(one) for one in draft.responses]
     for text in [*texts, *(m.content for m in draft.prompt)]:
         check_text(text)
@@ -208,7 +226,6 @@ def _row(project: Project, draft: TaskDraft) -> dict[str, Any]:
             "shuffle": derived_seed("task", project.id, name) % SHUFFLE,
             "is_gold": gold is not None,
             "gold": gold,
-            "open": project.overlap > 0,
         },
     }
 
