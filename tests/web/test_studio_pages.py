@@ -162,7 +162,8 @@ def upload(client, project, name, content, **form):
 @pytest.mark.parametrize("content", [b"[" * 100_000, b'{"prompt_id": ' + b"9" * 5000 + b"}", b"<html>", b"\xff\xfe"])
 def test_a_file_that_no_reader_knows_is_refused_in_one_line(sign_in, make_project, content):
     root, project = sign_in("Root", "admin"), make_project(tasks=0)
-    assert upload(root, project, "tasks.jsonl", content).status_code == 400
+    job = upload(root, project, "tasks.jsonl", content)
+    assert (job.state, len(job.message.splitlines())) == ("failed", 1)
 
 
 def test_files_become_tasks_gold_and_labels(store, sign_in, make_project):

@@ -85,6 +85,23 @@ def test_one_bad_record_at_the_end_and_nothing_is_added(store, empty, tmp_path, 
     assert words in imported.happened[1]
 
 
+def answer(i):
+    prompt = [{"role": "user", "content": "Eggs?"}]
+    return {"id": f"r{i}", "prompt_id": "p", "messages": prompt, "text": f"{i} minutes", "model": "sft"}
+
+
+@pytest.mark.parametrize(("records", "count"), [(list(map(pair, range(7))), 7), (list(map(answer, range(4))), 6)])
+def test_a_file_that_holds_too_much_for_the_memory_is_refused(store, empty, tmp_path, monkeypatch, records, count):
+    """Comparisons, and four answers of which six pairs are made."""
+    path = written(tmp_path / "x.jsonl", records)
+    monkeypatch.setattr("wukong.feedback.store.importing.MOST", count - 1)
+    with pytest.raises(DataError, match=rf"x\.jsonl: holds more than {count - 1} records or tasks \(split it"):
+        import_file(store, empty, path)
+    assert held(store) == [[], [], []]
+    monkeypatch.setattr("wukong.feedback.store.importing.MOST", count)
+    assert import_file(store, empty, path).added == count
+
+
 @pytest.mark.parametrize("use", ["tasks", "labels"])
 @pytest.mark.parametrize("moment", ["between batches", "within a batch"])
 def test_after_a_kill_the_same_file_adds_only_what_is_missing(database_url, tmp_path, use, moment):

@@ -48,6 +48,8 @@ BATCH_SECONDS = 0.1
 """After so long a transaction ends, however few tasks it has added: others are waiting for it."""
 TOLD = 500
 """Progress is told after so many records."""
+MOST = 1_000_000
+"""So many records, and tasks made of them, one file may hold: all are in memory until the last one is checked."""
 
 
 @dataclass
@@ -97,8 +99,9 @@ def import_file(
     if not _holds_responses(path):
         items = _judged(project, path, use, skip_bad, imported, tell)
     elif use == "tasks":
-        responses = _told(iter_records(path, Response, skip_bad, imported.happened.append), imported, tell)
-        items = [_Item(draft) for draft in drafts_of(project.kind, responses, per_prompt)]
+        records = iter_records(path, Response, skip_bad, imported.happened.append)
+        drafts = drafts_of(project.kind, _told(_at_most(records, path), imported, tell), per_prompt)
+        items = [_Item(draft) for draft in _at_most(drafts, path)]
     else:
         raise UsageError(f"{Path(path).name}: holds responses, in which nothing is judged; add them as tasks")
     _add(store, project, items, imported, tell)
@@ -110,6 +113,13 @@ def _project(session: Session, project_id: int, **lock: Any) -> Project:
     if project is None:
         raise NotFoundError("there is no such project")
     return project
+
+
+def _at_most(found: Iterable[T], path: str | Path) -> Iterator[T]:
+    for number, one in enumerate(found):
+        if number == MOST:
+            raise DataError(f"holds more than {MOST} records or tasks", file=path, hint="split it into several files")
+        yield one
 
 
 def _told(records: Iterable[T], imported: Imported, tell: Tell) -> Iterator[T]:
@@ -147,7 +157,7 @@ def _judged(project: Project, path: str | Path, use: Use, skip_bad: int, importe
 
     summary = ReadSummary()
     records = COMPARISONS.iterate(path, DataOptions(skip_bad=skip_bad), summary, fits)
-    items = [_item(project.kind, record, use) for record in _told(records, imported, tell)]
+    items = [_item(project.kind, record, use) for record in _told(_at_most(records, path), imported, tell)]
     imported.read = sum(source.read for source in summary.sources)
     imported.happened += [line for source in summary.sources for line in source.happened()]
     return items

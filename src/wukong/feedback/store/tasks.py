@@ -281,8 +281,8 @@ def drafts_of(kind: str, responses: Iterable[Response], per_prompt: int = 0, see
     for name, answers in by_prompt.items():
         all_of_them = list(answers.values())
         if kind == "pairwise":
-            groups: list[tuple[Response, ...]] = list(combinations(all_of_them, 2))
-            groups = _drawn(groups, per_prompt, seed, name)
+            groups: Iterable[tuple[Response, ...]] = combinations(all_of_them, 2)
+            groups = _drawn(list(groups), per_prompt, seed, name) if per_prompt else groups
         else:
             taken = _drawn(all_of_them, per_prompt if kind == "thumbs" else per_prompt or MOST_SHOWN, seed, name)
             groups = [(one,) for one in taken] if kind == "thumbs" else [tuple(taken[:MOST_SHOWN])]
