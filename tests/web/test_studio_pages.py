@@ -163,7 +163,7 @@ def upload(client, project, name, content, **form):
 def test_a_file_that_no_reader_knows_is_refused_in_one_line(sign_in, make_project, content):
     root, project = sign_in("Root", "admin"), make_project(tasks=0)
     job = upload(root, project, "tasks.jsonl", content)
-    assert (job.state, len(job.message.splitlines())) == ("failed", 1)
+    assert (job.state, len(str(job.error).splitlines())) == ("failed", 1)
 
 
 def test_files_become_tasks_gold_and_labels(store, sign_in, make_project):
