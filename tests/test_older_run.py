@@ -54,3 +54,16 @@ def test_its_models_answer(
     policy = wukong.load_policy(older_run / "policy")
     (expected,) = policy.generate(["How to make pizza"], max_new_tokens=8, temperature=0)
     assert expected.text.strip() in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["chat", "serve"])
+def test_a_damaged_model_is_not_talked_to(command: str, older_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = older_run / "policy" / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-5] ^= 1
+    weights.write_bytes(raw)
+    arguments = [command, str(older_run / "policy")]
+    assert main([*arguments, *(["--port", "0"] if command == "serve" else ["--prompt", "How to make pizza"])]) == 2
+    said = capsys.readouterr().err
+    assert "model.safetensors: damaged or changed" in said
+    assert "wukong accept" in said

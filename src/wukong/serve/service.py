@@ -26,6 +26,7 @@ from typing import Literal
 from wukong.errors import RunError, UsageError, brief
 from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, recommended_sampling
+from wukong.provenance import verify
 from wukong.records import PromptLike, as_messages, prompt_id
 from wukong.rollout import Continuation, Decoder, inference_copy
 from wukong.sampling import OWN_DISTRIBUTION, SamplingParameters
@@ -73,8 +74,12 @@ class Served:
 
 
 def load_model(name: str, source: str, precision: Precision = "auto", device: str = "auto") -> Served:
-    """A model directory of ours or of `transformers`, or a hub id. Raises UsageError for one that cannot be loaded."""
+    """A model directory of ours or of `transformers`, or a hub id.
+
+    Raises UsageError for one that cannot be loaded, DataError for one that is not what its stage wrote.
+    """
     compute: Compute = compute_for(precision, device)
+    verify(source)
     model, tokenizer = load_policy(source)
     sampling = recommended_sampling(source)
     return Served(

@@ -29,6 +29,7 @@ from wukong.errors import UsageError, WukongError
 from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, recommended_sampling
 from wukong.options import Options
+from wukong.provenance import verify
 from wukong.records import Conversation, Message, read_records, write_records
 from wukong.rollout import inference_copy, stream
 from wukong.sampling import OWN_DISTRIBUTION, SamplingParameters
@@ -100,10 +101,11 @@ def named_sources(models: Sequence[str]) -> dict[str, str]:
 
 
 def load_speakers(options: ChatOptions) -> list[Speaker]:
-    """Raises UsageError for a model that cannot be loaded."""
+    """Raises UsageError for a model that cannot be loaded, DataError for one that is not what its stage wrote."""
     compute = compute_for(options.precision, options.device)
     speakers = []
     for name, source in named_sources(options.models).items():
+        verify(source)
         model, tokenizer = load_policy(source)
         model = inference_copy(model.to(compute.device), compute).eval()
         room = min(options.max_new_tokens, model.config.n_positions // 2)
