@@ -248,7 +248,7 @@ def test_a_micro_batch_is_halved_until_it_fits() -> None:
         return fitting_tokens(workload, CPU, torch.float32, 8192, free)
 
     step = step_bytes(CONFIG, torch.float32, 2048, False)
-    step += round(0.75 * 2048 * activation_bytes(CONFIG, torch.float32, False))  # gaps in the heap
+    step += round(0.8 * 2048 * activation_bytes(CONFIG, torch.float32, False))  # gaps in the heap
     step += round(0.25 * logits_bytes(CONFIG, torch.float32, 2048))
     just = 12 * n + step  # the weights are there already
     assert fits(10**12) == 8192
