@@ -26,7 +26,7 @@ from pydantic_core import to_jsonable_python
 import wukong
 from wukong import processes
 from wukong.console import say
-from wukong.errors import DataError, UsageError
+from wukong.errors import DataError, UsageError, brief
 from wukong.files import LOCK_SUFFIX, Hold, fingerprint, hold, read_json, remove_leftovers, write_json
 from wukong.options import WITHOUT_EFFECT, StageOptions
 from wukong.places import RECIPE, here, mapped, moved, portable, read_recipe, run_of
@@ -75,6 +75,11 @@ def _read(path: Path, result: Path) -> dict[str, Any]:
     for part in ("options", "inputs", "results", "files"):
         if not isinstance(record.setdefault(part, {}), dict):
             raise DataError("not an object", file=path, field=part)
+    said = {name: record[name] for name in ("finished", "result", "seconds", "version") if name in record}
+    hashes = {f"{part}.{name}": value for part in ("inputs", "files") for name, value in record[part].items()}
+    for name, value in (said | hashes).items():
+        if not isinstance(value, int | float if name == "seconds" else str | None):
+            raise DataError(f"is {brief(value)}", file=path, field=brief(name, str), hint=remedy)
     return _located(record, path, result)
 
 

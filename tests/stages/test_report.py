@@ -517,6 +517,8 @@ def test_out_must_not_be_a_directory(finished, tmp_path):
         ("policy/metrics.jsonl", '{"step": 1}\n{"st\n{"step": 3}\n', r"metrics\.jsonl:2: not valid JSON"),
         ("sft/provenance.json", "[]", r"provenance\.json: field 'stage'"),
         ("sft/provenance.json", '{"stage": "sft", "results": 3}', r"provenance\.json: field 'results': not an object"),
+        ("sft/provenance.json", '{"stage": "sft", "finished": []}', r"provenance\.json: field 'finished': is \[\]"),
+        ("sft/provenance.json", '{"stage": "sft", "inputs": {"x": []}}', r"field 'inputs\.x': is \[\]"),
         ("recipe.yaml", "steps: {", r"recipe\.yaml:1: not valid YAML"),
         ("recipe.yaml", "a list", r"recipe\.yaml: not a recipe"),
     ],
