@@ -190,18 +190,24 @@ def _line(rng: random.Random, lines: list[str]) -> int:
 
 def drop_line(rng: random.Random, text: str) -> str:
     lines = text.splitlines(True)
+    if not lines:
+        return text
     del lines[_line(rng, lines)]
     return "".join(lines)
 
 
 def repeat_line(rng: random.Random, text: str) -> str:
     lines = text.splitlines(True)
+    if not lines:
+        return text
     at = _line(rng, lines)
     return "".join([*lines[: at + 1], *lines[at:]])
 
 
 def swap_lines(rng: random.Random, text: str) -> str:
     lines = text.splitlines(True)
+    if not lines:
+        return text
     a, b = _line(rng, lines), _line(rng, lines)
     lines[a], lines[b] = lines[b], lines[a]
     return "".join(lines)
@@ -209,6 +215,8 @@ def swap_lines(rng: random.Random, text: str) -> str:
 
 def indent(rng: random.Random, text: str) -> str:
     lines = text.splitlines(True)
+    if not lines:
+        return text
     at = _line(rng, lines)
     lines[at] = rng.choice([" ", "  ", "\t", " " * 40]) + lines[at] if rng.random() < 0.6 else lines[at].lstrip()
     return "".join(lines)
