@@ -209,6 +209,8 @@ JSON_MUTATIONS: tuple[Callable[[Any, random.Random], Any], ...] = (
 
 def _damage_json(file: Path, draw: random.Random) -> str:
     mutation = draw.choice(JSON_MUTATIONS)
+    if file.exists() and not file.is_file():  # a first fault made a pipe or a folder of it
+        return "not written"
     try:
         content = json.loads(file.read_bytes()) if file.is_file() else {}
         changed = mutation(content, draw)
