@@ -91,7 +91,8 @@ def _other_value(content: Any, draw: random.Random) -> Any:
 
 
 def _top_value(content: Any, draw: random.Random) -> Any:
-    return _put(content, (draw.choice(sorted(content)),), draw.choice(ODD)) if content else content
+    names = sorted(content) if isinstance(content, dict) else []  # a first fault may have made a list of it
+    return _put(content, (draw.choice(names),), draw.choice(ODD)) if names else content
 
 
 def _drop(content: Any, draw: random.Random) -> Any:
@@ -209,8 +210,6 @@ JSON_MUTATIONS: tuple[Callable[[Any, random.Random], Any], ...] = (
 
 def _damage_json(file: Path, draw: random.Random) -> str:
     mutation = draw.choice(JSON_MUTATIONS)
-    if file.exists() and not file.is_file():  # a first fault made a pipe or a folder of it
-        return "not written"
     try:
         content = json.loads(file.read_bytes()) if file.is_file() else {}
         changed = mutation(content, draw)
@@ -379,7 +378,9 @@ def _template(directory: Path, draw: random.Random) -> None:
 
 
 def _damage(directory: Path, draw: random.Random) -> str:
-    """One fault; its name."""
+    """One fault; its name. None where a first one left something else than files: who writes into a pipe waits."""
+    if not all(path.is_file() for path in directory.iterdir()):
+        return "nothing"
     kind = draw.random()
     if kind < 0.55:
         name = draw.choice(JSON_FILES)

@@ -40,7 +40,15 @@ from wukong.report.frontier_page import render_frontier
 from wukong.report.page import number
 from wukong.require import Need
 from wukong.seeds import derived_seed
-from wukong.stages.evaluate import AnswerOptions, Reference, answer_all, answer_needs, chosen_prompts, kl_of
+from wukong.stages.evaluate import (
+    MOST_ANSWERS,
+    AnswerOptions,
+    Reference,
+    answer_all,
+    answer_needs,
+    chosen_prompts,
+    kl_of,
+)
 from wukong.stages.rewards import is_model, reward_judge
 from wukong.studies.answers import split_name
 from wukong.studies.overoptimisation import FEWEST_POINTS, Course, Form, best_of_n_weights, curve, fit
@@ -61,7 +69,7 @@ class FrontierOptions(AnswerOptions):
     """What counts: rubric, lexicon, openai:MODEL[@URL], module:function, or a reward model that none learnt from."""
     pick_by: str | None = None
     """What picks a checkpoint instead of gold: a reward model trained on the other half (`reward --half`)."""
-    best_of: int = Field(16, ge=0, le=10_000)
+    best_of: int = Field(16, ge=0, le=MOST_ANSWERS)
     """Best-of-n of the reference for n up to so many answers a prompt; 0 leaves it out."""
 
 
