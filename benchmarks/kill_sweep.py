@@ -43,7 +43,7 @@ AT_ANY_MOMENT = 6
 # Importing torch takes longer than most of these stages: a server that has done so forks a process for each command,
 # so that the kills meet the work.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["wukong.stages.ppo", "wukong.stages.evaluate", "wukong.stages.label"])
+processes.set_forkserver_preload(["wukong.stages.online.ppo", "wukong.stages.evaluate", "wukong.stages.label"])
 
 
 def _command(directory: Path, recipe: Path, step: str) -> None:

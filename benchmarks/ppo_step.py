@@ -60,8 +60,8 @@ def ours(directory: Path, out: str, size: str, episodes: int, precision: str, va
 
     from wukong.model.hub import load_policy, load_reward
     from wukong.stages.common import frozen, scores_of
-    from wukong.stages.online import first_value_model, iterate
-    from wukong.stages.ppo import PPOOptions
+    from wukong.stages.online.train import first_value_model, iterate
+    from wukong.stages.online.ppo import PPOOptions
     from wukong.training.session import Session
 
     options = PPOOptions(
@@ -141,7 +141,7 @@ def arithmetic(size: str, episodes: int, value_model: str, epochs: int = EPOCHS)
 
     from wukong.model.gpt2 import PRESETS, GPT2Config
     from wukong.plan import PlanOptions, cost_of
-    from wukong.stages.ppo import PPOOptions
+    from wukong.stages.online.ppo import PPOOptions
 
     config = GPT2Config(**{**PRESETS[size], "vocab_size": SIZES[size][0]})
     options = PPOOptions(

@@ -12,7 +12,7 @@ from wukong.model.gpt2 import PRESETS, GPT2Config
 from wukong.plan import Cost, PlanOptions, cost_of, model_sizes
 from wukong.recipe import load_recipe, resolve
 from wukong.records import Comparison, Ranking, as_messages, write_records
-from wukong.stages.ppo import PPOOptions
+from wukong.stages.online.ppo import PPOOptions
 from wukong.stages.pretrain import PretrainOptions
 from wukong.stages.reward import RewardOptions
 from wukong.training.compute import Compute

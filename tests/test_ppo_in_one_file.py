@@ -12,7 +12,7 @@ from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_policy, load_reward, save_policy, save_reward
 from wukong.stages import online, ppo
-from wukong.stages.episodes import Episodes
+from wukong.stages.online.rollouts import Episodes
 from wukong.tokenizer import Tokenizer
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "ppo_in_one_file.py"

@@ -21,7 +21,7 @@ from wukong.model.hub import save_policy, save_reward
 from wukong.records import Prompt, as_messages, write_records
 from wukong.rl_env import ResponseEnv, next_logprobs, sb3_ppo
 from wukong.stages import ppo
-from wukong.stages.ppo import PPOOptions
+from wukong.stages.online.ppo import PPOOptions
 from wukong.tokenizer import Tokenizer
 
 PROMPTS = ["how are you", "hi", "what is new"]
@@ -137,7 +137,7 @@ def test_its_returns_equal_those_of_the_trainer(tmp_path: Path, tokenizer: Token
     write_records(tmp_path / "prompts.jsonl", [Prompt(messages=as_messages(text)) for text in PROMPTS])
     rollouts, rewards = [], []
     # Responses by the policy itself, of which a copy can be kept.
-    monkeypatch.setattr("wukong.stages.episodes.inference_copy", lambda policy, compute: policy)
+    monkeypatch.setattr("wukong.stages.online.rollouts.inference_copy", lambda policy, compute: policy)
     spied(
         monkeypatch, "generate",
         lambda sampled, model, prompts: rollouts.append((copy.deepcopy(model), list(prompts), copy.deepcopy(sampled))),

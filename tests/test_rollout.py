@@ -18,7 +18,7 @@ from wukong.model.attention import KVCache
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.native import NativeGPT2, can_decode
 from wukong.model.packed import PackedGPT2, can_pack
-from wukong.objectives import token_logprobs
+from wukong.model.logprobs import token_logprobs
 from wukong.rollout import Continuation, Decoder, draw, generate, inference_copy, stream, truncate, uniforms
 from wukong.training.compute import Compute
 

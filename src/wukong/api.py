@@ -27,7 +27,7 @@ from wukong.rollout import generate, inference_copy
 from wukong.sampling import OWN_DISTRIBUTION, SamplingParameters
 from wukong.seeds import derived_seed
 from wukong.stages.common import response_logprobs, response_positions, scores_of
-from wukong.stages.pairs import answers_ids
+from wukong.data.answers import answers_ids
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute, Precision, compute_for
 

@@ -37,7 +37,7 @@ from wukong.recipe import (
 )
 
 TOOLS = {
-    "chat": Stage("wukong.stages.chat", "talk to a model, or to several, in the terminal", positional="models"),
+    "chat": Stage("wukong.chat", "talk to a model, or to several, in the terminal", positional="models"),
     "serve": Stage("wukong.serve.command", "models behind an OpenAI-compatible HTTP API", positional="models"),
     "accept": Stage("wukong.accept", "keep a result that was changed by hand", positional="result"),
     "labelstudio": Stage(

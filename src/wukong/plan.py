@@ -25,11 +25,11 @@ from wukong.options import Options
 from wukong.recipe import Step, duration, load_recipe, resolve
 from wukong.records import Comparison, Conversation, Ranking, Vote
 from wukong.stages import offline, online, pretrain, reward, sft
-from wukong.stages.offline import OfflineOptions
-from wukong.stages.online import OnlineOptions
+from wukong.stages.direct.train import OfflineOptions
+from wukong.stages.online.train import OnlineOptions
 from wukong.stages.pretrain import USUAL_TOKENS, PretrainOptions
 from wukong.stages.reward import RewardOptions
-from wukong.stages.rewards import model_inputs
+from wukong.stages.online.rewards import model_inputs
 from wukong.stages.sft import SFTOptions
 from wukong.stages.tokenize import TokenizeOptions
 from wukong.tokenizer import Tokenizer

@@ -21,7 +21,7 @@ from wukong.records import Conversation, Message, read_records
 from wukong.rollout import generate, stream
 from wukong.seeds import derived_seed
 from wukong.stages import chat
-from wukong.stages.chat import COMMANDS, Chat, ChatOptions, load_speakers, named_sources
+from wukong.chat import COMMANDS, Chat, ChatOptions, load_speakers, named_sources
 from wukong.tokenizer import StreamDecoder, Tokenizer
 
 DOCS = (Path(__file__).resolve().parents[2] / "docs/chat.md").read_text(encoding="utf-8")
@@ -478,7 +478,7 @@ def test_impossible_options_are_refused(wrong):
 
 def test_a_reader_that_leaves_is_no_error(models):
     code = (
-        "from wukong.stages.chat import ChatOptions, run\n"
+        "from wukong.chat import ChatOptions, run\n"
         f"run(ChatOptions(models=[{str(models / 'sft')!r}], prompt=['eggs'] * 200, max_new_tokens=40))"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

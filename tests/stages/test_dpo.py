@@ -14,9 +14,9 @@ from wukong.errors import DataError, UsageError
 from wukong.files import read_json
 from wukong.model.hub import load_policy
 from wukong.records import Comparison, Ranking, Record, Vote, as_messages, write_records
-from wukong.stages.dpo import DPOOptions, groups_of, learn, run
-from wukong.stages.offline import Answer, logratios, measure_reference, response_sums
-from wukong.stages.pairs import tokenised_answers
+from wukong.stages.direct.dpo import DPOOptions, groups_of, learn, run
+from wukong.stages.direct.train import Answer, logratios, measure_reference, response_sums
+from wukong.data.answers import tokenised_answers
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 

@@ -11,8 +11,8 @@ from wukong.data.summary import ReadSummary
 from wukong.errors import DataError, UsageError
 from wukong.model.hub import load_policy
 from wukong.records import Comparison, Ranking, Record, Vote, as_messages, write_records
-from wukong.stages.kto import KTOOptions, learn, mismatched, run, votes_of
-from wukong.stages.offline import Answer, measure_reference, response_sums
+from wukong.stages.direct.kto import KTOOptions, learn, mismatched, run, votes_of
+from wukong.stages.direct.train import Answer, measure_reference, response_sums
 from wukong.training.compute import Compute
 
 CPU = Compute(torch.device("cpu"), torch.float32)

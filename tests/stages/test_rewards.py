@@ -14,9 +14,9 @@ from wukong.records import Prompt, Ranking, Response, as_messages, prompt_id, re
 from wukong.stages import label, rloo
 from wukong.stages.common import scores_of
 from wukong.stages.label import LabelOptions
-from wukong.stages.pairs import answers_ids
-from wukong.stages.rewards import Answers, ScoringOptions, combined, load_rewards, model_inputs, parsed
-from wukong.stages.rloo import RLOOOptions
+from wukong.data.answers import answers_ids
+from wukong.stages.online.rewards import Answers, ScoringOptions, combined, load_rewards, model_inputs, parsed
+from wukong.stages.online.rloo import RLOOOptions
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 from wukong.training.metrics import read_metrics

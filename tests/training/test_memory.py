@@ -21,9 +21,9 @@ from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import save_policy, save_reward
 from wukong.model.native import NativeGPT2
-from wukong.model.output import centred
+from wukong.model.logprobs import centred
 from wukong.model.packed import PackedGPT2
-from wukong.objectives import token_logprobs
+from wukong.model.logprobs import token_logprobs
 from wukong.rollout import inference_copy
 from wukong.stages import tokenize
 from wukong.stages.common import frozen

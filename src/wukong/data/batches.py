@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wukong.seeds import permutation
+
 
 def pad(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Rows padded on the right with 0 (never attended to, never counted): ids (B, T) int64, lengths (B,) int64."""
@@ -35,6 +37,18 @@ def by_length(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
         batch.append(index)
     if batch:
         yield batch
+
+
+def epoch_batch(n: int, step: int, size: int, seed: int) -> np.ndarray:
+    """The indices (into n records) of a step's batch: one epoch follows another without a gap, each shuffled.
+
+    A function of the step alone, so that a resumed run sees the same data.
+    """
+    first, last = step * size, (step + 1) * size
+    epochs = range(first // n, (last - 1) // n + 1)
+    order = np.concatenate([permutation(n, seed, "epoch", epoch) for epoch in epochs])
+    start = first - epochs[0] * n
+    return order[start : start + size]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wukong.model.attention import AttentionContext, KVCache, Unpadded, attend
 from wukong.model.kernels import gelu
-from wukong.model.output import centred
+from wukong.model.logprobs import centred
 
 
 @dataclass(frozen=True)

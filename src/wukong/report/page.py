@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from wukong.intervals import in_words
+from wukong.stats import in_words
 from wukong.options import POLICY_STAGES
 from wukong.report import figures
 from wukong.report.contents import Answered, Evaluation, RunContents, Step

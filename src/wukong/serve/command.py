@@ -22,7 +22,7 @@ from pydantic import Field
 from wukong.console import say
 from wukong.errors import UsageError
 from wukong.options import Options
-from wukong.stages.chat import named_sources
+from wukong.chat import named_sources
 from wukong.training.compute import Precision
 
 KEY_VARIABLE = "WUKONG_API_KEY"

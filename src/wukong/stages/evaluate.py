@@ -7,7 +7,7 @@ Out: out/evaluation.json (the numbers) and out/answers.jsonl (every answer, with
         --prompts test.jsonl --judge rubric --reward-model runs/mine/reward --out runs/mine/evaluation
 
 All models answer the same prompts with the same seeds. A later model is compared with each earlier one, prompt by
-prompt, by each judge's score; ties count half; intervals are 95 %, over prompts (`wukong.intervals`). The
+prompt, by each judge's score; ties count half; intervals are 95 %, over prompts (`wukong.stats`). The
 length-controlled win rate is what a logistic regression on the difference in length predicts for answers of equal
 length (Dubois et al. 2024). KL is log pi - log pi_ref of the model's own samples at the sampling temperature, summed
 over a response.
@@ -38,7 +38,7 @@ from wukong.errors import DataError, UsageError
 from wukong.feedback.annotators import Judge, Opinion, load_judge
 from wukong.feedback.replies import forget_replies, replies_path
 from wukong.files import atomic_open, write_json
-from wukong.intervals import in_words, mean_interval, rate_interval
+from wukong.stats import in_words, mean_interval, rate_interval
 from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, recommended_sampling
 from wukong.objectives import best_of_n_kl
@@ -54,7 +54,7 @@ from wukong.stages.common import (
     response_positions,
     validation_loss,
 )
-from wukong.stages.rewards import is_model, reward_judge
+from wukong.stages.online.rewards import is_model, reward_judge
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute, Precision, compute_for
 

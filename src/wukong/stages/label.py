@@ -30,7 +30,7 @@ from wukong.options import StageOptions
 from wukong.records import Comparison, Ranking, Response, read_records, write_records
 from wukong.require import Need
 from wukong.seeds import derived_seed
-from wukong.stages.rewards import is_model, reward_judge
+from wukong.stages.online.rewards import is_model, reward_judge
 from wukong.training.compute import compute_for
 
 

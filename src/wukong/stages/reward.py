@@ -35,7 +35,7 @@ from wukong.data.split import halves, split_by_prompt
 from wukong.data.summary import ReadSummary
 from wukong.errors import DataError, UsageError
 from wukong.feedback.consensus import by_annotators, decide, weights_of
-from wukong.intervals import rate_interval
+from wukong.stats import rate_interval
 from wukong.model.heads import HeadKind, Pooling, ScalarModel
 from wukong.model.hub import load_trunk, save_reward
 from wukong.objectives import grouped_mean, pairwise_loss
@@ -44,7 +44,7 @@ from wukong.records import Comparison, Message, Preference, Ranking, Response, V
 from wukong.require import Need
 from wukong.seeds import derived_seed, permutation
 from wukong.stages.common import epoch_batch, scores_of
-from wukong.stages.pairs import answers_ids, pairs_by_prompt
+from wukong.data.answers import answers_ids, pairs_by_prompt
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 from wukong.training.memory import Workload, step_tokens

@@ -29,7 +29,7 @@ from wukong.data.summary import ReadSummary
 from wukong.errors import UsageError
 from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, recommended_sampling, save_policy
-from wukong.objectives import token_logprobs
+from wukong.model.logprobs import token_logprobs
 from wukong.processes import is_first, share, sums
 from wukong.records import Conversation
 from wukong.require import Need

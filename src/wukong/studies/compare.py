@@ -33,7 +33,7 @@ from wukong.feedback.annotators import load_judge
 from wukong.feedback.pairwise_judge import PairwiseJudge, agreed, question, verdict_of
 from wukong.feedback.replies import forget_replies, replies_path
 from wukong.files import atomic_open, write_json
-from wukong.intervals import in_words
+from wukong.stats import in_words
 from wukong.model.hub import load_policy
 from wukong.records import Comparison, Prompt, Vote, prompt_id
 from wukong.report.page import equal_length, interval, percent

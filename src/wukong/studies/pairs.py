@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from wukong.errors import DataError
-from wukong.intervals import rate_interval
+from wukong.stats import rate_interval
 from wukong.records import Comparison, Messages, Preference, Vote, prompt_id
 
 
@@ -64,7 +64,7 @@ def pairs_of(records: Sequence[Preference]) -> list[Pair]:
 
 
 def proportion(values: np.ndarray, prompts: Sequence[str]) -> dict[str, Any]:
-    """A mean of values in [0, 1] with its 95 % interval over prompts (`wukong.intervals`).
+    """A mean of values in [0, 1] with its 95 % interval over prompts (`wukong.stats`).
 
     values: (N,); prompts: the id of each one's prompt.
     """

@@ -33,7 +33,7 @@ from wukong.data.split import group_of
 from wukong.data.summary import ReadSummary
 from wukong.errors import UsageError
 from wukong.files import atomic_open, write_json
-from wukong.intervals import FEWEST_PROMPTS, decisive, mean_interval, shown
+from wukong.stats import FEWEST_PROMPTS, decisive, mean_interval, shown
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_reward
 from wukong.options import StageOptions
@@ -44,7 +44,7 @@ from wukong.report.reward_page import render_reward
 from wukong.require import Need
 from wukong.seeds import permutation
 from wukong.stages.common import chance_problem, scores_of
-from wukong.stages.pairs import answers_ids
+from wukong.data.answers import answers_ids
 from wukong.stages.reward import RewardOptions, calibration, fit, groups_of, new_model, records_of
 from wukong.studies.answers import read_answers, split_name
 from wukong.studies.pairs import Pair, agreement, calibration_error, pairs_of, proportion, right, simple_judges, slices

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from wukong.intervals import rate_interval
+from wukong.stats import rate_interval
 from wukong.seeds import derived_seed
 from wukong.stages.evaluate import win_rate
 

@@ -281,7 +281,7 @@ def _scores(path: Path, items: list[tuple[list[Message], list[str]]]) -> list[li
     """The reward of each answer; None for a task of which one is longer than the model's context."""
     from wukong.model.hub import load_reward
     from wukong.stages.common import scores_of
-    from wukong.stages.pairs import answers_ids
+    from wukong.data.answers import answers_ids
     from wukong.training.compute import compute_for
 
     model, tokenizer = load_reward(str(path))

@@ -114,7 +114,7 @@ def _more_models(options: StudioOptions) -> dict[str, str]:
     """--models by name. Raises UsageError for a name that a model of the run has."""
     if not options.models:
         return {}
-    from wukong.stages.chat import named_sources
+    from wukong.chat import named_sources
     from wukong.web.admin import models
 
     named = named_sources(options.models)

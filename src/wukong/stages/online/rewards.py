@@ -31,7 +31,7 @@ from wukong.processes import gathered, share
 from wukong.records import Message, prompt_id
 from wukong.require import Need
 from wukong.stages.common import frozen, scores_of
-from wukong.stages.pairs import last_turn, shared_prompt
+from wukong.data.answers import last_turn, shared_prompt
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 
@@ -207,7 +207,7 @@ def _names(sources: Sequence[str]) -> list[str]:
 def reward_judge(directory: str, compute: Compute, max_tokens: int, room: int | None = None) -> Judge:
     """A reward model as a judge of text, with its own tokenizer.
 
-    All answers to one prompt that it is asked about together are read with the same prompt (`wukong.stages.pairs`). An
+    All answers to one prompt that it is asked about together are read with the same prompt (`wukong.data.answers`). An
     answer that fills the context may be some tokens longer when it is read than it was when it was written: such a
     one is read up to the end of the context, and their number is said.
 

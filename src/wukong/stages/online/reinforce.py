@@ -1,6 +1,6 @@
 """`wukong reinforce`: SFT model + reward + prompts -> a policy, by the plain policy gradient with a baseline.
 
-In, out and the loop around it: as `wukong ppo`; all online algorithms share `wukong.stages.online`.
+In, out and the loop around it: as `wukong ppo`; all online algorithms share `wukong.stages.online.train`.
 
     wukong reinforce --model runs/mine/sft --reward-model runs/mine/reward --prompts prompts.jsonl --out runs/mine/pg
 
@@ -18,7 +18,7 @@ from pydantic import Field
 
 from wukong.objectives import gae, sequence_rewards, token_rewards
 from wukong.require import Need
-from wukong.stages.online import (
+from wukong.stages.online.train import (
     Algorithm,
     Batch,
     Credit,

@@ -6,7 +6,7 @@ Out: the policy's model directory, metrics.jsonl, samples.jsonl.
     wukong ppo --model runs/mine/sft --reward-model runs/mine/reward --prompts prompts.jsonl --out runs/mine/policy
 
 Proximal policy optimisation (Schulman et al. 2017) as in Ziegler et al. 2019 and InstructGPT, in the loop of
-`wukong.stages.online`: reward of a token = -beta x (log pi - log pi_ref), plus the score at the last token; GAE turns
+`wukong.stages.online.train`: reward of a token = -beta x (log pi - log pi_ref), plus the score at the last token; GAE turns
 it into advantages; a few epochs of clipped updates of policy and value model follow.
 Which numbers follow which paper, and where: docs/ppo-details.md. Departures: the value model is a network of its own,
 initialised from the reward model (Stiennon et al. 2020), unless `--value-model shared` asks for the original head on
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from wukong.objectives import Average, gae, ppo_policy_loss, ppo_value_loss, token_rewards, whiten
 from wukong.require import Need
-from wukong.stages.online import (
+from wukong.stages.online.train import (
     Algorithm,
     Batch,
     Credit,

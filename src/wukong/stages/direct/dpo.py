@@ -29,7 +29,7 @@ from wukong.objectives import dpo_loss, grouped_mean, ipo_loss
 from wukong.processes import share, sums
 from wukong.records import Comparison, Preference, Ranking, Vote
 from wukong.require import Need
-from wukong.stages.offline import (
+from wukong.stages.direct.train import (
     Answer,
     Metrics,
     OfflineOptions,
@@ -38,7 +38,7 @@ from wukong.stages.offline import (
     offline_needs,
     train_offline,
 )
-from wukong.stages.pairs import pairs_by_prompt
+from wukong.data.answers import pairs_by_prompt
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 from wukong.training.parallel import in_step

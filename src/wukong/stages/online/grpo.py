@@ -1,6 +1,6 @@
 """`wukong grpo`: SFT model + reward + prompts -> a policy, by comparing each response with its group.
 
-In, out and the loop around it: as `wukong ppo`; all online algorithms share `wukong.stages.online`.
+In, out and the loop around it: as `wukong ppo`; all online algorithms share `wukong.stages.online.train`.
 
     wukong grpo --model runs/mine/sft --reward-model runs/mine/reward --prompts prompts.jsonl --out runs/mine/grpo
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from wukong.objectives import Average, Scale, group_advantages, kl_estimate, ppo_policy_loss, sequence_rewards
 from wukong.require import Need
-from wukong.stages.online import Algorithm, Batch, Credit, GroupOptions, advantage_metrics, online_needs, train
+from wukong.stages.online.train import Algorithm, Batch, Credit, GroupOptions, advantage_metrics, online_needs, train
 
 
 class GRPOOptions(GroupOptions):

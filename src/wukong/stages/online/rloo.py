@@ -1,6 +1,6 @@
 """`wukong rloo`: SFT model + reward + prompts -> a policy, by REINFORCE with the leave-one-out baseline.
 
-In, out and the loop around it: as `wukong ppo`; all online algorithms share `wukong.stages.online`.
+In, out and the loop around it: as `wukong ppo`; all online algorithms share `wukong.stages.online.train`.
 
     wukong rloo --model runs/mine/sft --reward-model runs/mine/reward --prompts prompts.jsonl --out runs/mine/rloo
 
@@ -15,7 +15,7 @@ import torch
 
 from wukong.objectives import leave_one_out_advantages, sequence_rewards
 from wukong.require import Need
-from wukong.stages.online import Algorithm, Batch, Credit, GroupOptions, advantage_metrics, online_needs, train
+from wukong.stages.online.train import Algorithm, Batch, Credit, GroupOptions, advantage_metrics, online_needs, train
 
 
 class RLOOOptions(GroupOptions):

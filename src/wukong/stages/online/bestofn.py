@@ -1,6 +1,6 @@
 """`wukong bestofn`: SFT model + reward + prompts -> a policy, fine-tuned on the best of n of its own responses.
 
-In, out and the loop around it: as `wukong ppo`; all online algorithms share `wukong.stages.online`.
+In, out and the loop around it: as `wukong ppo`; all online algorithms share `wukong.stages.online.train`.
 
     wukong bestofn --model runs/mine/sft --reward-model runs/mine/reward --prompts prompts.jsonl --out runs/mine/bestofn
 
@@ -17,7 +17,7 @@ from pydantic import Field
 
 from wukong.objectives import Average, best_of_groups, sequence_rewards
 from wukong.require import Need
-from wukong.stages.online import Algorithm, Batch, Credit, GroupOptions, online_needs, train
+from wukong.stages.online.train import Algorithm, Batch, Credit, GroupOptions, online_needs, train
 
 
 class BestOfNOptions(GroupOptions):

@@ -28,7 +28,7 @@ from wukong.objectives import kto_baseline, kto_loss
 from wukong.processes import gathered, share, sums
 from wukong.records import Message, Preference, Ranking, Vote
 from wukong.require import Need
-from wukong.stages.offline import (
+from wukong.stages.direct.train import (
     Answer,
     Metrics,
     OfflineOptions,
@@ -38,7 +38,7 @@ from wukong.stages.offline import (
     offline_needs,
     train_offline,
 )
-from wukong.stages.pairs import tokenised_answers
+from wukong.data.answers import tokenised_answers
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 from wukong.training.parallel import in_step

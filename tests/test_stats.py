@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from wukong.intervals import (
+from wukong.stats import (
     FEWEST_PROMPTS,
     decisive,
     exact_interval,

@@ -166,3 +166,9 @@ def in_words(entry: Mapping[str, Any]) -> str:
     if needed > n:
         return f"{begin}; about {needed:,} would show {100 * POINTS:.0f} points"
     return f"{begin}; one of {100 * POINTS:.0f} points would probably have shown"
+
+
+def distinct_n(responses: Sequence[Sequence[int]], n: int) -> float:
+    """Different n-grams as a part of all n-grams of the responses (Li et al. 2016); 0 when there is none."""
+    grams = [tuple(r[i : i + n]) for r in responses for i in range(len(r) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0

@@ -20,7 +20,7 @@ from wukong.data.split import split_by_prompt
 from wukong.errors import DataError, UsageError
 from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel, ValueHead
-from wukong.objectives import token_logprobs
+from wukong.model.logprobs import token_logprobs
 from wukong.processes import add_up, gathered, share
 from wukong.records import Message
 from wukong.rollout import generate, inference_copy

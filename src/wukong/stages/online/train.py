@@ -56,7 +56,7 @@ from wukong.stages.common import (
     language_model_loss,
     require_better_than_chance,
 )
-from wukong.stages.episodes import (
+from wukong.stages.online.rollouts import (
     Episodes,
     Judged,
     RolloutOptions,
@@ -72,7 +72,7 @@ from wukong.stages.episodes import (
     roll_out,
     tokenised_prompts,
 )
-from wukong.stages.rewards import Answers, Rewards, ScoringOptions, load_rewards, model_inputs, reward_needs
+from wukong.stages.online.rewards import Answers, Rewards, ScoringOptions, load_rewards, model_inputs, reward_needs
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 from wukong.training.memory import DECODED_TOGETHER, Decoding, Workload, stored_config
