@@ -23,7 +23,7 @@ from wukong.model.heads import ScalarModel
 from wukong.objectives import token_logprobs
 from wukong.seeds import permutation
 from wukong.training.compute import Compute
-from wukong.training.parallel import in_step
+from wukong.training.parallel import lockstep
 
 
 def epoch_batch(n: int, step: int, size: int, seed: int) -> np.ndarray:
@@ -145,12 +145,12 @@ def validation_loss(
     starts = list(range(0, max(1, length - context + 1), context))
     context = min(context, length)
     parts = [starts[at : at + rows] for at in range(0, len(starts), rows)]
-    for part in in_step(processes.share(parts), model):
+    for part in lockstep(processes.local_part(parts), model):
         ids = torch.from_numpy(np.stack([shards.window(s, context + 1) for s in part]))
         total += language_model_loss(model, ids.to(compute.device), compute).item()
         count += len(ids) * context
     model.train(was_training)
-    loss, tokens = processes.sums(total, count)
+    loss, tokens = processes.all_reduce_sum(total, count)
     return loss / tokens
 
 
