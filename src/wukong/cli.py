@@ -207,7 +207,7 @@ def _stage(name: str, stage: Stage, arguments: Sequence[str]) -> None:
         del given[stage.positional]
     options = _build(options_class, given, command, stage.positional)
     if redo and isinstance(options, StageOptions):
-        processes.by_first(lambda: _remove_result(name, stage, options))
+        processes.run_on_first(lambda: _remove_result(name, stage, options))
     call(options)
 
 
@@ -291,7 +291,7 @@ _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, 
 def _machine_trouble(error: BaseException) -> str | None:
     """One line for an error that is the machine's and not a bug of ours; None for any other."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if processes.is_lost(error):
+    if processes.is_peer_loss(error):
         return "another process of this job has ended; the same command goes on from the last checkpoint"
     if isinstance(error, OSError) and error.errno in _REFUSED:
         place = f"{error.filename}: " if error.filename else ""
@@ -338,7 +338,7 @@ def command() -> int:
         code = main()
     except SystemExit as stopped:  # by a signal, or after --help
         code = int(stopped.code or 0)
-    processes.end(code)
+    processes.exit_now(code)
     return code
 
 
@@ -351,6 +351,6 @@ def _abandon_output() -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    if processes.speaks_of_failure():
+    if processes.reports_failure():
         print(f"wukong: error: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
     return code

@@ -59,10 +59,10 @@ class Stage:
         """(the options class, the function that runs it)."""
         run = importlib.import_module(self.module).run
         options = typing.get_type_hints(run)["options"]
-        if processes.size() > 1:
+        if processes.world_size() > 1:
             from wukong.training.session import TrainOptions
 
-            run = processes.together(run, trains=issubclass(options, TrainOptions))
+            run = processes.distributed(run, trains=issubclass(options, TrainOptions))
         return options, run
 
     def needs(self, options: Any) -> Sequence[Any]:
@@ -436,7 +436,7 @@ def _run_steps(
 ) -> None:
     names = [step.name for step in steps]
     count = names.index(until) + 1 if until else len(steps)
-    processes.by_first(lambda: _prepare(directory, recipe, seed, steps, count, redo))
+    processes.run_on_first(lambda: _prepare(directory, recipe, seed, steps, count, redo))
     for number, step in enumerate(steps[:count], start=1):
         say(f"[{number}/{count}] {step.name} -> {step.options.out}")
         begin = time.monotonic()
@@ -446,7 +446,7 @@ def _run_steps(
             say(f"[{number}/{count}] {step.name} took {duration(seconds)}")
             _free_memory()
     # Now that no step has refused its options:
-    processes.by_first(lambda: _write_resolved(directory, recipe, seed, steps))
+    processes.run_on_first(lambda: _write_resolved(directory, recipe, seed, steps))
     _say_what_next(steps[:count])
 
 

@@ -39,7 +39,7 @@ from wukong.stats import rate_interval
 from wukong.model.heads import HeadKind, Pooling, ScalarModel
 from wukong.model.hub import load_trunk, save_reward
 from wukong.objectives import grouped_mean, pairwise_loss
-from wukong.processes import gathered, is_first, share, sums
+from wukong.processes import all_gather, all_reduce_sum, is_first, local_part
 from wukong.records import Comparison, Message, Preference, Ranking, Response, Vote, read_records
 from wukong.require import Need
 from wukong.seeds import derived_seed, permutation
@@ -48,7 +48,7 @@ from wukong.data.answers import answers_ids, pairs_by_prompt
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 from wukong.training.memory import Workload, step_tokens
-from wukong.training.parallel import in_step, whole
+from wukong.training.parallel import full_module, lockstep
 from wukong.training.passes import Passes, Usual, warn_of_few_steps
 from wukong.training.session import Session, TrainOptions, publish
 
@@ -248,13 +248,13 @@ def evaluate_pairs(
     def measured() -> list[tuple[float, list[float]]]:
         """The summed loss and the margins of each part that is this process's."""
         found = []
-        for part in in_step(share(parts), model):
+        for part in lockstep(local_part(parts), model):
             margins, member = forward_pairs(model, part, compute)
             loss = grouped_mean(group_losses(part, margins, options), member).item() * len(part)
             found.append((loss, margins.tolist()))
         return found
 
-    for part, (loss, margins) in zip(parts, gathered(measured), strict=True):
+    for part, (loss, margins) in zip(parts, all_gather(measured), strict=True):
         losses.append(loss)
         rest = iter(margins)
         for group in part:
@@ -345,7 +345,7 @@ def fit(
             model.train()
             batch = [groups[i] for i in epoch_batch(len(groups), step, passes.batch_size, options.seed)]
             total, spread, right, pairs = 0.0, 0.0, 0.0, 0.0
-            for part in in_step(_parts(share(batch), options.micro_batch_tokens), model):
+            for part in lockstep(_parts(local_part(batch), options.micro_batch_tokens), model):
                 margins, member = forward_pairs(model, part, compute)
                 loss = grouped_mean(group_losses(part, margins, options), member) * len(part) / len(batch)
                 session.backward(loss)
@@ -353,7 +353,7 @@ def fit(
                 right += int((margins > 0).sum())
                 spread += float(margins.detach().sum())
                 pairs += len(margins)
-            total, spread, right, pairs = sums(total, spread, right, pairs)
+            total, spread, right, pairs = all_reduce_sum(total, spread, right, pairs)
             norms = session.optimizer_step()
             tokens = sum(len(answer) for group in batch for answer in group.answers)
             session.log(tokens, loss=total, accuracy=right / pairs, margin=spread / pairs, pairs=int(pairs), **norms)
@@ -399,7 +399,7 @@ def run(options: RewardOptions) -> None:
     reference = _reference_answers(options, tokenizer, context)
     # ------------------------------------------------------------------------------------------------------ fit
     quality, session = fit(model, tokenizer, train, test, options)
-    model = whole(model, session.compute.device)
+    model = full_module(model, session.compute.device)
     if not is_first():
         return
     # ----------------------------------------------------------------------------------------------- normalise

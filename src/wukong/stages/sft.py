@@ -38,7 +38,7 @@ from wukong.stages.common import epoch_batch, kl_to_start, say_how_far
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 from wukong.training.memory import Workload, step_tokens
-from wukong.training.parallel import in_step, whole
+from wukong.training.parallel import full_module, lockstep
 from wukong.training.passes import Usual, warn_of_few_steps
 from wukong.training.session import Session, TrainOptions, publish
 
@@ -141,11 +141,11 @@ def run(options: SFTOptions) -> None:
             batch = [train[i] for i in epoch_batch(len(train), step, passes.batch_size, options.seed)]
             n_response = sum(sum(e.response[1:]) for e in batch)
             total = 0.0
-            for part in in_step(_parts(share(batch), options.micro_batch_tokens), model):
+            for part in lockstep(_parts(local_part(batch), options.micro_batch_tokens), model):
                 loss, _ = response_loss(model, part, compute)
                 session.backward(loss / n_response)
                 total += loss.item() / n_response
-            (total,) = sums(total)
+            (total,) = all_reduce_sum(total)
             norms = session.optimizer_step()
             session.log(sum(len(e.ids) for e in batch), loss=total, response_tokens=n_response, **norms)
             if valid and session.due(options.eval_every):
@@ -154,7 +154,7 @@ def run(options: SFTOptions) -> None:
                 session.keep_best(held_out)
             session.show(loss=total)
         session.restore_best()
-    model = whole(model, "cpu")
+    model = full_module(model, "cpu")
     if not is_first():
         return
     # ---------------------------------------------------------------------------------------------------- save
@@ -185,7 +185,7 @@ def _parts(batch: Sequence[Example], max_tokens: int) -> list[list[Example]]:
 @torch.no_grad()
 def _validate(model: GPT2, examples: Sequence[Example], options: SFTOptions, compute: Compute) -> float:
     model.eval()
-    parts = in_step(share(_parts(examples, options.micro_batch_tokens)), model)
+    parts = lockstep(local_part(_parts(examples, options.micro_batch_tokens)), model)
     found = [response_loss(model, part, compute) for part in parts]
-    total, count = sums(sum(loss.item() for loss, _ in found), sum(count for _, count in found))
+    total, count = all_reduce_sum(sum(loss.item() for loss, _ in found), sum(count for _, count in found))
     return total / count

@@ -168,7 +168,7 @@ def step_tokens(lengths: Sequence[int], batch_size: int) -> int:
     mean = sum(lengths) / len(lengths)
     variance = sum((length - mean) ** 2 for length in lengths) / len(lengths)
     most = min(n * mean + 2 * math.sqrt(n * variance), n * max(lengths))
-    return math.ceil(most / processes.size())
+    return math.ceil(most / processes.world_size())
 
 
 def stored_config(source: str) -> GPT2Config | None:
@@ -273,7 +273,7 @@ def free_bytes(device: torch.device) -> int | None:
         known.append(int(text) - int(used.read_text()))
     if not known and "SC_AVPHYS_PAGES" in os.sysconf_names:
         known.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return min(known) // processes.local_size() if known else None
+    return min(known) // processes.local_world_size() if known else None
 
 
 def fitting_tokens(workload: Workload, device: torch.device, dtype: torch.dtype, limit: int, free: float) -> int:

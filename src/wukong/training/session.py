@@ -93,7 +93,7 @@ def _compute(options: TrainOptions) -> Compute:
     """This process's device, and the precision that the first process finds best."""
     processes.join()
     compute = compute_for(options.precision, options.device)
-    if processes.size() == 1:
+    if processes.world_size() == 1:
         return compute
     if compute.device.type == "cuda":
         if compute.device.index is not None:
@@ -101,7 +101,7 @@ def _compute(options: TrainOptions) -> Compute:
         gpus, place = torch.cuda.device_count(), processes.local_rank()
         if place >= gpus:
             raise UsageError(f"{place + 1} processes or more on a machine with {gpus} GPUs; start one for each GPU")
-    return Compute(compute.device, processes.from_first(compute.dtype))
+    return Compute(compute.device, processes.broadcast(compute.dtype))
 
 
 def lr_factor(step: int, total: int, options: TrainOptions) -> float:
@@ -178,7 +178,7 @@ class Session:
         return replace(
             given or Workload(self.options.micro_batch_tokens),
             trained=tuple(trunk.config for trunk in trunks),
-            processes=processes.size(),
+            processes=processes.world_size(),
             sharded=self.is_sharded,
             checkpointing=self.options.gradient_checkpointing,
         )
@@ -190,8 +190,8 @@ class Session:
         if device.type == "cuda":
             record["gpu"] = torch.cuda.get_device_name(device)
         record["threads"] = torch.get_num_threads()
-        if processes.size() > 1:
-            record |= {"processes": processes.size(), "parallel": self.options.parallel}
+        if processes.world_size() > 1:
+            record |= {"processes": processes.world_size(), "parallel": self.options.parallel}
         if self.workload.decoding is not None:
             record["decoding"] = decoding_path(self.workload.decoding.config, device, dtype)
         return record
@@ -202,7 +202,7 @@ class Session:
         limit, free, compute = self.options.micro_batch_tokens, free_bytes(self.compute.device), self.compute
         most = math.inf if free is None else free
         tokens = fitting_tokens(self.workload, compute.device, compute.dtype, limit, most)
-        tokens = round(-processes.largest(-tokens)[0])  # what fits the fullest of several machines
+        tokens = round(-processes.all_reduce_max(-tokens)[0])  # what fits the fullest of several machines
         self.options.micro_batch_tokens = self.state.setdefault("micro_batch_tokens", tokens)
         found = estimate(self.workload, compute.device, compute.dtype, self.options.micro_batch_tokens)
         parts = {
@@ -239,7 +239,7 @@ class Session:
     def _on_signal(self, number: int, frame: object) -> None:
         # Asked twice: do not make the person wait for the step to end. (Of several processes each is told twice, by
         # the terminal and by torchrun, and none may leave before the others.)
-        if self._signal is not None and processes.size() == 1:
+        if self._signal is not None and processes.world_size() == 1:
             raise Interrupted(128 + number)
         self._signal = number
         say("stopping after this step, with a checkpoint (press Ctrl-C again to stop at once)")
@@ -263,7 +263,7 @@ class Session:
             self.write_metrics()
         # What one process was told, or the slowest clock says, all do after the same step.
         late = now - self._saved_at >= self.options.checkpoint_seconds
-        signal_number, is_due = map(int, processes.largest(self._signal or 0, late))
+        signal_number, is_due = map(int, processes.all_reduce_max(self._signal or 0, late))
         if signal_number:
             self.checkpoint(done)
             say(f"stopped after step {done:,}; the same command goes on from here")
@@ -307,10 +307,10 @@ class Session:
 
     def optimizer_step(self) -> dict[str, float]:
         """Clips, updates and clears the gradients. Returns the gradient norm of each model before clipping."""
-        parallel.add_gradients(self.modules.values())
+        parallel.all_reduce_gradients(self.modules.values())
         norms = {}
         for name, module in self.modules.items():
-            norm = parallel.clip(module, self.options.max_grad_norm)
+            norm = parallel.clip_gradients(module, self.options.max_grad_norm)
             if not math.isfinite(norm):
                 raise RunError(f"the gradient of {name} is {norm} at step {self.step + 1}; {self._advice()}")
             norms["grad_norm" if len(self.modules) == 1 else f"grad_norm_{name}"] = norm
@@ -349,7 +349,7 @@ class Session:
             tensors = {
                 f"{m}/{n}": p.detach()
                 for m, module in self.modules.items()
-                for n, p in parallel.whole(module, "cpu").named_parameters()
+                for n, p in parallel.full_module(module, "cpu").named_parameters()
             }
             if processes.is_first():
                 with atomic_directory(self.checkpoints / "best") as staging:
@@ -361,7 +361,7 @@ class Session:
         Raises RunError when they are gone from the disk.
         """
         path = self.checkpoints / "best" / "weights.safetensors"
-        processes.wait()  # for the first one, which writes it
+        processes.barrier()  # for the first one, which writes it
         if self.state.get("best_step", self.total_steps) != self.total_steps:
             if not path.exists():
                 raise RunError(f"{path}: the best weights are gone; make the stage anew with --redo")
@@ -369,7 +369,7 @@ class Session:
             with torch.no_grad():
                 for name, module in self.modules.items():
                     for key, parameter in parallel.named_parameters(module):
-                        parameter.copy_(parallel.like(tensors[f"{name}/{key}"], parameter))
+                        parameter.copy_(parallel.placed_like(tensors[f"{name}/{key}"], parameter))
 
     def discard_checkpoints(self) -> None:
         """After the result is written: the resumable state is no longer needed."""

@@ -26,7 +26,7 @@ from wukong.data.summary import ReadSummary
 from wukong.errors import DataError, UsageError
 from wukong.model.gpt2 import GPT2
 from wukong.objectives import dpo_loss, grouped_mean, ipo_loss
-from wukong.processes import share, sums
+from wukong.processes import all_reduce_sum, local_part
 from wukong.records import Comparison, Preference, Ranking, Vote
 from wukong.require import Need
 from wukong.stages.direct.train import (
@@ -41,7 +41,7 @@ from wukong.stages.direct.train import (
 from wukong.data.answers import pairs_by_prompt
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
-from wukong.training.parallel import in_step
+from wukong.training.parallel import lockstep
 
 
 class DPOOptions(OfflineOptions):
@@ -97,7 +97,7 @@ def learn(
 ) -> Metrics:  # fmt: skip
     """The loss of a batch, in parts, and what its pairs look like."""
     total, sides, right = 0.0, torch.zeros(2), 0.0
-    for part in in_step(in_parts(share(batch), lambda group: group.answers, options.micro_batch_tokens), policy):
+    for part in lockstep(in_parts(local_part(batch), lambda group: group.answers, options.micro_batch_tokens), policy):
         ratios = logratios(policy, [a for group in part for a in group.answers], options.temperature, compute)
         better, worse, member, start = [], [], [], 0
         for number, group in enumerate(part):
@@ -114,7 +114,7 @@ def learn(
         with torch.no_grad():
             sides += weight * torch.stack([grouped_mean(side, groups) for side in (chosen, rejected)]).cpu()
             right += weight * float(grouped_mean((chosen > rejected).float(), groups))
-    total, right, above, below = sums(total, right, *(options.beta * sides).tolist())
+    total, right, above, below = all_reduce_sum(total, right, *(options.beta * sides).tolist())
     metrics = {
         "loss": total,
         "accuracy": right,

@@ -25,7 +25,7 @@ from wukong.data.summary import ReadSummary
 from wukong.errors import DataError
 from wukong.model.gpt2 import GPT2
 from wukong.objectives import kto_baseline, kto_loss
-from wukong.processes import gathered, share, sums
+from wukong.processes import all_gather, all_reduce_sum, local_part
 from wukong.records import Message, Preference, Ranking, Vote
 from wukong.require import Need
 from wukong.stages.direct.train import (
@@ -41,7 +41,7 @@ from wukong.stages.direct.train import (
 from wukong.data.answers import tokenised_answers
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
-from wukong.training.parallel import in_step
+from wukong.training.parallel import lockstep
 
 
 class KTOOptions(OfflineOptions):
@@ -112,10 +112,10 @@ def baseline_of(
 
     @torch.no_grad()
     def measured() -> list[Tensor]:
-        mine = in_step(share(parts), policy)
+        mine = lockstep(local_part(parts), policy)
         return [logratios(policy, [answers[i] for i in rows], options.temperature, compute).cpu() for rows in mine]
 
-    return kto_baseline(torch.cat(gathered(measured)).to(compute.device))
+    return kto_baseline(torch.cat(all_gather(measured)).to(compute.device))
 
 
 def learn(
@@ -126,7 +126,7 @@ def learn(
     baseline = baseline_of(policy, reference, batch, compute, options)
     total = 0.0
     rewards: dict[bool, list[float]] = {True: [], False: []}
-    for part in in_step(in_parts(share(batch), lambda vote: [vote.answer], options.micro_batch_tokens), policy):
+    for part in lockstep(in_parts(local_part(batch), lambda vote: [vote.answer], options.micro_batch_tokens), policy):
         ratios = logratios(policy, [vote.answer for vote in part], options.temperature, compute)
         good = torch.tensor([vote.good for vote in part], device=ratios.device)
         losses = kto_loss(ratios, good, baseline, options.beta, options.good_weight, options.bad_weight)
@@ -137,7 +137,7 @@ def learn(
         for vote, ratio in zip(part, ratios.tolist(), strict=True):
             rewards[vote.good].append(options.beta * ratio)
     of_sides = [number for side in (True, False) for number in (sum(rewards[side]), len(rewards[side]))]
-    total, up, n_up, down, n_down = sums(total, *of_sides)
+    total, up, n_up, down, n_down = all_reduce_sum(total, *of_sides)
     above, below = up / max(1, n_up), down / max(1, n_down)
     metrics = {
         "loss": total,

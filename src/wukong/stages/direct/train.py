@@ -25,7 +25,7 @@ from wukong.data.summary import ReadSummary
 from wukong.errors import UsageError
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.hub import load_policy, save_policy
-from wukong.processes import gathered, is_first, share
+from wukong.processes import all_gather, is_first, local_part
 from wukong.records import Preference
 from wukong.require import Kind, Need
 from wukong.sampling import RecommendOptions, SamplingParameters
@@ -41,7 +41,7 @@ from wukong.stages.common import (
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 from wukong.training.memory import Workload, step_tokens
-from wukong.training.parallel import whole
+from wukong.training.parallel import full_module
 from wukong.training.passes import Usual, warn_of_few_steps
 from wukong.training.session import Session, TrainOptions, publish
 
@@ -118,12 +118,12 @@ def measure_reference(
 
     def measured() -> list[tuple[int, float]]:
         found: list[tuple[int, float]] = []
-        for rows in share(list(by_length([len(answer.ids) for answer in answers], max_tokens))):
+        for rows in local_part(list(by_length([len(answer.ids) for answer in answers], max_tokens))):
             of_rows = response_sums(model, [answers[i] for i in rows], temperature, compute)
             found += zip(rows, of_rows.tolist(), strict=True)
         return found
 
-    for i, value in gathered(measured):
+    for i, value in all_gather(measured):
         answers[i].reference = value
 
 
@@ -225,7 +225,7 @@ def train_offline(
                 session.log(0, **measured)
                 session.state["valid"] = measured
             session.show(loss=metrics["loss"], margin=metrics["margin"])
-    policy = whole(policy, "cpu")
+    policy = full_module(policy, "cpu")
     if not is_first():
         return
     # ---------------------------------------------------------------------------------------------------- save

@@ -27,7 +27,7 @@ from wukong.errors import UsageError
 from wukong.feedback.annotators import Judge, Opinion, load_judge
 from wukong.model.hub import load_reward
 from wukong.options import Options
-from wukong.processes import gathered, share
+from wukong.processes import all_gather, local_part
 from wukong.records import Message, prompt_id
 from wukong.require import Need
 from wukong.stages.common import frozen, scores_of
@@ -100,9 +100,11 @@ class Answers:
     sequences: Sequence[list[int]]  # prompt + response without the end token, as a reward model reads them
     lengths: Sequence[int]  # of the responses, in tokens
 
-    def share(self) -> Answers:
+    def local_part(self) -> Answers:
         """Those that this process scores."""
-        return Answers(share(self.prompts), share(self.texts), share(self.sequences), share(self.lengths))
+        return Answers(
+            local_part(self.prompts), local_part(self.texts), local_part(self.sequences), local_part(self.lengths)
+        )
 
 
 @dataclass(frozen=True)
@@ -129,16 +131,16 @@ class Rewards:
         """Raises RunError when a function or judge fails."""
         total = np.zeros(len(answers.texts))
         means: dict[str, float] = {}
-        mine = answers.share()
+        mine = answers.local_part()
         if self.ensemble:
-            every = [gathered(lambda score=score: score(mine)) for score in self.ensemble.values()]  # type: ignore[misc]
+            every = [all_gather(lambda score=score: score(mine)) for score in self.ensemble.values()]  # type: ignore[misc]
             scores = np.array(every)  # (models, B)
             total += combined(scores, self.by, self.uncertainty_coef)
             means |= {f"reward_of.{name}": float(row.mean()) for name, row in zip(self.ensemble, scores, strict=True)}
             if len(scores) > 1:
                 means["ensemble_std"] = float(scores.std(0).mean())
         for weight, name, score in self.terms:
-            row = np.array(gathered(lambda score=score: score(mine)))  # type: ignore[misc]
+            row = np.array(all_gather(lambda score=score: score(mine)))  # type: ignore[misc]
             total += weight * row
             means[f"reward_of.{name}"] = float(row.mean())
         if self.length_penalty:

@@ -28,7 +28,7 @@ from wukong.seeds import derived_seed
 from wukong.stages.common import response_logprobs, response_positions, response_states
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
-from wukong.training.parallel import in_step
+from wukong.training.parallel import lockstep
 from wukong.training.session import TrainOptions
 
 
@@ -126,8 +126,8 @@ def roll_out(
     """One response to each prompt; a prompt that stands there n times gets n responses. Of several processes each
     writes its share; the seeds are the prompts' own, so the responses are those of one process."""
     policy.eval()
-    model, mine = inference_copy(policy, compute), share(range(len(prompts)))
-    sampled = gathered(
+    model, mine = inference_copy(policy, compute), local_part(range(len(prompts)))
+    sampled = all_gather(
         lambda: generate(
             model,
             [prompts[i] for i in mine],
@@ -208,12 +208,12 @@ def judge(
     logprobs, reference_logprobs, values, entropies = (
         torch.zeros(episodes.mask.shape, device=compute.device) for _ in range(4)
     )
-    mine = share(range(len(episodes.sequences)))
+    mine = local_part(range(len(episodes.sequences)))
     parts = [
         [mine[i] for i in part]
         for part in by_length([len(episodes.sequences[i]) for i in mine], options.micro_batch_tokens)
     ]
-    for rows in in_step(parts, *modules):
+    for rows in lockstep(parts, *modules):
         ids, predicts, index = micro_batch(episodes, rows, compute)
         mask = episodes.mask[index]  # (b, R): its True positions stand in the same order as those of `predicts`
         *found, foreseen = read_responses(
@@ -229,7 +229,7 @@ def judge(
             part = torch.zeros(mask.shape, device=compute.device)
             part[mask] = value
             target[index] = part
-    add_up(logprobs, reference_logprobs, values, entropies)  # zero where another process judged
+    all_reduce(logprobs, reference_logprobs, values, entropies)  # zero where another process judged
     return Judged(logprobs, reference_logprobs, values, entropies, score(episodes))
 
 

@@ -76,7 +76,7 @@ from wukong.stages.online.rewards import Answers, Rewards, ScoringOptions, load_
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 from wukong.training.memory import DECODED_TOGETHER, Decoding, Workload, stored_config
-from wukong.training.parallel import in_step, whole
+from wukong.training.parallel import full_module, lockstep
 from wukong.training.passes import warn_of_few_steps
 from wukong.training.session import Session, publish
 
@@ -193,7 +193,7 @@ class GroupOptions(OnlineOptions):
 
 def workload(options: OnlineOptions, config: GPT2Config, prompt: int) -> Workload:
     """prompt: tokens of the longest. Judging and updating put micro-batches of whole responses through the models."""
-    together = math.ceil(options.batch_size / processes.size())
+    together = math.ceil(options.batch_size / processes.world_size())
     length = min(prompt + options.max_new_tokens, config.n_positions)
     rewards = [stored_config(directory) or config for directory in model_inputs(options)]
     return Workload(
@@ -329,9 +329,9 @@ def update(
             lengths = torch.tensor([episodes.response_lengths[i] for i in chosen])
             n_tokens = int(lengths.sum())
             weights, divisor = loss_average(lengths, algorithm.average, options.max_new_tokens)
-            mine = processes.share(range(len(chosen)))
+            mine = processes.local_part(range(len(chosen)))
             parts = by_length([len(episodes.sequences[chosen[i]]) for i in mine], options.micro_batch_tokens)
-            for part in in_step(([mine[i] for i in these] for these in parts), *session.modules.values()):
+            for part in lockstep(([mine[i] for i in these] for these in parts), *session.modules.values()):
                 ids, predicts, index = micro_batch(episodes, [int(chosen[i]) for i in part], compute)
                 mask = episodes.mask[index]
                 weight = weights[part].to(compute.device).unsqueeze(1).expand(mask.shape)[mask]  # (N,)
@@ -369,17 +369,17 @@ def update(
                 session.backward(options.ptx_coef * loss)
                 sums["ptx_loss"] += loss.item()
             if updates == 0:
-                (first_error,) = processes.sums(first_error)
+                (first_error,) = processes.all_reduce_sum(first_error)
                 _check_first_ratio(first_error, compute)
             for name, norm in session.optimizer_step().items():
                 norms[name] += norm
             updates += 1
     totals: defaultdict[str, float] = defaultdict(float)
-    for part_of_sums in processes.gathered(lambda: [dict(sums)]):
+    for part_of_sums in processes.all_gather(lambda: [dict(sums)]):
         for name, value in part_of_sums.items():
             totals[name] += value
     means = {name: value / updates for name, value in (totals | norms).items()}
-    low, high = processes.largest(-ratios[0], ratios[1])
+    low, high = processes.all_reduce_max(-ratios[0], ratios[1])
     return means | {"ratio_min": -low, "ratio_max": high, "first_ratio_error": first_error}
 
 
@@ -474,11 +474,11 @@ def train(options: OnlineOptions) -> None:
             metrics = iterate(session, policy, reference, value_model, score, ids, tokenizer, options, ptx)
             session.show(score=metrics["score"], kl=metrics["kl"])
             if options.save_every and (step + 1) % options.save_every == 0 and step + 1 < iterations:
-                plain = whole(policy, "cpu")
+                plain = full_module(policy, "cpu")
                 if processes.is_first():
                     with atomic_directory(options.out / "policies" / f"iteration-{step + 1:06d}") as staged:
                         save_policy(staged, plain, tokenizer, sampling=sampling)
-    policy = whole(policy, "cpu")
+    policy = full_module(policy, "cpu")
     if not processes.is_first():
         return
     # ---------------------------------------------------------------------------------------------------- save
@@ -565,9 +565,9 @@ def _ptx_losses(
         per_pass = options.batch_size // (options.minibatch_size or options.batch_size)
         at = session.step * options.algorithm().epochs * per_pass + updates
         ids = shards.batch(at, rows, context, options.seed).to(session.compute.device)
-        mine = processes.share(ids)
+        mine = processes.local_part(ids)
         parts = mine.split(max(1, options.micro_batch_tokens // context)) if len(mine) else ()
-        for part in in_step(parts, policy):
+        for part in lockstep(parts, policy):
             yield language_model_loss(policy, part, session.compute) / (rows * context)
 
     return losses
