@@ -57,11 +57,11 @@ def prompts_of(size: str, episodes: int) -> list[list[int]]:
 
 def ours(directory: Path, out: str, size: str, episodes: int, precision: str, value_model: str, device: str) -> None:
     import torch
+    from wukong.stages.common import frozen, scores_of
 
     from wukong.model.hub import load_policy, load_reward
-    from wukong.stages.common import frozen, scores_of
-    from wukong.stages.online.train import first_value_model, iterate
     from wukong.stages.online.ppo import PPOOptions
+    from wukong.stages.online.train import first_value_model, iterate
     from wukong.training.session import Session
 
     options = PPOOptions(

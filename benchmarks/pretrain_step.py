@@ -41,9 +41,9 @@ def tokens_of(size: str, rows: int, context: int):
 def ours(size: str, precision: str, manner: str, rows: int, context: int, device: str):
     """A function that takes one step."""
     import torch
+    from wukong.stages.common import language_model_loss
 
     from wukong.model.gpt2 import GPT2
-    from wukong.stages.common import language_model_loss
     from wukong.stages.pretrain import PretrainOptions
     from wukong.training.session import Session
 

@@ -154,8 +154,8 @@ def trls(
 ) -> list[dict[str, Any]]:
     """As `wukongs`, with TRL."""
     from wukong.model.hub import load_policy
-    from wukong.stages.online.rollouts import tokenised_prompts
     from wukong.stages.online.ppo import PPOOptions
+    from wukong.stages.online.rollouts import tokenised_prompts
     from wukong.tokenizer import TOKENIZER_FILES
 
     if not (out / "points.json").exists():

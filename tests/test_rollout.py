@@ -16,9 +16,9 @@ from wukong.errors import UsageError
 from wukong.model import kernels
 from wukong.model.attention import KVCache
 from wukong.model.gpt2 import GPT2, GPT2Config
+from wukong.model.logprobs import token_logprobs
 from wukong.model.native import NativeGPT2, can_decode
 from wukong.model.packed import PackedGPT2, can_pack
-from wukong.model.logprobs import token_logprobs
 from wukong.rollout import Continuation, Decoder, draw, generate, inference_copy, stream, truncate, uniforms
 from wukong.training.compute import Compute
 

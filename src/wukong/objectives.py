@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-
 def _check(name: str, tensor: Tensor, rank: int, dtype: torch.dtype | None = None) -> None:
     if tensor.ndim != rank:
         raise ValueError(f"{name} must have rank {rank}, not shape {tuple(tensor.shape)}")

@@ -4,19 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
+
+from wukong.console import say
 
 LARGEST = 1 << 53
 """No count, size or seed is larger: beyond it, numbers in JSON and floats lose units."""
 
 
 class Options(BaseModel):
-    """Unknown names are refused, and so are nan, inf and text that no file can hold; the docstring under a field is its
-    help text."""
+    """Immutable. Unknown names are refused, and so are nan, inf and text that no file can hold; the docstring under a
+    field is its help text."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False, frozen=True
+    )
+    old_names: ClassVar[dict[str, str]] = {}
+    """Old name -> new name of options that were renamed in this release; the old name still works, with a warning."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_old_names(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        for old in cls.old_names.keys() & given.keys():
+            new = cls.old_names[old]
+            if new in given:
+                raise ValueError(f"{old} is the old name of {new}: give one of them")
+            say(f"warning: {old} is now called {new}; the old name goes with the next release")
+            given = {**{name: value for name, value in given.items() if name != old}, new: given[old]}
+        return given
 
     @field_validator("*", mode="before")
     @classmethod
@@ -61,7 +80,10 @@ class StageOptions(Options):
     """All randomness of the stage is a function of this number."""
 
 
-WITHOUT_EFFECT = {"out", "checkpoint_seconds", "log_every", "tensorboard", "device", "insist", "parallel"}
+WITHOUT_EFFECT = {
+    "out", "checkpoint_seconds", "log_every", "tensorboard", "device", "allow_chance_reward_model", "parallel",
+    "insist",  # the old name of allow_chance_reward_model, in results of version 0.1
+}  # fmt: skip
 """Options that change how a stage runs and not what it makes: a finished stage stays valid when they change."""
 
 POLICY_STAGES = ("ppo", "reinforce", "rloo", "grpo", "bestofn", "dpo", "kto")

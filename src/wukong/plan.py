@@ -24,12 +24,14 @@ from wukong.model.gpt2 import PRESETS, GPT2Config
 from wukong.options import Options
 from wukong.recipe import Step, duration, load_recipe, resolve
 from wukong.records import Comparison, Conversation, Ranking, Vote
-from wukong.stages import offline, online, pretrain, reward, sft
-from wukong.stages.direct.train import OfflineOptions
-from wukong.stages.online.train import OnlineOptions
+from wukong.stages import pretrain, reward, sft
+from wukong.stages.direct import train as direct
+from wukong.stages.direct.train import DirectOptions
+from wukong.stages.online import algorithm as online
+from wukong.stages.online.algorithm import OnlineOptions
+from wukong.stages.online.rewards import model_inputs
 from wukong.stages.pretrain import USUAL_TOKENS, PretrainOptions
 from wukong.stages.reward import RewardOptions
-from wukong.stages.online.rewards import model_inputs
 from wukong.stages.sft import SFTOptions
 from wukong.stages.tokenize import TokenizeOptions
 from wukong.tokenizer import Tokenizer
@@ -94,7 +96,7 @@ def cost_of(options: TrainOptions, config: GPT2Config, compute: Compute, plan: P
         context = options.context or config.n_positions
         held = _held(options, pretrain.workload(options, config), (config,), compute)
         return Cost(n, 0, held, 3 * forward_flops(config, tokens, context, tokens))
-    assert isinstance(options, SFTOptions | RewardOptions | OfflineOptions)
+    assert isinstance(options, SFTOptions | RewardOptions | DirectOptions)
     texts = _answers(options)
     answers = 1 if isinstance(options, SFTOptions) else 2  # of a record that is assumed
     sizes = [answers * plan.record_tokens] * plan.records if texts is None else [sum(t) / BYTES_A_TOKEN for t in texts]
@@ -109,18 +111,18 @@ def cost_of(options: TrainOptions, config: GPT2Config, compute: Compute, plan: P
     elif isinstance(options, SFTOptions):
         workload = sft.workload(lengths, 1.0, passes.batch_size)
     else:
-        workload = offline.workload(lengths, 1.0, passes.batch_size, config)
+        workload = direct.workload(lengths, 1.0, passes.batch_size, config)
     held = _held(options, workload, (config,), compute)
-    if not isinstance(options, OfflineOptions):
+    if not isinstance(options, DirectOptions):
         return Cost(n, 0, held, products, assumed=texts is None)
     reference = forward_flops(config, count * length, length, count * length)  # measured once
     return Cost(n, n, held, products + reference, assumed=texts is None)
 
 
-def _usual(options: SFTOptions | RewardOptions | OfflineOptions) -> Usual:
+def _usual(options: SFTOptions | RewardOptions | DirectOptions) -> Usual:
     if isinstance(options, SFTOptions):
         return sft.USUAL
-    return reward.USUAL if isinstance(options, RewardOptions) else offline.USUAL
+    return reward.USUAL if isinstance(options, RewardOptions) else direct.USUAL
 
 
 def _held(options: TrainOptions, workload: Workload, trained: tuple[GPT2Config, ...], compute: Compute) -> int:
@@ -144,7 +146,7 @@ def _online(options: OnlineOptions, config: GPT2Config, compute: Compute, prompt
     return Cost(n * len(trained), n * (1 + rewards), held, scoring + learning, speak, assumed=True)
 
 
-def _answers(options: SFTOptions | RewardOptions | OfflineOptions) -> list[list[int]] | None:
+def _answers(options: SFTOptions | RewardOptions | DirectOptions) -> list[list[int]] | None:
     """Of each record the bytes of the demonstration, or of each answer with its prompt; None where the data are not
     there yet."""
     sources: list[str] = options.data  # type: ignore[union-attr]

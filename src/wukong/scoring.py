@@ -22,7 +22,6 @@ from wukong.model.logprobs import token_logprobs
 from wukong.training.compute import Compute
 from wukong.training.parallel import lockstep
 
-
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -58,12 +57,12 @@ def validation_loss(
     starts = list(range(0, max(1, length - context + 1), context))
     context = min(context, length)
     parts = [starts[at : at + rows] for at in range(0, len(starts), rows)]
-    for part in lockstep(processes.share(parts), model):
+    for part in lockstep(processes.local_part(parts), model):
         ids = torch.from_numpy(np.stack([shards.window(s, context + 1) for s in part]))
         total += language_model_loss(model, ids.to(compute.device), compute).item()
         count += len(ids) * context
     model.train(was_training)
-    loss, tokens = processes.sums(total, count)
+    loss, tokens = processes.all_reduce_sum(total, count)
     return loss / tokens
 
 

@@ -8,10 +8,9 @@ from torch import nn
 
 from wukong.model import kernels, output
 from wukong.model.gpt2 import GPT2, GPT2Config
+from wukong.model.logprobs import centred, token_logprobs
 from wukong.model.native import NativeGPT2
-from wukong.model.logprobs import centred
 from wukong.model.packed import PackedGPT2, can_pack
-from wukong.model.logprobs import token_logprobs
 from wukong.rollout import inference_copy
 from wukong.training.compute import Compute
 

@@ -19,22 +19,22 @@ from wukong.sampling import OWN_DISTRIBUTION, SamplingParameters
 from wukong.serve.protocol import ChatRequest, parse
 from wukong.serve.service import Drawing, Service, load_model
 from wukong.stages import chat, evaluate, sample
-from wukong.stages.online.bestofn import BestOfNOptions
-from wukong.stages.online.bestofn import run as bestofn
 from wukong.stages.direct.dpo import DPOOptions
 from wukong.stages.direct.dpo import run as dpo
-from wukong.stages.online.grpo import GRPOOptions
-from wukong.stages.online.grpo import run as grpo
 from wukong.stages.direct.kto import KTOOptions
 from wukong.stages.direct.kto import run as kto
+from wukong.stages.online.bestofn import BestOfNOptions
+from wukong.stages.online.bestofn import run as bestofn
+from wukong.stages.online.grpo import GRPOOptions
+from wukong.stages.online.grpo import run as grpo
 from wukong.stages.online.ppo import PPOOptions
 from wukong.stages.online.ppo import run as ppo
-from wukong.stages.pretrain import PretrainOptions
-from wukong.stages.pretrain import run as pretrain
 from wukong.stages.online.reinforce import ReinforceOptions
 from wukong.stages.online.reinforce import run as reinforce
 from wukong.stages.online.rloo import RLOOOptions
 from wukong.stages.online.rloo import run as rloo
+from wukong.stages.pretrain import PretrainOptions
+from wukong.stages.pretrain import run as pretrain
 from wukong.stages.sft import SFTOptions
 from wukong.stages.sft import run as sft
 from wukong.studies import compare, frontier

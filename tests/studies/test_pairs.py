@@ -6,11 +6,11 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from wukong.stages.common import chance_problem
 
 from wukong.data.comparisons import read_comparisons
 from wukong.errors import DataError
 from wukong.records import Comparison, Message, Ranking, Vote, as_messages
-from wukong.stages.common import chance_problem
 from wukong.studies.pairs import (
     agreement,
     bag_of_words,

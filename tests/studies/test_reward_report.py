@@ -6,12 +6,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from wukong.stages.common import require_better_than_chance
 
 from wukong import cli
 from wukong.errors import DataError, UsageError
 from wukong.provenance import read_record
 from wukong.records import Comparison, Response, as_messages, prompt_id, write_records
-from wukong.stages.common import require_better_than_chance
 from wukong.studies import reward_report
 from wukong.studies.reward_report import RewardReportOptions
 

@@ -16,17 +16,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.append(str(Path(__file__).parents[1] / "stages"))
 from tiny_data import write_jsonl
+from wukong.stages.common import frozen
 
 from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import save_policy, save_reward
+from wukong.model.logprobs import centred, token_logprobs
 from wukong.model.native import NativeGPT2
-from wukong.model.logprobs import centred
 from wukong.model.packed import PackedGPT2
-from wukong.model.logprobs import token_logprobs
 from wukong.rollout import inference_copy
 from wukong.stages import tokenize
-from wukong.stages.common import frozen
 from wukong.stages.tokenize import TokenizeOptions
 from wukong.tokenizer import Tokenizer
 from wukong.training import memory, session

@@ -52,7 +52,6 @@ def _centred(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return (wide - wide.mean(0)).to(dtype)
 
 
-
 class _TokenLogprobs(torch.autograd.Function):
     """`token_logprobs`, with the gradient written out, so that backward needs nothing of the size of the logits but a
     chunk, or the logits themselves where they are kept. With z the logits, p = softmax(z), H its entropy:

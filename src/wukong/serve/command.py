@@ -19,10 +19,10 @@ from types import FrameType
 
 from pydantic import Field
 
+from wukong.chat import named_sources
 from wukong.console import say
 from wukong.errors import UsageError
 from wukong.options import Options
-from wukong.chat import named_sources
 from wukong.training.compute import Precision
 
 KEY_VARIABLE = "WUKONG_API_KEY"

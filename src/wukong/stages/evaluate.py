@@ -37,8 +37,8 @@ from wukong.data.split import split_by_prompt
 from wukong.errors import DataError, UsageError
 from wukong.feedback.annotators import Judge, Opinion, load_judge
 from wukong.feedback.replies import forget_replies, replies_path
+from wukong.feedback.reward_models import is_model, reward_judge
 from wukong.files import atomic_open, write_json
-from wukong.stats import in_words, mean_interval, rate_interval
 from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, recommended_sampling
 from wukong.objectives import best_of_n_kl
@@ -47,14 +47,9 @@ from wukong.records import Prompt
 from wukong.require import Need
 from wukong.rollout import Sampled, generate, inference_copy
 from wukong.sampling import OWN_DISTRIBUTION, SamplingParameters
+from wukong.scoring import response_logprobs, response_positions, validation_loss
 from wukong.seeds import derived_seed
-from wukong.stages.common import (
-    distinct_n,
-    response_logprobs,
-    response_positions,
-    validation_loss,
-)
-from wukong.stages.online.rewards import is_model, reward_judge
+from wukong.stats import distinct_n, in_words, mean_interval, rate_interval
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute, Precision, compute_for
 

@@ -31,8 +31,8 @@ from wukong.data.split import halves
 from wukong.errors import UsageError
 from wukong.feedback.annotators import Judge, load_judge
 from wukong.feedback.replies import forget_replies, replies_path
+from wukong.feedback.reward_models import is_model, reward_judge
 from wukong.files import atomic_open, read_json, write_json
-from wukong.stats import FEWEST_PROMPTS, decisive, mean_interval, shown
 from wukong.model.hub import load_policy, recommended_sampling
 from wukong.objectives import best_of_n_kl
 from wukong.records import Prompt
@@ -49,7 +49,7 @@ from wukong.stages.evaluate import (
     chosen_prompts,
     kl_of,
 )
-from wukong.stages.online.rewards import is_model, reward_judge
+from wukong.stats import FEWEST_PROMPTS, decisive, mean_interval, shown
 from wukong.studies.answers import split_name
 from wukong.studies.overoptimisation import FEWEST_POINTS, Course, Form, best_of_n_weights, curve, fit
 from wukong.training.compute import Compute, compute_for

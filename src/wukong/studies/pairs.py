@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from wukong.errors import DataError
-from wukong.stats import rate_interval
 from wukong.records import Comparison, Messages, Preference, Vote, prompt_id
+from wukong.stats import rate_interval
 
 
 @dataclass(frozen=True)

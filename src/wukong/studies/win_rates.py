@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from wukong.stats import rate_interval
 from wukong.seeds import derived_seed
 from wukong.stages.evaluate import win_rate
+from wukong.stats import rate_interval
 
 Outcomes = Mapping[tuple[str, str], np.ndarray]
 """(a, b) -> (P,): 1 where a's answer was preferred, 0 where b's, 1/2 for a tie, NaN where nobody judged. A pair of

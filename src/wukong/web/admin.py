@@ -279,9 +279,9 @@ def rate_uncertainty(store: Store, project_id: int, reward_models: list[Path]) -
 
 def _scores(path: Path, items: list[tuple[list[Message], list[str]]]) -> list[list[float] | None]:
     """The reward of each answer; None for a task of which one is longer than the model's context."""
-    from wukong.model.hub import load_reward
-    from wukong.stages.common import scores_of
     from wukong.data.answers import answers_ids
+    from wukong.model.hub import load_reward
+    from wukong.scoring import scores_of
     from wukong.training.compute import compute_for
 
     model, tokenizer = load_reward(str(path))

@@ -14,7 +14,7 @@ answer passes through the model once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,29 +22,22 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from wukong.data.answers import pairs_by_prompt
 from wukong.data.summary import ReadSummary
 from wukong.errors import DataError, UsageError
 from wukong.model.gpt2 import GPT2
 from wukong.objectives import dpo_loss, grouped_mean, ipo_loss
-from wukong.processes import all_reduce_sum, local_part
+from wukong.processes import all_reduce_sum
 from wukong.records import Comparison, Preference, Ranking, Vote
 from wukong.require import Need
-from wukong.stages.direct.train import (
-    Answer,
-    Metrics,
-    OfflineOptions,
-    in_parts,
-    logratios,
-    offline_needs,
-    train_offline,
-)
-from wukong.data.answers import pairs_by_prompt
+from wukong.stages.direct.logratios import AnswerTokens, logratios
+from wukong.stages.direct.train import DirectAlgorithm, DirectOptions, Metrics, direct_needs, train
 from wukong.tokenizer import Tokenizer
-from wukong.training.compute import Compute
-from wukong.training.parallel import lockstep
+from wukong.training.compute import read
+from wukong.training.session import Session
 
 
-class DPOOptions(OfflineOptions):
+class DPOOptions(DirectOptions):
     """Train a policy on comparisons directly (DPO, IPO, conservative DPO)."""
 
     data: list[str]
@@ -52,20 +45,20 @@ class DPOOptions(OfflineOptions):
     loss: Literal["dpo", "ipo"] = "dpo"
     """dpo (logistic), or ipo (squared distance to a margin of 1/(2 beta))."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """The part of the labels taken to be wrong: conservative DPO."""
+    """The fraction of the labels assumed to be wrong: conservative DPO."""
 
 
 @dataclass(frozen=True)
-class Group:
-    """The answers to one prompt and its pairs (better, worse), whoever judged them."""
+class AnswerPairs:
+    """The answers to one prompt and all its pairs (better, worse), by any annotator."""
 
-    answers: list[Answer]
+    answers: list[AnswerTokens]
     pairs: list[tuple[int, int]]
 
 
 def groups_of(
     records: Sequence[Preference], tokenizer: Tokenizer, context: int, summary: ReadSummary
-) -> list[Group]:  # fmt: skip
+) -> list[AnswerPairs]:
     """A group for each prompt; ties, and what does not fit the context, are dropped and counted.
 
     Raises DataError for votes, which compare nothing.
@@ -73,13 +66,13 @@ def groups_of(
     judged: list[Comparison | Ranking] = []
     for record in records:
         if isinstance(record, Vote):
-            raise DataError("a single vote compares nothing", hint="`wukong kto` learns from votes")
-        if isinstance(record, Comparison) and record.tie:
+            _refuse_votes(record)
+        elif isinstance(record, Comparison) and record.tie:
             summary.dropped["a tie"] += 1
         else:
             judged.append(record)
     return [
-        Group([Answer(prompt, response) for prompt, response in one.answers], one.pairs)
+        AnswerPairs([AnswerTokens(prompt, response) for prompt, response in one.answers], one.pairs)
         for one in pairs_by_prompt(judged, tokenizer, context, summary, finished=True)
     ]
 
@@ -91,47 +84,67 @@ def pair_losses(chosen: Tensor, rejected: Tensor, options: DPOOptions) -> Tensor
     return dpo_loss(chosen, rejected, options.beta, options.label_smoothing)
 
 
-def learn(
-    policy: GPT2, batch: Sequence[Group], compute: Compute, options: DPOOptions,
-    backward: Callable[[Tensor], None] | None,
-) -> Metrics:  # fmt: skip
-    """The loss of a batch, in parts, and what its pairs look like."""
-    total, sides, right = 0.0, torch.zeros(2), 0.0
-    for part in lockstep(in_parts(local_part(batch), lambda group: group.answers, options.micro_batch_tokens), policy):
-        ratios = logratios(policy, [a for group in part for a in group.answers], options.temperature, compute)
-        better, worse, member, start = [], [], [], 0
-        for number, group in enumerate(part):
-            better += [start + b for b, _ in group.pairs]
-            worse += [start + w for _, w in group.pairs]
-            member += [number] * len(group.pairs)
-            start += len(group.answers)
-        chosen, rejected, groups = ratios[better], ratios[worse], torch.tensor(member, device=ratios.device)
-        weight = len(part) / len(batch)
-        loss = grouped_mean(pair_losses(chosen, rejected, options), groups) * weight
-        if backward is not None:
-            backward(loss)
-        total += loss.item()
-        with torch.no_grad():
-            sides += weight * torch.stack([grouped_mean(side, groups) for side in (chosen, rejected)]).cpu()
-            right += weight * float(grouped_mean((chosen > rejected).float(), groups))
-    total, right, above, below = all_reduce_sum(total, right, *(options.beta * sides).tolist())
-    metrics = {
-        "loss": total,
-        "accuracy": right,
-        "margin": above - below,
-        "chosen_reward": above,
-        "rejected_reward": below,
-    }
-    return metrics
+def pair_index(part: Sequence[AnswerPairs]) -> tuple[list[int], list[int], list[int]]:
+    """Of the pairs of some groups whose answers lie in a row: the better answers, the worse ones, and the group."""
+    better, worse, member, start = [], [], [], 0
+    for number, group in enumerate(part):
+        better += [start + b for b, _ in group.pairs]
+        worse += [start + w for _, w in group.pairs]
+        member += [number] * len(group.pairs)
+        start += len(group.answers)
+    return better, worse, member
+
+
+class DPO(DirectAlgorithm[AnswerPairs]):
+    name = "dpo"
+
+    def __init__(self, options: DPOOptions) -> None:
+        self.options = options
+
+    def items_of(
+        self, records: Sequence[Preference], tokenizer: Tokenizer, context: int, summary: ReadSummary
+    ) -> list[AnswerPairs]:
+        return groups_of(records, tokenizer, context, summary)
+
+    def answers_of(self, item: AnswerPairs) -> list[AnswerTokens]:
+        return item.answers
+
+    def batch_loss(
+        self, session: Session, policy: GPT2, reference: GPT2, batch: Sequence[AnswerPairs], learn: bool
+    ) -> Metrics:
+        options = self.options
+        losses, hits, sides = [], [], torch.zeros(2, device=session.compute.device)
+        for part in session.micro_batches(batch, self.lengths_of):
+            answers = [answer for group in part for answer in group.answers]
+            ratios = logratios(policy, answers, options.temperature, session.compute)  # (B,)
+            better, worse, member = pair_index(part)
+            chosen, rejected, groups = ratios[better], ratios[worse], torch.tensor(member, device=ratios.device)
+            weight = len(part) / len(batch)
+            loss = grouped_mean(pair_losses(chosen, rejected, options), groups) * weight
+            if learn:
+                session.backward(loss)
+            with torch.no_grad():
+                losses.append(loss.detach())
+                sides += weight * torch.stack([grouped_mean(side, groups) for side in (chosen, rejected)])
+                hits.append(weight * grouped_mean((chosen > rejected).float(), groups).double())
+        above, below = read([*(options.beta * sides)])
+        total, right, above, below = all_reduce_sum(sum(read(losses)), sum(read(hits)), above, below)
+        return {
+            "loss": total,
+            "accuracy": right,
+            "margin": above - below,
+            "chosen_reward": above,
+            "rejected_reward": below,
+        }
 
 
 def needs(options: DPOOptions) -> list[Need]:
     if options.loss == "ipo" and options.label_smoothing:
         raise UsageError("--label-smoothing belongs to --loss dpo: ipo has a finite margin without it")
-    return offline_needs(options, options.data, _compares)
+    return direct_needs(options, _refuse_votes)
 
 
-def _compares(record: Preference) -> None:
+def _refuse_votes(record: Preference) -> None:
     """Raises DataError for a vote."""
     if isinstance(record, Vote):
         raise DataError("a single vote compares nothing", hint="`wukong kto` learns from votes")
@@ -139,8 +152,4 @@ def _compares(record: Preference) -> None:
 
 def run(options: DPOOptions) -> None:
     """Raises UsageError or DataError for unusable input, RunError when the loss is not finite."""
-
-    def learn_batch(policy: GPT2, reference: GPT2, batch: Sequence[Group], compute: Compute, backward) -> Metrics:
-        return learn(policy, batch, compute, options, backward)
-
-    train_offline("dpo", options, needs(options), options.data, groups_of, lambda group: group.answers, learn_batch)
+    train(DPO(options), options, needs(options))

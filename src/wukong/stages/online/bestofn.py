@@ -17,7 +17,8 @@ from pydantic import Field
 
 from wukong.objectives import Average, best_of_groups, sequence_rewards
 from wukong.require import Need
-from wukong.stages.online.train import Algorithm, Batch, Credit, GroupOptions, online_needs, train
+from wukong.stages.online.algorithm import Advantages, Algorithm, Batch, GroupOptions
+from wukong.stages.online.train import online_needs, train
 
 
 class BestOfNOptions(GroupOptions):
@@ -39,11 +40,11 @@ class BestOfN(Algorithm):
     def __init__(self, options: BestOfNOptions) -> None:
         self.size, self.epochs = options.samples_per_prompt, options.epochs
 
-    def credit(self, batch: Batch) -> Credit:
+    def advantages(self, batch: Batch) -> Advantages:
         rewards = sequence_rewards(batch.scores, batch.kl, batch.mask, batch.kl_coef)
         best = best_of_groups(rewards, self.size)
-        metrics = {"kept_score": float(batch.scores[best].mean())}
-        return Credit(torch.where(batch.mask, 1.0, 0.0), rows=best, metrics=metrics)
+        metrics = {"kept_score": batch.scores[best].mean()}
+        return Advantages(torch.where(batch.mask, 1.0, 0.0), rows=best, metrics=metrics)
 
 
 def needs(options: BestOfNOptions) -> list[Need]:

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from wukong.objectives import Average, Scale, group_advantages, kl_estimate, ppo_policy_loss, sequence_rewards
 from wukong.require import Need
-from wukong.stages.online.train import Algorithm, Batch, Credit, GroupOptions, advantage_metrics, online_needs, train
+from wukong.stages.online.algorithm import Advantages, Algorithm, Batch, GroupOptions, advantage_metrics
+from wukong.stages.online.train import online_needs, train
 
 
 class GRPOOptions(GroupOptions):
@@ -52,19 +53,19 @@ class GRPO(Algorithm):
         self.options, self.epochs = options, options.epochs
         self.average, self.clip_range = options.average, options.clip_range
 
-    def credit(self, batch: Batch) -> Credit:
+    def advantages(self, batch: Batch) -> Advantages:
         price = batch.kl_coef if self.options.kl_in == "reward" else 0.0
         rewards = sequence_rewards(batch.scores, batch.kl, batch.mask, price)
         better = group_advantages(rewards, self.options.samples_per_prompt, self.options.scale)  # (B,)
         advantages = torch.where(batch.mask, better.unsqueeze(1), 0)
-        return Credit(advantages, metrics=advantage_metrics(advantages, batch.mask))
+        return Advantages(advantages, metrics=advantage_metrics(advantages, batch.mask))
 
     def token_losses(
-        self, logprobs: Tensor, old: Tensor, advantages: Tensor, reference: Tensor, kl_coef: float
+        self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, reference_logprobs: Tensor, kl_coef: float
     ) -> Tensor:
-        losses = ppo_policy_loss(logprobs, old, advantages, self.options.clip_range)
+        losses = ppo_policy_loss(logprobs, old_logprobs, advantages, self.options.clip_range)
         if self.options.kl_in == "loss":
-            losses = losses + kl_coef * kl_estimate(logprobs, reference, "k3")
+            losses = losses + kl_coef * kl_estimate(logprobs, reference_logprobs, "k3")
         return losses
 
 

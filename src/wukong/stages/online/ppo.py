@@ -6,8 +6,8 @@ Out: the policy's model directory, metrics.jsonl, samples.jsonl.
     wukong ppo --model runs/mine/sft --reward-model runs/mine/reward --prompts prompts.jsonl --out runs/mine/policy
 
 Proximal policy optimisation (Schulman et al. 2017) as in Ziegler et al. 2019 and InstructGPT, in the loop of
-`wukong.stages.online.train`: reward of a token = -beta x (log pi - log pi_ref), plus the score at the last token; GAE turns
-it into advantages; a few epochs of clipped updates of policy and value model follow.
+`wukong.stages.online.train`: reward of a token = -beta x (log pi - log pi_ref), plus the score at the last token; GAE
+turns it into advantages; a few epochs of clipped updates of policy and value model follow.
 Which numbers follow which paper, and where: docs/ppo-details.md. Departures: the value model is a network of its own,
 initialised from the reward model (Stiennon et al. 2020), unless `--value-model shared` asks for the original head on
 the policy's trunk, and gradients are clipped at norm 1.
@@ -20,17 +20,16 @@ from torch import Tensor
 
 from wukong.objectives import Average, gae, ppo_policy_loss, ppo_value_loss, token_rewards, whiten
 from wukong.require import Need
-from wukong.stages.online.train import (
+from wukong.stages.online.algorithm import (
+    Advantages,
     Algorithm,
     Batch,
-    Credit,
     OnlineOptions,
     ValueModelKind,
     advantage_metrics,
-    online_needs,
-    train,
     value_metrics,
 )
+from wukong.stages.online.train import online_needs, train
 
 
 class PPOOptions(OnlineOptions):
@@ -67,22 +66,22 @@ class PPO(Algorithm):
         self.clip_range, self.value_coef = options.clip_range, options.value_coef
         self.value_model = options.value_model
 
-    def credit(self, batch: Batch) -> Credit:
+    def advantages(self, batch: Batch) -> Advantages:
         mask = batch.mask
         rewards = token_rewards(batch.scores, batch.kl, mask, batch.kl_coef)
         if self.options.whiten_rewards:
             rewards = whiten(rewards, mask, shift_mean=False)
         advantages, returns = gae(rewards, batch.values, mask, self.options.gamma, self.options.lam)
-        metrics = advantage_metrics(advantages, mask) | value_metrics(batch.values, returns, mask)
-        return Credit(whiten(advantages, mask), returns, metrics=metrics)
+        metrics = {**advantage_metrics(advantages, mask), **value_metrics(batch.values, returns, mask)}
+        return Advantages(whiten(advantages, mask), returns, metrics=metrics)
 
     def token_losses(
-        self, logprobs: Tensor, old: Tensor, advantages: Tensor, reference: Tensor, kl_coef: float
+        self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, reference_logprobs: Tensor, kl_coef: float
     ) -> Tensor:
-        return ppo_policy_loss(logprobs, old, advantages, self.options.clip_range)
+        return ppo_policy_loss(logprobs, old_logprobs, advantages, self.options.clip_range)
 
-    def value_losses(self, values: Tensor, old: Tensor, returns: Tensor) -> Tensor:
-        return ppo_value_loss(values, old, returns, self.options.value_clip_range)
+    def value_losses(self, values: Tensor, old_values: Tensor, returns: Tensor) -> Tensor:
+        return ppo_value_loss(values, old_values, returns, self.options.value_clip_range)
 
 
 def needs(options: PPOOptions) -> list[Need]:

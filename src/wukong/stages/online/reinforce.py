@@ -18,17 +18,16 @@ from pydantic import Field
 
 from wukong.objectives import gae, sequence_rewards, token_rewards
 from wukong.require import Need
-from wukong.stages.online.train import (
+from wukong.stages.online.algorithm import (
+    Advantages,
     Algorithm,
     Batch,
-    Credit,
     OnlineOptions,
     ValueModelKind,
     advantage_metrics,
-    online_needs,
-    train,
     value_metrics,
 )
+from wukong.stages.online.train import online_needs, train
 
 
 class ReinforceOptions(OnlineOptions):
@@ -55,22 +54,22 @@ class Reinforce(Algorithm):
         self.value_coef = options.value_coef if options.baseline == "learned" else None
         self.value_model = options.value_model
 
-    def credit(self, batch: Batch) -> Credit:
+    def advantages(self, batch: Batch) -> Advantages:
         mask = batch.mask
         rewards = token_rewards(batch.scores, batch.kl, mask, batch.kl_coef)
         # With values of 0 and lambda = 1 the advantage is what is still to come.
         to_come, _ = gae(rewards, torch.zeros_like(rewards), mask, gamma=1.0, lam=1.0)
         if self.options.baseline == "learned":
             advantages = torch.where(mask, to_come - batch.values, 0)
-            metrics = advantage_metrics(advantages, mask) | value_metrics(batch.values, to_come, mask)
-            return Credit(advantages, to_come, metrics=metrics)
+            metrics = {**advantage_metrics(advantages, mask), **value_metrics(batch.values, to_come, mask)}
+            return Advantages(advantages, to_come, metrics=metrics)
         mean = float(sequence_rewards(batch.scores, batch.kl, mask, batch.kl_coef).mean())
         baseline = batch.state.get("baseline", mean)  # the first batch has no other to compare with than itself
         decay = self.options.baseline_decay
         batch.state["baseline"] = decay * baseline + (1 - decay) * mean
         advantages = torch.where(mask, to_come - baseline, 0)
-        metrics = {"baseline": baseline}
-        return Credit(advantages, metrics=metrics | advantage_metrics(advantages, mask))
+        metrics = {"baseline": baseline, **advantage_metrics(advantages, mask)}
+        return Advantages(advantages, metrics=metrics)
 
 
 def needs(options: ReinforceOptions) -> list[Need]:

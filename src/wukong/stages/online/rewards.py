@@ -10,9 +10,9 @@ The sum is what an algorithm maximises; every term is also logged by itself.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +22,16 @@ import numpy as np
 from pydantic import Field
 
 from wukong import require
-from wukong.console import say
 from wukong.errors import UsageError
-from wukong.feedback.annotators import Judge, Opinion, load_judge
+from wukong.feedback.annotators import load_judge
+from wukong.feedback.reward_models import is_model
 from wukong.model.hub import load_reward
 from wukong.options import Options
 from wukong.processes import all_gather, local_part
-from wukong.records import Message, prompt_id
+from wukong.records import Message
 from wukong.require import Need
-from wukong.stages.common import frozen, scores_of
-from wukong.data.answers import last_turn, shared_prompt
+from wukong.scoring import frozen, scores_of
+from wukong.stages.online.rollouts import Episodes
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 
@@ -75,10 +75,6 @@ def ensemble_of(options: ScoringOptions) -> list[str]:
     return [*([options.reward_model] if options.reward_model else []), *options.ensemble]
 
 
-def is_model(name: str) -> bool:
-    return Path(name).is_dir()
-
-
 def parsed(term: str) -> tuple[float, str]:
     """The weight and the name of "[WEIGHT*]NAME". Raises UsageError for a weight that is no number."""
     weight, star, name = term.partition("*")
@@ -92,7 +88,7 @@ def parsed(term: str) -> tuple[float, str]:
 
 
 @dataclass(frozen=True)
-class Answers:
+class RewardInput:
     """A batch of responses in each of the forms that a reward may read."""
 
     prompts: Sequence[Sequence[Message]]
@@ -100,54 +96,60 @@ class Answers:
     sequences: Sequence[list[int]]  # prompt + response without the end token, as a reward model reads them
     lengths: Sequence[int]  # of the responses, in tokens
 
-    def local_part(self) -> Answers:
+    @classmethod
+    def of(cls, episodes: Episodes, tokenizer: Tokenizer) -> RewardInput:
+        read = episodes.scored_sequences
+        texts = [tokenizer.decode(s[n:]) for s, n in zip(read, episodes.prompt_lengths, strict=True)]
+        return cls([prompt.messages for prompt in episodes.prompts], texts, read, episodes.response_lengths)
+
+    def local_part(self) -> RewardInput:
         """Those that this process scores."""
-        return Answers(
+        return RewardInput(
             local_part(self.prompts), local_part(self.texts), local_part(self.sequences), local_part(self.lengths)
         )
 
 
 @dataclass(frozen=True)
-class Scored:
+class RewardOutput:
     total: np.ndarray  # (B,) float64
     means: dict[str, float]
     """The mean of each term by itself, without its weight, by the name under which it is logged."""
 
 
-Scorer = Callable[[Answers], list[float]]
+Term = Callable[[RewardInput], list[float]]
 
 
 @dataclass(frozen=True)
 class Rewards:
     """The sum of all terms; made by `load_rewards`."""
 
-    ensemble: dict[str, Scorer]
+    ensemble: dict[str, Term]
     by: Literal["mean", "min", "mean-std"]
     uncertainty_coef: float
-    terms: list[tuple[float, str, Scorer]]  # weight, name
+    terms: list[tuple[float, str, Term]]  # weight, name
     length_penalty: float
 
-    def __call__(self, answers: Answers) -> Scored:
+    def __call__(self, answers: RewardInput) -> RewardOutput:
         """Raises RunError when a function or judge fails."""
         total = np.zeros(len(answers.texts))
         means: dict[str, float] = {}
         mine = answers.local_part()
         if self.ensemble:
-            every = [all_gather(lambda score=score: score(mine)) for score in self.ensemble.values()]  # type: ignore[misc]
+            every = [all_gather(functools.partial(score, mine)) for score in self.ensemble.values()]
             scores = np.array(every)  # (models, B)
             total += combined(scores, self.by, self.uncertainty_coef)
             means |= {f"reward_of.{name}": float(row.mean()) for name, row in zip(self.ensemble, scores, strict=True)}
             if len(scores) > 1:
                 means["ensemble_std"] = float(scores.std(0).mean())
         for weight, name, score in self.terms:
-            row = np.array(all_gather(lambda score=score: score(mine)))  # type: ignore[misc]
+            row = np.array(all_gather(functools.partial(score, mine)))
             total += weight * row
             means[f"reward_of.{name}"] = float(row.mean())
         if self.length_penalty:
             penalty = self.length_penalty * np.array(answers.lengths)
             total -= penalty
             means["length_penalty"] = float(penalty.mean())
-        return Scored(total, means if len(means) > 1 else {})
+        return RewardOutput(total, means if len(means) > 1 else {})
 
 
 def combined(scores: np.ndarray, by: Literal["mean", "min", "mean-std"], uncertainty_coef: float) -> np.ndarray:
@@ -173,14 +175,14 @@ def load_rewards(
     """
     reward_needs(options)
 
-    def model(directory: str) -> Scorer:
+    def model(directory: str) -> Term:
         network, its_tokenizer = load_reward(directory)
         if its_tokenizer.fingerprint != tokenizer.fingerprint:
             raise UsageError(f"{directory}: its tokenizer or chat template is not the policy's")
         frozen(network, compute)
         return lambda answers: scores_of(network, answers.sequences, compute, max_tokens)
 
-    def scorer(name: str) -> Scorer:
+    def scorer(name: str) -> Term:
         if is_model(name):
             return model(name)
         judge = load_judge(name, kept)
@@ -204,43 +206,3 @@ def _names(sources: Sequence[str]) -> list[str]:
         raise UsageError(f"the reward {next(s for s in sources if sources.count(s) > 1)} is named twice")
     short = [Path(source).name if is_model(source) else source for source in sources]
     return [source if short.count(name) > 1 else name for name, source in zip(short, sources, strict=True)]
-
-
-def reward_judge(directory: str, compute: Compute, max_tokens: int, room: int | None = None) -> Judge:
-    """A reward model as a judge of text, with its own tokenizer.
-
-    All answers to one prompt that it is asked about together are read with the same prompt (`wukong.data.answers`). An
-    answer that fills the context may be some tokens longer when it is read than it was when it was written: such a
-    one is read up to the end of the context, and their number is said.
-
-    Args:
-        room: leave room in the context for answers of so many tokens, whatever they have: for answers to one prompt
-            that are judged in several calls.
-    """
-    model, tokenizer = load_reward(directory)
-    context = model.config.n_positions
-
-    def read_prompt(prompt: Sequence[Message], lengths: Sequence[int]) -> list[int]:
-        ids = shared_prompt(tokenizer, prompt, lengths, context)
-        ids = tokenizer.prompt_ids(last_turn(prompt)) if ids is None else ids
-        if len(ids) >= context:
-            raise UsageError(f"{directory}: a prompt does not fit its context of {context}")
-        return ids
-
-    def judge(prompts: Sequence[Sequence[Message]], texts: Sequence[str]) -> list[Opinion]:
-        responses = [tokenizer.response_ids(text, finished=False) for text in texts]
-        together: dict[str, list[int]] = defaultdict(list)
-        for i, prompt in enumerate(prompts):
-            together[prompt_id(prompt)].append(i)
-        read: list[list[int]] = [[]] * len(texts)
-        for rows in together.values():
-            lengths = [len(responses[i]) for i in rows] if room is None else [room]
-            ids = read_prompt(prompts[rows[0]], lengths)
-            for i in rows:
-                read[i] = [*ids, *responses[i]]
-        if cut := sum(len(ids) > context for ids in read):
-            say(f"{directory}: {cut} of {len(texts)} answers are longer than its context, and read up to there")
-        read = [ids[:context] for ids in read]
-        return [Opinion(score, {}, []) for score in scores_of(model, read, compute, max_tokens)]
-
-    return judge

@@ -15,7 +15,8 @@ import torch
 
 from wukong.objectives import leave_one_out_advantages, sequence_rewards
 from wukong.require import Need
-from wukong.stages.online.train import Algorithm, Batch, Credit, GroupOptions, advantage_metrics, online_needs, train
+from wukong.stages.online.algorithm import Advantages, Algorithm, Batch, GroupOptions, advantage_metrics
+from wukong.stages.online.train import online_needs, train
 
 
 class RLOOOptions(GroupOptions):
@@ -31,11 +32,11 @@ class RLOO(Algorithm):
     def __init__(self, options: RLOOOptions) -> None:
         self.size = options.samples_per_prompt
 
-    def credit(self, batch: Batch) -> Credit:
+    def advantages(self, batch: Batch) -> Advantages:
         rewards = sequence_rewards(batch.scores, batch.kl, batch.mask, batch.kl_coef)
         better = leave_one_out_advantages(rewards, self.size)  # (B,)
         advantages = torch.where(batch.mask, better.unsqueeze(1), 0)
-        return Credit(advantages, metrics=advantage_metrics(advantages, batch.mask))
+        return Advantages(advantages, metrics=advantage_metrics(advantages, batch.mask))
 
 
 def needs(options: RLOOOptions) -> list[Need]:

@@ -22,12 +22,12 @@ from wukong.objectives import sequence_rewards
 from wukong.records import Prompt, as_messages, write_records
 from wukong.stages import bestofn, grpo, online, ppo, reinforce, rloo, tokenize
 from wukong.stages.online.bestofn import BestOfN, BestOfNOptions
-from wukong.stages.online.rollouts import Episodes
 from wukong.stages.online.grpo import GRPO, GRPOOptions
-from wukong.stages.online.train import Batch, OnlineOptions, iterate
 from wukong.stages.online.ppo import PPOOptions
 from wukong.stages.online.reinforce import Reinforce, ReinforceOptions
 from wukong.stages.online.rloo import RLOO, RLOOOptions
+from wukong.stages.online.rollouts import Episodes
+from wukong.stages.online.train import Batch, OnlineOptions, iterate
 from wukong.stages.tokenize import TokenizeOptions
 from wukong.tokenizer import Tokenizer
 from wukong.training.metrics import read_metrics

@@ -9,6 +9,7 @@ from reference import losses as reference
 from reference.losses import log_softmax
 from tiny_data import FAST, curves, made_files, stop_after
 
+from wukong.data.answers import tokenised_answers
 from wukong.data.summary import ReadSummary
 from wukong.errors import DataError, UsageError
 from wukong.files import read_json
@@ -16,7 +17,6 @@ from wukong.model.hub import load_policy
 from wukong.records import Comparison, Ranking, Record, Vote, as_messages, write_records
 from wukong.stages.direct.dpo import DPOOptions, groups_of, learn, run
 from wukong.stages.direct.train import Answer, logratios, measure_reference, response_sums
-from wukong.data.answers import tokenised_answers
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from wukong.data.answers import answers_ids, pairs_by_prompt, shared_prompt, tokenised_answers
 from wukong.data.comparisons import read_comparisons
 from wukong.data.summary import ReadSummary
+from wukong.feedback.reward_models import reward_judge
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_reward
 from wukong.objectives import grouped_mean
 from wukong.records import Comparison, Message, Ranking, Vote, as_messages
 from wukong.stages import dpo, kto
-from wukong.data.answers import answers_ids, pairs_by_prompt, shared_prompt, tokenised_answers
 from wukong.stages.reward import RewardOptions, forward_pairs, group_losses, groups_of, off_prompt_groups
-from wukong.stages.online.rewards import reward_judge
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 

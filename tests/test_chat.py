@@ -12,6 +12,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from wukong.chat import COMMANDS, Chat, ChatOptions, load_speakers, named_sources
 from wukong.data import load_instructions
 from wukong.errors import DataError, UsageError
 from wukong.model.gpt2 import GPT2, GPT2Config
@@ -21,7 +22,6 @@ from wukong.records import Conversation, Message, read_records
 from wukong.rollout import generate, stream
 from wukong.seeds import derived_seed
 from wukong.stages import chat
-from wukong.chat import COMMANDS, Chat, ChatOptions, load_speakers, named_sources
 from wukong.tokenizer import StreamDecoder, Tokenizer
 
 DOCS = (Path(__file__).resolve().parents[2] / "docs/chat.md").read_text(encoding="utf-8")

@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from wukong.stages.common import scores_of
 
+from wukong.data.answers import answers_ids
 from wukong.errors import UsageError
 from wukong.files import read_json
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_reward, save_reward
 from wukong.records import Prompt, Ranking, Response, as_messages, prompt_id, read_records, write_records
 from wukong.stages import label, rloo
-from wukong.stages.common import scores_of
 from wukong.stages.label import LabelOptions
-from wukong.data.answers import answers_ids
 from wukong.stages.online.rewards import Answers, ScoringOptions, combined, load_rewards, model_inputs, parsed
 from wukong.stages.online.rloo import RLOOOptions
 from wukong.tokenizer import Tokenizer

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from wukong.stages.common import frozen, response_logprobs, scores_of
 
 from wukong.errors import RunError, UsageError
 from wukong.files import fingerprint
@@ -17,10 +18,9 @@ from wukong.model.hub import load_policy, load_reward, save_policy, save_reward
 from wukong.records import Prompt, as_messages, write_records
 from wukong.stages import episodes as rollouts
 from wukong.stages import online, ppo, tokenize
-from wukong.stages.common import frozen, response_logprobs, scores_of
+from wukong.stages.online.ppo import PPOOptions
 from wukong.stages.online.rollouts import Episodes, ended_no_better, final_scores, judge, roll_out
 from wukong.stages.online.train import Credit, iterate
-from wukong.stages.online.ppo import PPOOptions
 from wukong.stages.tokenize import TokenizeOptions
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
