@@ -57,11 +57,12 @@ def prompts_of(size: str, episodes: int) -> list[list[int]]:
 
 def ours(directory: Path, out: str, size: str, episodes: int, precision: str, value_model: str, device: str) -> None:
     import torch
-    from wukong.stages.common import frozen, scores_of
 
     from wukong.model.hub import load_policy, load_reward
+    from wukong.scoring import frozen, scores_of
     from wukong.stages.online.ppo import PPOOptions
-    from wukong.stages.online.train import first_value_model, iterate
+    from wukong.stages.online.rollouts import TokenisedPrompt
+    from wukong.stages.online.train import Trainer, first_value_model
     from wukong.training.session import Session
 
     options = PPOOptions(
@@ -73,17 +74,18 @@ def ours(directory: Path, out: str, size: str, episodes: int, precision: str, va
     policy, tokenizer = load_policy(options.model)
     value = first_value_model(options, policy)
     state = {"kl_coef": options.kl_coef, "first_distinct_2": None}
-    with Session(options, {"policy": policy, "value": value}, TURNS, "ppo", state) as session:
+    with Session(options, {"policy": policy, "value": value}, TURNS, "ppo", state, lr=options.lr) as session:
         reference = frozen(load_policy(options.model)[0], session.compute)
         reward_model = frozen(load_reward(options.reward_model)[0], session.compute)
 
         def score(rolled):
-            found = scores_of(reward_model, rolled.scored_sequences, session.compute, options.micro_batch_tokens)
+            found = scores_of(reward_model, rolled.scored_sequences, session.compute, session.micro_batch_tokens)
             return torch.tensor(found, device=session.compute.device)
 
-        prompts = prompts_of(size, episodes)
+        prompts = [TokenisedPrompt([], ids) for ids in prompts_of(size, episodes)]
+        trainer = Trainer(session, options, policy, reference, value, score, tokenizer)
         for _, notes in zip(session.steps(), turns(), strict=False):
-            metrics = iterate(session, policy, reference, value, score, prompts, tokenizer, options)
+            metrics = trainer.step(prompts)
             notes |= {phase: metrics[f"{phase}_seconds"] for phase in PHASES}
 
 

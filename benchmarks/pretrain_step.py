@@ -41,9 +41,9 @@ def tokens_of(size: str, rows: int, context: int):
 def ours(size: str, precision: str, manner: str, rows: int, context: int, device: str):
     """A function that takes one step."""
     import torch
-    from wukong.stages.common import language_model_loss
 
     from wukong.model.gpt2 import GPT2
+    from wukong.scoring import language_model_loss
     from wukong.stages.pretrain import PretrainOptions
     from wukong.training.session import Session
 
@@ -59,7 +59,7 @@ def ours(size: str, precision: str, manner: str, rows: int, context: int, device
         tensorboard=False,
         checkpoint_seconds=1e9,
     )
-    session = Session(options, {"model": model}, 10**6, "pretrain")
+    session = Session(options, {"model": model}, 10**6, "pretrain", lr=options.lr)
     ids = tokens_of(size, rows, context).to(device)
 
     def step() -> None:

@@ -65,7 +65,7 @@ def arguments(stage: str, world: Path, options: argparse.Namespace) -> list[str]
         world / "data" / "prompts-train.jsonl",
     ]
     own += ["--batch-size", options.episodes, "--episodes", episodes, "--max-new-tokens", 48, "--ppo-epochs", 2]
-    return [*map(str, own), "--missing-eos-score", "None", "--insist", *shared]
+    return [*map(str, own), "--missing-eos-score", "None", "--allow-chance-reward-model", *shared]
 
 
 def free_port() -> int:

@@ -25,10 +25,10 @@ POLICIES = {
 
 def worker() -> None:
     import torch
-    from wukong.stages.common import language_model_loss
 
     from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
     from wukong.rollout import generate
+    from wukong.scoring import language_model_loss
     from wukong.training.compute import compute_for
 
     compute = compute_for("float32", "cpu")

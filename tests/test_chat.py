@@ -12,6 +12,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from wukong import chat
 from wukong.chat import COMMANDS, Chat, ChatOptions, load_speakers, named_sources
 from wukong.data import load_instructions
 from wukong.errors import DataError, UsageError
@@ -21,10 +22,9 @@ from wukong.model.hub import load_policy, save_policy, save_reward
 from wukong.records import Conversation, Message, read_records
 from wukong.rollout import generate, stream
 from wukong.seeds import derived_seed
-from wukong.stages import chat
 from wukong.tokenizer import StreamDecoder, Tokenizer
 
-DOCS = (Path(__file__).resolve().parents[2] / "docs/chat.md").read_text(encoding="utf-8")
+DOCS = (Path(__file__).resolve().parents[1] / "docs/chat.md").read_text(encoding="utf-8")
 TEXTS = [f"Boil {n} eggs for {n % 9} minutes, then peel the eggs." for n in range(50)]
 CONTEXT, ROOM = 96, 12
 

@@ -20,7 +20,7 @@ from wukong.model.heads import ScalarModel
 from wukong.model.hub import save_policy, save_reward
 from wukong.records import Prompt, as_messages, write_records
 from wukong.rl_env import ResponseEnv, next_logprobs, sb3_ppo
-from wukong.stages import ppo
+from wukong.stages.online import ppo
 from wukong.stages.online.ppo import PPOOptions
 from wukong.tokenizer import Tokenizer
 

@@ -149,7 +149,7 @@ def _online(options: OnlineOptions, config: GPT2Config, compute: Compute, prompt
 def _answers(options: SFTOptions | RewardOptions | DirectOptions) -> list[list[int]] | None:
     """Of each record the bytes of the demonstration, or of each answer with its prompt; None where the data are not
     there yet."""
-    sources: list[str] = options.data  # type: ignore[union-attr]
+    sources = options.data
     try:
         read = load_instructions if isinstance(options, SFTOptions) else load_comparisons
         records = read(sources, options).records

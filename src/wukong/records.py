@@ -130,6 +130,29 @@ class Response(Record):
     n_tokens: int = 0
     source: str = ""
 
+    @classmethod
+    def of(
+        cls, prompt: Prompt, text: str, model: str, sampling: Sampling, *, finished: bool, n_tokens: int
+    ) -> Response:
+        """A model's response to a prompt. Its id is a function of prompt, model and sampling: the same draw has the
+        same id wherever it is made.
+
+        Args:
+            finished: whether the model ended it; otherwise it was cut.
+        """
+        identity = repr((prompt.id, model, sampling.model_dump()))
+        return cls(
+            id=hashlib.sha256(identity.encode()).hexdigest()[:16],
+            prompt_id=prompt.id,
+            messages=prompt.messages,
+            text=text,
+            model=model,
+            sampling=sampling,
+            finish_reason="stop" if finished else "length",
+            n_tokens=n_tokens,
+            source=prompt.source,
+        )
+
 
 class Comparison(Record):
     """Of two answers to one prompt, `chosen` was preferred (or they were equal: `tie`).

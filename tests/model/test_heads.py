@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from wukong.stages.common import frozen
 
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.heads import ScalarModel, ValueHead
+from wukong.scoring import frozen
 from wukong.training.compute import Compute
 
 LENGTHS = torch.tensor([9, 4, 1])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from wukong.model import kernels, output
+from wukong.model import kernels, logprobs
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.logprobs import centred, token_logprobs
 from wukong.model.native import NativeGPT2
@@ -134,13 +134,13 @@ def test_a_step_of_any_optimiser_makes_it_forget():
 
 
 def test_what_is_kept_goes_with_the_weights():
-    output._kept.clear()
+    logprobs._kept.clear()
     weight = nn.Parameter(torch.randn(7, 3))
     centred(weight, torch.bfloat16)
-    assert len(output._kept) == 1
+    assert len(logprobs._kept) == 1
     del weight
     gc.collect()
-    assert len(output._kept) == 0
+    assert len(logprobs._kept) == 0
 
 
 def test_in_float32_the_weights_stay_as_they_are():

@@ -137,7 +137,7 @@ def test_a_stopped_run_equals_an_uninterrupted_one(options, finished, monkeypatc
         ("wukong.training.session.save_checkpoint", 4),
         ("wukong.training.session.save_file", 1),  # the best weights
         ("wukong.model.hub.save_file", 1),
-        ("wukong.stages.pretrain.publish", 1),
+        ("wukong.training.session.publish", 1),
         ("wukong.training.session.sync_file", 2),  # one file is in its place, the others are not
         ("wukong.provenance._git_commit", 1),
     ],

@@ -11,6 +11,7 @@ import pytest
 from tiny_data import FAST, demonstrations, tokenised, write_jsonl
 
 import wukong
+from wukong import chat
 from wukong.errors import UsageError
 from wukong.files import read_json
 from wukong.model.hub import load_policy, recommended_sampling, save_policy
@@ -18,7 +19,7 @@ from wukong.records import Comparison, Prompt, Response, Vote, as_messages, read
 from wukong.sampling import OWN_DISTRIBUTION, SamplingParameters
 from wukong.serve.protocol import ChatRequest, parse
 from wukong.serve.service import Drawing, Service, load_model
-from wukong.stages import chat, evaluate, sample
+from wukong.stages import evaluate, sample
 from wukong.stages.direct.dpo import DPOOptions
 from wukong.stages.direct.dpo import run as dpo
 from wukong.stages.direct.kto import KTOOptions

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from wukong.stages.common import scores_of
 
 from wukong.data.answers import answers_ids
 from wukong.data.summary import ReadSummary
 from wukong.errors import DataError, UsageError
 from wukong.model.hub import load_reward
 from wukong.records import Comparison, Ranking, Response, Vote, as_messages, prompt_id, write_records
+from wukong.scoring import scores_of
 from wukong.stages import reward
 from wukong.stages.reward import RewardOptions, forward_pairs, groups_of, off_prompt_groups
 from wukong.training.compute import Compute

@@ -8,15 +8,15 @@ import pytest
 import torch
 from reference.losses import log_softmax
 from tiny_data import FAST, curves, demonstrations, die_in, made_files, stop_after, tokenised, write_jsonl
-from wukong.stages.common import epoch_batch, kl_to_start
 
-from wukong.data.batches import Example
+from wukong.data.batches import Example, epoch_batch
 from wukong.data.split import split_by_prompt
 from wukong.data.summary import ReadSummary
 from wukong.errors import DataError, UsageError
 from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy
 from wukong.records import Conversation
+from wukong.scoring import kl_to_start
 from wukong.stages.pretrain import PretrainOptions
 from wukong.stages.pretrain import run as pretrain
 from wukong.stages.sft import SFTOptions, examples_of, response_loss, run

@@ -6,10 +6,10 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from wukong.stages.common import chance_problem
 
 from wukong.data.comparisons import read_comparisons
 from wukong.errors import DataError
+from wukong.feedback.reward_models import chance_problem
 from wukong.records import Comparison, Message, Ranking, Vote, as_messages
 from wukong.studies.pairs import (
     agreement,

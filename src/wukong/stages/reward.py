@@ -246,7 +246,7 @@ def evaluate_pairs(
         return found
 
     for part, (loss, margins) in zip(parts, all_gather(measured), strict=True):
-        losses.append(loss.detach())
+        losses.append(loss)
         rest = iter(margins)
         for group in part:
             values = list(islice(rest, len(group.pairs)))

@@ -15,10 +15,11 @@ from wukong.errors import DataError, UsageError
 from wukong.files import read_json
 from wukong.model.hub import load_policy
 from wukong.records import Comparison, Ranking, Record, Vote, as_messages, write_records
-from wukong.stages.direct.dpo import DPOOptions, groups_of, learn, run
-from wukong.stages.direct.train import Answer, logratios, measure_reference, response_sums
+from wukong.stages.direct.dpo import DPO, DPOOptions, groups_of, run
+from wukong.stages.direct.logratios import AnswerTokens, logratios, measure_reference, response_sums
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
+from wukong.training.session import Session
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 
@@ -37,9 +38,9 @@ def options(tiny_models: Path, tmp_path: Path):
     return make
 
 
-def answers_of(tokenizer: Tokenizer, prompt: str, *texts: str) -> list[Answer]:
+def answers_of(tokenizer: Tokenizer, prompt: str, *texts: str) -> list[AnswerTokens]:
     read = tokenised_answers(tokenizer, [(as_messages(prompt), text) for text in texts], 64, finished=True)
-    return [Answer(*one) for one in read if one is not None]
+    return [AnswerTokens(*one) for one in read if one is not None]
 
 
 def margin(directory: Path, sft: Path, temperature: float = 1.0) -> float:
@@ -87,8 +88,8 @@ def test_the_loss_of_a_batch_is_that_of_its_paper(options, tiny_models) -> None:
     groups = groups_of([A_WINS, ranking], tokenizer, 64, ReadSummary())
     every = [answer for group in groups for answer in group.answers]
     measure_reference(fixed, every, 0.7, CPU, 4096)
-    with torch.no_grad():
-        found = learn(policy, groups, CPU, made, None)
+    with torch.no_grad(), Session(made, {"policy": policy}, 1, "dpo", lr=1e-3) as session:
+        found = DPO(made).batch_loss(session, policy, fixed, groups, learn=False)
         pi = [[float(response_sums(policy, [a], 0.7, CPU)) for a in group.answers] for group in groups]
     losses, members = [], []
     for number, group in enumerate(groups):

@@ -11,9 +11,10 @@ from wukong.data.summary import ReadSummary
 from wukong.errors import DataError, UsageError
 from wukong.model.hub import load_policy
 from wukong.records import Comparison, Ranking, Record, Vote, as_messages, write_records
-from wukong.stages.direct.kto import KTOOptions, learn, mismatched, run, votes_of
-from wukong.stages.direct.train import Answer, measure_reference, response_sums
+from wukong.stages.direct.kto import KTO, KTOOptions, mismatched, run, votes_of
+from wukong.stages.direct.logratios import AnswerTokens, measure_reference, response_sums
 from wukong.training.compute import Compute
+from wukong.training.session import Session
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 
@@ -41,14 +42,14 @@ def test_the_loss_of_a_batch_is_that_of_its_paper(options, tiny_models) -> None:
     made = options(VOTES, micro_batch_tokens=60, beta=0.3, good_weight=1.3, bad_weight=0.8)
     votes = votes_of(VOTES[:5], tokenizer, 64, ReadSummary())
     measure_reference(fixed, [v.answer for v in votes], 1.0, CPU, 4096)
-    with torch.no_grad():
-        found = learn(policy, fixed, votes, CPU, made, None)
+    with torch.no_grad(), Session(made, {"policy": policy}, 1, "kto", lr=1e-3) as session:
+        found = KTO(made).batch_loss(session, policy, fixed, votes, learn=False)
 
-        def ratio(answer: Answer) -> float:
+        def ratio(answer: AnswerTokens) -> float:
             return float(response_sums(policy, [answer], 1.0, CPU) - response_sums(fixed, [answer], 1.0, CPU))
 
         swapped = [
-            Answer(a.answer.prompt, b.answer.response) for a, b in zip(votes, [*votes[1:], votes[0]], strict=True)
+            AnswerTokens(a.answer.prompt, b.answer.response) for a, b in zip(votes, [*votes[1:], votes[0]], strict=True)
         ]
         z0 = reference.kto_baseline([ratio(answer) for answer in swapped])
         losses = [reference.kto_loss(ratio(v.answer), v.good, z0, 0.3, 1.3, 0.8) for v in votes]

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from wukong.stages.common import frozen, response_logprobs, scores_of
 
 from wukong.errors import RunError, UsageError
 from wukong.files import fingerprint
@@ -16,11 +15,22 @@ from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.heads import ScalarModel, ValueHead
 from wukong.model.hub import load_policy, load_reward, save_policy, save_reward
 from wukong.records import Prompt, as_messages, write_records
-from wukong.stages import episodes as rollouts
-from wukong.stages import online, ppo, tokenize
+from wukong.scoring import frozen, response_logprobs, scores_of
+from wukong.stages import tokenize
+from wukong.stages.online import ppo, rollouts, train, update
+from wukong.stages.online.algorithm import Advantages
 from wukong.stages.online.ppo import PPOOptions
-from wukong.stages.online.rollouts import Episodes, ended_no_better, final_scores, judge, roll_out
-from wukong.stages.online.train import Credit, iterate
+from wukong.stages.online.rollouts import (
+    Episodes,
+    RolloutStats,
+    TokenisedPrompt,
+    ended_no_better,
+    final_scores,
+    roll_out,
+    rollout_stats,
+)
+from wukong.stages.online.train import Trainer
+from wukong.stages.online.update import Update, check_first_ratio
 from wukong.stages.tokenize import TokenizeOptions
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
@@ -61,7 +71,7 @@ def test_ppo_reaches_the_closed_form_solution_of_a_bandit(tmp_path: Path, tokeni
     value = ScalarModel(gpt2(1))
     rewards = torch.zeros(257)
     rewards[torch.tensor([65, 66, 67, 68])] = torch.tensor([2.5, 2.3, 2.1, 1.9])
-    beta, prompt = 0.5, tokenizer.encode("Q")
+    beta, prompt = 0.5, TokenisedPrompt([], tokenizer.encode("Q"))
     config = options(
         tmp_path, batch_size=512, episodes=512 * 120, max_new_tokens=1, kl_coef=beta, lr=2e-3, value_coef=1.0,
         value_clip_range=10.0, ppo_epochs=4,
@@ -72,15 +82,15 @@ def test_ppo_reaches_the_closed_form_solution_of_a_bandit(tmp_path: Path, tokeni
 
     def distribution(model: GPT2) -> torch.Tensor:
         with torch.no_grad():
-            return model.logits(model(torch.tensor([prompt])))[0, -1].softmax(-1)
+            return model.logits(model(torch.tensor([prompt.ids])))[0, -1].softmax(-1)
 
     expected = distribution(reference) * torch.exp(rewards / beta)
     expected /= expected.sum()
-    with Session(
-        config, {"policy": policy, "value": value}, 120, "bandit", {"kl_coef": beta, "first_distinct_2": None}
-    ) as s:
-        for _ in s.steps():
-            iterate(s, policy, reference, value, score, [prompt] * 512, tokenizer, config)
+    state = {"kl_coef": beta, "first_distinct_2": None}
+    with Session(config, {"policy": policy, "value": value}, 120, "bandit", state, lr=config.lr) as session:
+        trainer = Trainer(session, config, policy, reference, value, score, tokenizer)
+        for _ in session.steps():
+            trainer.step([prompt] * 512)
     found = distribution(policy)
     assert (found - expected).abs().sum() / 2 < 0.06  # total variation; 0.8 at the start
     assert (found * (found / expected).log()).sum() < 0.03  # KL in nats
@@ -91,42 +101,46 @@ def test_ppo_reaches_the_closed_form_solution_of_a_bandit(tmp_path: Path, tokeni
 def rolled(tokenizer: Tokenizer) -> tuple[GPT2, Episodes, PPOOptions]:
     policy = gpt2(0, spread=3.0)
     config = options(Path("unused"), temperature=0.7)
-    prompts = [tokenizer.encode(text) for text in ("a", "bcd", "efghij", "klm")]
+    prompts = [TokenisedPrompt([], tokenizer.encode(text)) for text in ("a", "bcd", "efghij", "klm")]
     return policy, roll_out(policy, prompts, tokenizer, config, seed=5, compute=CPU), config
 
 
-def test_judged_logprobs_equal_the_samplers_at_the_same_temperature(rolled) -> None:
-    policy, episodes, config = rolled
-    judged = judge(policy, gpt2(0, 3.0), ScalarModel(gpt2(2)), lambda e: torch.zeros(4), episodes, config, CPU)
+def stats(policy: GPT2, reference: GPT2, value: ScalarModel | ValueHead, episodes: Episodes) -> RolloutStats:
+    return rollout_stats(policy, reference, value, episodes, [range(len(episodes.prompts))], 0.7, CPU)
+
+
+def test_recomputed_logprobs_equal_the_samplers_at_the_same_temperature(rolled) -> None:
+    policy, episodes, _ = rolled
+    found = stats(policy, gpt2(0, 3.0), ScalarModel(gpt2(2)), episodes)
     mask = episodes.mask
-    assert torch.allclose(judged.logprobs[mask], episodes.sampler_logprobs[mask], atol=1e-5)
-    assert torch.equal(judged.logprobs, judged.reference_logprobs)  # the same weights, the same path
-    assert not judged.logprobs[~mask].any()
+    assert torch.allclose(found.logprobs[mask], episodes.sampler_logprobs[mask], atol=1e-5)
+    assert torch.equal(found.logprobs, found.reference_logprobs)  # the same weights, the same path
+    assert not found.logprobs[~mask].any()
 
 
-def test_judged_logprobs_equal_a_plain_loop_over_unpadded_sequences(rolled) -> None:
+def test_recomputed_logprobs_equal_a_plain_loop_over_unpadded_sequences(rolled) -> None:
     policy, episodes, config = rolled
     value = ScalarModel(gpt2(2))
-    judged = judge(policy, gpt2(1), value, lambda e: torch.zeros(4), episodes, config, CPU)
+    found = stats(policy, gpt2(1), value, episodes)
     for row, (ids, start) in enumerate(zip(episodes.sequences, episodes.prompt_lengths, strict=True)):
         with torch.no_grad():
             logprobs = (policy.logits(policy(torch.tensor([ids])))[0] / config.temperature).log_softmax(-1)
             values = value.token_scores(torch.tensor([ids]))[0]
         for t, token in enumerate(ids[start:]):
-            assert math.isclose(judged.logprobs[row, t], logprobs[start + t - 1, token], abs_tol=1e-5)
-            assert math.isclose(judged.values[row, t], values[start + t - 1], abs_tol=1e-5)
+            assert math.isclose(found.logprobs[row, t], logprobs[start + t - 1, token], abs_tol=1e-5)
+            assert math.isclose(found.values[row, t], values[start + t - 1], abs_tol=1e-5)
 
 
 def test_a_shared_value_model_reads_the_policys_own_states(rolled) -> None:
-    policy, episodes, config = rolled
+    policy, episodes, _ = rolled
     head = ValueHead(32)
     nn.init.normal_(head.score.weight)
-    judged = judge(policy, gpt2(1), head, lambda e: torch.zeros(4), episodes, config, CPU)
+    found = stats(policy, gpt2(1), head, episodes)
     for row, (ids, start) in enumerate(zip(episodes.sequences, episodes.prompt_lengths, strict=True)):
         with torch.no_grad():
             values = policy(torch.tensor([ids]))[0] @ head.score.weight[0]
         for t in range(len(ids) - start):
-            assert math.isclose(judged.values[row, t], values[start + t - 1], abs_tol=1e-4)
+            assert math.isclose(found.values[row, t], values[start + t - 1], abs_tol=1e-4)
 
 
 def test_a_shared_trunk_learns_from_both_losses(tmp_path: Path, rolled) -> None:
@@ -135,7 +149,7 @@ def test_a_shared_trunk_learns_from_both_losses(tmp_path: Path, rolled) -> None:
     head = ValueHead(32)
     nn.init.normal_(head.score.weight, std=0.1)
     config = config.model_copy(update={"out": tmp_path, "value_model": "shared", "value_coef": 0.5, "ppo_epochs": 1})
-    judged = judge(policy, gpt2(1), head, lambda e: torch.zeros(4), episodes, config, CPU)
+    read = stats(policy, gpt2(1), head, episodes)
     advantages, returns = (torch.randn(episodes.mask.shape) * episodes.mask for _ in range(2))
     loss, n_tokens = torch.zeros(()), int(episodes.mask.sum())
     for row, (ids, start) in enumerate(zip(episodes.sequences, episodes.prompt_lengths, strict=True)):
@@ -154,9 +168,10 @@ def test_a_shared_trunk_learns_from_both_losses(tmp_path: Path, rolled) -> None:
         return {}
 
     state = {"kl_coef": 0.1, "first_distinct_2": None}
-    with Session(config, dict(modules), 1, "t", state) as session, pytest.MonkeyPatch.context() as patch:
+    with Session(config, dict(modules), 1, "t", state, lr=1e-3) as session, pytest.MonkeyPatch.context() as patch:
         patch.setattr(Session, "optimizer_step", look)
-        online.update(session, config.algorithm(), episodes, judged, Credit(advantages, returns), config, None)
+        learnt = Advantages(advantages, returns)
+        Update(session, config.algorithm(), config, policy, head, episodes, read, learnt).run()
     for gradient, right in zip(found["gradients"], expected, strict=True):
         torch.testing.assert_close(gradient, right, rtol=1e-4, atol=1e-6)
 
@@ -178,6 +193,7 @@ def test_the_reward_model_reads_query_and_response_without_the_end_token(tokeniz
     model = ScalarModel(gpt2(3))
     end = tokenizer.eos_id
     episodes = Episodes(
+        [],
         [[1, 2, 3, end], [1, 2, 3, 4]],
         [1, 1],
         [3, 3],
@@ -194,7 +210,7 @@ def test_the_reward_model_reads_query_and_response_without_the_end_token(tokeniz
 
 
 def test_a_response_that_never_ended_gets_the_fixed_score() -> None:
-    episodes = Episodes([], [], [], [], [True, False], torch.zeros(0), torch.zeros(0))
+    episodes = Episodes([], [], [], [], [], [True, False], torch.zeros(0), torch.zeros(0))
     scores = torch.tensor([2.0, 3.0])
     assert final_scores(scores, episodes, options(Path("x"), missing_eos_score=-1.0)).tolist() == [2.0, -1.0]
     assert final_scores(scores, episodes, options(Path("x"), missing_eos_score=None)).tolist() == [2.0, 3.0]
@@ -202,7 +218,7 @@ def test_a_response_that_never_ended_gets_the_fixed_score() -> None:
 
 def test_a_subtracted_penalty_keeps_the_order_whatever_the_scale_of_the_rewards() -> None:
     """Two answers worth -30 (a length penalty), of which one ends: under the fixed score -1 not ending pays by 29."""
-    episodes = Episodes([], [], [], [], [True, False, False], torch.zeros(0), torch.zeros(0))
+    episodes = Episodes([], [], [], [], [], [True, False, False], torch.zeros(0), torch.zeros(0))
     scores = torch.tensor([-30.0, -30.0, 5.0])
     subtracted = PPOOptions(out="x", model="", prompts=["-"], missing_eos_penalty=2.5)
     assert subtracted.missing_eos_score is None
@@ -211,7 +227,7 @@ def test_a_subtracted_penalty_keeps_the_order_whatever_the_scale_of_the_rewards(
 
 
 def test_how_many_ended_responses_score_no_more_than_the_fixed_score() -> None:
-    episodes = Episodes([], [], [], [], [True, True, True, True, False], torch.zeros(0), torch.zeros(0))
+    episodes = Episodes([], [], [], [], [], [True, True, True, True, False], torch.zeros(0), torch.zeros(0))
     scores = torch.tensor([-2.0, -1.0, -0.9, 3.0, -9.0])
     assert ended_no_better(scores, episodes, options(Path("x"), missing_eos_score=-1.0)) == 0.5
     assert ended_no_better(scores, episodes, options(Path("x"), missing_eos_score=-2.1)) == 0.0
@@ -223,7 +239,7 @@ def test_truncation_cuts_what_is_scored_but_not_what_is_trained_on(tokenizer: To
     with torch.no_grad():
         policy.wte.weight[ord_id(tokenizer, ".")] *= 60  # full stops become common
     config = options(Path("unused"), truncate_at=".", truncate_after=2, missing_eos_score=-1.0, max_new_tokens=32)
-    episodes = roll_out(policy, [tokenizer.encode("abc")] * 8, tokenizer, config, 0, CPU)
+    episodes = roll_out(policy, [TokenisedPrompt([], tokenizer.encode("abc"))] * 8, tokenizer, config, 0, CPU)
     stop, cuts = ord_id(tokenizer, "."), 0
     for ids, start, scored, length in zip(
         episodes.sequences, episodes.prompt_lengths, episodes.scored_lengths, episodes.response_lengths, strict=True
@@ -244,28 +260,19 @@ def ord_id(tokenizer: Tokenizer, character: str) -> int:
 def test_the_first_ratio_of_an_iteration_is_one(tmp_path: Path, tokenizer: Tokenizer) -> None:
     policy, value = gpt2(0, 3.0), ScalarModel(gpt2(1))
     config = options(tmp_path, micro_batch_tokens=40)  # other micro-batches in judging and in updating
-    with Session(
-        config, {"policy": policy, "value": value}, 1, "t", {"kl_coef": 0.1, "first_distinct_2": None}
-    ) as session:
+    state = {"kl_coef": 0.1, "first_distinct_2": None}
+    with Session(config, {"policy": policy, "value": value}, 1, "t", state, lr=1e-3) as session:
+        trainer = Trainer(session, config, policy, gpt2(0, 3.0), value, lambda e: torch.ones(16), tokenizer)
         for _ in session.steps():
-            metrics = iterate(
-                session,
-                policy,
-                gpt2(0, 3.0),
-                value,
-                lambda e: torch.ones(16),
-                [tokenizer.encode("ab")] * 16,
-                tokenizer,
-                config,
-            )
+            metrics = trainer.step([TokenisedPrompt([], tokenizer.encode("ab"))] * 16)
     assert metrics["first_ratio_error"] < 1e-5
     assert abs(metrics["kl"]) < 1e-4
 
 
 def test_a_rollout_that_disagrees_with_the_update_is_refused() -> None:
     with pytest.raises(RunError, match="ratio"):
-        online._check_first_ratio(2e-3, CPU)
-    online._check_first_ratio(5e-4, CPU)
+        check_first_ratio(2e-3, CPU)
+    check_first_ratio(5e-4, CPU)
 
 
 # ------------------------------------------------------------------------------------------------------ whole runs
@@ -301,7 +308,7 @@ def test_a_run_changes_the_policy_and_leaves_reference_and_reward_model_alone(wo
 
 def test_a_policy_with_a_shared_value_model_resumes_bit_for_bit(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ppo.run(whole(world, "once", value_model="shared"))
-    monkeypatch.setattr(online, "iterate", dies_at(3, online.iterate))
+    monkeypatch.setattr(Trainer, "step", dies_at(3, Trainer.step))
     with pytest.raises(KeyboardInterrupt):
         ppo.run(whole(world, "twice", value_model="shared", checkpoint_seconds=0))
     monkeypatch.undo()
@@ -317,7 +324,7 @@ def test_a_policy_with_a_shared_value_model_resumes_bit_for_bit(world: Path, mon
 def first_ratio_off(world: Path, monkeypatch: pytest.MonkeyPatch, off: list[float], **changes) -> tuple[float, float]:
     """Runs one iteration in minibatches of 4 responses, a micro-batch each; those of the first minibatch compute ratios
     that are off 1 by so much. (what the run says of the first ratio, what it should say)"""
-    shifts, sizes, read = iter(off), [], online.read_responses
+    shifts, sizes, read = iter(off), [], update.read_responses
 
     def shifted(*arguments):
         logprobs, *rest = read(*arguments)
@@ -326,7 +333,7 @@ def first_ratio_off(world: Path, monkeypatch: pytest.MonkeyPatch, off: list[floa
         sizes.append(len(logprobs))
         return logprobs + math.log1p(shift), *rest
 
-    monkeypatch.setattr(online, "read_responses", shifted)
+    monkeypatch.setattr(update, "read_responses", shifted)
     one = whole(world, "policy", minibatch_size=4, micro_batch_tokens=16, **changes)
     ppo.run(one.model_copy(update={"episodes": 16}))
     assert len(sizes) == 4
@@ -350,14 +357,13 @@ def test_minibatches_that_disagree_more_than_rounding_explains_are_refused(
 
 
 def test_frozen_models_get_no_gradient(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    original = online.judge
+    seen, step = [], Trainer.step
 
-    def spy(policy, reference, value_model, score, episodes, options_, compute):
-        seen.append(reference)
-        return original(policy, reference, value_model, score, episodes, options_, compute)
+    def spy(trainer, prompts):
+        seen.append(trainer.reference)
+        return step(trainer, prompts)
 
-    monkeypatch.setattr(online, "judge", spy)
+    monkeypatch.setattr(Trainer, "step", spy)
     ppo.run(whole(world, "policy"))
     reference = seen[0]
     start, _ = load_policy(world / "sft")
@@ -371,12 +377,12 @@ def test_the_value_model_starts_as_the_reward_model_and_shares_nothing(
 ) -> None:
     seen = {}
 
-    def look(session, policy, reference, value_model, score, *rest):
-        seen["policy"], seen["value"] = policy, value_model
-        seen["values"] = [p.detach().clone() for p in value_model.parameters()]
+    def look(trainer, prompts):
+        seen["policy"], seen["value"] = trainer.policy, trainer.value_model
+        seen["values"] = [p.detach().clone() for p in trainer.value_model.parameters()]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(online, "iterate", look)
+    monkeypatch.setattr(Trainer, "step", look)
     with pytest.raises(KeyboardInterrupt):
         ppo.run(whole(world, "policy"))
     start, _ = load_reward(world / "reward")
@@ -390,7 +396,7 @@ def test_every_epoch_visits_every_episode_once_in_an_order_of_its_own(
 ) -> None:
     visited: list[list[int]] = []
     updates = 0
-    original, step = online.micro_batch, Session.optimizer_step
+    original, step = update.padded_rows, Session.optimizer_step
 
     def spy(episodes, rows, compute):
         visited.append(list(rows))
@@ -401,8 +407,7 @@ def test_every_epoch_visits_every_episode_once_in_an_order_of_its_own(
         updates += 1
         return step(self)
 
-    monkeypatch.setattr(online, "judge", lambda *a, judge=online.judge: (judge(*a), visited.clear())[0])
-    monkeypatch.setattr(online, "micro_batch", spy)
+    monkeypatch.setattr(update, "padded_rows", spy)
     monkeypatch.setattr(Session, "optimizer_step", count)
     ppo.run(whole(world, "policy", minibatch_size=4).model_copy(update={"episodes": 16, "ppo_epochs": 3}))
     assert updates == 3 * 16 // 4
@@ -453,7 +458,7 @@ def dies_at(call: int, function: Callable) -> Callable:
 
 def test_resumed_run_equals_uninterrupted_run(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ppo.run(whole(world, "once"))
-    monkeypatch.setattr(online, "iterate", dies_at(3, online.iterate))
+    monkeypatch.setattr(Trainer, "step", dies_at(3, Trainer.step))
     with pytest.raises(KeyboardInterrupt):
         ppo.run(whole(world, "twice", checkpoint_seconds=0))
     monkeypatch.undo()
@@ -469,7 +474,7 @@ def test_runaway_kl_stops_the_run_and_keeps_the_checkpoint(world: Path) -> None:
 
 
 def test_a_collapse_stops_the_run(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = online.roll_out
+    original = train.roll_out
 
     def same(policy, prompts, tokenizer, config, seed, compute):
         return original(
@@ -481,15 +486,15 @@ def test_a_collapse_stops_the_run(world: Path, monkeypatch: pytest.MonkeyPatch) 
             compute,
         )
 
-    monkeypatch.setattr(online, "roll_out", same)
-    monkeypatch.setattr(online, "FIRST_RATIO_TOLERANCE", 1e9)
+    monkeypatch.setattr(train, "roll_out", same)
+    monkeypatch.setattr(update, "FIRST_RATIO_TOLERANCE", 1e9)
     with pytest.raises(RunError, match="one and the same response"):
         ppo.run(whole(world, "policy"))
 
 
 def test_a_collapse_of_distinct_2_stops_the_run(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([0.8, 0.21, 0.19])  # a quarter of the first is 0.2
-    monkeypatch.setattr(online, "distinct_n", lambda responses, n: next(values))
+    monkeypatch.setattr(train, "distinct_n", lambda responses, n: next(values))
     with pytest.raises(RunError, match=r"iteration 3.*repeat themselves"):
         ppo.run(whole(world, "policy"))
 

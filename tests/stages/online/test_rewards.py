@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from wukong.stages.common import scores_of
 
 from wukong.data.answers import answers_ids
 from wukong.errors import UsageError
@@ -13,9 +12,11 @@ from wukong.files import read_json
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_reward, save_reward
 from wukong.records import Prompt, Ranking, Response, as_messages, prompt_id, read_records, write_records
-from wukong.stages import label, rloo
+from wukong.scoring import scores_of
+from wukong.stages import label
 from wukong.stages.label import LabelOptions
-from wukong.stages.online.rewards import Answers, ScoringOptions, combined, load_rewards, model_inputs, parsed
+from wukong.stages.online import rloo
+from wukong.stages.online.rewards import RewardInput, ScoringOptions, combined, load_rewards, model_inputs, parsed
 from wukong.stages.online.rloo import RLOOOptions
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
@@ -32,11 +33,11 @@ def asked(prompts, texts):
     return torch.tensor([float(len(prompt[-1].content)) for prompt in prompts])
 
 
-def answers(tokenizer: Tokenizer) -> Answers:
+def answers(tokenizer: Tokenizer) -> RewardInput:
     prompts = [as_messages("Hi"), as_messages("Hello")]
     texts = ["abc", "a"]
     read = answers_ids(tokenizer, list(zip(prompts, texts, strict=True)), 64)
-    return Answers(prompts, texts, [ids for ids in read if ids], [4, 2])
+    return RewardInput(prompts, texts, [ids for ids in read if ids], [4, 2])
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def models(tiny_models: Path, byte_tokenizer: Tokenizer, tmp_path_factory) -> li
     return [str(root / name) for name in ("a/reward", "b/reward", "third")]
 
 
-def scores(directory: str, given: Answers) -> np.ndarray:
+def scores(directory: str, given: RewardInput) -> np.ndarray:
     return np.array(scores_of(load_reward(directory)[0], given.sequences, CPU, 4096))
 
 
@@ -110,7 +111,7 @@ def test_a_weighted_sum_with_a_length_penalty(models, byte_tokenizer) -> None:
 
 def test_the_kitchens_rubric_and_the_lexicon_are_rewards(byte_tokenizer) -> None:
     prompts, texts = [as_messages("How to make pizza")] * 2, ["a horrible, awful idea", "a wonderful, happy idea"]
-    given = Answers(prompts, texts, [[1], [1]], [1, 1])
+    given = RewardInput(prompts, texts, [[1], [1]], [1, 1])
     assert np.diff(load(byte_tokenizer, rewards=["lexicon"])(given).total) > 0.5
     assert load(byte_tokenizer, rewards=["rubric", "lexicon"])(given).means.keys() == {
         "reward_of.rubric",

@@ -20,14 +20,16 @@ from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_policy
 from wukong.objectives import sequence_rewards
 from wukong.records import Prompt, as_messages, write_records
-from wukong.stages import bestofn, grpo, online, ppo, reinforce, rloo, tokenize
+from wukong.stages import tokenize
+from wukong.stages.online import bestofn, grpo, ppo, reinforce, rloo, train, update
+from wukong.stages.online.algorithm import Batch, OnlineOptions
 from wukong.stages.online.bestofn import BestOfN, BestOfNOptions
 from wukong.stages.online.grpo import GRPO, GRPOOptions
 from wukong.stages.online.ppo import PPOOptions
 from wukong.stages.online.reinforce import Reinforce, ReinforceOptions
 from wukong.stages.online.rloo import RLOO, RLOOOptions
-from wukong.stages.online.rollouts import Episodes
-from wukong.stages.online.train import Batch, OnlineOptions, iterate
+from wukong.stages.online.rollouts import Episodes, TokenisedPrompt
+from wukong.stages.online.train import Trainer
 from wukong.stages.tokenize import TokenizeOptions
 from wukong.tokenizer import Tokenizer
 from wukong.training.metrics import read_metrics
@@ -58,7 +60,7 @@ def distribution(model: GPT2, prompt: list[int]) -> torch.Tensor:
 @pytest.fixture
 def one_prompt(monkeypatch) -> None:
     """Where there is one prompt, the same response to all is no collapse."""
-    monkeypatch.setattr(online, "COLLAPSE_SHARE", 1.0)
+    monkeypatch.setattr(train, "COLLAPSE_SHARE", 1.0)
 
 
 def trained_on_the_bandit(options: OnlineOptions, tokenizer: Tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,9 +74,10 @@ def trained_on_the_bandit(options: OnlineOptions, tokenizer: Tokenizer) -> tuple
         return REWARDS[[s[-1] for s in episodes.sequences]]
 
     state = {"kl_coef": options.kl_coef, "first_distinct_2": None}
-    with Session(options, modules, STEPS, "bandit", state) as session:
+    with Session(options, modules, STEPS, "bandit", state, lr=options.lr) as session:
+        trainer = Trainer(session, options, policy, fixed, value, score, tokenizer)
         for _ in session.steps():
-            iterate(session, policy, fixed, value, score, [prompt] * BATCH, tokenizer, options)
+            trainer.step([TokenisedPrompt([], prompt)] * BATCH)
     return distribution(fixed, prompt), distribution(policy, prompt)
 
 
@@ -142,7 +145,7 @@ def test_methods_with_other_fixed_points_improve_clearly_on_the_bandit(
     assert (found * REWARDS).sum() > 1.5
 
 
-# ----------------------------------------------------------------------------------------------------------- credit
+# ------------------------------------------------------------------------------------------------------- advantages
 
 
 def batch(scores: list[float], kl: list[list[float]], mask: list[list[bool]], values=None, state=None) -> Batch:
@@ -162,27 +165,27 @@ def test_reinforce_compares_what_is_to_come_with_the_running_mean() -> None:
     # rewards: (0 + 4)/2 = 2, which is its own baseline in the first batch.
     made = Reinforce(bandit(ReinforceOptions, Path("x"), baseline_decay=0.75))
     state: dict = {}
-    credit = made.credit(batch([3.0, 5.0], [[2.0, 4.0], [2.0, 9.0]], TWO, state=state))
-    assert credit.advantages.tolist() == [[-2.0, -1.0], [2.0, 0.0]]
-    assert credit.returns is None
+    found = made.advantages(batch([3.0, 5.0], [[2.0, 4.0], [2.0, 9.0]], TWO, state=state))
+    assert found.advantages.tolist() == [[-2.0, -1.0], [2.0, 0.0]]
+    assert found.returns is None
     assert state["baseline"] == 2.0
-    credit = made.credit(batch([7.0, 9.0], [[0.0, 0.0], [0.0, 0.0]], TWO, state=state))
-    assert credit.advantages.tolist() == [[5.0, 5.0], [7.0, 0.0]]  # the old 2 is the baseline, not the new 8
+    found = made.advantages(batch([7.0, 9.0], [[0.0, 0.0], [0.0, 0.0]], TWO, state=state))
+    assert found.advantages.tolist() == [[5.0, 5.0], [7.0, 0.0]]  # the old 2 is the baseline, not the new 8
     assert state["baseline"] == 0.75 * 2 + 0.25 * 8
 
 
 def test_reinforce_with_a_learned_baseline_compares_with_the_values() -> None:
     made = Reinforce(bandit(ReinforceOptions, Path("x"), baseline="learned"))
-    credit = made.credit(batch([3.0, 5.0], [[2.0, 4.0], [2.0, 9.0]], TWO, values=[[1.0, 0.5], [-1.0, 7.0]]))
-    assert credit.advantages.tolist() == [[-1.0, 0.5], [5.0, 0.0]]
-    assert credit.returns.tolist() == [[0.0, 1.0], [4.0, 0.0]]
+    found = made.advantages(batch([3.0, 5.0], [[2.0, 4.0], [2.0, 9.0]], TWO, values=[[1.0, 0.5], [-1.0, 7.0]]))
+    assert found.advantages.tolist() == [[-1.0, 0.5], [5.0, 0.0]]
+    assert found.returns.tolist() == [[0.0, 1.0], [4.0, 0.0]]
 
 
 def test_rloo_gives_every_token_of_a_response_its_lead_over_the_others() -> None:
-    credit = RLOO(bandit(RLOOOptions, Path("x"), samples_per_prompt=2)).credit(
+    found = RLOO(bandit(RLOOOptions, Path("x"), samples_per_prompt=2)).advantages(
         batch([3.0, 5.0], [[2.0, 4.0], [2.0, 9.0]], TWO)
     )
-    assert credit.advantages.tolist() == [[-4.0, -4.0], [4.0, 0.0]]  # 3 - 0.5 x 6 = 0 against 5 - 0.5 x 2 = 4
+    assert found.advantages.tolist() == [[-4.0, -4.0], [4.0, 0.0]]  # 3 - 0.5 x 6 = 0 against 5 - 0.5 x 2 = 4
 
 
 @pytest.mark.parametrize("kl_in", ["loss", "reward"])
@@ -192,7 +195,7 @@ def test_grpo_puts_the_kl_into_the_loss_or_into_the_reward_and_never_into_both(k
     price = {"loss": 0.0, "reward": 0.5}[kl_in]
     whole = sequence_rewards(given.scores, given.kl, given.mask, price).tolist()
     expected = reference.group_advantages(whole, 2, "none")
-    assert made.credit(given).advantages[:, 0].tolist() == pytest.approx(expected)
+    assert made.advantages(given).advantages[:, 0].tolist() == pytest.approx(expected)
     old, advantages, ref = torch.tensor([-1.0]), torch.tensor([2.0]), torch.tensor([-3.0])
     loss = made.token_losses(old, old, advantages, ref, 0.5).item()
     k3 = reference.kl_estimate(-1.0, -3.0, "k3")
@@ -200,12 +203,12 @@ def test_grpo_puts_the_kl_into_the_loss_or_into_the_reward_and_never_into_both(k
 
 
 def test_best_of_n_learns_the_best_of_each_prompt_and_nothing_else() -> None:
-    credit = BestOfN(bandit(BestOfNOptions, Path("x"), samples_per_prompt=2)).credit(
+    found = BestOfN(bandit(BestOfNOptions, Path("x"), samples_per_prompt=2)).advantages(
         batch([3.0, 5.0, 2.0, 1.0], [[0.0, 0.0]] * 4, [[True, True]] * 4)
     )
-    assert credit.rows.tolist() == [1, 2]
-    assert credit.metrics == {"kept_score": 3.5}
-    assert credit.advantages.eq(1).all()
+    assert found.rows.tolist() == [1, 2]
+    assert found.metrics == {"kept_score": 3.5}
+    assert found.advantages.eq(1).all()
 
 
 # ------------------------------------------------------------------------------------------------------- whole runs
@@ -273,21 +276,21 @@ def test_policies_kept_on_the_way_are_those_of_a_stopped_run_too(whole, monkeypa
 
 def test_responses_to_one_prompt_stand_side_by_side(whole, monkeypatch) -> None:
     seen = []
-    original = online.roll_out
+    original = train.roll_out
     monkeypatch.setattr(
-        online, "roll_out", lambda policy, prompts, *rest: (seen.append(prompts), original(policy, prompts, *rest))[1]
+        train, "roll_out", lambda policy, prompts, *rest: (seen.append(prompts), original(policy, prompts, *rest))[1]
     )
     options, run = whole("rloo", "out", episodes=16)
     run(options)
-    groups = [seen[0][i : i + 4] for i in range(0, 16, 4)]
+    groups = [[prompt.ids for prompt in seen[0][i : i + 4]] for i in range(0, 16, 4)]
     assert all(group == [group[0]] * 4 for group in groups)
     assert len({tuple(group[0]) for group in groups}) == 4
 
 
 def test_only_the_kept_responses_pass_through_the_update(whole, monkeypatch) -> None:
     rows: list[int] = []
-    original = online.micro_batch
-    monkeypatch.setattr(online, "micro_batch", lambda e, r, c: (rows.extend(r), original(e, r, c))[1])
+    original = update.padded_rows
+    monkeypatch.setattr(update, "padded_rows", lambda e, r, c: (rows.extend(r), original(e, r, c))[1])
     options, run = whole("bestofn", "out", episodes=16)
     run(options)
     assert sorted(row // 4 for row in rows) == [0, 1, 2, 3]
@@ -300,12 +303,12 @@ def test_a_reward_model_like_a_coin_is_refused_unless_one_insists(whole, name, t
     results = {"valid_accuracy": 0.52, "valid_accuracy_interval": [0.48, 0.56], "valid_pairs": 600}
     (coin / "provenance.json").write_text(json.dumps({"stage": "reward", "results": results, "result": "coin"}))
     options, run = whole(name, "coin-policy", reward_model=str(coin), episodes=16)
-    with pytest.raises(UsageError, match=r"cannot be told from chance; .* --insist"):
+    with pytest.raises(UsageError, match=r"cannot be told from chance; .* --allow-chance-reward-model"):
         run(options)
     among, _ = whole(name, "coin-among-others", rewards=[f"0.5*{coin}"])
-    with pytest.raises(UsageError, match=r"cannot be told from chance; .* --insist"):
+    with pytest.raises(UsageError, match=r"cannot be told from chance; .* --allow-chance-reward-model"):
         run(among)
-    run(options.model_copy(update={"insist": True}))
+    run(options.model_copy(update={"allow_chance_reward_model": True}))
     assert (options.out / "model.safetensors").exists()
 
 
@@ -411,8 +414,8 @@ def test_ppo_without_a_reward_model_starts_its_value_model_from_the_sft_model(wh
     options, _ = whole("reinforce", "out", reward_model=None, rewards=[f"{__name__}:raises"], episodes=16)
     given = {k: v for k, v in options.model_dump().items() if k in PPOOptions.model_fields}
     seen = []
-    original = online.first_value_model
-    monkeypatch.setattr(online, "first_value_model", lambda *given: (seen.append(original(*given)), seen[0])[1])
+    original = train.first_value_model
+    monkeypatch.setattr(train, "first_value_model", lambda *given: (seen.append(original(*given)), seen[0])[1])
     ppo.run(PPOOptions(**given))
     assert "value_loss" in read_metrics(options.out)[0]
     assert isinstance(seen[0], ScalarModel)

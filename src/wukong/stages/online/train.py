@@ -241,7 +241,9 @@ def train(options: OnlineOptions) -> None:
     updates = options.iterations * algorithm.epochs * options.updates_per_pass
     warn_of_few_steps(algorithm.name, updates, "give more --episodes, or a smaller --batch-size")
     # ----------------------------------------------------------------------------------------------------- loop
-    modules = {"policy": policy} | ({"value": value_model} if value_model is not None else {})
+    modules: dict[str, torch.nn.Module] = {"policy": policy}
+    if value_model is not None:
+        modules["value"] = value_model
     state = {"kl_coef": options.kl_coef, "first_distinct_2": None}
     load = workload(options, policy.config, max(len(prompt.ids) for prompt in prompts))
     session = Session(options, modules, options.iterations, algorithm.name, state, lr=options.lr, workload=load)

@@ -245,6 +245,7 @@ class Update:
         )
 
     def _learn_pretraining(self, pretraining: PretrainingLoss, metrics: UpdateMetrics) -> None:
+        """The pretraining term of one update."""
         session = self.session
         per_step = self.algorithm.epochs * self.options.updates_per_pass
         number = session.step * per_step + metrics.updates

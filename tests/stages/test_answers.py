@@ -14,7 +14,7 @@ from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_reward
 from wukong.objectives import grouped_mean
 from wukong.records import Comparison, Message, Ranking, Vote, as_messages
-from wukong.stages import dpo, kto
+from wukong.stages.direct import dpo, kto
 from wukong.stages.reward import RewardOptions, forward_pairs, group_losses, groups_of, off_prompt_groups
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
