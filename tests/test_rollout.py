@@ -443,7 +443,7 @@ def form_of(gpt2: GPT2, form: str) -> GPT2:
 @pytest.mark.slow
 @pytest.mark.skipif(kernels.library() is None, reason=NO_KERNELS)
 def test_sanitizers_find_nothing_in_kernels_that_serve_random_arrivals():
-    script = Path(__file__).parents[1] / "benchmarks" / "decoder_stress.py"
+    script = Path(__file__).parents[1] / "benchmarks" / "stress" / "decoder.py"
     paths = ["--path", "pytorch float32", "native float32", "native bfloat16"]
     done = subprocess.run(
         [sys.executable, script, "--requests", "60", *paths],

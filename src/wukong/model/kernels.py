@@ -4,7 +4,7 @@ They are used on Linux where there is a C++ compiler and the processor has AVX2 
 same work, to within rounding.
 
 $WUKONG_SANITIZE names sanitizers to compile them with, for example "address,undefined"; the first needs the compiler's
-libasan.so in $LD_PRELOAD (benchmarks/decoder_stress.py does both).
+libasan.so in $LD_PRELOAD (benchmarks/stress/decoder.py does both).
 """
 
 from __future__ import annotations
