@@ -10,17 +10,14 @@ from wukong.model.hub import save_policy, save_reward
 from wukong.tokenizer import Tokenizer
 
 
-def save_random_policy(directory: Path, tokenizer: Tokenizer, preset: str, vocab_size: int | None = None) -> None:
-    """An untrained policy, with the tokenizer's vocabulary size unless another is given."""
+def save_random_policy(directory: Path, tokenizer: Tokenizer, preset: str) -> None:
+    """An untrained policy with the tokenizer's vocabulary."""
     directory.mkdir()
-    save_policy(directory, GPT2(_config(tokenizer, preset, vocab_size)), tokenizer)
+    save_policy(directory, GPT2(GPT2Config(vocab_size=tokenizer.vocab_size, **PRESETS[preset])), tokenizer)
 
 
-def save_random_reward(directory: Path, tokenizer: Tokenizer, preset: str, vocab_size: int | None = None) -> None:
+def save_random_reward(directory: Path, tokenizer: Tokenizer, preset: str) -> None:
     """As `save_random_policy`, a reward model."""
     directory.mkdir()
-    save_reward(directory, ScalarModel(GPT2(_config(tokenizer, preset, vocab_size))), tokenizer)
-
-
-def _config(tokenizer: Tokenizer, preset: str, vocab_size: int | None) -> GPT2Config:
-    return GPT2Config(vocab_size=vocab_size or tokenizer.vocab_size, **PRESETS[preset])
+    model = ScalarModel(GPT2(GPT2Config(vocab_size=tokenizer.vocab_size, **PRESETS[preset])))
+    save_reward(directory, model, tokenizer)

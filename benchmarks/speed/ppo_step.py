@@ -42,10 +42,12 @@ def write_models(directory: Path, size: str) -> None:
 
     from wukong.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.train([], 257, "plain")  # the other tokens mean nothing
+    draw, vocab_size = random.Random(0), SIZES[size][0]
+    words = ("".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(vocab_size // 2))
+    tokenizer = Tokenizer.train([" ".join(words)] * 2, vocab_size, "plain")  # as many tokens as the model has rows
     torch.manual_seed(0)
-    save_random_policy(directory / "sft", tokenizer, size, SIZES[size][0])
-    save_random_reward(directory / "reward", tokenizer, size, SIZES[size][0])
+    save_random_policy(directory / "sft", tokenizer, size)
+    save_random_reward(directory / "reward", tokenizer, size)
 
 
 def prompts_of(size: str, episodes: int) -> list[list[int]]:
@@ -126,18 +128,18 @@ def trl(directory: Path, out: str, size: str, episodes: int, precision: str, _: 
 
 def arithmetic(size: str, episodes: int, value_model: str, epochs: int = EPOCHS) -> float:
     """The floating-point operations that a step cannot do without (`wukong.plan` counts the same)."""
-    import torch
-
     from wukong.model.gpt2 import PRESETS, GPT2Config
     from wukong.plan import PlanOptions, cost_of
     from wukong.stages.ppo import PPOOptions
+    from wukong.training.compute import compute_for
 
     config = GPT2Config(**{**PRESETS[size], "vocab_size": SIZES[size][0]})
     options = PPOOptions(
         out=Path("-"), model="-", reward_model="-", prompts=["-"], episodes=episodes, ppo_epochs=epochs,
         max_new_tokens=RESPONSE, value_model=value_model,
     )  # fmt: skip
-    cost = cost_of(options, config, torch.float32, PlanOptions(recipe=Path("-"), prompt_tokens=PROMPT))
+    compute = compute_for("float32", "cpu")
+    cost = cost_of(options, config, compute, PlanOptions(recipe=Path("-"), prompt_tokens=PROMPT))
     return cost.products + cost.decoding
 
 
