@@ -116,18 +116,18 @@ def main() -> None:
     compute_for("float32", "cpu")
     torch.set_num_threads(options.threads)
     library = kernels.load(os.environ.get("CXX", "c++"), options.processor)
-    kernels.library = lambda: library
     print(f"{machine()}, {options.threads} threads, kernels for {options.processor}\n")
     print(markdown_heading(["milliseconds", "ours", "least", "PyTorch's", "least", "PyTorch's takes"]))
-    for size, rows in (("micro", 64), ("gpt2", 1), ("gpt2", 16), ("gpt2", 64)):
-        for dtype in (torch.float32, torch.bfloat16):
-            decoding(size, rows, dtype)
-    drawing(64, 4096, library)
-    drawing(16, 50257, library)
-    activation(64, 1024)
-    activation(2048, 3072)
-    for size, rows, length in (("nano", 16, 64), ("micro", 32, 64), ("gpt2", 4, 128)):
-        training(size, rows, length)
+    with kernels.using(library):
+        for size, rows in (("micro", 64), ("gpt2", 1), ("gpt2", 16), ("gpt2", 64)):
+            for dtype in (torch.float32, torch.bfloat16):
+                decoding(size, rows, dtype)
+        drawing(64, 4096, library)
+        drawing(16, 50257, library)
+        activation(64, 1024)
+        activation(2048, 3072)
+        for size, rows, length in (("nano", 16, 64), ("micro", 32, 64), ("gpt2", 4, 128)):
+            training(size, rows, length)
 
 
 if __name__ == "__main__":
