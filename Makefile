@@ -40,14 +40,14 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 bench: $(INSTALLED)
-	PYTHON=$(BIN)/python benchmarks/tables.sh cpu docs/benchmarks-cpu.md
+	PYTHON=$(BIN)/python benchmarks/speed/tables.sh cpu docs/benchmarks-cpu.md
 
 docs: $(INSTALLED)
 	COLUMNS=100 $(BIN)/python -c "from wukong.cli import reference; print(reference(), end='')" > docs/cli.md
 	$(BIN)/python -m wukong.training.metric_definitions > docs/metrics.md
 
 screenshots: $(INSTALLED)
-	$(BIN)/python benchmarks/studio_screenshots.py --out docs/studio
+	$(BIN)/python benchmarks/studio/screenshots.py --out docs/studio
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis

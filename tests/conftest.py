@@ -103,6 +103,28 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return request.getfixturevalue("postgres").new_database()
 
 
+@pytest.fixture
+def before_passes() -> Iterator[Callable[[Callable[..., object]], None]]:
+    """A function that installs another one, to wait or to fail: it is called with the model before each pass of any
+    GPT-2, in whichever thread."""
+    from torch.nn.modules.module import register_module_forward_pre_hook
+
+    from wukong.model.gpt2 import GPT2
+
+    hooks = []
+
+    def install(function: Callable[..., object]) -> None:
+        def call(module: object, _: object) -> None:
+            if isinstance(module, GPT2):
+                function(module)
+
+        hooks.append(register_module_forward_pre_hook(call))
+
+    yield install
+    for hook in hooks:
+        hook.remove()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
     """In CI (WUKONG_STRICT_SKIPS) a test that is skipped for any but the allowed reasons has failed."""

@@ -83,7 +83,6 @@ def test_data_that_are_there_are_counted_and_others_assumed(tmp_path: Path) -> N
 
 
 def test_the_command_prints_a_table(monkeypatch, capsys, tmp_path: Path) -> None:
-    monkeypatch.setattr(plan, "matrix_speed", lambda compute, rows, width: 1e9 * rows)
     monkeypatch.setattr(plan, "free_bytes", lambda device: 5 * 10**9)
     assert main(["plan", str(KITCHEN), "--run-dir", str(tmp_path / "none")]) == 0
     out = capsys.readouterr().out

@@ -496,7 +496,7 @@ DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, OSError)
 """What reading from `open_bytes` fails with."""
 LONGEST_LINE = 1 << 26
 """Bytes: no record is that long, but a file without any line end may be."""
-_UNPACKED, _UNPACKED_RATIO = 1 << 26, 200
+UNPACKED, UNPACKED_RATIO = 1 << 26, 200
 """A file that unpacks to more bytes than this, and so many times its own size, is a bomb and not text."""
 
 
@@ -577,12 +577,12 @@ def whole_bytes(path: str | Path) -> bytes:
     path = Path(path)
     try:
         with open_bytes(path) as handle:
-            raw = handle.read(_UNPACKED)
-            if len(raw) == _UNPACKED:
-                allowed = max(_UNPACKED, _UNPACKED_RATIO * path.stat().st_size)
-                raw += handle.read(allowed - _UNPACKED)
+            raw = handle.read(UNPACKED)
+            if len(raw) == UNPACKED:
+                allowed = max(UNPACKED, UNPACKED_RATIO * path.stat().st_size)
+                raw += handle.read(allowed - UNPACKED)
                 if len(raw) == allowed and handle.read(1):
-                    raise DataError(f"unpacks to more than {_UNPACKED_RATIO} times its size", file=path)
+                    raise DataError(f"unpacks to more than {UNPACKED_RATIO} times its size", file=path)
         return raw
     except DAMAGE as error:
         raise damaged(error, path) from None

@@ -72,9 +72,8 @@ def _native(model: GPT2) -> GPT2:
 
 def _narrow(model: GPT2) -> GPT2:
     """Where neither our kernels nor oneDNN's are used: a GPU, or another processor."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wukong.rollout.can_pack", lambda *_: False)
-        patch.setattr("wukong.rollout.can_decode", lambda *_: False)
+    with kernels.using(None), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
         return inference_copy(model, Compute(CPU, torch.bfloat16))
 
 

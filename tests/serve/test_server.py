@@ -14,7 +14,6 @@ import pytest
 from serving import served, until, value
 
 from wukong.errors import UsageError
-from wukong.rollout import Decoder
 from wukong.serve.app import Access, is_loopback
 from wukong.serve.command import ServeOptions, checked_key, run
 from wukong.serve.service import Answer, BusyError, Drawing, UnknownModelError
@@ -188,16 +187,15 @@ def test_who_leaves_the_queue_is_never_written(new_service, held):
 # ------------------------------------------------------------------------------------------------------------ failures
 
 
-def test_a_failure_reaches_those_who_wait_and_the_others_go_on(new_service, monkeypatch, caplog):
-    service, step = new_service(), Decoder.step
-    broken = service.model("sft").model
+def test_a_failure_reaches_those_who_wait_and_the_others_go_on(new_service, before_passes, caplog):
+    service = new_service()
+    broken = [service.model("sft").model]
 
-    def fail(self):
-        if self.model is broken:
+    def fail(model):
+        if model in broken:
             raise RuntimeError("out of luck")
-        return step(self)
 
-    monkeypatch.setattr(Decoder, "step", fail)
+    before_passes(fail)
     with served(service) as address:
         failed = post(address, {**CHAT, "model": "sft"})
         assert (failed.status_code, error(failed)["message"]) == (500, "the model failed: out of luck")
@@ -206,7 +204,7 @@ def test_a_failure_reaches_those_who_wait_and_the_others_go_on(new_service, monk
             list(client.chat.completions.create(**{**CHAT, "model": "sft"}, stream=True))
         assert post(address, {**CHAT, "max_tokens": 3}).status_code == 200
         assert httpx.get(f"{address}/health").json() == {"status": "ok"}
-        monkeypatch.undo()
+        broken.clear()
         assert post(address, {**CHAT, "model": "sft", "max_tokens": 3}).status_code == 200
         until(lambda: value(service, "wukong_writing") == 0)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from reference.losses import log_softmax
-from tiny_data import FAST, curves, demonstrations, die_in, made_files, stop_after, tokenised, write_jsonl
+from tiny_data import FAST, curves, demonstrations, die_in, made_files, stop_after, tokenised, write_jsonl, written
 
 from wukong.data.batches import Example, epoch_batch
 from wukong.data.split import split_by_prompt
@@ -232,9 +232,10 @@ def test_another_template_is_trained_and_saved(options):
     assert Tokenizer.load(options().out).render("Hello") == Tokenizer.train([], 257, "plain").render("Hello")
 
 
-def test_a_finished_stage_is_not_done_again_and_other_options_are_refused(finished, monkeypatch):
-    monkeypatch.setattr("wukong.stages.sft.Session", lambda *_: pytest.fail("done twice"))
+def test_a_finished_stage_is_not_done_again_and_other_options_are_refused(finished):
+    before = written(finished.out)
     run(finished)
+    assert written(finished.out) == before
     with pytest.raises(UsageError, match=r"made with other options \(epochs: 2.0 -> 3.0\)"):
         run(finished.model_copy(update={"epochs": 3.0}))
 

@@ -60,6 +60,11 @@ def made_files(out: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in out.iterdir() if p.is_file() and p.name not in logs}
 
 
+def written(out: Path) -> dict[Path, tuple[int, int]]:
+    """Which file each path is, and when it was written: a file that is written again differs, whatever it holds."""
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.rglob("*")}
+
+
 def curves(out: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in read_metrics(out)]
 
@@ -77,10 +82,10 @@ def stop_after(step: int, run: Callable, options, monkeypatch) -> None:
         if self.step + 1 == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Session, "show", show_and_stop)
-    with pytest.raises(Interrupted):
-        run(options)
-    monkeypatch.setattr(Session, "show", show)
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "show", show_and_stop)
+        with pytest.raises(Interrupted):
+            run(options)
 
 
 def die_in(target: str, run: Callable, options, monkeypatch, *, call: int = 1) -> None:
@@ -95,7 +100,7 @@ def die_in(target: str, run: Callable, options, monkeypatch, *, call: int = 1) -
             raise Dies
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(owner, name, dies)
-    with pytest.raises(Dies):
-        run(options)
-    monkeypatch.setattr(owner, name, real)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, dies)
+        with pytest.raises(Dies):
+            run(options)

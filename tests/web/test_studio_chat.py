@@ -17,7 +17,6 @@ from wukong.feedback.store.database import Store
 from wukong.feedback.store.people import add_annotator
 from wukong.feedback.store.tables import Assignment, ChatTurn, Label, ResponseRow, Task, VoteRow
 from wukong.records import Comparison, Message, Response, Vote, prompt_id
-from wukong.rollout import Decoder
 from wukong.web.access import Settings
 from wukong.web.app import create_app
 from wukong.web.arena import rated
@@ -189,10 +188,9 @@ def test_a_model_that_was_trained_anew_is_loaded_anew(sign_in, run_dir, app, tmp
     assert before != after
 
 
-def test_an_answer_is_stopped_by_whoever_asked_and_what_was_said_stays(sign_in, app, monkeypatch):
+def test_an_answer_is_stopped_by_whoever_asked_and_what_was_said_stays(sign_in, app, before_passes):
     ann, eve = sign_in("Ann"), sign_in("Eve")
-    step = Decoder.step
-    monkeypatch.setattr(Decoder, "step", lambda self: (time.sleep(0.05), step(self))[1])
+    before_passes(lambda _: time.sleep(0.05))
     answers = []
     body = {"client_id": "to-be-stopped", "max_new_tokens": 60}
     thread = threading.Thread(target=lambda: answers.append(say(ann, "Eggs?", **body)))
@@ -227,13 +225,13 @@ def test_an_answer_is_kept_although_its_pair_cannot_be_made(store, sign_in, monk
     assert rows(store, Task) == []
 
 
-def test_a_message_that_is_refused_with_a_conflict_is_not_stored(store, sign_in, app, monkeypatch):
+def test_a_message_that_is_refused_with_a_conflict_is_not_stored(store, sign_in, app, before_passes):
     """Whether its id is a pair's, is in use, or too much is being written already."""
     ann = sign_in()
     asked, _, before = say(ann, "Eggs?", seed=1)
     say(ann, parent=asked, seed=2, against=before["turn"], client_id="the-pairs-id")
-    go_on, step = threading.Event(), Decoder.step
-    monkeypatch.setattr(Decoder, "step", lambda self: (go_on.wait(60), step(self))[1])
+    go_on = threading.Event()
+    before_passes(lambda _: go_on.wait(60))
     names = [f"being-written-{number}" for number in range(3)]
     threads = []
 

@@ -1,6 +1,6 @@
 """Over-optimisation made on purpose: a reward model from few labels, and policies that follow it without restraint.
 
-    python benchmarks/overoptimisation.py runs/kitchen --seeds 0 1 2 --out docs/frontier
+    python benchmarks/learning/overoptimisation.py runs/kitchen --seeds 0 1 2 --out docs/frontier
 
 From a finished run come the SFT model, its rankings, the prompts, and the options of its reward and ppo steps. Of the
 rankings only --rankings prompts are taken for the reward model that the policies learn from, and as many others for a
@@ -12,7 +12,6 @@ figure (.svg).
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import shutil
@@ -20,8 +19,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from figures import panels
-from finished_run import recipe_steps, run_stage
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from shared.command_line import new_parser, run_argument
+from shared.figures import panels
+from shared.finished_run import recipe_steps, run_stage
 
 from wukong.data.comparisons import read_comparisons
 from wukong.errors import RunError
@@ -70,8 +72,8 @@ def draw(report: dict[str, Any], file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a finished run directory, such as runs/kitchen")
+    parser = new_parser(__doc__)
+    run_argument(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--kl-coefs", type=float, nargs="+", default=[0.0, 0.1])
     parser.add_argument("--rankings", type=int, default=32, help="prompts that the reward model learns from")

@@ -4,15 +4,14 @@ Simulated annotators label over HTTP at a given rate in all. In between, the ser
 again; annotators go on asking with the same client ids, as the label page does. Afterwards the database is compared
 with what was acknowledged. Prints JSON.
 
-    python benchmarks/studio_load.py --labels 5000 --annotators 50 --rate 20 --kills 3
-    python benchmarks/studio_load.py --db postgresql://me@127.0.0.1/empty
+    python benchmarks/studio/load.py --labels 5000 --annotators 50 --rate 20 --kills 3
+    python benchmarks/studio/load.py --db postgresql://me@127.0.0.1/empty
 
 The database must be new. Killing the server does not kill PostgreSQL, but its half-done transactions.
 """
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import json
 import os
@@ -30,6 +29,10 @@ from pathlib import Path
 
 import numpy as np
 import sqlalchemy as sa
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from shared.command_line import new_parser
 
 from wukong.feedback.store.database import Store
 from wukong.feedback.store.people import add_annotator, sign_in
@@ -215,7 +218,7 @@ def measure(db: str, labels: int, annotators: int, rate: float, kills: int) -> d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--db", help="a new SQLite file or an empty PostgreSQL database; a temporary file when absent")
     parser.add_argument("--labels", type=int, default=5000)
     parser.add_argument("--annotators", type=int, default=50)

@@ -1,7 +1,7 @@
 """The decoder under random arrivals and departures: no failure, and every response is what its prompt gives alone.
 
-    python benchmarks/decoder_stress.py
-    python benchmarks/decoder_stress.py --requests 500 --path "native float32" --sanitize ""
+    python benchmarks/stress/decoder.py
+    python benchmarks/stress/decoder.py --requests 500 --path "native float32" --sanitize ""
 
 On each decoding path that this machine has, a small random model answers 10,000 requests with random prompts, limits,
 temperatures and truncation. At every step so many of them arrive that 75 to 100 % of the batch's rows are occupied;
@@ -13,16 +13,20 @@ selects. Seeded; one to two minutes a path on one core. The exit status is 1 if 
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from shared.command_line import new_parser
 
 from wukong.model import kernels
 from wukong.model.gpt2 import GPT2, GPT2Config
@@ -183,7 +187,7 @@ def under_sanitizers(sanitizers: str) -> None:
 
 def main() -> int:
     model = random_model()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--path", nargs="*", choices=list(forms(model)), help="all when absent")
     parser.add_argument("--sanitize", default=SANITIZERS, help="GCC's -fsanitize; empty for none")

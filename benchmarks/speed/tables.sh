@@ -2,8 +2,8 @@
 # Runs our speed against every peer's on this machine and writes the tables into one file (docs/benchmarks.md explains
 # them). On two cores it takes about twenty minutes once the peers are installed, and 20 GB of memory.
 #
-#   benchmarks/tables.sh cpu docs/benchmarks-cpu.md     the same as: make bench
-#   benchmarks/tables.sh cuda docs/benchmarks-gpu.md
+#   benchmarks/speed/tables.sh cpu docs/benchmarks-cpu.md     the same as: make bench
+#   benchmarks/speed/tables.sh cuda docs/benchmarks-gpu.md
 #
 # PYTHON names the interpreter with wukong in it; transformers and TRL go into PEERS, environments of their own.
 set -eu
@@ -16,7 +16,7 @@ mkdir -p "$peers" "$(dirname "$out")"
 
 # title, script, its options, and options that only say where things are
 table() {
-    printf '\n## %s\n\n    python benchmarks/%s %s\n\n' "$1" "$2" "$3"
+    printf '\n## %s\n\n    python benchmarks/speed/%s %s\n\n' "$1" "$2" "$3"
     printf '%s %s' "$2" "$3" >&2
     since=$(date +%s)
     # shellcheck disable=SC2086  # the options are words
@@ -28,12 +28,12 @@ begin=$(date +%s)
 {
     echo "# Benchmarks: $device"
     echo
-    "$python" - "$here" "$device" <<'EOF'
+    "$python" - "$here/.." "$device" <<'EOF'
 import sys, time, torch
 sys.path.insert(0, sys.argv[1])
-from road import machine
+from shared.machine import machine
 names = [torch.cuda.get_device_name(), f"CUDA {torch.version.cuda}"] if sys.argv[2] == "cuda" else []
-print(*names, machine(), f"{time.strftime('%Y-%m-%d')}. Written by `benchmarks/tables.sh {sys.argv[2]}`.", sep="; ")
+print(*names, machine(), f"{time.strftime('%Y-%m-%d')}. Written by `benchmarks/speed/tables.sh {sys.argv[2]}`.", sep="; ")
 EOF
     table Sampling sampling.py "--cases gpt2-16 micro-64 --precisions float32 bfloat16 --contenders ours default default+draw --rounds 2 --device $device" "--peer-dir $peers/transformers"
     table 'Sampling, more at once' sampling.py "--cases gpt2-64 micro-ends --contenders ours default --rounds 2 --device $device" "--peer-dir $peers/transformers"

@@ -3,24 +3,26 @@
 Starts a studio on a temporary store, has three made-up annotators label, chat and judge made-up answers, runs the test
 recipe (models too small to learn much, in a minute or two), and drives Chromium. In the arena those models answer.
 
-    python benchmarks/studio_screenshots.py --out docs/studio
+    python benchmarks/studio/screenshots.py --out docs/studio
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
-import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import sqlalchemy as sa
-from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, sync_playwright
+from playwright.sync_api import Browser, BrowserContext
 from sqlalchemy.orm import Session
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from shared.chromium import chromium, find_chromium, shrink
+from shared.command_line import ROOT, new_parser
 
 import wukong
 from wukong.feedback.store import chats
@@ -32,7 +34,7 @@ from wukong.feedback.store.tasks import TaskDraft, add_guidelines, add_response,
 from wukong.records import Message, Response, Sampling, prompt_id
 from wukong.studies import compare, reward_report
 
-RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "test.yaml"
+RECIPE = ROOT / "recipes" / "test.yaml"
 DISHES = ("pizza", "fried rice", "an omelette", "pancakes", "lentil soup", "dumplings")
 ANSWERS = (
     "Of course! For 4: 500 g flour, 325 ml water, 7 g yeast, 10 g salt. 1. Mix and knead for 10 minutes. 2. Let it "
@@ -164,18 +166,16 @@ def picture(context: BrowserContext, url: str, path: Path, waits: str) -> None:
         page.wait_for_selector(".pair + .choices")
     page.screenshot(path=path, animations="disabled")
     page.close()
-    Image.open(path).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)  # a third the size
+    shrink(path, colours=64)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/studio"))
     parser.add_argument("--only", nargs="*", default=[], help="these pages, such as chat; all, when absent")
     given = parser.parse_args()
     out = given.out.resolve()
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        sys.exit("Chromium is needed")
+    find_chromium()  # before two minutes of work
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as directory:
         db = str(Path(directory) / "studio.db")
@@ -190,10 +190,8 @@ def main() -> None:
         try:
             assert server.stdout
             address = server.stdout.readline().split("/invite/")[0]
-            with sync_playwright() as playwright:
-                browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            with chromium() as browser:
                 pictures(browser, address, cookie, projects, out, given.only)
-                browser.close()
         finally:
             server.terminate()
             server.wait()

@@ -1,6 +1,6 @@
 """Training and decoding with threads that wait actively, passively, or as OpenMP likes.
 
-    python benchmarks/threads.py
+    python benchmarks/speed/threads.py
 
 Tokens a second of the `nano` model, the median of 25 training steps and of 5 batches of 64 responses, after one
 another in a process of its own; "busy" means that one other process keeps one core at work.
@@ -13,6 +13,11 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from shared.table import markdown_heading, markdown_row
 
 ROWS, CONTEXT, STEPS, ROUNDS = 8, 256, 25, 3
 RESPONSES, NEW_TOKENS, BATCHES = 64, 64, 5
@@ -62,8 +67,7 @@ def measure(policy: str) -> list[float]:
 
 
 def main() -> None:
-    print("| machine | threads wait | training | min | max | decoding | min | max |")
-    print("| --- | --- " + "| ---: " * 6 + "|")
+    print(markdown_heading(["machine", "threads wait", "training", "min", "max", "decoding", "min", "max"], left=2))
     for load in ("idle", "busy"):
         burner = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if load == "busy" else None
         try:
@@ -76,7 +80,7 @@ def main() -> None:
                 burner.kill()
         for policy, values in found.items():
             cells = [f"{f(kind):,.0f}" for kind in zip(*values, strict=True) for f in (statistics.median, min, max)]
-            print(f"| {load} | {policy} | {' | '.join(cells)} |")
+            print(markdown_row([load, policy, *cells]), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A pretraining step, ours against transformers' GPT-2, compiled and not.
 
-    python benchmarks/pretrain_step.py --model gpt2 --peer-dir ~/.cache/transformers-4.57.6
-    python benchmarks/pretrain_step.py --model nano --rows 8 --rounds 20
+    python benchmarks/speed/pretrain_step.py --model gpt2 --peer-dir ~/.cache/transformers-4.57.6
+    python benchmarks/speed/pretrain_step.py --model nano --rows 8 --rounds 20
 
 The same random weights, tokens, precision, threads and allocator settings on both sides: forward, backward, clipping
 to norm 1 and a step of fused AdamW. Ours is `wukong pretrain`'s own step. nanoGPT is no installable package; its model
@@ -12,15 +12,18 @@ each, in which a compiled one compiles, does not count.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
-from turns import Contender, compete, install_transformers, peak_speeds, precisions_here, turns
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-ROOT = Path(__file__).resolve().parents[1]
+from shared.command_line import ROOT, new_parser, speed_options
+from shared.peers import install_transformers
+from shared.table import markdown_table
+from shared.turns import Contender, compete, peak_speeds, precisions_here, turns
+
 VOCABULARY = {"gpt2": 50257}
 MANNERS = ("eager", "compiled")
 
@@ -115,16 +118,13 @@ def arithmetic(size: str, rows: int, context: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--model", default="gpt2", help="a preset")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--context", type=int, default=256)
-    parser.add_argument("--precisions", nargs="+", help="float32, and bfloat16 where it is faster, when absent")
     parser.add_argument("--manners", nargs="+", default=MANNERS, choices=MANNERS)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    speed_options(parser, rounds=5)
     parser.add_argument("--peer-dir", help="where transformers is installed, or is to be (default: a temporary one)")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--worker", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
@@ -149,17 +149,17 @@ def main() -> None:
     speeds = peak_speeds(given.precisions, config_of(given.model).n_embd, given.threads, given.device)
     print(f"{given.model}, {given.rows} x {given.context} tokens, {given.threads} threads")
     print("; ".join(f"{name}: {speed / 1e9:,.0f} GFLOP/s" for name, speed in speeds.items()))
-    print("\n| | tokens/s | least | most | GiB | of matrix peak | of the fastest peer |")
-    print("| --- |" + " ---: |" * 6)
     tokens = given.rows * given.context
     best = min(one.median("seconds") for one in contenders if one.name.startswith("transformers"))
+    rows = []
     for one in contenders:
         rates = [tokens / result["seconds"] for result in one.results]
         share = arithmetic(given.model, given.rows, given.context) / one.median("seconds") / speeds[one.name.split()[1]]
-        print(
-            f"| {one.name} | {statistics.median(rates):,.0f} | {min(rates):,.0f} | {max(rates):,.0f} | "
-            f"{one.median('peak'):.2f} | {share:.0%} | {best / one.median('seconds'):.2f} |"
-        )
+        cells = [f"{rate:,.0f}" for rate in (statistics.median(rates), min(rates), max(rates))]
+        cells += [f"{one.median('peak'):.2f}", f"{share:.0%}", f"{best / one.median('seconds'):.2f}"]
+        rows.append([one.name, *cells])
+    columns = ["", "tokens/s", "least", "most", "GiB", "of matrix peak", "of the fastest peer"]
+    print(f"\n{markdown_table(columns, rows)}")
 
 
 if __name__ == "__main__":

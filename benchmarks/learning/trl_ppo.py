@@ -1,12 +1,11 @@
 """PPO against TRL's: the same SFT model, reward model, prompts, sampling and number of episodes, several seeds.
 
-    python benchmarks/trl_ppo.py runs/kitchen --trl ~/trl-venv --seeds 0 1 2 --out docs/trl-ppo
+    python benchmarks/learning/trl_ppo.py runs/kitchen --trl ~/trl-venv --seeds 0 1 2 --out docs/trl-ppo
 
-TRL 1.12.0 is the last release with a PPO trainer. It runs in an environment of its own (requirements-trl.txt; made at
---trl when absent). Both trainers are run with both settings: "ours", those of the
-run's recipe, and "trl", the defaults of its PPOConfig with the penalty and the stop token that its documentation
-recommends; "once" is ours, but for a single pass over each batch, in minibatches of 8. Batch size and sampling are the
-recipe's in every case.
+TRL 1.12.0 is the last release with a PPO trainer. It runs in a separate environment (shared/requirements-trl.txt; made
+at --trl when absent). Both trainers are run with both settings: "ours", those of the run's recipe, and "trl", the
+defaults of its PPOConfig with the penalty and the stop token that its documentation recommends; "once" is ours, but for
+a single pass over each batch, in minibatches of 8. Batch size and sampling are the recipe's in every case.
 
 Every so many iterations each policy is kept, and `wukong evaluate` lets all of them answer unseen prompts: gold is the
 win rate over SFT by the recipe's judge, proxy the mean score of the reward model that they learnt from. Seconds are
@@ -29,9 +28,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from figures import panels
-from finished_run import recipe_steps, run_stage
-from ppo_step import python_of_trl
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from shared.command_line import new_parser, run_argument, this_command
+from shared.figures import panels
+from shared.finished_run import recipe_steps, run_stage
+from shared.peers import python_of_trl
 
 TRAINERS, SETTINGS = ("wukong", "trl"), ("ours", "trl", "once")
 TARGET = 0.75
@@ -241,8 +243,8 @@ def draw(curves: Sequence[dict[str, Any]], file: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, nargs="?", help="a finished run directory, such as runs/kitchen")
+    parser = new_parser(__doc__)
+    run_argument(parser, optional=True)
     parser.add_argument("--trl", type=Path, default=Path("trl-venv"), help="TRL's environment; made there when absent")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--trainers", nargs="+", default=TRAINERS, choices=TRAINERS)
@@ -285,8 +287,11 @@ def main() -> None:
                     flush=True,
                 )
     out = arguments.out or root / "trl-ppo"
-    command = " ".join(["python", "benchmarks/trl_ppo.py", *sys.argv[1:]])
-    found = {"command": command, "cpus": os.cpu_count(), "settings": {n: settings_of(n, recipes[n]) for n in SETTINGS}}
+    found = {
+        "command": this_command(),
+        "cpus": os.cpu_count(),
+        "settings": {n: settings_of(n, recipes[n]) for n in SETTINGS},
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
     Path(f"{out}.json").write_text(json.dumps(found | {"curves": curves}, indent=1) + "\n", encoding="utf-8")
     draw(curves, Path(f"{out}.svg"))

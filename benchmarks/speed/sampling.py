@@ -1,7 +1,7 @@
 """Sampling against `generate` of transformers: the same weights, prompts, lengths and precision.
 
-    python benchmarks/sampling.py
-    python benchmarks/sampling.py --peer-dir ~/.cache/transformers-4.57.6 --cases micro-64 flat --rounds 5
+    python benchmarks/speed/sampling.py
+    python benchmarks/speed/sampling.py --peer-dir ~/.cache/transformers-4.57.6 --cases micro-64 flat --rounds 5
 
 Each contender runs in a process of its own (so that its peak memory is its own) and they take turns, round by round,
 so that a change of the machine's speed meets all. The peer is installed into --peer-dir (a temporary directory when
@@ -23,18 +23,22 @@ and the cases: 16 and 64 sequences of 32 + 64 tokens of GPT-2 124M, 64 of a mode
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
-import os
 import statistics
 import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from turns import Contender, compete, install_transformers, peak_speeds, precisions_here, turns
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-ROOT = Path(__file__).resolve().parents[1]
+from shared.command_line import ROOT, new_parser, speed_options
+from shared.peers import install_transformers
+from shared.table import markdown_heading, markdown_row, markdown_table
+from shared.turns import Contender, compete, peak_speeds, precisions_here, turns
+
 EOS = 0
 SIZES = {
     "gpt2": {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12},
@@ -168,12 +172,11 @@ def worker(case: Case, dtype: str, contender: str, device: str) -> None:
 
     compute_for("float32", device)  # the allocator is told to keep memory: for the peer as for us
     torch.manual_seed(0)
-    if contender == "ours-pytorch":
-        kernels.library = lambda: None
     own = contender.startswith("ours")
-    run = ours(case, dtype, device) if own else theirs(case, dtype, contender, device)
-    for notes in turns():
-        notes["tokens"] = run()
+    with kernels.using(None) if contender == "ours-pytorch" else contextlib.nullcontext():
+        run = ours(case, dtype, device) if own else theirs(case, dtype, contender, device)
+        for notes in turns():
+            notes["tokens"] = run()
 
 
 # ------------------------------------------------------------------------------------------------ the one that asks
@@ -187,6 +190,11 @@ def contender(case: Case, dtype: str, who: str, name: str, directory: Path, opti
 
 def rates(contender: Contender) -> list[float]:
     return [one["tokens"] / one["seconds"] for one in contender.results]
+
+
+def spread(contender: Contender) -> list[str]:
+    """Median, least and most tokens a second."""
+    return [f"{f(rates(contender)):,.0f}" for f in (statistics.median, min, max)]
 
 
 def operations(case: Case, tokens: float) -> float:
@@ -206,35 +214,28 @@ def versus(case_name: str, directory: Path, options: argparse.Namespace) -> None
     for (dtype, who), one in zip(pairs, contenders, strict=True):
         ratio = statistics.median(mine / theirs for mine, theirs in zip(rates(own), rates(one), strict=True))
         share = operations(case, one.median("tokens")) / one.median("seconds") / speeds[dtype]
-        print(
-            f"| {case_name} | {dtype} | {who} | {statistics.median(rates(one)):,.0f} | {min(rates(one)):,.0f} | "
-            f"{max(rates(one)):,.0f} | {ratio:.2f} | {one.median('peak'):.2f} | {share:.0%} |",
-            flush=True,
-        )
+        cells = [case_name, dtype, who, *spread(one), f"{ratio:.2f}", f"{one.median('peak'):.2f}", f"{share:.0%}"]
+        print(markdown_row(cells), flush=True)
 
 
 def flat(directory: Path, options: argparse.Namespace) -> None:
     contenders = [contender(case, "float32", "ours", name, directory, options) for name, case in FLAT.items()]
     compete(contenders, options.rounds)
-    print("\n| ours, float32 | tokens | tokens/s | min | max | of the first |\n| --- " + "| ---: " * 5 + "|")
+    rows = []
     for one in contenders:
         pairs = zip(rates(one), rates(contenders[0]), strict=True)
         ratio = statistics.median(mine / first for mine, first in pairs)
-        print(
-            f"| {one.name} | {one.median('tokens'):,.0f} | {statistics.median(rates(one)):,.0f} | "
-            f"{min(rates(one)):,.0f} | {max(rates(one)):,.0f} | {ratio:.2f} |"
-        )
+        rows.append([one.name, f"{one.median('tokens'):,.0f}", *spread(one), f"{ratio:.2f}"])
+    columns = ["ours, float32", "tokens", "tokens/s", "min", "max", "of the first"]
+    print(f"\n{markdown_table(columns, rows)}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = new_parser(__doc__)
+    speed_options(parser, rounds=3)
     parser.add_argument("--cases", nargs="+", choices=[*CASES, "flat"], default=[*CASES, "flat"])
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
-    parser.add_argument("--precisions", nargs="+", help="float32, and bfloat16 where it is faster, when absent")
     parser.add_argument("--peer-dir", help="where transformers is installed, or is to be (default: a temporary one)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     options = parser.parse_args()
     options.precisions = options.precisions or precisions_here(options.device)
     with tempfile.TemporaryDirectory() as temporary:
@@ -242,8 +243,8 @@ def main() -> None:
         options.peer_dir = options.peer_dir or temporary
         if options.cases != ["flat"]:
             install_transformers(options.peer_dir)
-            print("| case | precision | by | tokens/s | min | max | our fastest is x times | GiB | of matrix peak |")
-            print("| --- | --- | --- " + "| ---: " * 6 + "|")
+            columns = ["case", "precision", "by", "tokens/s", "min", "max", "our fastest is x times", "GiB"]
+            print(markdown_heading([*columns, "of matrix peak"], left=3))
         for name in options.cases:
             if name != "flat":
                 versus(name, directory, options)

@@ -1,7 +1,7 @@
 """Where the time of a PPO step goes, and how long TRL's takes for the same work.
 
-    python benchmarks/ppo_step.py --model micro                    # ours: rollout, scoring, update
-    python benchmarks/ppo_step.py --trl ~/trl-venv --value-models separate shared
+    python benchmarks/speed/ppo_step.py --model micro                    # ours: rollout, scoring, update
+    python benchmarks/speed/ppo_step.py --trl ~/trl-venv --value-models separate shared
 
 The same random weights, prompts of 32 tokens, responses of 48, episodes and epochs on both sides, one update an epoch;
 entropy, masks and metrics included. TRL 1.12.0 runs in an environment of its own, which is made where it is absent.
@@ -15,14 +15,17 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from turns import Contender, compete, peak_speeds, precisions_here, turns
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-REQUIREMENTS = Path(__file__).with_name("requirements-trl.txt")
+from shared.command_line import new_parser, speed_options
+from shared.peers import python_of_trl
+from shared.table import markdown_table
+from shared.turns import Contender, compete, peak_speeds, precisions_here, turns
+
 PROMPT, RESPONSE, EPOCHS, TURNS = 32, 48, 4, 100
 PHASES = ("rollout", "scoring", "update")
 SIZES = {"gpt2": (50257, 16), "micro": (4096, 64)}
@@ -35,19 +38,16 @@ SIZES = {"gpt2": (50257, 16), "micro": (4096, 64)}
 def write_models(directory: Path, size: str) -> None:
     """sft/ and reward/ in Hugging Face's format, with random weights."""
     import torch
+    from shared.random_models import save_random_policy, save_random_reward
 
-    from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
-    from wukong.model.heads import ScalarModel
-    from wukong.model.hub import save_policy, save_reward
     from wukong.tokenizer import Tokenizer
 
-    config = GPT2Config(vocab_size=SIZES[size][0], **PRESETS[size])
-    tokenizer = Tokenizer.train([], 257, "plain")  # the other tokens mean nothing
+    draw, vocab_size = random.Random(0), SIZES[size][0]
+    words = ("".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(vocab_size // 2))
+    tokenizer = Tokenizer.train([" ".join(words)] * 2, vocab_size, "plain")  # as many tokens as the model has rows
     torch.manual_seed(0)
-    for name in ("sft", "reward"):
-        (directory / name).mkdir()
-    save_policy(directory / "sft", GPT2(config), tokenizer)
-    save_reward(directory / "reward", ScalarModel(GPT2(config)), tokenizer)
+    save_random_policy(directory / "sft", tokenizer, size)
+    save_random_reward(directory / "reward", tokenizer, size)
 
 
 def prompts_of(size: str, episodes: int) -> list[list[int]]:
@@ -128,29 +128,20 @@ def trl(directory: Path, out: str, size: str, episodes: int, precision: str, _: 
 # --------------------------------------------------------------------------------------------------------- comparison
 
 
-def python_of_trl(directory: Path) -> str:
-    """The interpreter of TRL's environment, which is made where it is absent."""
-    python = directory / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", directory], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", "-r", REQUIREMENTS], check=True)
-    return str(python)
-
-
 def arithmetic(size: str, episodes: int, value_model: str, epochs: int = EPOCHS) -> float:
     """The floating-point operations that a step cannot do without (`wukong.plan` counts the same)."""
-    import torch
-
     from wukong.model.gpt2 import PRESETS, GPT2Config
     from wukong.plan import PlanOptions, cost_of
     from wukong.stages.online.ppo import PPOOptions
+    from wukong.training.compute import compute_for
 
     config = GPT2Config(**{**PRESETS[size], "vocab_size": SIZES[size][0]})
     options = PPOOptions(
         out=Path("-"), model="-", reward_model="-", prompts=["-"], episodes=episodes, ppo_epochs=epochs,
         max_new_tokens=RESPONSE, value_model=value_model,
     )  # fmt: skip
-    cost = cost_of(options, config, torch.float32, PlanOptions(recipe=Path("-"), prompt_tokens=PROMPT))
+    compute = compute_for("float32", "cpu")
+    cost = cost_of(options, config, compute, PlanOptions(recipe=Path("-"), prompt_tokens=PROMPT))
     return cost.products + cost.decoding
 
 
@@ -158,7 +149,7 @@ def table(contenders: list[Contender], size: str, episodes: int, speeds: dict[st
     """Markdown: medians, spread, memory, the part of the matrix peak, and the ratio to the fastest of TRL's."""
     others = [c.median("seconds") for c in contenders if c.name.startswith("trl")]
     columns = ["", "seconds", "least", "most", "processor", *PHASES, "peak GB", "of matrix peak", "update", "TRL takes"]
-    lines = ["| " + " | ".join(columns) + " |", "| --- " + "| ---: " * (len(columns) - 1) + "|"]
+    rows = []
     for one in contenders:
         kind, precision, value_model = one.name.split()
         seconds = [result["seconds"] for result in one.results]
@@ -170,20 +161,17 @@ def table(contenders: list[Contender], size: str, episodes: int, speeds: dict[st
         updating = arithmetic(size, episodes, value_model, 2 * EPOCHS) - work  # with epochs nothing else grows
         cells.append(f"{updating / one.median('update') / speeds[precision]:.0%}" if kind == "wukong" else "")
         cells.append(f"{min(others) / one.median('seconds'):.2f} x" if others and kind == "wukong" else "")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown_table(columns, rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--model", choices=SIZES, default="gpt2")
     parser.add_argument("--episodes", type=int, help="in place of the model's own number")
     parser.add_argument("--trl", type=Path, help="a virtual environment with TRL; made there when absent")
-    parser.add_argument("--precisions", nargs="+", help="float32, and bfloat16 where it is faster, when absent")
     parser.add_argument("--value-models", nargs="+", default=["separate"], choices=["separate", "shared"])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    speed_options(parser, rounds=5)
     parser.add_argument("--worker", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:

@@ -1,6 +1,6 @@
 """How much faster several processes are than one: `pretrain` and `ppo` as torchrun runs them, on cores of their own.
 
-    python benchmarks/scaling.py --processes 1 2 --out docs/results/scaling.md
+    python benchmarks/speed/scaling.py --processes 1 2 --out docs/results/scaling.md
 
 Each process has one core (or GPU) and the batch is the same, so that 2 processes can at best be twice as fast. The
 commands take turns, so that a change of the machine's speed meets all. Tokens a second are the medians over the
@@ -22,13 +22,16 @@ import time
 from pathlib import Path
 
 import torch
-from road import machine
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from shared.command_line import new_parser, publish, this_command
+from shared.machine import machine
+from shared.random_models import save_random_policy, save_random_reward
+from shared.table import markdown_table
 
 from wukong.kitchen.stage import KitchenOptions
 from wukong.kitchen.stage import run as write_kitchen
-from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
-from wukong.model.heads import ScalarModel
-from wukong.model.hub import save_policy, save_reward
 from wukong.stages.tokenize import TokenizeOptions
 from wukong.stages.tokenize import run as tokenize
 from wukong.tokenizer import Tokenizer
@@ -39,13 +42,8 @@ def prepare(world: Path, preset: str) -> None:
     write_kitchen(KitchenOptions(out=world / "data"))
     tokenize(TokenizeOptions(data=[str(world / "data" / "corpus.jsonl")], out=world / "tokens", vocab_size=2048))
     tokenizer = Tokenizer.load(world / "tokens")
-    for name in ("sft", "reward"):
-        (world / name).mkdir()
-        trunk = GPT2(GPT2Config(vocab_size=tokenizer.vocab_size, **PRESETS[preset]))
-        if name == "sft":
-            save_policy(world / name, trunk, tokenizer)
-        else:
-            save_reward(world / name, ScalarModel(trunk), tokenizer)
+    save_random_policy(world / "sft", tokenizer, preset)
+    save_random_reward(world / "reward", tokenizer, preset)
 
 
 def arguments(stage: str, world: Path, options: argparse.Namespace) -> list[str]:
@@ -99,7 +97,7 @@ def rates(stage: str, size: int, world: Path, options: argparse.Namespace) -> li
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--stages", nargs="+", default=["pretrain", "ppo"], choices=["pretrain", "ppo"])
     parser.add_argument("--parallel", default="ddp", choices=["ddp", "fsdp"])
@@ -117,24 +115,16 @@ def main() -> None:
             for stage in options.stages:
                 for size in options.processes:
                     found.setdefault((stage, size), []).extend(rates(stage, size, Path(directory), options))
-    lines = [
-        f"`python benchmarks/scaling.py {' '.join(sys.argv[1:])}`",
-        "",
-        f"{machine()}, {options.model}, float32, {options.parallel}; {time.strftime('%Y-%m-%d')}; load of the machine "
-        f"{os.getloadavg()[1]:.1f}",
-        "",
-        "| stage | processes | tokens a second | min | max | times one process |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    rows = []
     for (stage, size), values in found.items():
         middle, alone = (statistics.median(found[stage, n]) for n in (size, options.processes[0]))
-        lines.append(
-            f"| {stage} | {size} | {middle:,.0f} | {min(values):,.0f} | {max(values):,.0f} | {middle / alone:.2f} |"
-        )
-    print("\n".join(lines))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text("\n".join(lines) + "\n")
+        rows.append([stage, size, *(f"{n:,.0f}" for n in (middle, min(values), max(values))), f"{middle / alone:.2f}"])
+    columns = ["stage", "processes", "tokens a second", "min", "max", "times one process"]
+    heading = (
+        f"{machine()}, {options.model}, float32, {options.parallel}; {time.strftime('%Y-%m-%d')}; load of the machine "
+        f"{os.getloadavg()[1]:.1f}"
+    )
+    publish(f"`{this_command()}`\n\n{heading}\n\n{markdown_table(columns, rows)}", options.out)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """kill -9 at random moments of every stage, then the same command again: are the results the same, byte for byte?
 
-    python benchmarks/kill_sweep.py --kills 100 --seed 0 --out /tmp/kill-sweep
+    python benchmarks/stress/kill_sweep.py --kills 100 --seed 0 --out /tmp/kill-sweep
 
-Runs benchmarks/kill_sweep.yaml, which has every stage and algorithm, twice: once undisturbed, and once with kills. Each
-stage is killed equally often: the command is started up to that stage, the line that announces the stage is waited for
+Runs kill_sweep.yaml, which has every stage and algorithm, twice: once undisturbed, and once with kills. Each stage is
+killed equally often: the command is started up to that stage, the line that announces the stage is waited for
 (for one kill in six it is not, so that the checks at the start and earlier steps are hit as well), and after a random
 part of the time that the stage took alone SIGKILL goes to the whole process group. A stage that was done sooner is put
 back and begins anew. Then the same command runs to its end.
@@ -17,7 +17,6 @@ Exit code 0: all equal. 102 kills took half an hour on two cores that were busy 
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -31,6 +30,9 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # sums of two threads differ in their last bits
 os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from shared.command_line import new_parser
 
 import wukong
 from wukong.errors import WukongError
@@ -151,7 +153,7 @@ def _content(file: Path) -> object:
 
 
 def main_sweep(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = new_parser(__doc__)
     parser.add_argument("--kills", type=int, default=100, help="how many in all, at least; each stage gets as many")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--out", type=Path, required=True, help="a new directory for both runs")

@@ -110,11 +110,3 @@ def peak_speeds(precisions: Sequence[str], width: int, threads: int, device: str
 
     torch.set_num_threads(threads)
     return {p: matrix_speed(compute_for(p, device), 2048, width) for p in precisions}
-
-
-def install_transformers(directory: str) -> None:
-    """Puts the transformers that the comparisons name into a directory for PYTHONPATH, unless it is there."""
-    if not (Path(directory) / "transformers").exists():
-        install = [sys.executable, "-m", "pip", "install", "--quiet", "--target", directory]
-        requirements = Path(__file__).with_name("requirements-transformers.txt")
-        subprocess.run([*install, "-r", str(requirements)], check=True)

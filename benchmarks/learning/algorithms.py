@@ -1,6 +1,6 @@
 """Trains every algorithm on a finished run, with equal numbers of sampled responses, and writes one table.
 
-    python benchmarks/algorithms.py runs/kitchen --seeds 0 1 2 --out docs/results/algorithms.md
+    python benchmarks/learning/algorithms.py runs/kitchen --seeds 0 1 2 --out docs/results/algorithms.md
 
 From the run directory come the SFT model, the reward model, prompts, and from the recipe's ppo and evaluate steps the
 sampling, the price of KL and the judge. Every policy learns from as many sampled responses as PPO does; DPO's are
@@ -12,10 +12,8 @@ Options of an algorithm can be changed: --set rloo.lr=2e-4 grpo.scale=none
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import platform
 import statistics
 import sys
 import time
@@ -23,10 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from figures import panels
-from finished_run import recipe_steps, run_stage
 
-import wukong
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from shared.command_line import new_parser, publish, run_argument, this_command
+from shared.figures import panels
+from shared.finished_run import recipe_steps, run_stage
+from shared.machine import machine
+from shared.table import markdown_table
+
 from wukong.data.prompts import read_prompts
 
 ONLINE = ("ppo", "reinforce", "rloo", "grpo")
@@ -117,27 +120,22 @@ def cell(values: list[float | None], digits: int) -> str:
 
 
 def table(seeds: list[int], results: list[dict[str, dict[str, Any]]], command: str, prompts: int, judge: str) -> str:
-    cpus = platform.processor() or platform.machine()
-    lines = [
-        f"`{command}`",
-        "",
-        f"{cpus}, {platform.system()}, Python {platform.python_version()}, wukong {wukong.__version__}; "
-        f"{time.strftime('%Y-%m-%d')}. Win rate over SFT by {judge} on {prompts} unseen prompts, in %, with the 95 % "
-        "interval of each seed; the other columns are mean ± standard deviation over the seeds. Best-of-n's KL is "
-        "log n - (n-1)/n.",
-        "",
-        "| algorithm | " + " | ".join(f"seed {s}" for s in seeds)
-        + " | mean | at equal length | reward | KL (nats) | length (tokens) | distinct-2 | minutes |",
-        "| --- |" + " ---: |" * (len(seeds) + 7),
-    ]  # fmt: skip
+    heading = (
+        f"`{command}`\n\n{machine()}; {time.strftime('%Y-%m-%d')}. Win rate over SFT by {judge} on {prompts} unseen "
+        "prompts, in %, with the 95 % interval of each seed; the other columns are mean ± standard deviation over the "
+        "seeds. Best-of-n's KL is log n - (n-1)/n."
+    )
+    columns = ["algorithm", *(f"seed {seed}" for seed in seeds), "mean", "at equal length", "reward", "KL (nats)"]
+    columns += ["length (tokens)", "distinct-2", "minutes"]
+    table_rows = []
     for name in results[0]:
         of = [result[name] for result in results]
         each = [f"{100 * o['win']:.1f} [{100 * o['low']:.1f}, {100 * o['high']:.1f}]" for o in of]
         cells = [*each, cell([100 * o["win"] for o in of], 1), cell([100 * o["controlled"] for o in of], 1)]
-        columns = (("reward", 2), ("kl", 2), ("length", 1), ("distinct", 3), ("minutes", 1))
-        cells += [cell([o[key] for o in of], digits) for key, digits in columns]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        measured = (("reward", 2), ("kl", 2), ("length", 1), ("distinct", 3), ("minutes", 1))
+        cells += [cell([o[key] for o in of], digits) for key, digits in measured]
+        table_rows.append([name, *cells])
+    return f"{heading}\n\n{markdown_table(columns, table_rows)}\n"
 
 
 def draw(seeds: list[int], results: list[dict[str, dict[str, Any]]], judge: str, file: Path) -> None:
@@ -157,8 +155,8 @@ def draw(seeds: list[int], results: list[dict[str, dict[str, Any]]], judge: str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a finished run directory, such as runs/kitchen")
+    parser = new_parser(__doc__)
+    run_argument(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", nargs="*", default=[], metavar="STAGE.OPTION=VALUE")
     parser.add_argument("--out", type=Path, help="write the table there too, and the figure beside it (.svg)")
@@ -169,12 +167,9 @@ def main() -> None:
         directory = arguments.run / "algorithms" / f"seed-{seed}"
         evaluation, seconds = one_seed(steps, directory, seed, changes(arguments.set))
         results.append(rows(evaluation, seconds))
-    command = " ".join(["python", *sys.argv])
-    text = table(arguments.seeds, results, command, evaluation["n_prompts"], evaluation["scorer"])
-    print(text)
+    text = table(arguments.seeds, results, this_command(), evaluation["n_prompts"], evaluation["scorer"])
+    publish(text, arguments.out)
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text)
         draw(arguments.seeds, results, evaluation["scorer"], arguments.out.with_suffix(".svg"))
 
 

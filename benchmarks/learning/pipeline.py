@@ -1,35 +1,24 @@
 """Runs a recipe for several seeds and writes what it reached as a table, with machine and versions.
 
-    python benchmarks/road.py recipes/kitchen.yaml --seeds 0 1 2 --out docs/results/kitchen.md
+    python benchmarks/learning/pipeline.py recipes/kitchen.yaml --seeds 0 1 2 --out docs/results/kitchen.md
 
 Run directories lie in runs/<recipe>-seed<N>; a finished one is only read, an interrupted one goes on.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import torch
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import wukong
-
-
-def machine() -> str:
-    """The machine and versions in one line."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        name = f"{len(lines)} x {lines[0].split(':', 1)[1].strip()}"
-    python = platform.python_version()
-    return f"{name}, {platform.system()}, Python {python}, torch {torch.__version__}, wukong {wukong.__version__}"
+from shared.command_line import new_parser, publish, this_command
+from shared.machine import machine
+from shared.table import markdown_table
 
 
 def run_recipe(recipe: Path, run_dir: Path, seed: int) -> float:
@@ -77,26 +66,19 @@ def figures(run_dir: Path) -> dict[str, float]:
     return found
 
 
-def table(recipe: Path, seeds: list[int], rows: list[dict[str, float]]) -> str:
+def table(seeds: list[int], rows: list[dict[str, float]]) -> str:
     """A Markdown table: one row a figure, one column a seed, then mean and standard deviation."""
-    lines = [
-        f"`python benchmarks/road.py {recipe} --seeds {' '.join(map(str, seeds))}`",
-        "",
-        f"{machine()}; {time.strftime('%Y-%m-%d')}",
-        "",
-        "| figure | " + " | ".join(f"seed {s}" for s in seeds) + " | mean | sd |",
-        "| --- |" + " ---: |" * (len(seeds) + 2),
-    ]
+    lines = []
     for name in rows[0]:
         values = [row[name] for row in rows]
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        cells = [f"{v:.3f}" for v in (*values, statistics.mean(values), spread)]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append([name, *(f"{v:.3f}" for v in (*values, statistics.mean(values), spread))])
+    columns = ["figure", *(f"seed {seed}" for seed in seeds), "mean", "sd"]
+    return f"`{this_command()}`\n\n{machine()}; {time.strftime('%Y-%m-%d')}\n\n{markdown_table(columns, lines)}\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("recipe", type=Path, nargs="?", default=Path("recipes/kitchen.yaml"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, help="write the table there too")
@@ -106,11 +88,8 @@ def main() -> None:
         run_dir = Path("runs") / f"{arguments.recipe.stem}-seed{seed}"
         run_recipe(arguments.recipe, run_dir, seed)
         rows.append(figures(run_dir))
-    text = table(arguments.recipe, arguments.seeds, rows)
-    print(text)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text)
+    text = table(arguments.seeds, rows)
+    publish(text, arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How much batching the server's requests pays: tokens a second of streams one at a time and of 32 at once.
 
-    python benchmarks/serve.py
+    python benchmarks/speed/serve.py
 
 A random model of 4 layers, 256 wide, behind `wukong serve` in a process of its own, asked over HTTP with streaming.
 Both ways are measured in turn, several times, so that a change of the machine's speed meets both; the medians are
@@ -9,7 +9,6 @@ compared. docs/serve.md shows a result.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import re
 import statistics
@@ -21,6 +20,12 @@ from pathlib import Path
 
 import httpx
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from shared.command_line import new_parser
+from shared.random_models import save_random_policy
+from shared.table import markdown_table
+
 STREAMS = 32
 NEW_TOKENS = 96
 ALONE = 4  # requests measured one after the other in each round
@@ -30,14 +35,11 @@ def write_model(directory: Path) -> None:
     """Random weights, so that the end token is as seldom as any other; the work does not depend on them."""
     import torch
 
-    from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
-    from wukong.model.hub import save_policy
     from wukong.tokenizer import Tokenizer
 
     torch.manual_seed(0)
     tokenizer = Tokenizer.train([f"Boil {n} eggs for {n % 9} minutes." for n in range(50)], 280)
-    sizes = {**PRESETS["micro"]}  # 4 layers, 256 wide
-    save_policy(directory, GPT2(GPT2Config(vocab_size=tokenizer.vocab_size, **sizes)), tokenizer)
+    save_random_policy(directory, tokenizer, "micro")  # 4 layers, 256 wide
 
 
 async def stream(client: httpx.AsyncClient, seed: int) -> int:
@@ -75,7 +77,7 @@ async def measure(address: str, rounds: int) -> dict[int, list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as directory:
@@ -89,9 +91,8 @@ def main() -> None:
                 found = asyncio.run(measure(address, rounds))
             finally:
                 server.terminate()
-    print("| streams | tokens/s | min | max |\n| ---: | ---: | ---: | ---: |")
-    for at_once, values in found.items():
-        print(f"| {at_once} | {statistics.median(values):,.0f} | {min(values):,.0f} | {max(values):,.0f} |")
+    rows = [[at_once, *(f"{f(v):,.0f}" for f in (statistics.median, min, max))] for at_once, v in found.items()]
+    print(markdown_table(["streams", "tokens/s", "min", "max"], rows, left=0))
     print(f"\n{statistics.median(found[STREAMS]) / statistics.median(found[1]):.1f} times as many")
 
 

@@ -1,26 +1,30 @@
 """Our own kernels for a CPU beside PyTorch's, in turn: a decoding step, a draw, GELU, and a pass of training with it.
 
-    python benchmarks/cpu_kernels.py
-    MKL_ENABLE_INSTRUCTIONS=AVX2 ATEN_CPU_CAPABILITY=avx2 python benchmarks/cpu_kernels.py --processor haswell
+    python benchmarks/speed/cpu_kernels.py
+    MKL_ENABLE_INSTRUCTIONS=AVX2 ATEN_CPU_CAPABILITY=avx2 python benchmarks/speed/cpu_kernels.py --processor haswell
 
 Medians and least of the turns in milliseconds, and the median of the turns' ratios. PyTorch computes in float32 with
-float32 weights throughout. The second command shows what a
-processor without AVX-512 has of them, as far as one with it can.
+float32 weights throughout. The second command shows what a processor without AVX-512 has of them, as far as one with it
+can.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line does
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
-from road import machine
+from shared.command_line import new_parser
+from shared.machine import machine
+from shared.table import markdown_heading, markdown_row
 
 from wukong import rollout
 from wukong.model import gpt2, kernels
@@ -43,7 +47,7 @@ def row(what: str, own: Work, theirs: Work, turns: int) -> None:
     mine, other = (times[2:] for times in milliseconds.values())
     ratio = statistics.median(b / a for a, b in zip(mine, other, strict=True))
     figures = (statistics.median(mine), min(mine), statistics.median(other), min(other))
-    print(f"| {what} | " + " | ".join(f"{figure:.3g}" for figure in figures) + f" | {ratio:.2f} |", flush=True)
+    print(markdown_row([what, *(f"{figure:.3g}" for figure in figures), f"{ratio:.2f}"]), flush=True)
 
 
 def model_of(size: str) -> GPT2:
@@ -105,25 +109,25 @@ def training(size: str, rows: int, length: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--processor", default="native", help="for which the kernels are compiled (GCC's -march)")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
     compute_for("float32", "cpu")
     torch.set_num_threads(options.threads)
     library = kernels.load(os.environ.get("CXX", "c++"), options.processor)
-    kernels.library = lambda: library
     print(f"{machine()}, {options.threads} threads, kernels for {options.processor}\n")
-    print("| milliseconds | ours | least | PyTorch's | least | PyTorch's takes |\n| --- " + "| ---: " * 5 + "|")
-    for size, rows in (("micro", 64), ("gpt2", 1), ("gpt2", 16), ("gpt2", 64)):
-        for dtype in (torch.float32, torch.bfloat16):
-            decoding(size, rows, dtype)
-    drawing(64, 4096, library)
-    drawing(16, 50257, library)
-    activation(64, 1024)
-    activation(2048, 3072)
-    for size, rows, length in (("nano", 16, 64), ("micro", 32, 64), ("gpt2", 4, 128)):
-        training(size, rows, length)
+    print(markdown_heading(["milliseconds", "ours", "least", "PyTorch's", "least", "PyTorch's takes"]))
+    with kernels.using(library):
+        for size, rows in (("micro", 64), ("gpt2", 1), ("gpt2", 16), ("gpt2", 64)):
+            for dtype in (torch.float32, torch.bfloat16):
+                decoding(size, rows, dtype)
+        drawing(64, 4096, library)
+        drawing(16, 50257, library)
+        activation(64, 1024)
+        activation(2048, 3072)
+        for size, rows, length in (("nano", 16, 64), ("micro", 32, 64), ("gpt2", 4, 128)):
+            training(size, rows, length)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Where the time of each stage goes: a short piece of every stage of a finished run, under PyTorch's profiler.
 
-    python benchmarks/profile_stages.py runs/kitchen
+    python benchmarks/speed/profile_stages.py runs/kitchen
 
 Takes the options of the run's recipe.yaml and its models and data, does a small part of each stage into a temporary
 directory and prints, for each, what share of the wall time the kinds of operations took. What is left is Python, the
@@ -9,15 +9,20 @@ reading of data, and waiting. The profiler itself costs time at every operation,
 
 from __future__ import annotations
 
-import argparse
+import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from finished_run import recipe_steps
 from torch.profiler import ProfilerActivity, profile
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from shared.command_line import new_parser, run_argument
+from shared.finished_run import recipe_steps
+from shared.table import markdown_table
 
 from wukong.recipe import STAGES
 
@@ -61,8 +66,8 @@ def shares(stage: str, options: dict[str, Any]) -> tuple[float, dict[str, float]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a finished run directory, such as runs/kitchen")
+    parser = new_parser(__doc__)
+    run_argument(parser)
     parser.add_argument("--stages", nargs="+", choices=PIECES, default=list(PIECES))
     given = parser.parse_args()
     steps = recipe_steps(given.run)
@@ -73,11 +78,16 @@ def main() -> None:
             if stage in steps:
                 out = Path(directory) / (f"{stage}.jsonl" if stage == "sample" else stage)
                 rows.append((stage, *shares(stage, steps[stage] | PIECES[stage] | {"out": str(out)})))
-    print("| stage | seconds | " + " | ".join(columns) + " | Python and the rest |")
-    print("| --- |" + " ---: |" * (len(columns) + 2))
-    for stage, seconds, found in rows:
-        cells = [f"{found.get(kind, 0):.0%}" for kind in columns]
-        print(f"| {stage} | {seconds:.1f} | " + " | ".join(cells) + f" | {max(0, 1 - sum(found.values())):.0%} |")
+    lines = [
+        [
+            stage,
+            f"{seconds:.1f}",
+            *(f"{found.get(kind, 0):.0%}" for kind in columns),
+            f"{max(0, 1 - sum(found.values())):.0%}",
+        ]
+        for stage, seconds, found in rows
+    ]
+    print(markdown_table(["stage", "seconds", *columns, "Python and the rest"], lines))
 
 
 if __name__ == "__main__":
