@@ -305,7 +305,9 @@ class Service:
     def model(self, name: str) -> Served:
         """Raises UnknownModelError."""
         if (served := self.models.get(name)) is None:
-            raise UnknownModelError(f"the model {brief(name)} does not exist; there are {', '.join(self.models)}")
+            raise UnknownModelError(
+                "the model {name} does not exist; there are {models}", name=brief(name), models=", ".join(self.models)
+            )
         return served
 
     async def chat(
@@ -326,7 +328,9 @@ class Service:
         if max_prompt is None:
             if len(conversation) > served.context:
                 raise TooLongError(
-                    f"this model's context is {served.context} tokens, and {len(conversation):,} messages were sent"
+                    "this model's context is {context} tokens, and {n:,} messages were sent",
+                    context=served.context,
+                    n=len(conversation),
                 )
             self._check_size(served, sum(len(message.content.encode("utf-8", "replace")) for message in conversation))
         ids = await asyncio.to_thread(served.tokenizer.prompt_ids, conversation, max_prompt)
@@ -349,7 +353,9 @@ class Service:
             else:
                 ids = list(prompt)
             if bad := [index for index in ids if not 0 <= index < served.tokenizer.vocab_size]:
-                raise UsageError(f"token id {bad[0]} is not in the vocabulary of {served.tokenizer.vocab_size}")
+                raise UsageError(
+                    "token id {id} is not in the vocabulary of {n}", id=bad[0], n=served.tokenizer.vocab_size
+                )
             every.append((str(ids), ids or [served.tokenizer.eos_id]))
         return self._submit(served, every, drawing)
 
@@ -390,10 +396,14 @@ class Service:
         """Everything that can be refused before a prompt is read. Raises UsageError, TooLongError, BusyError."""
         count, room = prompts * drawing.n, self.max_batch + self.max_waiting
         if count > room:
-            raise UsageError(f"{count} answers in one request are more than the {room} that this server takes at once")
+            raise UsageError(
+                "{n} answers in one request are more than the {room} that this server takes at once", n=count, room=room
+            )
         if (asked := drawing.max_new_tokens) is not None and asked > served.context:
             raise TooLongError(
-                f"this model's context is {served.context} tokens, and an answer of {asked} was requested"
+                "this model's context is {context} tokens, and an answer of {n} was requested",
+                context=served.context,
+                n=asked,
             )
         with self._changed:
             self._check_queue(count)
@@ -404,14 +414,19 @@ class Service:
             raise BusyError("the server is stopping")
         if len(self._waiting) + len(self._writing) + count > self.max_batch + self.max_waiting:
             self.metrics.refused.inc()
-            raise BusyError(f"the server is busy: {len(self._waiting)} answers are waiting already; try again later")
+            raise BusyError(
+                "the server is busy: {n} answers are waiting already; try again later", n=len(self._waiting)
+            )
 
     def _check_size(self, served: Served, size: int) -> None:
         """Refuses a text of so many bytes that no tokenization of it fits. Raises TooLongError."""
         fewest = size // served.longest_token
         if fewest >= served.context:
             raise TooLongError(
-                f"this model's context is {served.context} tokens, and {size:,} bytes are at least {fewest:,} of them"
+                "this model's context is {context} tokens, and {size:,} bytes are at least {fewest:,} of them",
+                context=served.context,
+                size=size,
+                fewest=fewest,
             )
 
     def _length(self, served: Served, prompt: int, asked: int | None) -> int:
@@ -420,8 +435,12 @@ class Service:
             return asked or min(self.max_new_tokens, room)
         wanted = 1 if asked is None else asked
         raise TooLongError(
-            f"this model's context is {served.context} tokens, and {prompt + wanted} were requested: {prompt} in the "
-            f"prompt, {wanted} in the answer; shorten one of them"
+            "this model's context is {context} tokens, and {n} were requested: {prompt} in the prompt, {answer} in the "
+            "answer; shorten one of them",
+            context=served.context,
+            n=prompt + wanted,
+            prompt=prompt,
+            answer=wanted,
         )
 
     # --------------------------------------------------------------------------------------------------- the thread
@@ -447,7 +466,9 @@ class Service:
                         del decoders[key]
                 except Exception as error:  # out of memory, a bug: those who wait must hear of it, and others go on
                     log.exception("decoding failed")
-                    trouble = RunError(f"the model failed: {(str(error) or type(error).__name__).splitlines()[0]}")
+                    trouble = RunError(
+                        "the model failed: {reason}", reason=(str(error) or type(error).__name__).splitlines()[0]
+                    )
                     parcels += [(answer, trouble) for answer in {id(one.answer): one.answer for one in mine}.values()]
                     for one in mine:
                         self._writing.pop(id(one.continuation), None)

@@ -28,7 +28,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from wukong.errors import UsageError
+from wukong.errors import Text, UsageError
 from wukong.feedback.store.database import Store
 from wukong.feedback.store.people import signed_in, signing_key
 from wukong.feedback.store.tables import Annotator
@@ -326,7 +326,7 @@ def _limited(receive: Receive, limit: int, seconds: float) -> Callable[[], Await
             raise HTTPException(408, "the request did not arrive in time", {"connection": "close"}) from None
         seen, whole = seen + len(message.get("body", b"")), not message.get("more_body", False)
         if seen > limit:
-            raise HTTPException(413, f"the request is larger than {limit} bytes", {"connection": "close"})
+            raise HTTPException(413, Text("the request is larger than {n} bytes", n=limit), {"connection": "close"})
         return message
 
     return counted

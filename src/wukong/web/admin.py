@@ -23,7 +23,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from wukong.console import say
 from wukong.data.readers import check_unpacked
-from wukong.errors import DataError, UsageError, WukongError
+from wukong.errors import DataError, Text, UsageError, WukongError
 from wukong.feedback.agreement import summary
 from wukong.feedback.selection import pair_uncertainty
 from wukong.feedback.store import people
@@ -47,7 +47,7 @@ from wukong.files import disk_errors, read_json
 from wukong.records import Message, Prompt, as_messages, write_records
 from wukong.web.access import LARGEST_FILE, Admin, AStore, Form, settings_of
 from wukong.web.api import project_or_404
-from wukong.web.inputs import Count, Id, Name, Words, number, text, texts, whole, writes
+from wukong.web.inputs import ONE_OF, Count, Id, Name, Words, number, text, texts, whole, writes
 from wukong.web.jobs import Job, Jobs
 from wukong.web.pages import page as render_page
 from wukong.web.pages import paging
@@ -148,7 +148,7 @@ def _chosen(names: list[str], offered: list[Path]) -> list[Path]:
     """The offered paths of these names: a name never becomes a path, so none can lead out of the run."""
     by_name = {path.name: path for path in offered}
     if missing := [name for name in names if name not in by_name]:
-        raise NotFoundError(f"the run has no {missing[0]!r}")
+        raise NotFoundError("the run has no {name!r}", name=missing[0])
     return [by_name[name] for name in names]
 
 
@@ -161,7 +161,7 @@ def add_file(request: Request, project_id: Id, store: AStore, person: Admin, for
     """Tasks from an uploaded file, or from one of the run: read and added behind the page."""
     use = text(form, "use") or "tasks"
     if use not in get_args(Use):
-        raise UsageError(f"use is {use!r}; it must be one of {', '.join(get_args(Use))}")
+        raise UsageError(ONE_OF, name="use", value=use, values=", ".join(get_args(Use)))
     per_prompt, skip_bad = whole(form, "per_prompt", 0), whole(form, "skip_bad", 0)
     with store.read() as session:
         project_or_404(session, project_id)
@@ -202,11 +202,26 @@ def _import(store: Store, project_id: int, path: Path, job: Job, largest: int | 
             check_unpacked(path, largest)
         found = import_file(store, project_id, path, tell=job.tell, **how)
     except DataError as error:
-        file = Path(error.file).name if error.file else None
-        raise DataError(error.problem, file=file, line=error.line, field=error.field, hint=error.hint) from None
-    happened = [line.replace(f"{path.parent}{os.sep}", "") for line in found.happened]
-    more = [f"{len(happened) - MOST_LINES} more lines like these"] if len(happened) > MOST_LINES else []
-    return [f"{found.added} new tasks", f"{found.read} records read", *happened[:MOST_LINES], *more]
+        raise _with_short_name(error) from None
+    happened = [_without_place(line, f"{path.parent}{os.sep}") for line in found.happened]
+    counts = [Text("{n} new tasks", n=found.added), Text("{n} records read", n=found.read)]
+    more = [Text("{n} more lines like these", n=len(happened) - MOST_LINES)] if len(happened) > MOST_LINES else []
+    return [*counts, *happened[:MOST_LINES], *more]
+
+
+def _with_short_name(error: DataError) -> DataError:
+    file = Path(error.file).name if error.file else None
+    return DataError(error.problem, file=file, line=error.line, field=error.field, hint=error.hint)
+
+
+def _without_place(line: str, place: str) -> str:
+    """A line about a file without the directory that the file was kept in."""
+    if not isinstance(line, Text):
+        return line.replace(place, "")
+    shorter = {
+        name: _with_short_name(value) if isinstance(value, DataError) else value for name, value in line.values.items()
+    }
+    return Text(line.template, **shorter)
 
 
 @router.post("/projects/{project_id}/generate")
@@ -274,7 +289,7 @@ def rate_uncertainty(store: Store, project_id: int, reward_models: list[Path]) -
             count += 1
         project_or_404(session, project_id).active_selection = True
     say(f"studio: {count} tasks rated by {len(reward_models)} reward models")
-    return f"{count} tasks rated"
+    return Text("{n} tasks rated", n=count)
 
 
 def _scores(path: Path, items: list[tuple[list[Message], list[str]]]) -> list[list[float] | None]:
@@ -313,7 +328,7 @@ def tasks(
     request: Request, project_id: Id, store: AStore, person: Admin, show: Name = "all", q: Words = "", page: Count = 1
 ) -> HTMLResponse:
     if show not in FILTERS:
-        raise UsageError(f"show is {show!r}; it must be one of {', '.join(FILTERS)}")
+        raise UsageError(ONE_OF, name="show", value=show, values=", ".join(FILTERS))
     with store.read() as session:
         project = project_or_404(session, project_id)
         query = sa.select(Task).where(Task.project_id == project_id, FILTERS[show])

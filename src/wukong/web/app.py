@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 import wukong
-from wukong.errors import DataError, RunError, UsageError, WukongError
+from wukong.errors import RunError, Text, UsageError, WukongError
 from wukong.feedback.store.database import Store
 from wukong.feedback.store.labels import ConflictError, NotFoundError
 from wukong.feedback.store.people import InvitationError
@@ -38,7 +38,7 @@ from wukong.web.access import (
 )
 from wukong.web.jobs import Jobs
 from wukong.web.models import Models
-from wukong.web.texts import LANGUAGES, language_of, script_texts, translate, translate_made
+from wukong.web.texts import LANGUAGES, language_of, script_texts, translate
 
 HERE = Path(__file__).parent
 STATUS: dict[type[Exception], int] = {
@@ -121,13 +121,11 @@ def render(request: Request, template: str, status: int = 200, /, **values: Any)
     theme = request.cookies.get("wukong_theme", "")
     person: Annotator | None = values.pop("person", None) or maybe_person(request)
 
-    def t(text: str, **more: Any) -> str:
+    def t(text: str | WukongError, /, **more: Any) -> str:
         return translate(language, text, **more)
 
     page = request.app.state.templates.get_template(f"{template}.html.jinja").render(
         t=t,
-        made=lambda text: translate_made(language, text),
-        line=lambda error: _line(request, error),
         language=language,
         languages=LANGUAGES,
         theme=theme if theme in ("light", "dark") else "",
@@ -144,8 +142,8 @@ def render(request: Request, template: str, status: int = 200, /, **values: Any)
 # ------------------------------------------------------------------------------------------------------------- errors
 
 
-def _answer(request: Request, status: int, message: str) -> Response:
-    message = translate_made(language_of(request), message)
+def _answer(request: Request, status: int, said: str | WukongError) -> Response:
+    message = translate(language_of(request), said)
     message = message.encode("utf-8", "backslashreplace").decode()  # it may repeat what was sent
     if request.url.path.startswith("/api/"):
         return JSONResponse({"error": message}, status)
@@ -156,21 +154,13 @@ def _answer(request: Request, status: int, message: str) -> Response:
 
 async def _wukong_error(request: Request, error: Exception) -> Response:
     found = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), None)
-    return _answer(request, found or (400 if isinstance(error, UsageError) else 500), _line(request, error))
-
-
-def _line(request: Request, error: Exception) -> str:
-    """What an error says; of a bad record each part by itself, so that each can be Chinese."""
-    if not isinstance(error, DataError):
-        return str(error)
-    language = language_of(request)
-    problem, hint = (translate_made(language, text) if text else text for text in (error.problem, error.hint))
-    return str(DataError(problem or "", file=error.file, line=error.line, field=error.field, hint=hint))
+    assert isinstance(error, WukongError)
+    return _answer(request, found or (400 if isinstance(error, UsageError) else 500), error)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = "there is no such page" if error.status_code == 404 else str(error.detail)
+    message = "there is no such page" if error.status_code == 404 else error.detail
     answer = _answer(request, error.status_code, message)
     answer.headers.update(error.headers or {})
     return answer
@@ -179,7 +169,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    return _answer(request, 422, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}")
+    said = first.get("ctx", {}).get("error")  # of ours, with its template
+    problem = Text(said.args[0]) if isinstance(said, ValueError) else first["msg"]
+    return _answer(
+        request, 422, Text("{place}: {problem}", place=".".join(map(str, first["loc"][1:])), problem=problem)
+    )
 
 
 async def _left(request: Request, error: Exception) -> Response:

@@ -27,6 +27,7 @@ from wukong.web.access import AStore, Person
 from wukong.web.api import CHANGE
 from wukong.web.inputs import Body, Id, in_turn
 from wukong.web.pages import page as render_page
+from wukong.web.texts import language_of, translate
 from wukong.web.writing import Sampled, TheModels, TheWritings
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def arena_page(request: Request, store: AStore, person: Person, models: TheModel
 
 @router.post("/api/arena/battles", tags=["arena"], dependencies=CHANGE, response_class=StreamingResponse)
 async def battle(
-    body: Challenge, store: AStore, person: Person, models: TheModels, writings: TheWritings
+    request: Request, body: Challenge, store: AStore, person: Person, models: TheModels, writings: TheWritings
 ) -> EventStream:
     """Two models, drawn at random, answer a prompt; both answers are streamed as server-sent events.
 
@@ -62,7 +63,7 @@ async def battle(
     if len(offered) < 2:
         raise UsageError("a battle takes two models: start the studio with a run that has them, or with --models")
     if not body.prompt.strip():
-        raise UsageError(f"a message has 1 to {chats.LONGEST_MESSAGE} characters")
+        raise UsageError("a message has 1 to {n} characters", n=chats.LONGEST_MESSAGE)
     writings.admit(body.client_id, person)
     await run_in_threadpool(_check_name, store, person, body.client_id)
     names = random.SystemRandom().sample(offered, 2)  # left, right
@@ -107,7 +108,7 @@ async def battle(
                 pair = await in_turn(save)
                 yield event({"assignment": pair.id})
         except WukongError as error:
-            yield event({"error": str(error)})
+            yield event({"error": translate(language_of(request), error)})
 
     return EventStream(events(), lambda: writings.end(body.client_id))
 

@@ -32,6 +32,7 @@ from wukong.web.access import Admin, AStore, Person
 from wukong.web.api import CHANGE, Act
 from wukong.web.inputs import Id, Name, in_turn, writes
 from wukong.web.pages import page as render_page
+from wukong.web.texts import language_of, translate
 from wukong.web.writing import Sampled, TheModels, TheWritings
 
 router = APIRouter()
@@ -91,7 +92,13 @@ def conversation(conversation: Conversation, store: AStore, person: Person) -> S
 
 @router.post("/api/chats/{conversation}/answers", tags=["chat"], dependencies=CHANGE, response_class=StreamingResponse)
 async def answer(
-    conversation: Conversation, body: Asked, store: AStore, person: Person, models: TheModels, writings: TheWritings
+    request: Request,
+    conversation: Conversation,
+    body: Asked,
+    store: AStore,
+    person: Person,
+    models: TheModels,
+    writings: TheWritings,
 ) -> EventStream:
     """Says something, and streams the model's answer as server-sent events.
 
@@ -139,7 +146,7 @@ async def answer(
                     yield event({"text": text})
             yield event(await in_turn(save))
         except WukongError as error:
-            yield event({"error": str(error)})
+            yield event({"error": translate(language_of(request), error)})
 
     def at_end() -> None:
         writings.end(body.client_id)

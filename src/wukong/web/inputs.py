@@ -19,6 +19,7 @@ from starlette.datastructures import FormData
 from wukong.errors import DataError, UsageError
 from wukong.feedback.store.tables import check_json, check_text
 
+ONE_OF = "{name} is {value!r}; it must be one of {values}"
 MOST = 2**31 - 1
 """The largest number of a row: PostgreSQL's integer."""
 
@@ -86,9 +87,11 @@ def number(form: FormData, name: str, default: float, low: float, high: float) -
     except ValueError:
         found = math.nan
     if not math.isfinite(found):
-        raise UsageError(f"{name}: {written[:100]!r} is not a number")
+        raise UsageError("{name}: {text!r} is not a number", name=name, text=written[:100])
     if not low <= found <= high:
-        raise UsageError(f"{name} is {found:g}; it must lie between {low:g} and {high:g}")
+        raise UsageError(
+            "{name} is {value:g}; it must lie between {low:g} and {high:g}", name=name, value=found, low=low, high=high
+        )
     return found
 
 

@@ -50,7 +50,7 @@ class Models:
         """The model of this name. Raises NotFoundError for one that is not on offer, UsageError for a broken one."""
         source = self.sources().get(name)
         if source is None:
-            raise NotFoundError(f"there is no model {name!r} here")
+            raise NotFoundError("there is no model {name!r} here", name=name)
         async with self._loading:
             written = _written(source)
             if self._loaded.get(name) != written:

@@ -81,7 +81,7 @@ def invitation(request: Request, token: Name, store: AStore) -> HTMLResponse:
     with store.read() as session:
         row = _invitation(request, session, token)
         known = session.get(Annotator, row.annotator_id) if row.annotator_id else None
-    return _door(request, "invite", role=row.role, known=known, error="")
+    return _door(request, "invite", role=row.role, known=known, error=None)
 
 
 @router.post("/invite/{token}")
@@ -100,13 +100,13 @@ def accept(request: Request, token: Name, store: AStore, form: Form) -> Response
     except (people.InvitationError, TooManyError):
         raise
     except UsageError as error:
-        return _door(request, "invite", 400, role=role, known=known, error=str(error))
+        return _door(request, "invite", 400, role=role, known=known, error=error)
     return _let_in(request, cookie)
 
 
 @router.get("/login")
 def login(request: Request) -> HTMLResponse:
-    return _door(request, "login", error="")
+    return _door(request, "login", error=None)
 
 
 @router.post("/login")
@@ -122,7 +122,7 @@ def login_with_secret(request: Request, store: AStore, form: Form) -> Response:
                 raise ForbiddenError("there is no admin of this name")
             cookie = people.sign_in(session, person)
     except ForbiddenError as error:
-        return _door(request, "login", 403, error=str(error))
+        return _door(request, "login", 403, error=error)
     return _let_in(request, cookie)
 
 

@@ -109,7 +109,7 @@ def start(run: Path, step: str | None, by: str) -> Process:
                     start_new_session=True,
                 )  # fmt: skip
             except OSError as error:
-                raise RunError(f"{run}: cannot start a process ({error.strerror})") from None
+                raise RunError("{run}: cannot start a process ({reason})", run=run, reason=error.strerror) from None
         process = Process(child.pid, born(child.pid) or "", step, begin, by, time.time())
         write_json(run / "process.json", asdict(process))
     threading.Thread(target=child.wait, name=f"wukong-{child.pid}", daemon=True).start()  # leaves no zombie
@@ -124,7 +124,7 @@ def _where(run: Path) -> tuple[Path, str]:
     """
     recipe = read_recipe(run)
     if not recipe["steps"]:
-        raise UsageError(f"{run.name}: has no recipe.yaml, so there is nothing to start")
+        raise UsageError("{run}: has no recipe.yaml, so there is nothing to start", run=run.name)
     place = run.absolute()
     directory = Path(os.path.normpath(place / recipe["called_from"])) if recipe["called_from"] else Path.cwd()
     if not directory.is_dir():

@@ -271,7 +271,7 @@ def events(request: Request, run: Name, store: AStore, person: Admin, step: Name
                 if turn % 2 == 0:
                     found += await run_in_threadpool(watch.changed)
             except WukongError as error:  # a damaged file: the reader is told, and asks again later
-                yield event(str(error), "problem", watch.place)
+                yield event(translate(language_of(request), error), "problem", watch.place)
                 return
             for left, (kind, value) in zip(range(len(found))[::-1], found, strict=True):
                 # Only the last one says how far the reader is: whoever is cut off before it gets all of them again.

@@ -206,7 +206,7 @@ def json_lines(data: bytes, path: Path) -> list[dict[str, Any]]:
     try:
         lines = [json.loads(line) for line in data.split(b"\n") if line]
     except (ValueError, RecursionError) as error:
-        raise DataError(f"not valid JSON: {error}", file=path) from None
+        raise DataError("not valid JSON: {reason}", reason=error, file=path) from None
     if not all(isinstance(line, dict) for line in lines):
         raise DataError("a line is no JSON object", file=path)
     return lines

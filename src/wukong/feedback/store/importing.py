@@ -21,7 +21,7 @@ from wukong.data.comparisons import COMPARISONS
 from wukong.data.row import Row
 from wukong.data.sources import DataOptions
 from wukong.data.summary import ReadSummary
-from wukong.errors import DataError, UsageError
+from wukong.errors import DataError, Text, UsageError
 from wukong.feedback.store.database import Store
 from wukong.feedback.store.labels import NotFoundError, add_label
 from wukong.feedback.store.tables import Project, check_text
@@ -103,7 +103,7 @@ def import_file(
         drafts = drafts_of(project.kind, _told(_at_most(records, path), imported, tell), per_prompt)
         items = [_Item(draft) for draft in _at_most(drafts, path)]
     else:
-        raise UsageError(f"{Path(path).name}: holds responses, in which nothing is judged; add them as tasks")
+        raise UsageError("{file}: holds responses, in which nothing is judged; add them as tasks", file=Path(path).name)
     _add(store, project, items, imported, tell)
     return imported
 
@@ -118,7 +118,8 @@ def _project(session: Session, project_id: int, **lock: Any) -> Project:
 def _at_most(found: Iterable[T], path: str | Path) -> Iterator[T]:
     for number, one in enumerate(found):
         if number == MOST:
-            raise DataError(f"holds more than {MOST} records or tasks", file=path, hint="split it into several files")
+            hint = "split it into several files"
+            raise DataError("holds more than {n} records or tasks", n=MOST, file=path, hint=hint)
         yield one
 
 
@@ -127,7 +128,7 @@ def _told(records: Iterable[T], imported: Imported, tell: Tell) -> Iterator[T]:
     for record in records:
         imported.read += 1
         if imported.read % TOLD == 0:
-            tell(f"{imported.read} records read")
+            tell(Text("{n} records read", n=imported.read))
         yield record
 
 
@@ -191,7 +192,10 @@ def _draft(kind: str, record: Preference) -> tuple[TaskDraft, dict[str, Any]]:
             texts, value = [record.response], {"vote": record.vote}
         case _:
             raise DataError(
-                f"a {type(record).__name__.lower()} cannot become a {kind} task", hint="choose another kind"
+                "a {record} cannot become a {kind} task",
+                record=type(record).__name__.lower(),
+                kind=kind,
+                hint="choose another kind",
             )
     return TaskDraft(record.prompt, texts, source=record.source), value
 
@@ -214,7 +218,7 @@ def _add(store: Store, project: Project, items: list[_Item], imported: Imported,
                     _label(session, locked, item, rows)
                 at += len(step)
         done, imported.added = done + at, imported.added + new
-        tell(f"{done} of {len(items)} tasks done, {imported.added} of them new")
+        tell(Text("{done} of {n} tasks done, {new} of them new", done=done, n=len(items), new=imported.added))
 
 
 def _label(session: Session, project: Project, item: _Item, rows: TaskRows) -> None:
