@@ -15,8 +15,9 @@ from serving import served, until, value
 
 from wukong.errors import UsageError
 from wukong.rollout import Decoder
-from wukong.serve.app import Access, is_loopback
+from wukong.serve.app import Access
 from wukong.serve.command import ServeOptions, checked_key, run
+from wukong.serve.listen import is_loopback
 from wukong.serve.service import Answer, BusyError, Drawing, UnknownModelError
 
 CHAT = {"model": "policy", "messages": [{"role": "user", "content": "Boil 3 eggs"}]}

@@ -38,7 +38,7 @@ from wukong.stages.rloo import run as rloo
 from wukong.stages.sft import SFTOptions
 from wukong.stages.sft import run as sft
 from wukong.studies import compare, frontier
-from wukong.web.writing import Sampled
+from wukong.web.streams import Sampled
 
 QUESTION = "say 1"
 SHARP, GREEDY = SamplingParameters(0.5, 3, 0.9), SamplingParameters(0.0)

@@ -33,7 +33,7 @@ from wukong.model.heads import ScalarModel
 from wukong.model.hub import save_policy, save_reward
 from wukong.records import Comparison, Message, Ranking, Response, Vote, prompt_id, write_records
 from wukong.tokenizer import Tokenizer
-from wukong.web.texts import HERE, chinese, translate, used_in
+from wukong.web.language import HERE, chinese, translate, used_in
 
 
 def hand(client, project, count=1):
@@ -280,8 +280,8 @@ ROWS = [f"{i} {'x' * 10_000}" for i in range(300)]
 )
 def test_an_upload_may_not_unpack_to_more_than_the_limit(store, sign_in, make_project, monkeypatch, name, content):
     assert len(content) < 100_000
-    monkeypatch.setattr("wukong.web.admin.LARGEST_FILE", 1 << 20)
-    monkeypatch.setattr("wukong.web.admin.import_file", None)  # it is not even tried
+    monkeypatch.setattr("wukong.web.routes.new_tasks.LARGEST_FILE", 1 << 20)
+    monkeypatch.setattr("wukong.web.routes.new_tasks.import_file", None)  # it is not even tried
     root, project = sign_in("Root", "admin"), make_project(tasks=0)
     job = upload(root, project, name, content)
     assert (job.state, job.lines) == ("failed", [])
@@ -307,14 +307,16 @@ def run_with_models(tmp_path):
 
 def finished(client, project, seconds=300):
     deadline = time.monotonic() + seconds
-    while (job := client.app.state.jobs.of(project)).state == "running":
+    while (job := client.app.state.studio.jobs.of(project)).state == "running":
         assert time.monotonic() < deadline
         time.sleep(0.1)
     return job
 
 
 def test_models_of_the_run_answer_and_reward_models_rate(run_with_models, store, sign_in, make_project, monkeypatch):
-    monkeypatch.setattr("wukong.web.admin.now", lambda: 7.0)  # its seed: two answers drawn alike would make no task
+    monkeypatch.setattr(
+        "wukong.web.routes.new_tasks.now", lambda: 7.0
+    )  # its seed: two answers drawn alike would make no task
     root, project = sign_in("Root", "admin"), make_project(tasks=0)
     csrf = {"csrf": root.headers["x-csrf-token"]}
     page = root.get(f"/projects/{project}").text
@@ -405,6 +407,7 @@ def texts_in(path: Path) -> Iterator[str]:
 
 PASSED_ON = {
     "error.problem", "error.hint", "problem", "found[1]", "line.template", "hint", "said.args[0]",
+    "_text(content)", "template", "str(content['message'])",  # of another process's error
     "said.args[0] if said else first['msg']",  # pydantic's own words stay English
     "(done.stderr.strip().splitlines() or ['wukong sample failed'])[-1]",  # and those of another process
 }  # fmt: skip
@@ -413,7 +416,7 @@ PASSED_ON = {
 def test_every_error_of_the_studio_is_there_in_chinese():
     """Not those of its start, which are read in a terminal."""
     places = [*HERE.rglob("*.py"), *(SOURCE / "feedback" / "store").glob("*.py"), SOURCE / "serve" / "service.py"]
-    files = [path for path in places if path.name not in ("studio.py", "texts.py", "database.py", "__init__.py")]
+    files = [path for path in places if path.name not in ("command.py", "language.py", "database.py", "__init__.py")]
     found = {text for path in files for text in texts_in(path) if re.search("[A-Za-z]", re.sub("{.*?}", "", text))}
     assert len(found) > 70
     assert {text for text in found if not re.search("[\u4e00-\u9fff]", translate("zh", text))} == set()

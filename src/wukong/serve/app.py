@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import re
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -26,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from wukong import strict_json
 from wukong.errors import WukongError
 from wukong.serve.events import EventStream, event
+from wukong.serve.listen import is_loopback
 from wukong.serve.protocol import (
     ApiError,
     ChatRequest,
@@ -141,18 +140,6 @@ class _Guard:
 
         refusal = _refusal(Request(scope), self.access)
         await (self.app if refusal is None else _error(refusal))(scope, receive, counted)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address, with or without a port, is this machine's own and nobody else's."""
-    try:
-        name = host
-        if host.count(":") <= 1 or host.startswith("["):
-            parts = urlsplit(f"//{host}")
-            name = parts.hostname or "" if parts.port != -1 else ""  # reading the port raises for what is none
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def _refusal(request: Request, access: Access) -> ApiError | None:

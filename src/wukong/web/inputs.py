@@ -57,6 +57,11 @@ class Body(BaseModel):
         return value
 
 
+class Act(Body):
+    client_id: str = Field(min_length=8, max_length=200)
+    """A random id: the same one again, after an answer that was lost, adds nothing."""
+
+
 # --------------------------------------------------------------------------------------------------------- of a form
 
 

@@ -23,7 +23,7 @@ from wukong.data.sources import DataOptions
 from wukong.data.summary import ReadSummary
 from wukong.errors import DataError, Text, UsageError
 from wukong.feedback.store.database import Store
-from wukong.feedback.store.labels import NotFoundError, add_label
+from wukong.feedback.store.labels import add_label, project_of
 from wukong.feedback.store.tables import Project, check_text
 from wukong.feedback.store.tasks import (
     TaskDraft,
@@ -94,7 +94,7 @@ def import_file(
         DataError: with file, line and field, for a record that cannot be used; then nothing is added.
     """
     with store.read() as session:
-        project = _project(session, project_id)
+        project = project_of(session, project_id)
     imported = Imported()
     if not _holds_responses(path):
         items = _judged(project, path, use, skip_bad, imported, tell)
@@ -106,13 +106,6 @@ def import_file(
         raise UsageError("{file}: holds responses, in which nothing is judged; add them as tasks", file=Path(path).name)
     _add(store, project, items, imported, tell)
     return imported
-
-
-def _project(session: Session, project_id: int, **lock: Any) -> Project:
-    project = session.get(Project, project_id, **lock)
-    if project is None:
-        raise NotFoundError("there is no such project")
-    return project
 
 
 def _at_most(found: Iterable[T], path: str | Path) -> Iterator[T]:
@@ -210,7 +203,7 @@ def _add(store: Store, project: Project, items: list[_Item], imported: Imported,
         with store.write() as session:
             begun, new, at = time.monotonic(), 0, 0
             # As it is now, and stays until the batch is there: its settings open and close its tasks.
-            locked = _project(session, project.id, with_for_update={"read": True})
+            locked = project_of(session, project.id, with_for_update={"read": True})
             while at < len(batch) and time.monotonic() - begun < BATCH_SECONDS:
                 step = batch[at : at + STEP]
                 new += insert_tasks(session, locked, [rows for _, rows in step])

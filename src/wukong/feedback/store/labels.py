@@ -23,6 +23,7 @@ from wukong.feedback.store.tables import (
     Assignment,
     GuidelineVersion,
     Label,
+    Project,
     Task,
     check_json,
     check_text,
@@ -40,6 +41,14 @@ class ConflictError(UsageError):
 
 class NotFoundError(UsageError):
     """There is no such thing for this person."""
+
+
+def project_of(session: Session, project_id: int, **lock: Any) -> Project:
+    """Raises NotFoundError for a number that no project has."""
+    project = session.get(Project, project_id, **lock)
+    if project is None:
+        raise NotFoundError("there is no such project")
+    return project
 
 
 def current() -> Any:

@@ -10,7 +10,6 @@ process it is and when that began, so that a number which the system gave to ano
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -22,10 +21,9 @@ from pathlib import Path
 from wukong.errors import RunError, UsageError, WukongError
 from wukong.files import exclusive, is_locked, read_json, write_json
 from wukong.places import read_recipe
-from wukong.web.studio import SECRET
+from wukong.web.state import SECRET
 
 BUSY = "something is at work on this run already; wait for its end, or stop it"
-_AT = re.compile(r"^\[\d+/\d+\] (\w+) -> ", re.M)
 
 
 @dataclass(frozen=True)
@@ -158,16 +156,3 @@ def stop(run: Path) -> Process:
     elif process.alive:
         os.kill(process.pid, number)
     return process
-
-
-def outcome(run: Path, process: Process) -> tuple[str | None, str]:
-    """Of a process that has ended: (the step it was at, its last words)."""
-    try:
-        with (run / "run.log").open("rb") as log:
-            log.seek(process.log_from)
-            text = log.read(1 << 22).decode(errors="replace")
-    except OSError:
-        return None, ""
-    steps = _AT.findall(text)
-    lines = [line for line in text.splitlines() if line.strip()]
-    return steps[-1] if steps else None, lines[-1].removeprefix("wukong: error: ") if len(lines) > 1 else ""

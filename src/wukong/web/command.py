@@ -11,9 +11,7 @@ otherwise; then the environment variable WUKONG_ADMIN_SECRET must hold a secret,
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import socket
 import webbrowser
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,10 +19,9 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from wukong.console import say
-from wukong.errors import RunError, UsageError
+from wukong.errors import UsageError
 from wukong.options import Options
-
-SECRET = "WUKONG_ADMIN_SECRET"
+from wukong.serve.listen import address_of, is_loopback, listen
 
 
 class StudioOptions(Options):
@@ -54,8 +51,8 @@ def run(options: StudioOptions) -> None:
         from wukong.feedback.store.database import Store
         from wukong.feedback.store.people import invite, needing_renewal
         from wukong.serve.connections import http_protocol
-        from wukong.web.access import LOCAL_NAMES, Settings
         from wukong.web.app import create_app
+        from wukong.web.state import LOCAL_NAMES, SECRET, Settings
     except ImportError as error:
         raise UsageError(f"the studio needs {error.name}: pip install 'wukong-rlhf[studio]'") from None
     if options.run is not None and not options.run.is_dir():
@@ -72,7 +69,7 @@ def run(options: StudioOptions) -> None:
         if public.scheme not in ("http", "https") or not public.hostname or public.path.strip("/"):
             raise UsageError("--public-url must be an address without a path, as in https://label.example.org")
         hosts = (*LOCAL_NAMES, public.hostname)
-    listener = _listen(options.host, options.port)
+    listener = listen(options.host, options.port)
     store = Store(options.db or (options.run or Path()) / "studio.db")
     settings = Settings(
         run_dir=options.run,
@@ -85,8 +82,7 @@ def run(options: StudioOptions) -> None:
     with store.write() as session:
         token = invite(session, "admin", note="printed at start", seconds=86400)
         old = needing_renewal(session)
-    shown = f"[{options.host}]" if ":" in options.host else options.host
-    own = f"http://{'127.0.0.1' if shown in ('0.0.0.0', '[::]') else shown}:{listener.getsockname()[1]}"
+    own = address_of(listener).replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//127.0.0.1:")
     address = f"{(options.public_url or own).rstrip('/')}/invite/{token}"
     say(f"studio: labels are kept in {store}")
     if old:
@@ -106,7 +102,7 @@ def run(options: StudioOptions) -> None:
     try:
         uvicorn.Server(config).run(sockets=[listener])
     finally:
-        app.state.models.close()
+        app.state.studio.models.close()
         store.close()
 
 
@@ -115,31 +111,9 @@ def _more_models(options: StudioOptions) -> dict[str, str]:
     if not options.models:
         return {}
     from wukong.stages.chat import named_sources
-    from wukong.web.admin import models
+    from wukong.web.models import models_in
 
     named = named_sources(options.models)
-    if taken := [path.name for path in models(options.run, "GPT2LMHeadModel") if path.name in named]:
+    if taken := [path.name for path in models_in(options.run, "GPT2LMHeadModel") if path.name in named]:
         raise UsageError(f"--models: the run has a model {taken[0]!r} already; write NAME=PATH")
     return named
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
-    try:
-        if os.name == "posix":  # so that a restart need not wait for the connections of the last one
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(128)
-    except (OSError, UnicodeError) as error:
-        listener.close()
-        reason = error.strerror if isinstance(error, OSError) else "not an address"
-        raise RunError(f"--host {host} --port {port}: cannot listen there ({reason}); choose another port") from None
-    return listener

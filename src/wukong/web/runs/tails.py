@@ -1,164 +1,25 @@
-"""Runs as they lie on disk: the steps and their states, curves that grow, samples, results.
-
-A directory beside the studio's own run (or in `runs/`) that holds a recipe or the record of a stage is a run. A name
-from outside is looked up among what is there and never becomes a path.
-"""
+"""Files that grow: what is new in them, and a run's metrics, samples and log as a page follows them."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from wukong.errors import DataError, WukongError
-from wukong.feedback.store.labels import NotFoundError
-from wukong.report.contents import RunContents, Step, read_steps
+from wukong.report.contents import Step
 from wukong.report.figures import points_of, thinned
 from wukong.report.page import chart_plan
 from wukong.training.metric_definitions import definition
-from wukong.web.processes import Process, is_running, outcome, process_of
+from wukong.web.runs.states import overview
 
 LONGEST_LOG = 1 << 16
 """So many bytes of a log are shown, the last ones."""
 MOST_LINES = 400
-"""Of more new lines than this the page is told to fetch the curves anew, thinned."""
-
-
-def run_directories(runs: Path | None) -> list[Path]:
-    """The runs in a directory, the one changed last first."""
-    found = [path for path in runs.iterdir() if _is_run(path)] if runs and runs.is_dir() else []
-    return sorted(found, key=lambda path: (-path.stat().st_mtime, path.name))
-
-
-def _is_run(path: Path) -> bool:
-    if path.name.startswith(".") or not path.is_dir():
-        return False
-    marks = ("*/provenance.json", "*/options.json", "*.provenance.json")
-    return (path / "recipe.yaml").is_file() or any(any(path.glob(mark)) for mark in marks)
-
-
-def run_or_404(runs: Path | None, name: str) -> Path:
-    for path in run_directories(runs):
-        if path.name == name:
-            return path
-    raise NotFoundError("there is no such run")
-
-
-# ------------------------------------------------------------------------------------------------------------- states
-
-
-@dataclass(frozen=True)
-class StepState:
-    """`state`: waiting, running, stopped (half done, goes on when started), done or failed (with the `problem`)."""
-
-    name: str
-    stage: str
-    state: str
-    seconds: float | None = None
-    problem: str = ""
-    planned: bool = True
-    """Whether it is one of the recipe's steps, which can be started."""
-    logged: bool = False
-    """Whether it has curves or samples to show."""
-
-
-@dataclass(frozen=True)
-class Overview:
-    """A run at a moment; `problem` where a file in it is damaged."""
-
-    name: str
-    steps: Sequence[StepState] = ()
-    running: bool = False
-    process: Process | None = None
-    """The process that works on it, when a studio started it."""
-    problem: str = ""
-
-    @property
-    def startable(self) -> bool:
-        return any(step.planned and step.state != "done" for step in self.steps)
-
-    def as_json(self) -> dict[str, Any]:
-        """What a page needs to be told of a change."""
-        return {
-            "running": self.running,
-            "stoppable": self.process is not None,
-            "asked": self.process.signals if self.process else 0,
-            "startable": self.startable,
-            "problem": self.problem,
-            "steps": [vars(step) for step in self.steps],
-        }
-
-
-def overview(run: Path) -> Overview:
-    """The run's steps with their states: those of its recipe in order, then what else was made here."""
-    try:
-        contents = read_steps(run)
-    except WukongError as error:
-        return Overview(run.name, problem=str(error))
-    running = is_running(run)
-    process = process_of(run)
-    steps = list(_steps(run, contents, running, process))
-    return Overview(run.name, steps, running, process if process and process.alive else None)
-
-
-def _steps(run: Path, contents: RunContents, running: bool, process: Process | None) -> Iterable[StepState]:
-    by_name = {step.name: step for step in contents.steps}
-    done = {step.name for step in contents.steps if step.finished}
-    done |= {name for name, out in contents.planned.items() if _is_report(name) and out.is_file()}
-    at = next((name for name in contents.planned if name not in done), None)
-    failed = "" if running or process is None else _failure(run, process, at)
-    for name in [*contents.planned, *(name for name in by_name if name not in contents.planned)]:
-        step = by_name.get(name)
-        state = "done" if name in done else "stopped" if step else "waiting"
-        if name == at and running:
-            state = "running"
-        elif name == at and failed:
-            state = "failed"
-        yield StepState(
-            name,
-            step.stage if step else name.partition("_")[0],
-            state,
-            seconds=step.seconds if step else None,
-            problem=failed if state == "failed" else "",
-            planned=name in contents.planned,
-            logged=step is not None and any((step.out / f"{file}.jsonl").is_file() for file in ("metrics", "samples")),
-        )
-
-
-def _is_report(step: str) -> bool:
-    """A report leaves no record: it is a view, drawn anew each time."""
-    return step.partition("_")[0] == "report"
-
-
-def _failure(run: Path, process: Process, at: str | None) -> str:
-    """Why the last process ended before its time; "" when it did not, or was asked to."""
-    if at is None or process.signals:
-        return ""
-    was_at, words = outcome(run, process)
-    if was_at not in (None, at) or words.startswith("stopped"):
-        return ""
-    return words or "the process ended without a word"
-
-
-def step_or_404(run: Path, name: str) -> Step:
-    """A step by its name; one that the recipe plans may have nothing yet.
-
-    Raises NotFoundError for a name that is none, DataError for a damaged record.
-    """
-    contents = read_steps(run)
-    for step in contents.steps:
-        if step.name == name:
-            return step
-    if name in contents.planned:
-        return Step(name, name.partition("_")[0], contents.planned[name], False, {"results": {}, "options": {}})
-    raise NotFoundError("there is no such step")
-
-
-# ------------------------------------------------------------------------------------------------------ files that grow
+"""When there are more new lines than this, the page is told to fetch the thinned curves again."""
 
 
 class Tail:
@@ -261,11 +122,12 @@ class Watch:
         run: the run directory.
         step: whose curves are watched; None for none.
         place: where an earlier watch (its `place`), or the page's own reading, stopped.
+        t: translates errors.
     """
 
-    def __init__(self, run: Path, step: Step | None, place: str = "") -> None:
+    def __init__(self, run: Path, step: Step | None, place: str = "", t: Callable[[WukongError], str] = str) -> None:
         metrics, _, log = place.partition(".")
-        self.run = run
+        self.run, self.t = run, t
         self.metrics = Tail(step.out / "metrics.jsonl", metrics) if step else None
         self.samples = Tail(step.out / "samples.jsonl") if step else None
         if self.samples:
@@ -295,7 +157,7 @@ class Watch:
 
     def changed(self) -> Iterable[tuple[str, Any]]:
         """`state`, when it is another than at the last look."""
-        state = overview(self.run).as_json()
+        state = overview(self.run).as_json(self.t)
         if state != self.state:
             self.state = state
             yield "state", state
