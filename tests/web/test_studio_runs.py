@@ -17,7 +17,7 @@ from wukong.places import read_recipe
 from wukong.training.metric_definitions import METRICS
 from wukong.web.language import chinese, translate
 from wukong.web.runs import processes
-from wukong.web.runs.processes import Process
+from wukong.web.runs.processes import RunProcess
 from wukong.web.runs.states import overview, step_or_404
 from wukong.web.runs.tails import Tail, Watch, curves, json_lines
 from wukong.web.state import Settings
@@ -409,7 +409,7 @@ def sleeper():
 
 
 def write_process(run, pid, born, signals=0):
-    write_json(run / "process.json", asdict(Process(pid, born, "pretrain", 0, "Root", time.time(), signals)))
+    write_json(run / "process.json", asdict(RunProcess(pid, born, "pretrain", 0, "Root", time.time(), signals)))
 
 
 def test_a_foreign_process_with_the_same_number_is_never_signalled(run, root, sleeper):

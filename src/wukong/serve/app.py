@@ -68,7 +68,7 @@ def create_app(service: Service, access: Access | None = None) -> FastAPI:
 
     app = FastAPI(title="Wukong", lifespan=lifespan, openapi_url=None)  # OpenAI's own reference describes it better
 
-    app.add_middleware(_Guard, service=service, access=access)
+    app.add_middleware(_Gate, service=service, access=access)
 
     @app.exception_handler(ApiError)
     async def refused(_: Request, error: ApiError) -> Response:
@@ -122,8 +122,8 @@ def create_app(service: Service, access: Access | None = None) -> FastAPI:
     return app
 
 
-class _Guard:
-    """Lets in who may ask, and counts. Plain ASGI: Starlette's wrapper would stand between a stream and its client."""
+class _Gate:
+    """Lets in who may ask, and counts. Plain ASGI: Starlette's wrapper would come between a stream and its client."""
 
     def __init__(self, app: ASGIApp, service: Service, access: Access) -> None:
         self.app, self.service, self.access = app, service, access
@@ -210,7 +210,7 @@ async def _respond(request: Request, asked: ModelRequest, answer: Answer, shape:
     try:
         await asyncio.wait({whole, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not whole.done():
-            return Response(status_code=499)  # nobody reads it; proxies' usual number for a client that left
+            return Response(status_code=499)  # not read by anyone; proxies' usual number for a client that left
         return JSONResponse(shape.whole(whole.result(), logprobs))
     finally:
         answer.cancel()

@@ -26,12 +26,12 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address, with or without a port, is this machine's own and nobody else's."""
+    """Whether a host name or address, with or without a port, refers to this machine only."""
     try:
         name = host
         if host.count(":") <= 1 or host.startswith("["):
             parts = urlsplit(f"//{host}")
-            name = parts.hostname or "" if parts.port != -1 else ""  # reading the port raises for what is none
+            name = parts.hostname or "" if parts.port != -1 else ""  # reading an invalid port raises
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False

@@ -1,4 +1,4 @@
-"""The service that answers: one queue of requests for all models, batched through the sampler in a thread of its own.
+"""The service that answers: one queue of requests for all models, batched through the sampler in a separate thread.
 
     service = Service({"policy": load_model("policy", "runs/mine/policy")})
     with service:
@@ -6,7 +6,7 @@
         async for piece in answer:
             print(piece.text, end="")
 
-The HTTP interface (`wukong.serve.app`) and the studio's chat stand on it. A request that comes while others are being
+The HTTP interface (`wukong.serve.app`) and the studio's chat use it. A request that comes while others are being
 written joins them at their next token (`wukong.rollout.Decoder`), and what it gets does not depend on them.
 """
 
@@ -68,7 +68,7 @@ class Served:
 
     @cached_property
     def longest_token(self) -> int:
-        """Bytes that a token stands for at most."""
+        """Most bytes that one token encodes."""
         tokenizer = self.tokenizer
         return max(len(tokenizer.token_bytes(index, skip_special=False)) for index in range(tokenizer.vocab_size))
 
@@ -203,7 +203,7 @@ class _Writing:
         self.arrived, self.stopped = time.monotonic(), False
         self._decoder = StreamDecoder(answer.served.tokenizer)
         self._held = ""  # text that may be the beginning of a stop text
-        self._tokens: list[Token] = []  # whose text was not passed on yet
+        self._tokens: list[Token] = []  # whose text was not yet passed on
         self._read = self._passed = 0  # characters that came from the model, and that were passed on
 
     def take(self) -> Piece | None:
@@ -254,7 +254,7 @@ class Service:
         models: by name; `add` loads more later.
         max_batch: answers written at the same time, all models together.
         max_waiting: answers that may wait for a place; more are refused (`BusyError`).
-        max_new_tokens: the length of answers for which nobody gives one.
+        max_new_tokens: the length of answers when a request gives none.
     """
 
     def __init__(
@@ -339,7 +339,7 @@ class Service:
     async def complete(
         self, model: str, prompts: Sequence[str | Sequence[int]], drawing: Drawing | None = None
     ) -> Answer:
-        """Continues texts, or token ids, as they stand, without the chat template; an empty one begins a document.
+        """Continues texts, or token ids, unchanged, without the chat template; an empty one begins a document.
 
         Raises as `chat`; UsageError for a token id outside the vocabulary.
         """
@@ -533,6 +533,6 @@ def _deliver(parcels: Sequence[tuple[Answer, Piece | Exception]]) -> None:
     for loop, some in by_loop.items():
         try:
             loop.call_soon_threadsafe(_hand_over, some)
-        except RuntimeError:  # the loop is closed: whoever asked is gone
+        except RuntimeError:  # the loop is closed: the client is gone
             for answer, _ in some:
                 answer.cancel()

@@ -31,7 +31,7 @@ class ForbiddenError(UsageError):
 
 
 class TooManyError(UsageError):
-    """Somebody guesses secrets; everybody who sends one has to wait."""
+    """Too many wrong secrets were sent; everyone who sends one has to wait."""
 
 
 class SignInError(UsageError):
@@ -54,7 +54,7 @@ def maybe_person(request: Request) -> Annotator | None:
 
 
 def person_of(request: Request) -> Annotator:
-    """Who is signed in. Raises SignInError for nobody."""
+    """Who is signed in. Raises SignInError if nobody is."""
     person = maybe_person(request)
     if person is None:
         raise SignInError("sign in first: open your invitation link")
@@ -105,8 +105,8 @@ Form = Annotated[FormData, Depends(csrf_form)]
 # ------------------------------------------------------------------------------------------------------------- secrets
 
 GUESSES = (0.1, 30.0)
-"""So many wrong secrets a second, and at once, before all that are sent are refused for a while, right ones too: who
-guesses must learn nothing from trying."""
+"""Rate a second and burst of wrong secrets. Above it every secret is refused for a while, the right one too, so that
+guessing reveals nothing."""
 
 
 def check_secret(request: Request, given: str, *, needed: bool, of: str) -> None:
@@ -114,7 +114,7 @@ def check_secret(request: Request, given: str, *, needed: bool, of: str) -> None
 
     Args:
         needed: whether a server without a secret refuses.
-        of: what shares the count of wrong ones, whoever sends them: an address can be forged.
+        of: what the wrong ones are counted for, from all senders together, since an address can be forged.
 
     Raises:
         ForbiddenError: it is wrong. TooManyError: too many were wrong.

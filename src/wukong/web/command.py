@@ -1,4 +1,4 @@
-"""`wukong studio`: the web application where people label, chat with models, and let them fight.
+"""`wukong studio`: the web application where people label, chat with models, and compare them in an arena.
 
 In:  a label store (made when absent), a run's models and, for admins, its responses.
 Out: judgments in the store; its pages export them for `wukong reward`.
@@ -6,7 +6,7 @@ Out: judgments in the store; its pages export them for `wukong reward`.
     wukong studio --run runs/kitchen
 
 Prints an address with an admin's invitation, and opens it. It listens on the loopback only, unless --host says
-otherwise; then the environment variable WUKONG_ADMIN_SECRET must hold a secret, without which nobody becomes an admin.
+otherwise; then the environment variable WUKONG_ADMIN_SECRET must hold a secret, which every new admin needs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class StudioOptions(Options):
     port: int = Field(7860, ge=0, le=65535)
     """The port; 0 takes a free one."""
     public_url: str | None = None
-    """The address people use, where a proxy stands before the studio, as in https://label.example.org."""
+    """The address people use, if the studio is behind a proxy, as in https://label.example.org."""
     open_browser: bool = True
     """Open the address in a browser."""
 
@@ -86,7 +86,7 @@ def run(options: StudioOptions) -> None:
     address = f"{(options.public_url or own).rstrip('/')}/invite/{token}"
     say(f"studio: labels are kept in {store}")
     if old:
-        say(f"studio: {old} waiting invitations were made by an older version, and their links let nobody in any more;")
+        say(f"studio: {old} waiting invitations were made by an older version, and their links no longer work;")
         say("studio: the page of people has a button that makes a new link for each")
     if not local:
         say(f"studio: WARNING: {options.host} lets other machines in, and plain HTTP lets others listen; put a proxy")

@@ -27,10 +27,10 @@ from wukong.web.state import Settings
 SAFE = ("GET", "HEAD", "OPTIONS")
 LARGEST_FILE = 256 * 1024 * 1024
 BODY_SECONDS = 30
-"""So long a body may take to arrive; nobody sends one byte a minute for ever."""
+"""Time that a body may take to arrive."""
 FILE_SECONDS = 900
 HOST = re.compile(r"([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?")
-"""What may stand in a Host header."""
+"""A valid Host header."""
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -42,7 +42,7 @@ HEADERS = {
 
 
 class Guard:
-    """Refuses what needs no look into the store, and puts the security headers on every answer."""
+    """Refuses requests without a look into the store, and adds the security headers to every answer."""
 
     def __init__(self, app: ASGIApp, settings: Settings, limiter: RateLimiter) -> None:
         self.app, self.settings, self.limiter = app, settings, limiter

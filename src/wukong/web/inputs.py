@@ -57,7 +57,7 @@ class Body(BaseModel):
         return value
 
 
-class Act(Body):
+class WithClientId(Body):
     client_id: str = Field(min_length=8, max_length=200)
     """A random id: the same one again, after an answer that was lost, adds nothing."""
 
@@ -85,7 +85,7 @@ def _form_text(value: str, name: str) -> str:
 
 
 def number(form: FormData, name: str, default: float, low: float, high: float) -> float:
-    """A number of a form, the default when it is empty. Raises UsageError for what is none, or out of bounds."""
+    """A number of a form, the default when it is empty. Raises UsageError unless it is a number within the bounds."""
     written = text(form, name).strip()
     try:
         found = float(written) if written else default
@@ -108,7 +108,7 @@ def whole(form: FormData, name: str, default: int, low: int = 0, high: int = MOS
 # ----------------------------------------------------------------------------------------------- waiting for the writer
 
 WRITING = 8
-"""So many requests at once may stand in a thread for their turn to write; the others wait without one."""
+"""Requests that may wait in a thread for their turn to write; more wait without a thread."""
 
 _limiter: RunVar[CapacityLimiter] = RunVar("wukong_writing")
 P = ParamSpec("P")
@@ -117,7 +117,7 @@ R = TypeVar("R")
 
 async def in_turn(work: Callable[[], R]) -> R:
     """Runs what writes into the store in a thread. However many wait there, threads are left for those who only read:
-    these have a limit of their own."""
+    writers have a separate limit."""
     try:
         limiter = _limiter.get()
     except LookupError:

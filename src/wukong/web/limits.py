@@ -1,4 +1,4 @@
-"""How often anybody may ask: token buckets by key."""
+"""Rate limits: token buckets by key."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TOO_MANY = "too many requests; wait a moment"
 
 class RateLimiter:
     """Token buckets by key: `burst` requests at once, `rate` a second in the long run. It also remembers which session
-    cookies were found to be real, as anybody can make up another with each request."""
+    cookies belong to real sessions, since a client can make up a new cookie for each request."""
 
     def __init__(self) -> None:
         self._buckets: dict[tuple[str, float], tuple[float, float]] = {}

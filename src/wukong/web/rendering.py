@@ -56,7 +56,7 @@ def _markdown(text: str) -> Markup:
 
 
 def render_page(request: Request, template: str, status: int = 200, /, **values: Any) -> HTMLResponse:
-    """A page, in the language and the theme of whoever asked."""
+    """A page, in the language and the theme of the reader."""
     language = language_of(request)
     theme = request.cookies.get("wukong_theme", "")
     person: Annotator | None = values.pop("person", None) or maybe_person(request)
@@ -144,7 +144,7 @@ async def _validation_error(request: Request, error: Exception) -> Response:
 
 
 async def _left(request: Request, error: Exception) -> Response:
-    """The client hung up while it sent its request: nobody reads an answer."""
+    """The client hung up while it sent its request, so no answer can reach it."""
     return Response(status_code=499)
 
 

@@ -25,7 +25,7 @@ class Settings:
     """How the studio is served.
 
     Attributes:
-        run_dir: the run whose models people may talk to and whose responses admins may use; None for none.
+        run_dir: the run whose models people may talk to and whose responses admins may use; None if there is none.
         models: more models to talk to, name -> directory or hub id.
         hosts: the host names it answers to; None for any, which only a server beyond the loopback should have.
         admin_secret: what becoming an admin takes besides the invitation.
@@ -40,7 +40,7 @@ class Settings:
 
     @property
     def runs_dir(self) -> Path:
-        """Where the runs lie that admins see: beside `run_dir`, or in runs/ here."""
+        """The directory of the runs that admins see: the one around `run_dir`, or in runs/ here."""
         return self.run_dir.absolute().parent if self.run_dir else Path("runs").absolute()
 
 

@@ -1,4 +1,4 @@
-"""Answers while they are written for somebody: one of the chat, or two side by side in the arena."""
+"""Answers while they are generated for a person: one in the chat, two side by side in the arena."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from wukong.serve.service import Answer, Drawing, Served
 
 MOST_AT_ONCE = 3
-"""So many streams may be open for one person: three tabs."""
+"""Streams that one person may have open: one for each of three tabs."""
 
 
-class Sampled(Body):
+class SamplingBody(Body):
     """How an answer is drawn; as in `wukong chat`."""
 
     temperature: float | None = Field(default=None, ge=0, le=10)
@@ -152,7 +152,7 @@ class AnswerStreams:
             stream.cancel()
 
     def of(self, name: str, person: Annotator) -> AnswerStream:
-        """Raises NotFoundError for another's, or none."""
+        """Raises NotFoundError for another person's stream, or an unknown name."""
         stream = self._now.get(name)
         if stream is None or stream.person.id != person.id:
             raise NotFoundError("no such answer of yours is being written")

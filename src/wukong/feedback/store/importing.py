@@ -62,7 +62,7 @@ class Imported:
 
 
 @dataclass(frozen=True)
-class _Item:
+class _NewTask:
     """A task to be added, and the judgment of it that is to become a label."""
 
     draft: TaskDraft
@@ -101,7 +101,7 @@ def import_file(
     elif use == "tasks":
         records = iter_records(path, Response, skip_bad, imported.happened.append)
         drafts = drafts_of(project.kind, _told(_at_most(records, path), imported, tell), per_prompt)
-        items = [_Item(draft) for draft in _at_most(drafts, path)]
+        items = [_NewTask(draft) for draft in _at_most(drafts, path)]
     else:
         raise UsageError("{file}: holds responses, in which nothing is judged; add them as tasks", file=Path(path).name)
     _add(store, project, items, imported, tell)
@@ -136,7 +136,9 @@ def _holds_responses(path: str | Path) -> bool:
     return isinstance(record, dict) and "prompt_id" in record
 
 
-def _judged(project: Project, path: str | Path, use: Use, skip_bad: int, imported: Imported, tell: Tell) -> list[_Item]:
+def _judged(
+    project: Project, path: str | Path, use: Use, skip_bad: int, imported: Imported, tell: Tell
+) -> list[_NewTask]:
     """Comparisons, rankings and votes as items. What the store would refuse later is a bad record here."""
 
     def fits(row: Row, record: Preference) -> Preference:
@@ -157,14 +159,14 @@ def _judged(project: Project, path: str | Path, use: Use, skip_bad: int, importe
     return items
 
 
-def _item(kind: str, record: Preference, use: Use) -> _Item:
+def _item(kind: str, record: Preference, use: Use) -> _NewTask:
     draft, value = _draft(kind, record)
     if use == "gold":
         draft.gold = value
     if use != "labels":
-        return _Item(draft)
+        return _NewTask(draft)
     value = checked(kind, value, len(draft.responses))
-    return _Item(draft, value, record.annotator or "unknown", None if isinstance(record, Vote) else record.seconds)
+    return _NewTask(draft, value, record.annotator or "unknown", None if isinstance(record, Vote) else record.seconds)
 
 
 def _draft(kind: str, record: Preference) -> tuple[TaskDraft, dict[str, Any]]:
@@ -196,7 +198,7 @@ def _draft(kind: str, record: Preference) -> tuple[TaskDraft, dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------------------- adding
 
 
-def _add(store: Store, project: Project, items: list[_Item], imported: Imported, tell: Tell) -> None:
+def _add(store: Store, project: Project, items: list[_NewTask], imported: Imported, tell: Tell) -> None:
     done = 0
     while done < len(items):
         batch = [(item, task_rows(project, item.draft)) for item in items[done : done + BATCH]]
@@ -214,7 +216,7 @@ def _add(store: Store, project: Project, items: list[_Item], imported: Imported,
         tell(Text("{done} of {n} tasks done, {new} of them new", done=done, n=len(items), new=imported.added))
 
 
-def _label(session: Session, project: Project, item: _Item, rows: TaskRows) -> None:
+def _label(session: Session, project: Project, item: _NewTask, rows: TaskRows) -> None:
     """The item's judgment as a label, under an id that the same judgment has whenever it is imported."""
     if item.value is None:
         return

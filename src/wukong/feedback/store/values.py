@@ -57,19 +57,19 @@ class RankingValue(Value):
     groups: list[list[int]]
 
 
-class Rating(Value):
+class AnswerRating(Value):
     score: int = Field(ge=1, le=7)
     flags: list[str] = []
 
     @model_validator(mode="after")
-    def _known_flags(self) -> Rating:
+    def _known_flags(self) -> AnswerRating:
         if unknown := [flag for flag in self.flags if flag not in FLAGS]:
             raise ValueError(Text("unknown flag {flag!r}", flag=unknown[0]))
         return self
 
 
 class Likert(Value):
-    ratings: list[Rating]
+    ratings: list[AnswerRating]
 
 
 class Thumbs(Value):

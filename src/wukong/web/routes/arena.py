@@ -28,7 +28,7 @@ from wukong.web.inputs import Body, Id, in_turn
 from wukong.web.language import language_of, translate
 from wukong.web.rendering import render_page
 from wukong.web.state import Studio
-from wukong.web.streams import Sampled
+from wukong.web.streams import SamplingBody
 
 if TYPE_CHECKING:
     from wukong.serve.service import Answer
@@ -56,8 +56,8 @@ def arena_page(request: Request, studio: Studio, person: Person) -> HTMLResponse
 async def battle(request: Request, body: Challenge, studio: Studio, person: Person) -> EventStream:
     """Two models, drawn at random, answer a prompt; both answers are streamed as server-sent events.
 
-    Pieces carry the `place` (0 left, 1 right) and the `text`; nothing tells whose they are. The last event names the
-    `assignment` to be judged, or says that the answers are the `same`, which nobody can judge.
+    Pieces carry the `place` (0 left, 1 right) and the `text`, never the model. The last event names the `assignment` to
+    be judged, or says that the answers are the `same`, which cannot be judged.
     """
     offered = list(studio.models.sources())
     if len(offered) < 2:
@@ -69,13 +69,13 @@ async def battle(request: Request, body: Challenge, studio: Studio, person: Pers
     names = random.SystemRandom().sample(offered, 2)  # left, right
     messages = as_messages(body.prompt)
     served = [await studio.models.load(name) for name in names]
-    drawings = [Sampled().drawing(one) for one in served]
+    drawings = [SamplingBody().drawing(one) for one in served]
     answers: list[Answer] = []
     try:
         for one, drawing in zip(served, drawings, strict=True):
             room = one.context - (drawing.max_new_tokens or 0)
             answers.append(await studio.models.service.chat(one.name, messages, drawing, max_prompt=room))
-    except WukongError:  # nobody reads the first one without the second
+    except WukongError:  # the first answer is useless without the second
         for answer in answers:
             answer.cancel()
         raise

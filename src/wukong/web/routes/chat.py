@@ -1,6 +1,6 @@
 """The chat: a person talks to a model of the run, says what they think of its answers, and has them drawn again.
 
-An answer that was drawn again stands beside the one before it, and "which is better" is an ordinary judgment
+An answer that was drawn again appears beside the one before it, and "which is better" is an ordinary judgment
 (`POST /api/labels`) of a task that the answer's last event names. Everybody reads their own conversations; admins all.
 """
 
@@ -29,11 +29,11 @@ from wukong.feedback.store.tables import Annotator
 from wukong.records import as_messages
 from wukong.serve.events import EventStream, event
 from wukong.web.access import CHANGE, Admin, Person
-from wukong.web.inputs import Act, Id, Name, in_turn, writes
+from wukong.web.inputs import Id, Name, WithClientId, in_turn, writes
 from wukong.web.language import language_of, translate
 from wukong.web.rendering import render_page
 from wukong.web.state import Studio
-from wukong.web.streams import Sampled
+from wukong.web.streams import SamplingBody
 
 pages = APIRouter(include_in_schema=False)
 api = APIRouter(prefix="/api", tags=["chat"])
@@ -41,7 +41,7 @@ ROUTERS = (pages, api)
 Conversation = Annotated[str, Path(pattern="^[0-9a-z]{16,64}$")]
 
 
-class Asked(Sampled):
+class Asked(SamplingBody):
     client_id: str = Field(min_length=8, max_length=64)
     """A random id, by which the answer can be stopped while it is written."""
     model: Name
@@ -53,7 +53,7 @@ class Asked(Sampled):
     """The earlier answer to the same message that the new one is to be compared with."""
 
 
-class Voted(Act):
+class Thumb(WithClientId):
     vote: Literal[1, -1, 0]
     """0 takes it back."""
     reason: str = Field("", max_length=LONGEST_COMMENT)
@@ -118,7 +118,7 @@ async def answer(
     except BaseException:
         studio.streams.end(body.client_id)
         raise
-    place = secrets.randbelow(2)  # where the new answer stands, when there are two
+    place = secrets.randbelow(2)  # side of the new answer, when there are two
     saved = False
 
     def save() -> dict[str, Any]:
@@ -186,7 +186,7 @@ async def stop(client_id: Name, studio: Studio, person: Person) -> None:
 
 @api.post("/turns/{turn_id}/vote", dependencies=CHANGE)
 @writes
-def vote(turn_id: Id, body: Voted, studio: Studio, person: Person) -> dict[str, int]:
+def vote(turn_id: Id, body: Thumb, studio: Studio, person: Person) -> dict[str, int]:
     """A thumb for an answer of this person's conversations; the last one counts."""
     with studio.store.write() as session:
         row = chats.vote(session, person, turn_id, body.client_id, body.vote, body.reason)

@@ -21,7 +21,7 @@ from wukong.feedback.store.tables import Annotator, Assignment, Project
 from wukong.feedback.store.tasks import guidelines
 from wukong.feedback.store.values import FLAGS, SKIP_REASONS
 from wukong.web.access import CHANGE, Person
-from wukong.web.inputs import Act, Body, Count, Id, writes
+from wukong.web.inputs import Body, Count, Id, WithClientId, writes
 from wukong.web.rendering import render_page
 from wukong.web.state import Studio
 
@@ -30,7 +30,7 @@ api = APIRouter(prefix="/api", tags=["studio"])
 ROUTERS = (pages, api)
 
 
-class Judged(Act):
+class Judged(WithClientId):
     assignment: Id
     value: dict[str, Any]
     """By kind of task, with answers by the place they are shown at (docs/studio.md)."""
@@ -39,7 +39,7 @@ class Judged(Act):
     flagged: bool = False
 
 
-class Skipped(Act):
+class Skipped(WithClientId):
     assignment: Id
     reason: str = Field(min_length=1, max_length=labels.LONGEST_COMMENT)
     seconds: float | None = Field(None, ge=0)
@@ -55,7 +55,7 @@ class Progress(BaseModel):
     left: int
 
 
-class Turn(BaseModel):
+class PromptTurn(BaseModel):
     role: str
     content: str
 
@@ -63,7 +63,7 @@ class Turn(BaseModel):
 class TaskInHand(BaseModel):
     assignment: int
     kind: str
-    prompt: list[Turn]
+    prompt: list[PromptTurn]
     responses: list[str]
     """In the order they are to be shown in."""
     draft: dict[str, Any] | None
@@ -109,7 +109,7 @@ def _in_hand(assignment: Assignment) -> TaskInHand:
     return TaskInHand(
         assignment=assignment.id,
         kind=assignment.task.project.kind,
-        prompt=[Turn(**message) for message in assignment.task.prompt.messages],
+        prompt=[PromptTurn(**message) for message in assignment.task.prompt.messages],
         responses=[texts[i] for i in assignment.shown],
         draft=assignment.draft,
     )
@@ -168,7 +168,7 @@ def skip(body: Skipped, studio: Studio, person: Person) -> Saved:
 
 @api.post("/projects/{project_id}/undo", dependencies=CHANGE)
 @writes
-def undo(project_id: Id, body: Act, studio: Studio, person: Person) -> Hand:
+def undo(project_id: Id, body: WithClientId, studio: Studio, person: Person) -> Hand:
     """Takes this person's last judgment back; its task is in hand again, the judgment is its draft."""
     with studio.store.write() as session:
         found = labels.undo(session, person, project_id, body.client_id)

@@ -1,4 +1,4 @@
-"""New tasks for a project, and how uncertain reward models are of them: jobs that go on behind the project's page."""
+"""New tasks for a project, and how uncertain reward models are of them: background jobs of the project's page."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from wukong.web.state import Studio
 pages = APIRouter(include_in_schema=False, prefix="/projects/{project_id}")
 ROUTERS = (pages,)
 MOST_LINES = 20
-"""So many lines about an import are shown."""
+"""Lines about an import that are shown."""
 
 
 def record_files(run: Path | None) -> list[Path]:
@@ -46,7 +46,7 @@ def record_files(run: Path | None) -> list[Path]:
 
 
 def _chosen(names: list[str], offered: list[Path]) -> list[Path]:
-    """The offered paths of these names: a name never becomes a path, so none can lead out of the run."""
+    """The offered paths of these names: a name never becomes a path, so a name cannot lead out of the run."""
     by_name = {path.name: path for path in offered}
     if missing := [name for name in names if name not in by_name]:
         raise NotFoundError("the run has no {name!r}", name=missing[0])
@@ -124,7 +124,7 @@ def _without_place(line: str, place: str) -> str:
 
 @pages.post("/generate")
 def generate(project_id: Id, studio: Studio, person: Admin, form: Form) -> Response:
-    """Tasks whose answers models of the run give now, by `wukong sample`, in a process of its own."""
+    """Tasks whose answers models of the run give now, by `wukong sample`, in a separate process."""
     run = studio.settings.run_dir
     chosen = _chosen(texts(form, "models"), models_in(run, "GPT2LMHeadModel"))
     prompts = [line.strip() for line in text(form, "prompts").splitlines() if line.strip()]

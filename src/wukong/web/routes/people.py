@@ -71,7 +71,7 @@ def invite(request: Request, studio: Studio, person: Admin, form: Form) -> HTMLR
 @pages.post("/renew")
 @writes
 def renew(request: Request, studio: Studio, person: Admin, form: Form) -> HTMLResponse:
-    """Another link for an invitation that waits; the one before lets nobody in any more."""
+    """Another link for an open invitation; the previous link stops working."""
     with studio.store.write() as session:
         token = people.renew(session, text(form, "invitation"))
     return _people(request, studio.store, person, link=str(request.base_url) + f"invite/{token}")

@@ -1,6 +1,6 @@
 """Results and reports of runs, for admins.
 
-Reports are HTML files of their own with scripts inside: they are sent with a policy that takes them out of the studio's
+Reports are separate HTML files with scripts inside: they are sent with a policy that takes them out of the studio's
 origin, so that whatever is in them reaches neither its pages nor its cookies.
 """
 
@@ -29,7 +29,7 @@ REPORT_POLICY = (
     "sandbox allow-scripts allow-modals; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""Of a report, which has its script inside: it runs in an origin of its own, and can fetch and send nothing."""
+"""Of a report, which has its script inside: it runs in a separate origin, and can fetch and send nothing."""
 
 
 def _run(request: Request, name: str) -> Path:

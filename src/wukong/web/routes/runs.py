@@ -171,7 +171,7 @@ def step_samples(request: Request, run: Name, step: Name, person: Admin) -> list
 def events(request: Request, run: Name, person: Admin, step: Name = "", at: Name = "") -> EventStream:
     """What changes, as server-sent events: `state`, `log`, and of a step `lines`, `samples` and `reset`.
 
-    An event's id says how far the reader is; a browser that connects anew sends it back and misses nothing.
+    An event's id says how far the reader is; a browser that reconnects sends it back and misses nothing.
     """
     root = _run(request, run)
     place, t = request.headers.get("last-event-id") or at, partial(translate, language_of(request))
@@ -189,7 +189,7 @@ def events(request: Request, run: Name, person: Admin, step: Name = "", at: Name
                 yield event(t(error), "problem", watch.place)
                 return
             for left, (kind, value) in zip(range(len(found))[::-1], found, strict=True):
-                # Only the last one says how far the reader is: whoever is cut off before it gets all of them again.
+                # Only the last one says how far the reader is: one that is cut off before it gets all of them again.
                 yield event(value, kind, None if left else watch.place)
             silent = 0 if found else silent + LOOK_SECONDS
             if silent >= BEAT_SECONDS:
@@ -204,6 +204,6 @@ def events(request: Request, run: Name, person: Admin, step: Name = "", at: Name
 
 
 def _still_admin(request: Request) -> bool:
-    """Whether whoever opened the stream may still look: accounts are closed, sessions end."""
+    """Whether the person who opened the stream may still look: accounts are closed, sessions end."""
     person = maybe_person(request)
     return person is not None and person.role == "admin"

@@ -25,7 +25,7 @@ YEAR = 365 * 86400
 
 @pages.get("/invite/{token}")
 def invitation(request: Request, token: Name, studio: Studio) -> HTMLResponse:
-    """Only shows the door: programs that preview links must not use an invitation up."""
+    """Only shows the form: programs that preview links must not use an invitation up."""
     with studio.store.read() as session:
         row = _invitation(request, session, token)
         known = session.get(Annotator, row.annotator_id) if row.annotator_id else None
@@ -81,7 +81,7 @@ def _door(request: Request, template: str, status: int = 200, **values: Any) -> 
 
 
 def _invitation(request: Request, session: Session, token: str) -> Invitation:
-    """Raises InvitationError; TooManyError instead, when many links were tried that are none."""
+    """Raises InvitationError; TooManyError instead, when many invalid links were tried."""
     try:
         return people.invitation(session, token)
     except people.InvitationError:

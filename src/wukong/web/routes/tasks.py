@@ -19,7 +19,7 @@ from wukong.feedback.store.labels import NotFoundError, current, project_of
 from wukong.feedback.store.tables import Label, PromptRow, Task
 from wukong.feedback.store.values import FLAGS
 from wukong.web.access import CHANGE, Admin
-from wukong.web.inputs import ONE_OF, Act, Count, Id, Name, Words, writes
+from wukong.web.inputs import ONE_OF, Count, Id, Name, WithClientId, Words, writes
 from wukong.web.rendering import paging, render_page
 from wukong.web.routes.labelling import Saved, progress_of
 from wukong.web.state import Studio
@@ -106,7 +106,7 @@ def task_page(request: Request, task_id: Id, studio: Studio, person: Admin) -> H
     )
 
 
-class Decided(Act):
+class Decided(WithClientId):
     value: dict[str, Any]
     """With answers by their own index."""
     comment: str = Field("", max_length=labels.LONGEST_COMMENT)

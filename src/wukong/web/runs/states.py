@@ -15,7 +15,7 @@ from wukong.errors import RunError, WukongError
 from wukong.feedback.store.labels import NotFoundError
 from wukong.report.contents import RunContents, Step, read_steps
 from wukong.web.runs.events import LastEvent, last_event
-from wukong.web.runs.processes import Process, is_running, process_of
+from wukong.web.runs.processes import RunProcess, is_running, process_of
 
 ENDED = "the process ended unexpectedly; see the log, and start the run again to resume it"
 
@@ -45,7 +45,7 @@ def run_or_404(runs: Path | None, name: str) -> Path:
 
 @dataclass(frozen=True)
 class StepState:
-    """`state`: waiting, running, stopped (half done, goes on when started), done or failed (with the `problem`)."""
+    """`state`: waiting, running, stopped (half done, resumed when started), done or failed (with the `problem`)."""
 
     name: str
     stage: str
@@ -65,7 +65,7 @@ class Overview:
     name: str
     steps: Sequence[StepState] = ()
     running: bool = False
-    process: Process | None = None
+    process: RunProcess | None = None
     """The process that works on it, when a studio started it."""
     problem: WukongError | None = None
 
@@ -131,12 +131,12 @@ def _steps(
 
 
 def _is_report(step: str) -> bool:
-    """A report leaves no record: it is a view, drawn anew each time."""
+    """A report leaves no record: it is a view, redrawn each time."""
     return step.partition("_")[0] == "report"
 
 
 def _failure(
-    process: Process | None, last: LastEvent | None, at: str | None, done: set[str]
+    process: RunProcess | None, last: LastEvent | None, at: str | None, done: set[str]
 ) -> tuple[str | None, WukongError | None]:
     """Where and why the run's last process ended before its time; (None, None) when it did not, or was asked to.
 
@@ -159,7 +159,7 @@ def _failure(
 def step_or_404(run: Path, name: str) -> Step:
     """A step by its name; one that the recipe plans may have nothing yet.
 
-    Raises NotFoundError for a name that is none, DataError for a damaged record.
+    Raises NotFoundError for an unknown name, DataError for a damaged record.
     """
     contents = read_steps(run)
     for step in contents.steps:

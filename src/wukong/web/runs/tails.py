@@ -17,7 +17,7 @@ from wukong.training.metric_definitions import definition
 from wukong.web.runs.states import overview
 
 LONGEST_LOG = 1 << 16
-"""So many bytes of a log are shown, the last ones."""
+"""Bytes of a log that are shown: the last ones."""
 MOST_LINES = 400
 """When there are more new lines than this, the page is told to fetch the thinned curves again."""
 
@@ -78,7 +78,7 @@ def curves(step: Step) -> dict[str, Any]:
 
     Returns:
         `charts`, each with a heading, a unit and its metrics (name, definition, what to watch for, and x and y, thinned
-        to some hundred points); the last `step`; and `at`, the place from which `Watch` goes on.
+        to some hundred points); the last `step`; and `at`, the place from which `Watch` continues.
     """
     tail = Tail(step.out / "metrics.jsonl")
     lines = json_lines(tail.read()[1], tail.path)
@@ -120,7 +120,7 @@ class Watch:
 
     Args:
         run: the run directory.
-        step: whose curves are watched; None for none.
+        step: the step whose curves are watched, if any.
         place: where an earlier watch (its `place`), or the page's own reading, stopped.
         t: translates errors.
     """
@@ -140,7 +140,7 @@ class Watch:
         return f"{self.metrics.place if self.metrics else ''}.{self.log.place}"
 
     def grown(self) -> Iterable[tuple[str, Any]]:
-        """`lines` of metrics, `reset` (fetch the curves anew), `samples` (there are new ones), `log` (text)."""
+        """`lines` of metrics, `reset` (fetch the curves again), `samples` (there are new ones), `log` (text)."""
         if self.metrics and self.samples:
             new, data = self.metrics.read()
             lines = json_lines(data, self.metrics.path)
