@@ -19,7 +19,7 @@ from wukong.stages.report import ReportOptions
 from wukong.stages.report import run as report
 from wukong.studies.reward_report import RewardReportOptions
 from wukong.studies.reward_report import run as reward_report
-from wukong.web.runs import overview
+from wukong.web.runs.states import overview
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 DATA_STEP = "  kitchen: {out: '{run}/data'}\n"

@@ -49,7 +49,7 @@ TOOLS = {
     "compare": Stage("wukong.studies.compare", "models or their answers -> who is better, in words", "models"),
     "plan": Stage("wukong.plan", "what a recipe costs: parameters, memory, arithmetic, time", "recipe"),
     "frontier": Stage("wukong.studies.frontier", "gold and proxy reward over KL: did RL gain, or hack", "runs"),
-    "studio": Stage("wukong.web.studio", "serve the web application where people label"),
+    "studio": Stage("wukong.web.command", "serve the web application where people label"),
 }
 RUN_SUMMARY = "all steps of a recipe; a finished one is skipped, an interrupted one goes on"
 RUN_EXAMPLE = """wukong run recipes/kitchen.yaml

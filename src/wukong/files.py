@@ -363,7 +363,7 @@ def read_json(path: str | Path) -> Any:
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except json.JSONDecodeError as error:
-        raise DataError(f"not valid JSON: {error.msg}", file=path, line=error.lineno) from None
+        raise DataError("not valid JSON: {reason}", reason=error.msg, file=path, line=error.lineno) from None
     except UnicodeDecodeError:
         raise DataError("not UTF-8 text", file=path) from None
     except UnicodeEncodeError:

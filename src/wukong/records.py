@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticSerializationError
 
 from wukong import foreign_json
-from wukong.errors import DataError
+from wukong.errors import DataError, Text
 from wukong.files import atomic_open, numbered_lines
 
 Role = Literal["system", "user", "assistant"]
@@ -251,7 +251,7 @@ def iter_records(
             if left_out == skip_bad:
                 raise
             left_out += 1
-            (tell or say)(f"left out: {error}")
+            (tell or say)(Text("left out: {record}", record=error))
 
 
 def _validated(line: str, kind: type[R], path: str | Path, number: int) -> R:

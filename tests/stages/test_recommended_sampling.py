@@ -39,7 +39,7 @@ from wukong.stages.pretrain import run as pretrain
 from wukong.stages.sft import SFTOptions
 from wukong.stages.sft import run as sft
 from wukong.studies import compare, frontier
-from wukong.web.writing import Sampled
+from wukong.web.streams import SamplingBody
 
 QUESTION = "say 1"
 SHARP, GREEDY = SamplingParameters(0.5, 3, 0.9), SamplingParameters(0.0)
@@ -331,6 +331,6 @@ def test_the_server_draws_as_recommended_unless_the_request_says_otherwise(servi
 
 def test_the_studio_draws_as_recommended_and_records_it(service):
     sharp = service.model("sharp")
-    assert Sampled().drawing(sharp) == Drawing(32, 0.5, 3, 0.9)
-    assert Sampled(temperature=0.8).drawing(sharp) == Drawing(32, 0.8, 0, 1.0)
-    assert Sampled(top_k=0).drawing(sharp) == Drawing(32, 0.5, 0, 0.9)
+    assert SamplingBody().drawing(sharp) == Drawing(32, 0.5, 3, 0.9)
+    assert SamplingBody(temperature=0.8).drawing(sharp) == Drawing(32, 0.8, 0, 1.0)
+    assert SamplingBody(top_k=0).drawing(sharp) == Drawing(32, 0.5, 0, 0.9)

@@ -19,7 +19,8 @@ from wukong.feedback.store.tables import Assignment, ChatTurn, Label, ResponseRo
 from wukong.records import Comparison, Message, Response, Vote, prompt_id
 from wukong.web.access import Settings
 from wukong.web.app import create_app
-from wukong.web.arena import rated
+from wukong.web.routes.arena import rated
+from wukong.web.state import Settings
 
 XSS = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'`"
 TALK = "a" * 32
@@ -176,15 +177,15 @@ def test_a_conversation_that_outgrows_the_model_loses_its_oldest_turns_and_says_
 
 def test_a_model_that_was_trained_anew_is_loaded_anew(sign_in, run_dir, app, tmp_path):
     save_models(tmp_path, "sft")
-    app.state.models.run_dir = tmp_path
+    app.state.studio.models.run_dir = tmp_path
     ann = sign_in()
     _, before, _ = say(ann, "Eggs?", seed=1)
-    served = app.state.models.service.models["sft"]
+    served = app.state.studio.models.service.models["sft"]
     say(ann, "Eggs?", seed=1)
-    assert app.state.models.service.models["sft"] is served
+    assert app.state.studio.models.service.models["sft"] is served
     save_models(tmp_path, "other", "sft")
     _, after, _ = say(ann, "Eggs?", seed=1)
-    assert app.state.models.service.models["sft"] is not served
+    assert app.state.studio.models.service.models["sft"] is not served
     assert before != after
 
 
@@ -196,7 +197,7 @@ def test_an_answer_is_stopped_by_whoever_asked_and_what_was_said_stays(sign_in, 
     thread = threading.Thread(target=lambda: answers.append(say(ann, "Eggs?", **body)))
     thread.start()
     deadline = time.monotonic() + 60
-    while not any(one.texts[0] for one in app.state.writings._now.values()):
+    while not any(one.texts[0] for one in app.state.studio.streams._now.values()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert eve.post("/api/answers/to-be-stopped/stop").status_code == 404
@@ -328,7 +329,7 @@ def test_ratings_find_the_stronger_model():
 
 def test_a_battle_takes_two_models(store, tmp_path, sign_in, app):
     save_models(tmp_path, "sft")
-    app.state.models.run_dir = tmp_path
+    app.state.studio.models.run_dir = tmp_path
     ann = sign_in()
     assert "two models" in ann.get("/arena").text
     answer = ann.post("/api/arena/battles", json={"client_id": "b1234567", "prompt": "Eggs?"})

@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 from running_studio import RunningStudio
 
 import wukong
-from wukong.web.processes import is_running, process_of, stop
+from wukong.web.runs.processes import is_running, process_of, stop
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "test.yaml"
 STEP = "+(document.querySelector('#last-step')?.innerText ?? '').replace(/\\D/g, '')"

@@ -1,4 +1,7 @@
-"""The studio's two languages. English text stands where it is used, `t("Skip")`; `zh.json` has the Chinese for each."""
+"""The studio's two languages. English text is written where it is used, `t("Skip")`; `zh.json` has its Chinese.
+
+Errors and other lines with names and numbers in them are `wukong.errors.Text`: the template is looked up.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import Request
+
+from wukong.errors import Text, WukongError, printable
 
 HERE = Path(__file__).parent
 LANGUAGES = {"en": "English", "zh": "简体中文"}
@@ -21,33 +26,23 @@ def chinese() -> dict[str, str]:
     return {text: found for file in files for text, found in json.loads(file.read_text(encoding="utf-8")).items()}
 
 
-def translate(language: str, text: str, **values: Any) -> str:
-    """The text in a language, with `{name}` filled in. What has no translation stays English."""
-    found = chinese().get(text, text) if language == "zh" else text
-    return found.format(**values) if values else found
+def translate(language: str, text: str | WukongError, /, **values: Any) -> str:
+    """A text in a language, with `{name}` filled in. What has no translation stays English.
 
-
-def translate_made(language: str, text: str) -> str:
-    """An error, or another line that came from below the pages with names and numbers in it: the text with `{places}`
-    of which it was made is found by what stands between them. A line that no text makes, such as a data reader's about
-    a bad record, stays English."""
-    if language != "zh" or text in chinese():
-        return translate(language, text)
-    for pattern, found in _patterns():
-        if match := pattern.fullmatch(text):
-            return found.format(**{name: translate_made(language, part) for name, part in match.groupdict().items()})
-    return text
-
-
-@cache
-def _patterns() -> list[tuple[re.Pattern[str], str]]:
-    """A pattern for each Chinese text with places, those with most words first."""
-    texts = [text for text in chinese() if "{" in text]
-    texts.sort(key=lambda text: -len(re.sub(r"\{\w+\}", "", text)))
-    return [
-        (re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+?)", re.escape(text)), re.DOTALL), chinese()[text])
-        for text in texts
-    ]
+    A `Text` and an error bring their own values; those among them that are a `Text` or an error are translated too.
+    """
+    if isinstance(text, WukongError):
+        return printable(translate(language, text.text))
+    said = Text(text, **values)
+    found = chinese().get(said.template, said.template) if language == "zh" else said.template
+    if not said.values:
+        return found
+    return found.format(
+        **{
+            name: translate(language, value) if isinstance(value, Text | WukongError) else value
+            for name, value in said.values.items()
+        }
+    )
 
 
 def used_in(path: Path) -> set[str]:

@@ -1,31 +1,27 @@
-"""Answers while they are written for somebody: one of the chat, or two side by side in the arena."""
+"""Answers while they are generated for a person: one in the chat, two side by side in the arena."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from fastapi import APIRouter, Depends, Request
 from pydantic import Field
 
 from wukong.errors import WukongError
 from wukong.feedback.store.labels import ConflictError, NotFoundError
 from wukong.feedback.store.tables import Annotator
 from wukong.records import Messages, Response, Sampling, prompt_id
-from wukong.web.access import Person, csrf_header
-from wukong.web.inputs import Body, Name
-from wukong.web.models import Models
+from wukong.web.inputs import Body
 
 if TYPE_CHECKING:
     from wukong.serve.service import Answer, Drawing, Served
 
-router = APIRouter(prefix="/api", tags=["chat"])
 MOST_AT_ONCE = 3
-"""So many streams may be open for one person: three tabs."""
+"""Streams that one person may have open: one for each of three tabs."""
 
 
-class Sampled(Body):
+class SamplingBody(Body):
     """How an answer is drawn; as in `wukong chat`."""
 
     temperature: float | None = Field(default=None, ge=0, le=10)
@@ -46,7 +42,7 @@ class Sampled(Body):
         return Drawing(length, drawn.temperature, drawn.top_k, drawn.top_p, self.seed)
 
 
-class Writing:
+class AnswerStream:
     """Answers that are being written, as one stream.
 
     Attributes:
@@ -128,11 +124,11 @@ class Writing:
         )
 
 
-class Writings:
+class AnswerStreams:
     """All that is being written now, by the name that the page gave it."""
 
     def __init__(self) -> None:
-        self._now: dict[str, Writing] = {}
+        self._now: dict[str, AnswerStream] = {}
 
     def admit(self, name: str, person: Annotator) -> None:
         """Raises ConflictError for a name in use, or when too much is being written for this person."""
@@ -140,7 +136,7 @@ class Writings:
         if name in self._now or busy >= MOST_AT_ONCE:
             raise ConflictError("wait until your other answers are finished")
 
-    def begin(self, name: str, person: Annotator, answers: Sequence[Answer]) -> Writing:
+    def begin(self, name: str, person: Annotator, answers: Sequence[Answer]) -> AnswerStream:
         """Raises as `admit`: others may have come since it was asked."""
         try:
             self.admit(name, person)
@@ -148,34 +144,16 @@ class Writings:
             for one in answers:
                 one.cancel()
             raise
-        self._now[name] = Writing(person, answers)
+        self._now[name] = AnswerStream(person, answers)
         return self._now[name]
 
     def end(self, name: str) -> None:
-        if (writing := self._now.pop(name, None)) is not None:
-            writing.cancel()
+        if (stream := self._now.pop(name, None)) is not None:
+            stream.cancel()
 
-    def of(self, name: str, person: Annotator) -> Writing:
-        """Raises NotFoundError for another's, or none."""
-        writing = self._now.get(name)
-        if writing is None or writing.person.id != person.id:
+    def of(self, name: str, person: Annotator) -> AnswerStream:
+        """Raises NotFoundError for another person's stream, or an unknown name."""
+        stream = self._now.get(name)
+        if stream is None or stream.person.id != person.id:
             raise NotFoundError("no such answer of yours is being written")
-        return writing
-
-
-def _models(request: Request) -> Models:
-    return request.app.state.models
-
-
-def _writings(request: Request) -> Writings:
-    return request.app.state.writings
-
-
-TheModels = Annotated[Models, Depends(_models)]
-TheWritings = Annotated[Writings, Depends(_writings)]
-
-
-@router.post("/answers/{client_id}/stop", dependencies=[Depends(csrf_header)], status_code=204)
-async def stop(client_id: Name, person: Person, writings: TheWritings) -> None:
-    """Ends an answer that is being written; what was said stays."""
-    writings.of(client_id, person).stop()
+        return stream

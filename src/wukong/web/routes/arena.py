@@ -23,16 +23,19 @@ from wukong.feedback.store.database import Store
 from wukong.feedback.store.tables import Annotator, Assignment
 from wukong.records import as_messages
 from wukong.serve.events import EventStream, event
-from wukong.web.access import AStore, Person
-from wukong.web.api import CHANGE
+from wukong.web.access import CHANGE, Person
 from wukong.web.inputs import Body, Id, in_turn
-from wukong.web.pages import page as render_page
-from wukong.web.writing import Sampled, TheModels, TheWritings
+from wukong.web.language import language_of, translate
+from wukong.web.rendering import render_page
+from wukong.web.state import Studio
+from wukong.web.streams import SamplingBody
 
 if TYPE_CHECKING:
     from wukong.serve.service import Answer
 
-router = APIRouter()
+pages = APIRouter(include_in_schema=False)
+api = APIRouter(prefix="/api", tags=["arena"])
+ROUTERS = (pages, api)
 FEWEST = 10
 """Below so many battles a model's interval would look narrower than it is."""
 
@@ -43,46 +46,44 @@ class Challenge(Body):
     prompt: str = Field(min_length=1, max_length=chats.LONGEST_MESSAGE)
 
 
-@router.get("/arena", include_in_schema=False)
-def arena_page(request: Request, store: AStore, person: Person, models: TheModels) -> HTMLResponse:
-    project = chats.own_project_in(store, "Arena")
-    return render_page(request, "arena", person=person, models=list(models.sources()), project=project)
+@pages.get("/arena")
+def arena_page(request: Request, studio: Studio, person: Person) -> HTMLResponse:
+    project = chats.own_project_in(studio.store, "Arena")
+    return render_page(request, "arena", person=person, models=list(studio.models.sources()), project=project)
 
 
-@router.post("/api/arena/battles", tags=["arena"], dependencies=CHANGE, response_class=StreamingResponse)
-async def battle(
-    body: Challenge, store: AStore, person: Person, models: TheModels, writings: TheWritings
-) -> EventStream:
+@api.post("/arena/battles", dependencies=CHANGE, response_class=StreamingResponse)
+async def battle(request: Request, body: Challenge, studio: Studio, person: Person) -> EventStream:
     """Two models, drawn at random, answer a prompt; both answers are streamed as server-sent events.
 
-    Pieces carry the `place` (0 left, 1 right) and the `text`; nothing tells whose they are. The last event names the
-    `assignment` to be judged, or says that the answers are the `same`, which nobody can judge.
+    Pieces carry the `place` (0 left, 1 right) and the `text`, never the model. The last event names the `assignment` to
+    be judged, or says that the answers are the `same`, which cannot be judged.
     """
-    offered = list(models.sources())
+    offered = list(studio.models.sources())
     if len(offered) < 2:
         raise UsageError("a battle takes two models: start the studio with a run that has them, or with --models")
     if not body.prompt.strip():
-        raise UsageError(f"a message has 1 to {chats.LONGEST_MESSAGE} characters")
-    writings.admit(body.client_id, person)
-    await run_in_threadpool(_check_name, store, person, body.client_id)
+        raise UsageError("a message has 1 to {n} characters", n=chats.LONGEST_MESSAGE)
+    studio.streams.admit(body.client_id, person)
+    await run_in_threadpool(_check_name, studio.store, person, body.client_id)
     names = random.SystemRandom().sample(offered, 2)  # left, right
     messages = as_messages(body.prompt)
-    served = [await models.load(name) for name in names]
-    drawings = [Sampled().drawing(one) for one in served]
+    served = [await studio.models.load(name) for name in names]
+    drawings = [SamplingBody().drawing(one) for one in served]
     answers: list[Answer] = []
     try:
         for one, drawing in zip(served, drawings, strict=True):
             room = one.context - (drawing.max_new_tokens or 0)
-            answers.append(await models.service.chat(one.name, messages, drawing, max_prompt=room))
-    except WukongError:  # nobody reads the first one without the second
+            answers.append(await studio.models.service.chat(one.name, messages, drawing, max_prompt=room))
+    except WukongError:  # the first answer is useless without the second
         for answer in answers:
             answer.cancel()
         raise
-    writing = writings.begin(body.client_id, person, answers)
+    writing = studio.streams.begin(body.client_id, person, answers)
 
     def save() -> Assignment:
         order = sorted((0, 1), key=lambda place: names[place])  # index in the task -> place: a pair has one order
-        with store.write() as session:
+        with studio.store.write() as session:
             responses = [
                 chats.add_response(
                     session, writing.response(body.client_id, place, messages, drawings[place], "studio:arena")
@@ -107,9 +108,9 @@ async def battle(
                 pair = await in_turn(save)
                 yield event({"assignment": pair.id})
         except WukongError as error:
-            yield event({"error": str(error)})
+            yield event({"error": translate(language_of(request), error)})
 
-    return EventStream(events(), lambda: writings.end(body.client_id))
+    return EventStream(events(), lambda: studio.streams.end(body.client_id))
 
 
 def _check_name(store: Store, person: Annotator, name: str) -> None:
@@ -117,23 +118,22 @@ def _check_name(store: Store, person: Annotator, name: str) -> None:
         chats.check_pair(session, person, name, None, None)
 
 
-@router.get("/api/arena/battles/{assignment_id}", tags=["arena"])
-def names(assignment_id: Id, store: AStore, person: Person) -> list[str]:
+@api.get("/arena/battles/{assignment_id}")
+def names(assignment_id: Id, studio: Studio, person: Person) -> list[str]:
     """Which models a battle of this person was between, from left to right; only once it is judged."""
-    with store.read() as session:
+    with studio.store.read() as session:
         return chats.revealed(session, person, assignment_id)
 
 
-@router.get("/api/arena/ratings", tags=["arena"])
-def ratings(request: Request, store: AStore, person: Person) -> list[dict[str, Any]]:
+@api.get("/arena/ratings")
+def ratings(studio: Studio, person: Person) -> list[dict[str, Any]]:
     """Bradley-Terry ratings of the models that have fought, the best first (see `wukong.studies.win_rates`)."""
-    project = chats.own_project_in(store, "Arena")
-    with store.read() as session:
+    project = chats.own_project_in(studio.store, "Arena")
+    with studio.store.read() as session:
         found = chats.battles(session, project)
-    known: tuple[int, list[dict[str, Any]]] | None = request.app.state.ratings
-    if known is None or known[0] != len(found):
-        known = request.app.state.ratings = (len(found), rated(found))
-    return known[1]
+    if studio.ratings is None or studio.ratings[0] != len(found):
+        studio.ratings = (len(found), rated(found))
+    return studio.ratings[1]
 
 
 def rated(battles: Sequence[chats.Battle]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""`wukong studio`: the web application where people label, chat with models, and let them fight.
+"""`wukong studio`: the web application where people label, chat with models, and compare them in an arena.
 
 In:  a label store (made when absent), a run's models and, for admins, its responses.
 Out: judgments in the store; its pages export them for `wukong reward`.
@@ -6,14 +6,12 @@ Out: judgments in the store; its pages export them for `wukong reward`.
     wukong studio --run runs/kitchen
 
 Prints an address with an admin's invitation, and opens it. It listens on the loopback only, unless --host says
-otherwise; then the environment variable WUKONG_ADMIN_SECRET must hold a secret, without which nobody becomes an admin.
+otherwise; then the environment variable WUKONG_ADMIN_SECRET must hold a secret, which every new admin needs.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import socket
 import webbrowser
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,10 +19,9 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from wukong.console import say
-from wukong.errors import RunError, UsageError
+from wukong.errors import UsageError
 from wukong.options import Options
-
-SECRET = "WUKONG_ADMIN_SECRET"
+from wukong.serve.listen import address_of, is_loopback, listen
 
 
 class StudioOptions(Options):
@@ -41,7 +38,7 @@ class StudioOptions(Options):
     port: int = Field(7860, ge=0, le=65535)
     """The port; 0 takes a free one."""
     public_url: str | None = None
-    """The address people use, where a proxy stands before the studio, as in https://label.example.org."""
+    """The address people use, if the studio is behind a proxy, as in https://label.example.org."""
     open_browser: bool = True
     """Open the address in a browser."""
 
@@ -54,8 +51,8 @@ def run(options: StudioOptions) -> None:
         from wukong.feedback.store.database import Store
         from wukong.feedback.store.people import invite, needing_renewal
         from wukong.serve.connections import http_protocol
-        from wukong.web.access import LOCAL_NAMES, Settings
         from wukong.web.app import create_app
+        from wukong.web.state import LOCAL_NAMES, SECRET, Settings
     except ImportError as error:
         raise UsageError(f"the studio needs {error.name}: pip install 'wukong-rlhf[studio]'") from None
     if options.run is not None and not options.run.is_dir():
@@ -72,7 +69,7 @@ def run(options: StudioOptions) -> None:
         if public.scheme not in ("http", "https") or not public.hostname or public.path.strip("/"):
             raise UsageError("--public-url must be an address without a path, as in https://label.example.org")
         hosts = (*LOCAL_NAMES, public.hostname)
-    listener = _listen(options.host, options.port)
+    listener = listen(options.host, options.port)
     store = Store(options.db or (options.run or Path()) / "studio.db")
     settings = Settings(
         run_dir=options.run,
@@ -85,12 +82,11 @@ def run(options: StudioOptions) -> None:
     with store.write() as session:
         token = invite(session, "admin", note="printed at start", seconds=86400)
         old = needing_renewal(session)
-    shown = f"[{options.host}]" if ":" in options.host else options.host
-    own = f"http://{'127.0.0.1' if shown in ('0.0.0.0', '[::]') else shown}:{listener.getsockname()[1]}"
+    own = address_of(listener).replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//127.0.0.1:")
     address = f"{(options.public_url or own).rstrip('/')}/invite/{token}"
     say(f"studio: labels are kept in {store}")
     if old:
-        say(f"studio: {old} waiting invitations were made by an older version, and their links let nobody in any more;")
+        say(f"studio: {old} waiting invitations were made by an older version, and their links no longer work;")
         say("studio: the page of people has a button that makes a new link for each")
     if not local:
         say(f"studio: WARNING: {options.host} lets other machines in, and plain HTTP lets others listen; put a proxy")
@@ -106,7 +102,7 @@ def run(options: StudioOptions) -> None:
     try:
         uvicorn.Server(config).run(sockets=[listener])
     finally:
-        app.state.models.close()
+        app.state.studio.models.close()
         store.close()
 
 
@@ -115,31 +111,9 @@ def _more_models(options: StudioOptions) -> dict[str, str]:
     if not options.models:
         return {}
     from wukong.chat import named_sources
-    from wukong.web.admin import models
+    from wukong.web.models import models_in
 
     named = named_sources(options.models)
-    if taken := [path.name for path in models(options.run, "GPT2LMHeadModel") if path.name in named]:
+    if taken := [path.name for path in models_in(options.run, "GPT2LMHeadModel") if path.name in named]:
         raise UsageError(f"--models: the run has a model {taken[0]!r} already; write NAME=PATH")
     return named
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
-    try:
-        if os.name == "posix":  # so that a restart need not wait for the connections of the last one
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(128)
-    except (OSError, UnicodeError) as error:
-        listener.close()
-        reason = error.strerror if isinstance(error, OSError) else "not an address"
-        raise RunError(f"--host {host} --port {port}: cannot listen there ({reason}); choose another port") from None
-    return listener

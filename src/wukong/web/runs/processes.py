@@ -1,6 +1,6 @@
 """The process that works on a run, when the studio started it.
 
-It is the command that a person would type, `wukong run RECIPE --until STEP`, in a session of its own: it goes on when
+It is the command that a person would type, `wukong run RECIPE --until STEP`, in a separate session: it continues when
 the studio ends, and a studio that is started later knows it again. `process.json` in the run directory says which
 process it is and when that began, so that a number which the system gave to another process is never taken for ours;
 `run.log` has what it says, one start below the other. That no two work on one run is seen to by the lock that
@@ -10,7 +10,6 @@ process it is and when that began, so that a number which the system gave to ano
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -22,14 +21,13 @@ from pathlib import Path
 from wukong.errors import RunError, UsageError, WukongError
 from wukong.files import exclusive, is_locked, read_json, write_json
 from wukong.places import read_recipe
-from wukong.web.studio import SECRET
+from wukong.web.state import SECRET
 
 BUSY = "something is at work on this run already; wait for its end, or stop it"
-_AT = re.compile(r"^\[\d+/\d+\] (\w+) -> ", re.M)
 
 
 @dataclass(frozen=True)
-class Process:
+class RunProcess:
     """The last process that was started for a run."""
 
     pid: int
@@ -65,15 +63,15 @@ def born(pid: int) -> str | None:
     return " ".join(when.split()) if when and not state.startswith("Z") else None
 
 
-def process_of(run: Path) -> Process | None:
-    """The last process that a studio started here, alive or not; None for none, or where the file cannot be read."""
+def process_of(run: Path) -> RunProcess | None:
+    """The last process that a studio started here, alive or not; None if there was none, or the file cannot be read."""
     try:
-        return Process(**read_json(run / "process.json"))
+        return RunProcess(**read_json(run / "process.json"))
     except (WukongError, TypeError):
         return None
 
 
-def living(run: Path) -> Process | None:
+def living(run: Path) -> RunProcess | None:
     """The process that a studio started here, while it is alive."""
     process = process_of(run)
     return process if process is not None and process.alive else None
@@ -84,7 +82,7 @@ def is_running(run: Path) -> bool:
     return living(run) is not None or is_locked(run)
 
 
-def start(run: Path, step: str | None, by: str) -> Process:
+def start(run: Path, step: str | None, by: str) -> RunProcess:
     """Starts the run's recipe, up to a step or to its end.
 
     Raises:
@@ -93,9 +91,11 @@ def start(run: Path, step: str | None, by: str) -> Process:
     directory, run_dir = _where(run)
     command = [sys.executable, "-m", "wukong", "run", f"{run_dir}/recipe.yaml", "--run-dir", run_dir]
     command += ["--until", step] if step else []
-    environment = {name: value for name, value in os.environ.items() if name != SECRET}  # none of its business
+    environment = {name: value for name, value in os.environ.items() if name != SECRET}  # the run does not need it
     environment |= {"NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
-    with exclusive(run, BUSY):  # the new process takes this lock as soon as it can; until then its file stands for it
+    with exclusive(
+        run, BUSY
+    ):  # the new process takes this lock as soon as it can; until then process.json marks the run as busy
         if living(run) is not None:
             raise UsageError(BUSY)
         with (run / "run.log").open("ab") as log:
@@ -109,8 +109,8 @@ def start(run: Path, step: str | None, by: str) -> Process:
                     start_new_session=True,
                 )  # fmt: skip
             except OSError as error:
-                raise RunError(f"{run}: cannot start a process ({error.strerror})") from None
-        process = Process(child.pid, born(child.pid) or "", step, begin, by, time.time())
+                raise RunError("{run}: cannot start a process ({reason})", run=run, reason=error.strerror) from None
+        process = RunProcess(child.pid, born(child.pid) or "", step, begin, by, time.time())
         write_json(run / "process.json", asdict(process))
     threading.Thread(target=child.wait, name=f"wukong-{child.pid}", daemon=True).start()  # leaves no zombie
     return process
@@ -124,7 +124,7 @@ def _where(run: Path) -> tuple[Path, str]:
     """
     recipe = read_recipe(run)
     if not recipe["steps"]:
-        raise UsageError(f"{run.name}: has no recipe.yaml, so there is nothing to start")
+        raise UsageError("{run}: has no recipe.yaml, so there is nothing to start", run=run.name)
     place = run.absolute()
     directory = Path(os.path.normpath(place / recipe["called_from"])) if recipe["called_from"] else Path.cwd()
     if not directory.is_dir():
@@ -133,7 +133,7 @@ def _where(run: Path) -> tuple[Path, str]:
     return directory, str(place.relative_to(directory) if inside else place)
 
 
-def stop(run: Path) -> Process:
+def stop(run: Path) -> RunProcess:
     """Asks the process to stop: the first time with a checkpoint (SIGINT), then at once (SIGTERM).
 
     Raises:
@@ -158,16 +158,3 @@ def stop(run: Path) -> Process:
     elif process.alive:
         os.kill(process.pid, number)
     return process
-
-
-def outcome(run: Path, process: Process) -> tuple[str | None, str]:
-    """Of a process that has ended: (the step it was at, its last words)."""
-    try:
-        with (run / "run.log").open("rb") as log:
-            log.seek(process.log_from)
-            text = log.read(1 << 22).decode(errors="replace")
-    except OSError:
-        return None, ""
-    steps = _AT.findall(text)
-    lines = [line for line in text.splitlines() if line.strip()]
-    return steps[-1] if steps else None, lines[-1].removeprefix("wukong: error: ") if len(lines) > 1 else ""
