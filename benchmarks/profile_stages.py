@@ -19,7 +19,7 @@ from typing import Any
 from finished_run import recipe_steps
 from torch.profiler import ProfilerActivity, profile
 
-from wukong.recipe import STAGES
+from wukong.registry import STAGES
 
 PIECES: dict[str, dict[str, Any]] = {
     "pretrain": {"tokens": 40_000, "eval_tokens": 2048, "eval_every": 0, "sample_prompts": []},

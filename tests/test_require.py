@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 import wukong
-from wukong.cli import TOOLS, main
+from wukong.cli import main
 from wukong.errors import DataError, UsageError
 from wukong.files import fingerprint
 from wukong.options import StageOptions
-from wukong.recipe import STAGES
+from wukong.registry import STAGES, TOOLS
 from wukong.stages.label import LabelOptions
 from wukong.stages.label import run as label
 from wukong.stages.tokenize import TokenizeOptions

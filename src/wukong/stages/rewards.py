@@ -24,7 +24,8 @@ from pydantic import Field
 from wukong import require
 from wukong.console import say
 from wukong.errors import UsageError
-from wukong.feedback.annotators import Judge, Opinion, load_judge
+from wukong.feedback.annotators import load_judge
+from wukong.feedback.judge import Judge, Opinion
 from wukong.model.hub import load_reward
 from wukong.options import Options
 from wukong.processes import all_gather, local_part
