@@ -7,7 +7,7 @@ from pathlib import Path
 from wukong.errors import UsageError
 from wukong.options import nearest
 
-SHIPPED = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
+SHIPPED = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"), key=lambda path: path.stem)}
 """Name -> file."""
 
 
