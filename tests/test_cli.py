@@ -143,6 +143,8 @@ def test_help_is_written_in_any_width():
         (["pretrain", "--out", "x", "--data", "y", "--betas", "0.9"], "'--betas'. Expected 2 values"),
         (["tokenize", "--out", "x", "--data", "y", "--encoding", "utf-99"], "--encoding: unknown encoding 'utf-99'"),
         (["chat"], "MODELS is required; see wukong chat --help"),
+        (["plan"], "RECIPE is required; see wukong plan --help"),
+        (["init", "a.yaml", "b.yaml"], "unexpected argument b.yaml; see wukong init --help"),
         (["run"], "the recipe comes first: wukong run RECIPE [options]"),
         (["run", "--seed", "1"], "the recipe comes first: wukong run RECIPE [options]"),
         (["run", "nowhere.yaml"], "nowhere.yaml: no such file"),

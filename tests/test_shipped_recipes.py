@@ -91,7 +91,7 @@ def test_it_runs_as_it_was_written():
         (["my"], "a name such as my.yaml is expected"),
         (["a b.yaml"], "a name such as my.yaml is expected"),
         (["nowhere/my.yaml"], "nowhere/my.yaml: cannot be written"),
-        ([], "see wukong init --help"),
+        ([], "PATH is required; see wukong init --help"),
     ],
 )
 def test_nothing_is_overwritten_and_mistakes_are_one_line(capsys, arguments, message):

@@ -61,8 +61,8 @@ def _argument(kind: Any, text: str | None, default: str, positional: str = "") -
 
     if positional:
         about = tyro.conf.arg(help=text, help_behavior_hint=default, metavar=positional)
-        kind = Annotated[kind, tyro.conf.Positional, about]
-        return Required[kind]  # otherwise an absent one would come as the text "[]"
+        is_list, kind = get_origin(kind) is list, Annotated[kind, tyro.conf.Positional, about]
+        return Required[kind] if is_list else kind  # an absent list would come as the text "[]"
     return Annotated[kind, tyro.conf.arg(help=text, help_behavior_hint=default)]
 
 
@@ -174,8 +174,8 @@ def _stage(name: str, stage: Stage, arguments: Sequence[str]) -> None:
         hints["redo"] = _argument(bool, text, "(default: False)")
     given = _parse(command, hints, _description(options_class.__doc__ or "", stage.example), arguments)
     redo = given.pop("redo", False)
-    if stage.positional and not given[stage.positional]:
-        del given[stage.positional]
+    if not given.get(stage.positional):
+        given.pop(stage.positional, None)
     options = _build(options_class, given, command, stage.positional)
     if redo and isinstance(options, StageOptions):
         processes.run_on_first(lambda: _remove_result(name, stage, options))

@@ -27,5 +27,5 @@ def find_recipe(given: str | Path) -> Path:
             hint = nearest(path.name, SHIPPED) or f"; the recipes that come along are {', '.join(SHIPPED)}"
             raise UsageError(f"{path}: no such file, and no such recipe{hint}")
     if not path.exists() and path.suffix in (".yaml", ".yml") and path.stem in SHIPPED:
-        raise UsageError(f"{path}: no such file; the recipe of that name comes along: wukong run {path.stem}")
+        raise UsageError(f"{path}: no such file; the recipe is part of the package: wukong run {path.stem}")
     return path
