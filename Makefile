@@ -22,7 +22,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 .PHONY: run test test-interop lint format bench docs screenshots clean
 
 run: $(INSTALLED)
-	$(BIN)/wukong run recipes/kitchen.yaml $(ARGS)
+	$(BIN)/wukong run kitchen $(ARGS)
 
 test: $(INSTALLED)
 	$(PYTEST) -m "not slow and not interop" $(ARGS)

@@ -53,7 +53,7 @@ def shared() -> Callable[[str], Path]:
 
 @pytest.fixture
 def older_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run of recipes/test.yaml that an earlier version (commit d645612) made, but for its report. It is runs/test
+    """A run of the recipe test that an earlier version (commit d645612) made, but for its report. It is runs/test
     below the working directory, as it did then."""
     monkeypatch.chdir(tmp_path)
     with tarfile.open(Path(__file__).with_name("fixtures") / "run-of-d645612.tar.xz") as kept:

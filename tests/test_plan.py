@@ -26,7 +26,7 @@ from wukong.training.memory import (
     n_parameters,
 )
 
-KITCHEN = Path(__file__).resolve().parents[1] / "recipes" / "kitchen.yaml"
+KITCHEN = "kitchen"
 CONFIG = GPT2Config(vocab_size=300, **PRESETS["test"])
 ASSUMED = PlanOptions(recipe=KITCHEN, records=10, record_tokens=20, prompt_tokens=8)
 N = n_parameters(CONFIG)

@@ -5,7 +5,7 @@ import re
 import pytest
 from named_in_docs import ROOT, defined, options
 
-from wukong.recipe import STAGES
+from wukong.registry import STAGES
 
 PAGE = (ROOT / "docs" / "ppo-details.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| (\d+) \| (.*?) \| (.*) \| (.*?) \| (.*?) \|$", PAGE.replace(r"\|", "¦"), re.MULTILINE)

@@ -1,6 +1,6 @@
 """Runs a recipe for several seeds and writes what it reached as a table, with machine and versions.
 
-    python benchmarks/learning/pipeline.py recipes/kitchen.yaml --seeds 0 1 2 --out docs/results/kitchen.md
+    python benchmarks/learning/pipeline.py kitchen --seeds 0 1 2 --out docs/results/kitchen.md
 
 Run directories lie in runs/<recipe>-seed<N>; a finished one is only read, an interrupted one goes on.
 """
@@ -79,7 +79,7 @@ def table(seeds: list[int], rows: list[dict[str, float]]) -> str:
 
 def main() -> None:
     parser = new_parser(__doc__)
-    parser.add_argument("recipe", type=Path, nargs="?", default=Path("recipes/kitchen.yaml"))
+    parser.add_argument("recipe", type=Path, nargs="?", default=Path("kitchen"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, help="write the table there too")
     arguments = parser.parse_args()

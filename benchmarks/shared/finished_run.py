@@ -16,7 +16,7 @@ def recipe_steps(run: Path) -> dict[str, dict[str, Any]]:
 
 def run_stage(stage: str, options: dict[str, Any]) -> float:
     """Runs a stage unless it is done; returns the seconds that it took, then or now."""
-    from wukong.recipe import STAGES
+    from wukong.registry import STAGES
 
     options_class, run = STAGES[stage].load()
     run(options_class.model_validate(options))

@@ -24,7 +24,7 @@ from shared.command_line import new_parser, run_argument
 from shared.finished_run import recipe_steps
 from shared.table import markdown_table
 
-from wukong.recipe import STAGES
+from wukong.registry import STAGES
 
 PIECES: dict[str, dict[str, Any]] = {
     "pretrain": {"tokens": 40_000, "eval_tokens": 2048, "eval_every": 0, "sample_prompts": []},

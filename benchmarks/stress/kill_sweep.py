@@ -9,8 +9,8 @@ part of the time that the stage took alone SIGKILL goes to the whole process gro
 back and begins anew. Then the same command runs to its end.
 
 Every file is compared. What holds times by design is compared without them: `seconds` and `finished` in provenance,
-rates and durations in metrics.jsonl. report.html, which prints times, only has to be there. Nothing else may be left:
-no temporary file, lock or checkpoint.
+rates and durations in metrics.jsonl. report.html, which prints times, and events.jsonl, a log of what happened and no
+result, only have to be there. Nothing else may be left: no temporary file, lock or checkpoint.
 
 Exit code 0: all equal. 102 kills took half an hour on two cores that were busy otherwise.
 """
@@ -36,6 +36,7 @@ from shared.command_line import new_parser
 
 import wukong
 from wukong.errors import WukongError
+from wukong.places import EVENTS
 from wukong.recipe import load_recipe
 
 RECIPE = Path(__file__).with_suffix(".yaml")
@@ -135,7 +136,7 @@ class Sweep:
         names = [{str(f.relative_to(run)) for f in run.rglob("*") if f.is_file()} for run in runs]
         found = sorted(names[0] ^ names[1])
         for name in sorted(names[0] & names[1]):
-            if Path(name).suffix != ".html" and _content(runs[0] / name) != _content(runs[1] / name):
+            if name not in ("report.html", EVENTS) and _content(runs[0] / name) != _content(runs[1] / name):
                 found.append(name)
         hidden = (f.relative_to(runs[1]) for f in runs[1].rglob(".*"))
         return [*found, *(f"{name} (left over)" for name in hidden)]

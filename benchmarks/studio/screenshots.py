@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from shared.chromium import chromium, find_chromium, shrink
-from shared.command_line import ROOT, new_parser
+from shared.command_line import new_parser
 
 import wukong
 from wukong.feedback.store import chats
@@ -34,7 +34,6 @@ from wukong.feedback.store.tasks import TaskDraft, add_guidelines, add_response,
 from wukong.records import Message, Response, Sampling, prompt_id
 from wukong.studies import compare, reward_report
 
-RECIPE = ROOT / "recipes" / "test.yaml"
 DISHES = ("pizza", "fried rice", "an omelette", "pancakes", "lentil soup", "dumplings")
 ANSWERS = (
     "Of course! For 4: 500 g flour, 325 ml water, 7 g yeast, 10 g salt. 1. Mix and knead for 10 minutes. 2. Let it "
@@ -105,7 +104,7 @@ def fill(store: Store) -> tuple[dict[str, int], str]:
 
 def run_to_show() -> Path:
     """The test recipe's run in runs/test, with a report on its reward model and a comparison."""
-    run = wukong.run(RECIPE, "runs/test", {"pretrain.log_every": 1, "sft.log_every": 1})
+    run = wukong.run("test", "runs/test", {"pretrain.log_every": 1, "sft.log_every": 1})
     report = {"reward_model": str(run / "reward"), "samples": [f"sft={run / 'responses.jsonl'}"], "fractions": [0.5]}
     reward_report.run(reward_report.RewardReportOptions.model_validate({**report, "out": run / "reward-report"}))
     models = [f"{name}={run / 'evaluation' / 'answers.jsonl'}" for name in ("base", "sft", "policy")]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
 from wukong.console import say
 
@@ -88,3 +89,22 @@ WITHOUT_EFFECT = {
 
 POLICY_STAGES = ("ppo", "reinforce", "rloo", "grpo", "bestofn", "dpo", "kto")
 """The stages that make a policy out of the SFT model, each by an algorithm of its own."""
+
+
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """A hint that names what was probably meant, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
+
+
+def complaint(error: ValidationError, options: type[Options]) -> tuple[str, str]:
+    """(the option, what is wrong with it) of the first problem; the option is "" where several are at odds."""
+    first = error.errors(include_url=False)[0]
+    option = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] == "missing":
+        return option, "is required"
+    if first["type"] == "extra_forbidden":
+        return option, "unknown option" + nearest(option, options.model_fields)
+    problem = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    given = repr(first["input"])
+    return option, f"{problem}, not {given}" if option and problem.startswith("should") and len(given) < 80 else problem

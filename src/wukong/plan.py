@@ -1,6 +1,6 @@
 """`wukong plan`: what the training steps of a recipe cost, before anything runs.
 
-    wukong plan recipes/kitchen.yaml
+    wukong plan kitchen
 
 Parameters, memory and arithmetic follow from the options by the formulas of `wukong.training.memory`; the time from
 the arithmetic and a short measurement of this machine's matrix products. How much text a step reads is counted where
@@ -17,12 +17,13 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
+from wukong.console import duration
 from wukong.data.comparisons import load_comparisons
 from wukong.data.instructions import load_instructions
 from wukong.errors import UsageError, WukongError
 from wukong.model.gpt2 import PRESETS, GPT2Config
 from wukong.options import Options
-from wukong.recipe import Step, duration, load_recipe, resolve
+from wukong.recipe import Step, load_recipe, resolve
 from wukong.records import Comparison, Conversation, Ranking, Vote
 from wukong.stages import pretrain, reward, sft
 from wukong.stages.direct import train as direct
@@ -59,7 +60,7 @@ class PlanOptions(Options):
     """What the training steps of a recipe cost: parameters, memory, arithmetic, and the time to expect here."""
 
     recipe: Path
-    """The recipe, a YAML file."""
+    """The recipe: a YAML file, or the name of one that comes along (`wukong recipes`)."""
     run_dir: Path | None = None
     """The run directory, as of `wukong run`; what is there already is looked at."""
     records: int = Field(1000, ge=1)

@@ -15,7 +15,7 @@ import pytest
 from serving import served, until, value
 
 from wukong.errors import UsageError
-from wukong.serve.app import Access, is_loopback
+from wukong.serve.app import Access
 from wukong.serve.command import ServeOptions, checked_key, run
 from wukong.serve.listen import address_of, is_loopback, listen
 from wukong.serve.service import Answer, BusyError, Drawing, UnknownModelError

@@ -12,6 +12,7 @@ from wukong.errors import DataError, UsageError
 from wukong.feedback.reward_models import require_better_than_chance
 from wukong.provenance import read_record
 from wukong.records import Comparison, Response, as_messages, prompt_id, write_records
+from wukong.registry import TOOLS
 from wukong.studies import reward_report
 from wukong.studies.reward_report import RewardReportOptions
 
@@ -168,7 +169,7 @@ def test_a_bad_answer_among_the_samples_is_refused_or_left_out_and_listed(models
 
 
 def test_the_reward_model_is_named_first_and_no_fractions_are_possible(capsys):
-    options, _ = cli.TOOLS["reward-report"].load()
+    options, _ = TOOLS["reward-report"].load()
     hints = cli._hints(options, positional="reward_model")
     given = cli._parse("wukong reward-report", hints, "", ["runs/r", "--fractions", "--out", "x"])
     assert (given["reward_model"], given["fractions"]) == ("runs/r", [])

@@ -17,7 +17,6 @@ from wukong.feedback.store.database import Store
 from wukong.feedback.store.people import add_annotator
 from wukong.feedback.store.tables import Assignment, ChatTurn, Label, ResponseRow, Task, VoteRow
 from wukong.records import Comparison, Message, Response, Vote, prompt_id
-from wukong.web.access import Settings
 from wukong.web.app import create_app
 from wukong.web.routes.arena import rated
 from wukong.web.state import Settings

@@ -9,7 +9,7 @@ from pathlib import Path
 from wukong.console import say
 from wukong.data.answers import last_turn, shared_prompt
 from wukong.errors import UsageError
-from wukong.feedback.annotators import Judge, Opinion
+from wukong.feedback.judge import Judge, Opinion
 from wukong.files import read_json
 from wukong.model.hub import load_reward
 from wukong.records import Message, prompt_id

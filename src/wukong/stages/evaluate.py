@@ -35,7 +35,8 @@ from wukong.data.prompts import PROMPTS, PromptOptions, load_prompts
 from wukong.data.shards import TokenShards
 from wukong.data.split import split_by_prompt
 from wukong.errors import DataError, UsageError
-from wukong.feedback.annotators import Judge, Opinion, load_judge
+from wukong.feedback.annotators import load_judge
+from wukong.feedback.judge import Judge, Opinion
 from wukong.feedback.replies import forget_replies, replies_path
 from wukong.feedback.reward_models import is_model, reward_judge
 from wukong.files import atomic_open, write_json

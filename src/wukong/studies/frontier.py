@@ -29,7 +29,8 @@ from wukong.console import console, say
 from wukong.data.overlap import overlap
 from wukong.data.split import halves
 from wukong.errors import UsageError
-from wukong.feedback.annotators import Judge, load_judge
+from wukong.feedback.annotators import load_judge
+from wukong.feedback.judge import Judge
 from wukong.feedback.replies import forget_replies, replies_path
 from wukong.feedback.reward_models import is_model, reward_judge
 from wukong.files import atomic_open, read_json, write_json

@@ -391,7 +391,8 @@ class Session:
         processes.barrier()  # for the first one, which writes it
         if self.state.get("best_step", self.total_steps) != self.total_steps:
             if not path.exists():
-                raise RunError(f"{path}: the best weights are gone; make the stage anew with --redo")
+                problem = "{path}: the best weights are gone; make the stage anew with {redo}"
+                raise RunError(problem, path=path, redo="--redo")
             tensors = load_file(path)
             with torch.no_grad():
                 for name, module in self.modules.items():
