@@ -294,7 +294,7 @@ def test_unusable_demonstrations(refused, models, data, name, words):
         ("llama", ["model_type is 'llama', only GPT-2 can be loaded"]),
         ("mismatch", ["tokenizer does not match the model"]),
         ("reward", ["holds a reward model, a language model is needed"]),
-        ("text.txt", ["text.txt: is a file, a directory was expected"]),
+        ("text.txt", ["text.txt: is a file, expected a directory"]),
     ],
 )
 @pytest.mark.parametrize("stage", ["sft", "sample", "chat"])

@@ -335,7 +335,7 @@ def test_a_damaged_gzip_file_is_named_with_its_line(tmp_path):
 def test_a_missing_file_and_a_directory_are_told_apart(tmp_path):
     with pytest.raises(UsageError, match="nothing: no such file"):
         list(numbered_lines(tmp_path / "nothing"))
-    with pytest.raises(UsageError, match="is a directory, a file was expected"):
+    with pytest.raises(UsageError, match="is a directory, expected a file"):
         whole_text(tmp_path)
 
 

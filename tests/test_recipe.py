@@ -126,9 +126,9 @@ def test_overrides_replace_values_and_are_checked_like_them(recipe):
     [
         ("  kitchen: {out: a, megabites: 1}\n", 4, "step kitchen: megabites: unknown option; did you mean megabytes?"),
         ("  kitchen:\n    out: a\n    megabytes: huge\n", 6, "step kitchen: megabytes: should be a valid number"),
-        ("  kitchen: {out: a, megabytes: yes}\n", 4, "step kitchen: megabytes: is True, a number was expected"),
-        ("  kitchen: {out: a, seed: on}\n", 4, "step kitchen: seed: is True, a number was expected"),
-        ("  tokenize: {columns: {text: [1]}}\n", 4, "step tokenize: columns: text: the name of a column is expected"),
+        ("  kitchen: {out: a, megabytes: yes}\n", 4, "step kitchen: megabytes: is True, expected a number"),
+        ("  kitchen: {out: a, seed: on}\n", 4, "step kitchen: seed: is True, expected a number"),
+        ("  tokenize: {columns: {text: [1]}}\n", 4, "step tokenize: columns: text: expected the name of a column"),
         ("  kitchen: {megabytes: 1}\n", 4, "step kitchen: out: is required"),
         ("  kitchen:\n", 4, "step kitchen: out: is required"),
         (DATA_STEP + "  kitchen_2: {out: '{run}/data'}\n", 5, "is the result of step kitchen already"),

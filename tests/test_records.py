@@ -179,7 +179,7 @@ def test_a_prompt_file_with_a_wrong_role_is_named_with_line_and_field(tmp_path):
 
 def test_a_file_without_a_record_is_an_error(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n\n")
-    with pytest.raises(DataError, match=r"a\.jsonl: the file holds no record"):
+    with pytest.raises(DataError, match=r"a\.jsonl: the file contains no records"):
         read_records(tmp_path / "a.jsonl", Prompt)
 
 

@@ -62,7 +62,7 @@ def started(first, tmp_path, monkeypatch):
             "step ppo: no_module_of_this_name:score: cannot be lo",
         ),
         (CHAIN + PPO % "rewards: ['math:no_function']", "step ppo: math:no_function: cannot be loaded"),
-        (CHAIN + PPO % "rewards: ['math:pi']", "step ppo: math:pi: is float, a function was expected"),
+        (CHAIN + PPO % "rewards: ['math:pi']", "step ppo: math:pi: is float, expected a function"),
         (CHAIN + PPO % "rewards: ['broken:score']", "importing broken raised OSError: no such device"),
         (CHAIN + PPO % "rewards: ['x*lexicon']", "write WEIGHT"),
         (CHAIN + PPO % "rewards: []", "step ppo: there is no reward"),

@@ -380,12 +380,12 @@ def _regular_bytes(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with os.fdopen(descriptor, "rb") as handle:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise UsageError(f"{path}: a file was expected, not a pipe or a device")
+                raise UsageError(f"{path}: expected a file, not a pipe or a device")
             return handle.read()
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except IsADirectoryError:
-        raise UsageError(f"{path}: is a directory, a file was expected") from None
+        raise UsageError(f"{path}: is a directory, expected a file") from None
     except (OSError, ValueError) as error:  # no permission, a name that is too long or holds a NUL
         raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
@@ -479,7 +479,7 @@ def open_bytes(path: str | Path) -> IO[bytes]:
     try:
         if not path.is_file():
             found = "is a directory" if path.is_dir() else "is a pipe or a device" if path.exists() else None
-            raise UsageError(f"{path}: {f'{found}, a file was expected' if found else 'no such file'}")
+            raise UsageError(f"{path}: {f'{found}, expected a file' if found else 'no such file'}")
         with path.open("rb") as handle:
             packed = compression(path, handle.read(10))
         if packed == "zst":

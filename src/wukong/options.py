@@ -24,7 +24,7 @@ class Options(BaseModel):
         """YAML reads `yes` and `on` as true, which would count as 1."""
         kind = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and bool not in (kind, *get_args(kind)) and {int, float} & {kind, *get_args(kind)}:
-            raise ValueError(f"is {value}, a number was expected")
+            raise ValueError(f"is {value}, expected a number")
         return value
 
     @field_validator("*")

@@ -398,7 +398,7 @@ def local_directory(source: str | Path, files: Sequence[str]) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise UsageError(f"{name}: is a file, a directory was expected")
+        raise UsageError(f"{name}: is a file, expected a directory")
     local = isinstance(source, Path) or (path.parent != Path() and path.parent.is_dir())  # a typing error, not an id
     if local or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
         raise UsageError(f"{name}: no such directory")

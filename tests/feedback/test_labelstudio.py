@@ -237,19 +237,19 @@ COUNTED = {
     "annotation of type ['a'], which compares nothing": [{"result": [{"type": ["a"]}]}],
 }  # fmt: skip
 BAD = [
-    (ANSWERS, "left", "field 'annotations[1]': is text, an object was expected"),
-    (ANSWERS, None, "field 'annotations[1]': is null, an object was expected"),
-    (ANSWERS, {"result": "left"}, "field 'annotations[1].result': is text, a list was expected"),
-    (ANSWERS, {"result": ["left"]}, "field 'annotations[1].result[0]': is text, an object was expected"),
-    (ANSWERS, chosen("up"), "field 'annotations[1].result[0].value.selected': is 'up', left or right was expected"),
-    (ANSWERS, chosen({"x": 1}), "left or right was expected"),
+    (ANSWERS, "left", "field 'annotations[1]': is text, expected an object"),
+    (ANSWERS, None, "field 'annotations[1]': is null, expected an object"),
+    (ANSWERS, {"result": "left"}, "field 'annotations[1].result': is text, expected a list"),
+    (ANSWERS, {"result": ["left"]}, "field 'annotations[1].result[0]': is text, expected an object"),
+    (ANSWERS, chosen("up"), "field 'annotations[1].result[0].value.selected': is 'up', expected left or right"),
+    (ANSWERS, chosen({"x": 1}), "expected left or right"),
     (ANSWERS, {"result": chosen("left")["result"] + chosen("right")["result"]}, "holds two different answers to"),
     (ITEMS, ordered({"rank": ["a", "z"]}), "names the item 'z', which is not in data.items"),
     (ITEMS, ordered({"rank": ["a", "b", "a"]}), "names the item 'a' twice"),
     (ITEMS, ordered({"good": ["a"], "bad": ["a", "b"]}), "names the item 'a' twice"),
     (ITEMS, ordered({"rank": [{"id": "a"}, "b"]}), "which is not in data.items"),
     (ITEMS, ordered({"mine": ["a"], "yours": ["b"]}), "the buckets mine, yours have no known order"),
-    (ITEMS, ordered("a"), "holds neither an ordered list of ids nor buckets of ids"),
+    (ITEMS, ordered("a"), "is neither an ordered list of ids nor buckets of ids"),
 ]
 
 
@@ -349,7 +349,7 @@ def test_two_questions_are_kept_apart(two_aspects, question, expected, tmp_path,
     read = load_comparisons(two_aspects, DataOptions(question=question))
     assert [r.chosen for r in read.records] == expected
     other = {"helpful": "harmless", "harmless": "helpful"}[question]
-    assert read.summary.sources[0].notes == {f"answer to {other}, another question than {question}": 2}
+    assert read.summary.sources[0].notes == {f"answer to {other}, not to {question}": 2}
     go("import", data=[two_aspects], out=tmp_path / "c.jsonl", question=question)
     assert [r.chosen for r in read_records(tmp_path / "c.jsonl", Comparison)] == expected
     assert f"import: 2 judgments to {question} in" in " ".join(capsys.readouterr().err.split())

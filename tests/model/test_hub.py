@@ -575,5 +575,5 @@ def test_tokenizer_with_more_tokens_than_the_model_is_refused(policy_dir, tokeni
 
 
 def test_a_file_is_not_a_directory(policy_dir):
-    with pytest.raises(UsageError, match="is a file, a directory was expected"):
+    with pytest.raises(UsageError, match="is a file, expected a directory"):
         load_policy(policy_dir / "config.json")

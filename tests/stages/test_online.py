@@ -381,11 +381,11 @@ nothing = after_two(lambda texts: None)
     ("function", "words"),
     [
         ("raises", "raised ZeroDivisionError: by zero"),
-        ("not_a_number", "returned nan, a finite number was expected"),
-        ("infinite", "returned inf, a finite number was expected"),
+        ("not_a_number", "returned nan, expected a finite number"),
+        ("infinite", "returned inf, expected a finite number"),
         ("wrong_count", "returned 1 numbers for 16 responses"),
-        ("wrong_type", "returned 'good', a finite number was expected"),
-        ("nothing", "returned NoneType, a list of numbers was expected"),
+        ("wrong_type", "returned 'good', expected a finite number"),
+        ("nothing", "returned NoneType, expected a list of numbers"),
     ],
 )
 def test_a_reward_that_fails_stops_the_run_with_one_line_and_the_last_state_kept(whole, function, words) -> None:

@@ -81,7 +81,7 @@ def test_the_curve_that_turns_down_is_found_and_said(given, course, capsys):
     page = (options.out / "frontier.html").read_text()
     assert mine["words"].split(":")[0] in page
     assert "unseen" not in page
-    assert "Overlap with training: whether training used any of the 24 prompts could not be checked" in page
+    assert "Overlap with training: could not check whether any of the 24 prompts were used in training" in page
     assert "best-of-n" in page
 
 

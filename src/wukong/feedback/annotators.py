@@ -90,7 +90,7 @@ def _imported(name: str) -> ScoreFunction:
     except Exception as error:  # whatever the person's module does on import
         raise UsageError(f"{name}: importing {module_name} raised {type(error).__name__}: {error}") from error
     if not callable(function):
-        raise UsageError(f"{name}: is {type(function).__name__}, a function was expected")
+        raise UsageError(f"{name}: is {type(function).__name__}, expected a function")
     return function
 
 
@@ -105,12 +105,12 @@ def _function(name: str) -> Judge:
         except Exception as error:
             raise RunError(f"{name} raised {type(error).__name__}: {error}") from error
         if scores is None:
-            raise RunError(f"{name} returned {type(returned).__name__}, a list of numbers was expected")
+            raise RunError(f"{name} returned {type(returned).__name__}, expected a list of numbers")
         if len(scores) != len(texts):
             raise RunError(f"{name} returned {len(scores)} numbers for {len(texts)} responses")
         for score in scores:
             if isinstance(score, bool) or not isinstance(score, Real) or not math.isfinite(score):
-                raise RunError(f"{name} returned {score!r}, a finite number was expected")
+                raise RunError(f"{name} returned {score!r}, expected a finite number")
         return [Opinion(float(score), {}, []) for score in scores]
 
     return judge

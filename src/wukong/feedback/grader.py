@@ -48,7 +48,7 @@ def load_grader(name: str, kept: Path | None = None) -> Judge:
             reply = endpoint.reply(request)
             if _grade(reply.text) is not None:
                 return reply
-        raise RunError(f"{name} answered {endpoint.remote.quoted(reply.text)!r}, a number from 1 to 10 was expected")
+        raise RunError(f"{name} answered {endpoint.remote.quoted(reply.text)!r}, expected a number from 1 to 10")
 
     def judge(prompts: Sequence[Sequence[Message]], texts: Sequence[str]) -> list[Opinion]:
         requests = [

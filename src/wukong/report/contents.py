@@ -244,7 +244,7 @@ def read_run(root: Path) -> RunContents:
 def read_steps(root: Path) -> RunContents:
     """The steps alone, without the evaluations; there may be none yet. Errors as `read_run`."""
     if not root.is_dir():
-        raise UsageError(f"{root}: {'a run directory was expected' if root.exists() else 'no such directory'}")
+        raise UsageError(f"{root}: {'expected a run directory' if root.exists() else 'no such directory'}")
     recipe = read_recipe(root)
     places = {_place(options.get("out"), root): name for name, options in recipe["steps"].items()}
     steps = [_named(step, root, places) for step in _steps(root)]

@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 from wukong.console import say
 from wukong.data.comparisons import COMPARISONS, is_task, labelstudio, load_comparisons, own_record
 from wukong.data.sources import DataOptions, Row, open_rows, source_list
-from wukong.data.summary import Dropped, refuse_several
+from wukong.data.summary import Dropped, require_one_question
 from wukong.errors import DataError, UsageError
 from wukong.records import Messages, Preference, Ranking, Response, Vote
 from wukong.seeds import permutation
@@ -333,7 +333,7 @@ def read_exports(
         except DataError as error:
             found = [error]
         asked[row.file] |= row.asked
-        refuse_several(row, asked[row.file])
+        require_one_question(row, asked[row.file])
         for one in found:
             if isinstance(one, DataError):
                 bad.take(one)
