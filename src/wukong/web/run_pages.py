@@ -21,7 +21,14 @@ from starlette.datastructures import FormData
 
 from wukong.errors import WukongError
 from wukong.feedback.store.labels import NotFoundError
-from wukong.report.contents import Answered, Step, read_answered, read_comparison, read_run, read_steps
+from wukong.report.contents import (
+    AnsweredPrompt,
+    StepResult,
+    read_answered_prompts,
+    read_comparison,
+    read_run,
+    read_steps,
+)
 from wukong.report.page import STAGE_NAMES, duration, interval, number, percent
 from wukong.serve.events import EventStream, event
 from wukong.web.access import Admin, AStore, Form, maybe_person, settings_of
@@ -113,7 +120,7 @@ def one_result(
     if place not in _results(root):
         raise NotFoundError("there is no such result")
     directory = root / place
-    answered = read_answered(directory / "answers.jsonl")
+    answered = read_answered_prompts(directory / "answers.jsonl")
     sources = sorted({one.source for one in answered if one.source})
     found = [one for one in answered if (not source or one.source == source) and _contains(one, q)]
     shown = paging(page, len(found), ANSWERS)
@@ -139,7 +146,7 @@ def one_result(
     )
 
 
-def _contains(one: Answered, text: str) -> bool:
+def _contains(one: AnsweredPrompt, text: str) -> bool:
     return not text or any(text.casefold() in message.content.casefold() for message in one.messages)
 
 
@@ -154,7 +161,7 @@ def _results(run: Path) -> dict[str, str]:
     return found
 
 
-def _steps(run: Path) -> list[Step]:
+def _steps(run: Path) -> list[StepResult]:
     try:
         return read_steps(run).steps
     except WukongError:  # the page says so above

@@ -16,7 +16,7 @@ from typing import Any
 
 from wukong.errors import DataError, WukongError
 from wukong.feedback.store.labels import NotFoundError
-from wukong.report.contents import RunContents, Step, read_steps
+from wukong.report.contents import RunContents, StepResult, read_steps
 from wukong.report.figures import points_of, thinned
 from wukong.report.page import chart_plan
 from wukong.training.metric_definitions import definition
@@ -144,7 +144,7 @@ def _failure(run: Path, process: Process, at: str | None) -> str:
     return words or "the process ended without a word"
 
 
-def step_or_404(run: Path, name: str) -> Step:
+def step_or_404(run: Path, name: str) -> StepResult:
     """A step by its name; one that the recipe plans may have nothing yet.
 
     Raises NotFoundError for a name that is none, DataError for a damaged record.
@@ -154,7 +154,7 @@ def step_or_404(run: Path, name: str) -> Step:
         if step.name == name:
             return step
     if name in contents.planned:
-        return Step(name, name.partition("_")[0], contents.planned[name], False, {"results": {}, "options": {}})
+        return StepResult(name, name.partition("_")[0], contents.planned[name], False, {"results": {}, "options": {}})
     raise NotFoundError("there is no such step")
 
 
@@ -212,7 +212,7 @@ def json_lines(data: bytes, path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def curves(step: Step) -> dict[str, Any]:
+def curves(step: StepResult) -> dict[str, Any]:
     """Every metric the step logged, as charts in the order of their definitions.
 
     Returns:
@@ -238,7 +238,7 @@ def _metric(stage: str, name: str) -> dict[str, Any]:
     return {"name": name, "unit": unit, "definition": text, "watch": watch}
 
 
-def samples(step: Step, per_prompt: int = 6) -> list[dict[str, Any]]:
+def samples(step: StepResult, per_prompt: int = 6) -> list[dict[str, Any]]:
     """What the model wrote while it learnt: for each prompt (`prompt`, `lines`), evenly spread over the run with the
     first and the last; where each prompt came once only, as in PPO, all of them together (`prompt` is None)."""
     lines = step.samples
@@ -263,7 +263,7 @@ class Watch:
         place: where an earlier watch (its `place`), or the page's own reading, stopped.
     """
 
-    def __init__(self, run: Path, step: Step | None, place: str = "") -> None:
+    def __init__(self, run: Path, step: StepResult | None, place: str = "") -> None:
         metrics, _, log = place.partition(".")
         self.run = run
         self.metrics = Tail(step.out / "metrics.jsonl", metrics) if step else None
