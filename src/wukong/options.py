@@ -1,4 +1,4 @@
-"""What the options of all stages share. Each stage has one options class; the command line is made from it."""
+"""Base classes of all stages' options. Each stage has one options class, from which its command line is generated."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 LARGEST = 1 << 53
-"""No count, size or seed is larger: beyond it, numbers in JSON and floats lose units."""
+"""Upper limit of counts, sizes and seeds: beyond it, JSON numbers and floats lose integer precision."""
 
 
 class Options(BaseModel):
-    """Unknown names are refused, and so are nan, inf and text that no file can hold; the docstring under a field is its
-    help text."""
+    """Refuses unknown names, nan, inf and text that cannot be stored in a file; the docstring under a field is its help
+    text."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
     def _is_no_yes(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads `yes` and `on` as true, which would count as 1."""
+        """Refuses booleans for numbers: YAML reads `yes` and `on` as true, which would become 1."""
         kind = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and bool not in (kind, *get_args(kind)) and {int, float} & {kind, *get_args(kind)}:
             raise ValueError(f"is {value}, expected a number")
@@ -33,9 +33,9 @@ class Options(BaseModel):
         for part in _parts(value):
             text = str(part) if isinstance(part, str | Path) else ""
             if "\0" in text:
-                raise ValueError("holds a NUL character")
+                raise ValueError("contains a NUL character")
             if any("\ud800" <= character <= "\udfff" for character in text):
-                raise ValueError("holds bytes that are not UTF-8, or half a character")
+                raise ValueError("contains invalid UTF-8, or half a character")
             if isinstance(part, Path) and any(character < " " or character == "\x7f" for character in text):
                 raise ValueError("is a path with a line break or another control character")
             if isinstance(part, Path) and any(len(name.encode()) > 255 for name in part.parts):
@@ -46,7 +46,7 @@ class Options(BaseModel):
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """The texts, paths and numbers in an option (a recipe's steps are checked as the options that they are)."""
+    """The texts, paths and numbers in an option (a recipe's steps are checked separately, as options)."""
     if isinstance(value, list | tuple):
         for item in value:
             yield from _parts(item)
@@ -62,7 +62,7 @@ class StageOptions(Options):
 
 
 WITHOUT_EFFECT = {"out", "checkpoint_seconds", "log_every", "tensorboard", "device", "insist", "parallel"}
-"""Options that change how a stage runs and not what it makes: a finished stage stays valid when they change."""
+"""Options that change how a stage runs but not its result: a finished stage stays valid if they change."""
 
 POLICY_STAGES = ("ppo", "reinforce", "rloo", "grpo", "bestofn", "dpo", "kto")
-"""The stages that make a policy out of the SFT model, each by an algorithm of its own."""
+"""The stages that train a policy from the SFT model, one per algorithm."""

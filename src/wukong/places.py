@@ -1,7 +1,8 @@
-"""Paths inside a run directory, written so that the run can be moved and copied: "{run}/sft".
+"""Portable paths inside a run directory: "{run}/sft".
 
-Records and the resolved recipe in a run directory say `{run}` for it; readers put in where it lies now. Older versions
-wrote paths as they were given: those that began with the run directory of then are translated.
+Records and the resolved recipe in a run directory use `{run}` for it; readers substitute its current path, so that a
+run can be moved and copied. Older versions stored paths as given: those that begin with the old run directory are
+translated.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from wukong.errors import DataError
 from wukong.files import read_yaml
 
 RUN, HERE = "{run}", "{here}"
-"""The run directory; and in a recipe's `run_dir:`, the directory that the recipe lies in."""
+"""The run directory; in a recipe's `run_dir:`, the directory of the recipe."""
 RECIPE = "recipe.yaml"
 _PREFIX = re.compile(r"[^=/{}]*=|\s*[+-]?[\d.]+(?:[eE][+-]?\d+)?\*\s*")
 
@@ -28,7 +29,7 @@ def parted(text: str) -> tuple[str, str]:
 
 
 def mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """The value with the path in each of its texts changed."""
+    """The value with `change` applied to the path in each of its strings."""
     if isinstance(value, str):
         prefix, path = parted(value)
         whole = change(value)
@@ -41,7 +42,7 @@ def mapped(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def below(path: str, directory: str | Path) -> str | None:
-    """The rest of a path that begins with `directory`, both as they are written; None for any other."""
+    """The rest of a path that begins with `directory`, compared as text; None for any other."""
     directory = str(directory)
     if path == directory:
         return ""
@@ -52,8 +53,8 @@ def portable(value: Any, run: Path, paths: Iterable[str]) -> Any:
     """The value with `{run}` for the run directory.
 
     Args:
-        run: the run directory, as it is called now.
-        paths: texts that are known to be paths; others are taken for one where they begin with the name of the run.
+        run: the current run directory.
+        paths: strings known to be paths; others count as paths if they begin with the run's name.
     """
     known, place = set(paths), os.path.abspath(run)
 
@@ -67,7 +68,7 @@ def portable(value: Any, run: Path, paths: Iterable[str]) -> Any:
 
 
 def here(value: Any, run: Path) -> Any:
-    """The value with the run directory for `{run}`."""
+    """The value with the run directory in place of `{run}`."""
 
     def change(text: str) -> str:
         rest = below(text, RUN)
@@ -77,7 +78,7 @@ def here(value: Any, run: Path) -> Any:
 
 
 def moved(value: Any, old: str, run: Path) -> Any:
-    """The value with the run directory for what it was called when an older version wrote it."""
+    """The value with the run directory in place of its old path, as stored by an older version."""
 
     def change(text: str) -> str:
         rest = below(text, old)
@@ -87,7 +88,7 @@ def moved(value: Any, old: str, run: Path) -> Any:
 
 
 def run_of(result: Path) -> Path:
-    """The run directory that a result lies in: the nearest one above it with a recipe, else the one it lies in."""
+    """A result's run directory: the nearest parent with a recipe, else its parent."""
     for directory in result.absolute().parents:
         if (directory / RECIPE).is_file():
             return Path(os.path.normpath(result.parent / os.path.relpath(directory, result.absolute().parent)))
@@ -98,8 +99,8 @@ def run_of(result: Path) -> Path:
 
 
 def settled(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A recipe's content with its `run_dir` put in: of a resolved recipe, which lies in its run directory, that
-    directory, wherever it was moved to. Paths in it that an older version spelled out become `{run}/...`."""
+    """A recipe's content with its `run_dir` filled in: for a resolved recipe, the directory it is in now. Absolute
+    paths stored by an older version become `{run}/...`."""
     run_dir, steps = content.get("run_dir"), content.get("steps")
     if run_dir == HERE:
         return content | {"run_dir": str(path.parent)}
@@ -117,8 +118,8 @@ def settled(content: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def read_recipe(run: Path) -> dict[str, Any]:
-    """`name`, `run_dir`, `called_from` and `steps` of a run's recipe, with paths as they are now; no steps where there
-    is no recipe, for stages that were run one by one. Raises DataError for a damaged file."""
+    """`name`, `run_dir`, `called_from` and `steps` of a run's recipe, with current paths; no steps if there is no
+    recipe (stages run individually). Raises DataError for a damaged file."""
     path = run / RECIPE
     if not path.exists():
         return {"name": None, "run_dir": None, "called_from": None, "steps": {}}

@@ -432,7 +432,7 @@ def test_a_grader_that_fails_is_not_paid_again_when_the_run_goes_on(whole, monke
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with openai_server(grade) as (url, _):
         options, run = whole("reinforce", "out", reward_model=None, rewards=[f"openai:m@{url}"])
-        with pytest.raises(RunError, match=r"holds no choices.*the same command"):
+        with pytest.raises(RunError, match=r"has no choices.*run the same command"):
             run(options)
         kept = [json.loads(line)["key"] for line in (options.out / ".replies.jsonl").open()]
         assert len(set(kept)) == len(kept) >= 16

@@ -1,8 +1,8 @@
-"""Judges that need no person: each gives a batch of responses a number, and may say why.
+"""Automatic judges: each scores a batch of responses, and may give reasons.
 
 A judge is named on the command line: `rubric` (the kitchen's), `lexicon` (VADER sentiment), `openai:MODEL[@URL]` (a
 language model behind an OpenAI-compatible API), or any Python function as `module:function`, called with a list of
-prompts (each a list of messages) and a list of response texts, returning a number each.
+prompts (each a list of messages) and a list of response texts; it returns one number per response.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ScoreFunction = Callable[[Sequence[Sequence[Message]], Sequence[str]], Sequence[
 
 @dataclass(frozen=True)
 class Opinion:
-    """What a judge says of one response: a number, and where it can, named checks and reasons."""
+    """A judge's verdict on one response: a score, and optionally named checks and reasons."""
 
     score: float
     checks: dict[str, bool]
@@ -38,11 +38,11 @@ def load_judge(name: str, kept: Path | None = None) -> Judge:
     """The judge of this name.
 
     Args:
-        kept: the file in which a judge that is paid for keeps its replies as they arrive, so that none is paid twice.
+        kept: the file in which a paid judge stores its replies as they arrive, so that none is paid for twice.
 
     Raises:
-        UsageError: there is no such judge. The judge itself raises RunError when the named function or endpoint fails,
-            or returns the wrong count, the wrong type or a number that is not finite.
+        UsageError: unknown judge. The judge itself raises RunError if the function or endpoint fails, or returns the
+            wrong number of scores, the wrong type or a number that is not finite.
     """
     if name == "rubric":
         return _rubric
@@ -79,7 +79,7 @@ def _lexicon() -> Judge:
 
 
 def _imported(name: str) -> ScoreFunction:
-    """`module:function`, where the module may lie in the working directory, as with `python -m`."""
+    """`module:function`; the module may be in the working directory, as with `python -m`."""
     module_name, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -87,7 +87,7 @@ def _imported(name: str) -> ScoreFunction:
         function = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"{name}: cannot be loaded ({error}); write module:function") from None
-    except Exception as error:  # whatever the person's module does on import
+    except Exception as error:  # anything the user's module does on import
         raise UsageError(f"{name}: importing {module_name} raised {type(error).__name__}: {error}") from error
     if not callable(function):
         raise UsageError(f"{name}: is {type(function).__name__}, expected a function")
