@@ -1,4 +1,4 @@
-"""`wukong kitchen`: writes the built-in world as ordinary files, which the stages then read like any others.
+"""`wukong kitchen`: writes the built-in world as ordinary files for the other stages.
 
 Out: corpus.jsonl, instructions.jsonl, prompts-train.jsonl and prompts-test.jsonl in a directory.
 
