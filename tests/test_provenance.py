@@ -123,7 +123,7 @@ def test_changed_inputs_are_refused_and_moved_ones_are_not(work):
     Path("data.jsonl").rename("moved.jsonl")
     assert work(inputs=("moved.jsonl",))
     Path("moved.jsonl").write_text("other data")
-    with pytest.raises(UsageError, match="made from other input files than now"):
+    with pytest.raises(UsageError, match="made from different input files"):
         work(inputs=("moved.jsonl",))
 
 
@@ -208,7 +208,7 @@ def test_a_directory_with_files_of_others_is_not_written_to(work):
     ("directory", "source"), [(True, "."), (False, "."), (False, "*.jsonl"), (False, "../*/o*.jsonl")]
 )
 def test_a_result_inside_an_input_is_refused(work, directory, source):
-    with pytest.raises(UsageError, match=r"lies in the input .*, which it would change"):
+    with pytest.raises(UsageError, match=r"is inside the input .*; choose another"):
         work(inputs=(source,), directory=directory)
     assert [file.name for file in Path().rglob("*") if file.is_file()] == ["data.jsonl"]
 
@@ -244,7 +244,7 @@ def test_a_damaged_result_is_neither_complete_nor_an_input(work, directory, dama
     work(directory=directory)
     out, file = ("out", "out/model/weights") if directory else ("out.jsonl", "out.jsonl")
     damage(file)
-    again = rf"{file}: damaged or changed: .*make it again: wukong bake --out {out} --redo; .*wukong accept {out}\)"
+    again = rf"{file}: damaged or changed: .*rebuild it: wukong bake --out {out} --redo; .*wukong accept {out}\)"
     with pytest.raises(DataError, match=again):
         work(directory=directory)
     with pytest.raises(DataError, match=again):
@@ -259,7 +259,7 @@ def test_a_damaged_result_is_neither_complete_nor_an_input(work, directory, dama
 def test_an_input_that_is_partly_gone_is_named(work):
     work()
     Path("out/model/weights").unlink()
-    with pytest.raises(DataError, match=r"out/model/weights: is gone \(make it again: wukong bake"):
+    with pytest.raises(DataError, match=r"out/model/weights: is gone \(rebuild it: wukong bake"):
         begin("eat", Options(out=Path("eaten")), ["out"])
 
 
@@ -270,7 +270,7 @@ def test_a_result_that_was_changed_on_purpose_can_be_kept(work):
     assert accept(Path("out.jsonl")) == ["out.jsonl"]
     assert accept(Path("out.jsonl")) == []
     assert work(directory=False)
-    with pytest.raises(UsageError, match="made from other input files than now"):
+    with pytest.raises(UsageError, match="made from different input files"):
         begin("eat", Options(out=Path("eaten")), ["out.jsonl"])
     with pytest.raises(UsageError, match=r"data\.jsonl: no complete result"):
         accept(Path("data.jsonl"))
@@ -374,7 +374,7 @@ def test_two_processes_never_write_to_one_place(tmp_path, monkeypatch, directory
     assert started.wait(300)
     second = fork.Process(target=_bake, args=args)
     second.start()
-    assert "another process writes there" in said.get(timeout=300)
+    assert "in use by another process" in said.get(timeout=300)
     go_on.set()
     assert said.get(timeout=300) == "finished"
     first.join()
@@ -397,6 +397,6 @@ def test_a_thread_does_not_write_where_another_does(work):
     thread = threading.Thread(target=second)
     thread.start()
     thread.join()
-    assert "another process writes there" in said[0]
+    assert "in use by another process" in said[0]
     assert not begin("bake", Options(out=Path("place")), []).done  # but a command that failed may be given again
     first.finish({}, [])

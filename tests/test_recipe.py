@@ -462,9 +462,9 @@ def test_malformed_recipes_and_records_are_refused_in_one_line(monkeypatch):
         ("name: m\nsteps:\n  kitchen: {out: a, megabytes: .nan}\n", 3, "megabytes: should be a finite number"),
         ("name: m\nsteps:\n  kitchen: {out: a, megabytes: 1.0e+300}\n", 3, "megabytes: should be less than"),
         ("name: m\nsteps:\n  kitchen: {out: a, seed: 99999999999999999999}\n", 3, "seed: is larger than"),
-        ("name: m\nsteps:\n  kitchen: {out: \"a\\0b\"}\n", 3, "out: holds a NUL character"),
+        ("name: m\nsteps:\n  kitchen: {out: \"a\\0b\"}\n", 3, "out: contains a NUL character"),
         ("name: m\nsteps:\n  kitchen: {out: \"a\\nb\"}\n", 3, "out: is a path with a line break"),
-        ("name: m\nsteps:\n  kitchen: {out: \"${ODD_BYTES}\"}\n", 3, "out: holds bytes that are not UTF-8"),
+        ("name: m\nsteps:\n  kitchen: {out: \"${ODD_BYTES}\"}\n", 3, "out: contains invalid UTF-8"),
         ("name: m\nsteps:\n  kitchen: {out: '{run}/" + "x" * 300 + "'}\n", 3, "a name of more than 255 bytes"),
     ],
 )  # fmt: skip

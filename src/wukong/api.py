@@ -134,7 +134,7 @@ class Policy:
         """The log-probability (nats) of each token of each response, given the prompt and the preceding tokens.
 
         Args:
-            pairs: (prompt, response) each.
+            pairs: (prompt, response) pairs.
             finished: include the closing end-of-text token, as the last one.
 
         Returns:

@@ -110,7 +110,7 @@ class ChatTemplate:
         return text[len(start) :]
 
 
-class _Process:
+class _RendererProcess:
     """The process that runs untrusted templates: started on first use, and restarted after one was killed."""
 
     def __init__(self) -> None:
@@ -168,7 +168,7 @@ class _Process:
         process.wait()
 
 
-_process = _Process()
+_process = _RendererProcess()
 atexit.register(_process.close)
 
 

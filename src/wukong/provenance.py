@@ -151,7 +151,7 @@ def verify(source: str | Path) -> None:
     the command that rebuilds it. Inputs without recorded hashes (other data, older versions) pass."""
     for path in _found(source):
         for file, expected, result in _recorded(path):
-            if not os.path.exists(file):  # a damaged record may hold a name that is too long
+            if not os.path.exists(file):  # a damaged record may contain a name that is too long
                 raise DataError("is gone", file=file, hint=_remedy(result, accept=False))
             if fingerprint(file) != expected:
                 raise _damaged(file, result)
@@ -282,7 +282,7 @@ class Work:
         self._begin = time.monotonic()
         self._hold: Hold | None = None
 
-    # -------------------------------------------------------------------------------------- what lies there
+    # -------------------------------------------------------------------------------------- existing results
 
     def state(self) -> State:
         """The state of `out`, without changing it.
@@ -299,7 +299,7 @@ class Work:
                     "not known")  # fmt: skip
             for name, expected in record["files"].items():
                 file = self.base / name
-                if not os.path.exists(file):  # a damaged record may hold a name that is too long
+                if not os.path.exists(file):  # a damaged record may contain a name that is too long
                     say(f"{self.stage}: {file} is missing, so {self.out} is rebuilt")
                     return "new"
                 if expected and fingerprint(file) != expected:
@@ -366,7 +366,7 @@ class Work:
             path = Path(os.path.abspath(os.path.expanduser(source)))
             inside = out.is_relative_to(path) and path.is_dir() and read_record(path) is None
             if inside or (not path.exists() and glob.has_magic(str(path)) and out.match(str(path))):
-                raise UsageError(f"{self.out}: is inside the input {source}, which it would change; choose another --out")
+                raise UsageError(f"{self.out}: is inside the input {source}; choose another --out")
 
     def _anything_made(self) -> bool:
         """Whether there is a started run that could be continued: one that stopped at an error in its options does not

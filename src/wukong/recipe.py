@@ -519,7 +519,7 @@ def _named(step: str) -> Iterator[None]:
     try:
         yield
     except WukongError as error:
-        error.args = (f"step {step}: {error}".replace("anew with --redo", f"anew with --redo {step}"),)
+        error.args = (f"step {step}: {error}".replace("rebuild it with --redo", f"rebuild it with --redo {step}"),)
         raise
 
 

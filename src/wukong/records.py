@@ -134,8 +134,8 @@ class Response(Record):
 class Comparison(Record):
     """Of two answers to one prompt, `chosen` was preferred (or they were equal: `tie`).
 
-    `strength` is the annotator's degree of preference, if given (any positive scale; larger is clearer); `source` the
-    data set or tool; `seconds` the time taken.
+    `strength` is the degree of preference, if given (any positive scale; larger is clearer); `annotator` the person or
+    model that judged; `source` the data set or tool; `seconds` the time taken.
     """
 
     prompt: Messages

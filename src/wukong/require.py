@@ -270,7 +270,7 @@ def room(model: str, tokens: int) -> Need:
     def check(planned: Planned) -> None:
         context = planned.context_of(model)
         if context is not None and context - tokens < 1:
-            raise UsageError(f"--max-new-tokens {tokens} leaves no room for a prompt in the context of {context} of {model}")
+            raise UsageError(f"--max-new-tokens {tokens} leaves no room in the context of {context} of {model}")
 
     return Need(check)
 

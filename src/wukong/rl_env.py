@@ -74,7 +74,7 @@ class ResponseEnv(gymnasium.Env[np.ndarray, np.int64]):
         UsageError: no prompts, or lengths exceed the context. DataError: a prompt does not fit.
     """
 
-    metadata = {"render_modes": ["ansi"], "render_fps": 1}  # the checker requires render_fps, which is meaningless for text
+    metadata = {"render_modes": ["ansi"], "render_fps": 1}  # the checker requires render_fps
 
     def __init__(
         self,
@@ -238,7 +238,7 @@ def sb3_ppo(env: ResponseEnv, model: GPT2, **settings: Any) -> Any:
         def forward(self, observations: Tensor) -> Tensor:
             tokens = observations.long()  # passed as float32, which is exact up to 2^24
             lengths = (tokens != PADDING).sum(1)  # (B,)
-            hidden = self.trunk(tokens.clamp(min=0))  # (B, T, C): padding is on the right, which causal attention ignores
+            hidden = self.trunk(tokens.clamp(min=0))  # (B, T, C): attention ignores padding on the right
             return hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]
 
     agent: Any = PPO(

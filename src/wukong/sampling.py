@@ -66,7 +66,7 @@ class SamplingParameters:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
-    beyond_us: str = ""
+    unsupported: str = ""
     is_recommended: bool = False
 
     @classmethod
@@ -104,10 +104,10 @@ class SamplingParameters:
 
         Raises UsageError if it is needed and contains unsupported settings.
         """
-        if temperature is None and self.beyond_us:
+        if temperature is None and self.unsupported:
             raise UsageError(
-                f"{model}: its generation_config.json asks for {self.beyond_us}, which is not supported; "
-                "give --temperature"
+                f"{model}: its generation_config.json asks for {self.unsupported}, which is not supported; "
+                "give a temperature"
             )
         base = self if temperature is None else SamplingParameters(float(temperature))
         return SamplingParameters(
@@ -134,7 +134,7 @@ class SamplingParameters:
         """E.g. "temperature 0.5, top-p 0.9 (the model's own)"."""
         words = [f"temperature {self.temperature:g}"]
         words += [f"top-k {self.top_k}"] * (self.top_k > 0) + [f"top-p {self.top_p:g}"] * (self.top_p < 1)
-        beyond = f"; {self.beyond_us} is not supported" if self.beyond_us else ""
+        beyond = f"; {self.unsupported} is not supported" if self.unsupported else ""
         return ", ".join(words) + " (the model's own)" * self.is_recommended + beyond
 
 

@@ -155,9 +155,7 @@ class Tokenizer:
         model = json.loads(backend.to_str())["model"]
         vocab, merges = model["vocab"], [pair_of(merge) for merge in model["merges"]]
         if len(vocab) < vocab_size - 1:
-            raise UsageError(
-                f"vocab_size {vocab_size} is too large for these texts: lower it to {len(vocab) + 1}"
-            )
+            raise UsageError(f"vocab_size {vocab_size} is too large for these texts: lower it to {len(vocab) + 1}")
         end = {"id": len(vocab), "content": EOS, "special": True, "normalized": False}
         added = [end | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)]
         return cls(gpt2_definition({**vocab, EOS: len(vocab)}, merges, added), template=template)

@@ -364,7 +364,7 @@ class Session:
         processes.barrier()  # for the first one, which writes it
         if self.state.get("best_step", self.total_steps) != self.total_steps:
             if not path.exists():
-                raise RunError(f"{path}: the best weights are gone; make the stage anew with --redo")
+                raise RunError(f"{path}: the best weights are missing; rebuild it with --redo")
             tensors = load_file(path)
             with torch.no_grad():
                 for name, module in self.modules.items():

@@ -56,16 +56,13 @@ class LabelStudioOptions(Options, DataOptions):
     data: list[str] = []
     """export, push: responses.jsonl or comparisons in any format; import: exports (JSON)."""
     out: Path | None = None
-    """export: the tasks (.json); the labelling configuration is written next to it (.xml). import, pull:
-    comparisons.jsonl."""
+    """export: the tasks (.json) and, next to it, the labelling configuration (.xml). import, pull: comparisons.jsonl."""
     url: str = "http://127.0.0.1:8080"
     """push, pull: the server's address."""
     project: str | None = None
-    """push, pull: the project's title, at least three letters, or its id; push creates the project if it does not
-    exist."""
+    """push, pull: the project's title, at least three letters, or its id; push creates a missing project."""
     api_key: str | None = Field(None, repr=False)
-    """push, pull: an access token of your account; preferably set the environment variable LABEL_STUDIO_API_KEY
-    instead."""
+    """push, pull: an access token of your account; or set LABEL_STUDIO_API_KEY, which is safer."""
     kind: Literal["auto", "pairwise", "ranker"] = "auto"
     """export, push: auto uses pairwise for two answers per prompt, ranker for more."""
     labels: Labels = "none"
