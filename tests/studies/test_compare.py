@@ -178,7 +178,7 @@ def test_unusable_input_is_one_line(tmp_path: Path, files: list[str], models: Pa
     other = responses(tmp_path / "other.jsonl", {"another question": "x"})
     assert "no prompt has answers in all files" in refused(files[0], f"other={other}", *rubric)
     write_records(tmp_path / "h.jsonl", [Comparison(prompt=as_messages("q"), chosen="a", rejected="b")])
-    assert "no comparison is about two of these answers" in refused(*files, "--human", str(tmp_path / "h.jsonl"))
+    assert "no judgment compares two of these answers" in refused(*files, "--human", str(tmp_path / "h.jsonl"))
     (tmp_path / "bad.jsonl").write_text('{"text": "no prompt"}\n')
     assert "bad.jsonl:1: field 'id'" in refused(files[0], f"bad={tmp_path / 'bad.jsonl'}", *rubric)
     assert not (tmp_path / "x" / "comparison.json").exists()

@@ -56,7 +56,7 @@ class LabelStudioOptions(Options, DataOptions):
     data: list[str] = []
     """export, push: responses.jsonl or comparisons in any format; import: exports (JSON)."""
     out: Path | None = None
-    """export: the tasks (.json) and, next to it, the labelling configuration (.xml). import, pull: comparisons.jsonl."""
+    """export: the tasks (.json), the labelling configuration beside them (.xml). import, pull: comparisons.jsonl."""
     url: str = "http://127.0.0.1:8080"
     """push, pull: the server's address."""
     project: str | None = None
