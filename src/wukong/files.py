@@ -79,16 +79,16 @@ def cache_directory() -> Path:
 # ------------------------------------------------------------------------------------------------------------- locks
 
 
-class Hold:
+class FileLock:
     """A lock held by this process until `release` or garbage collection."""
 
     def __init__(self, descriptor: int, place: Path) -> None:
         self.descriptor, self.thread, self.for_a_block = descriptor, threading.get_ident(), False
         self.release = weakref.finalize(self, _unlock, descriptor, place)
 
-    def handed_over(self, place: Path) -> Hold:
+    def transfer_to(self, place: Path) -> FileLock:
         self.release.detach()
-        return Hold(self.descriptor, place)
+        return FileLock(self.descriptor, place)
 
 
 def _unlock(descriptor: int, place: Path) -> None:
@@ -98,12 +98,12 @@ def _unlock(descriptor: int, place: Path) -> None:
 
 
 LOCK_SUFFIX = ".lock"
-_HELD: weakref.WeakValueDictionary[tuple[int, int], Hold] = weakref.WeakValueDictionary()
+_HELD: weakref.WeakValueDictionary[tuple[int, int], FileLock] = weakref.WeakValueDictionary()
 """By device and inode: two descriptors in one process would block each other."""
 _GUARD = threading.RLock()
 
 
-def hold(place: Path, busy: str, patience: float = 1.0) -> Hold | None:
+def acquire_lock(place: Path, busy: str, patience: float = 1.0) -> FileLock | None:
     """Locks a directory, created if absent, or a lock file (`*.lock`), until released; the system releases it when the
     process ends in any way. A thread may lock again what it holds already, so that a command that failed in a notebook
     can be rerun. (Inside its own `exclusive` block it gets None.)
@@ -134,11 +134,11 @@ def hold(place: Path, busy: str, patience: float = 1.0) -> Hold | None:
                 os.close(descriptor)
                 if mine.for_a_block:
                     return None
-                _HELD[key] = again = mine.handed_over(place)
+                _HELD[key] = again = mine.transfer_to(place)
                 return again
             got = None if mine is not None else _try_lock(descriptor, shared=False)
             if got and os.fstat(descriptor).st_nlink:  # not deleted meanwhile by its previous holder
-                _HELD[key] = taken = Hold(descriptor, place)
+                _HELD[key] = taken = FileLock(descriptor, place)
                 return taken
         os.close(descriptor)
         if got is None and mine is None:
@@ -150,10 +150,10 @@ def hold(place: Path, busy: str, patience: float = 1.0) -> Hold | None:
 
 @contextlib.contextmanager
 def exclusive(directory: Path, busy: str, patience: float = 1.0) -> Iterator[None]:
-    """Locks a directory for the duration of the block (`hold`). The lock is on the directory itself, so no file is left
-    behind."""
+    """Locks a directory for the duration of the block, as `acquire_lock` does. The lock is on the directory itself, so
+    that no file is left behind."""
     deadline = time.monotonic() + patience
-    while (held := hold(directory, busy, patience)) is None and _held_for_a_block(directory):
+    while (held := acquire_lock(directory, busy, patience)) is None and _held_for_a_block(directory):
         if time.monotonic() > deadline:
             raise UsageError(busy)
         time.sleep(0.05)

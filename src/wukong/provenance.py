@@ -27,9 +27,9 @@ import wukong
 from wukong import processes
 from wukong.console import say
 from wukong.errors import DataError, UsageError, brief
-from wukong.files import LOCK_SUFFIX, Hold, fingerprint, hold, read_json, remove_leftovers, write_json
+from wukong.files import LOCK_SUFFIX, FileLock, acquire_lock, fingerprint, read_json, remove_leftovers, write_json
 from wukong.options import WITHOUT_EFFECT, StageOptions
-from wukong.places import RECIPE, here, mapped, moved, portable, read_recipe, run_of
+from wukong.places import RECIPE, map_paths, portable, read_recipe, relocate, resolve, run_of
 
 DIRECTORY_RECORD, FILE_RECORD, STARTED = "provenance.json", ".provenance.json", "options.json"
 
@@ -88,8 +88,8 @@ def _located(record: dict[str, Any], path: Path, result: Path) -> dict[str, Any]
     run = record.get("run")
     if isinstance(run, str):
         place = Path(os.path.normpath(path.parent / run))
-        changed = {part: here(record[part], place) for part in ("options", "command") if part in record}
-        return record | changed | {"inputs": {here(name, place): value for name, value in record["inputs"].items()}}
+        changed = {part: resolve(record[part], place) for part in ("options", "command") if part in record}
+        return record | changed | {"inputs": {resolve(name, place): value for name, value in record["inputs"].items()}}
     return record | _translated(record, result)
 
 
@@ -102,14 +102,14 @@ def _translated(record: dict[str, Any], result: Path) -> dict[str, Any]:
         own = {name for name in record["inputs"] if not os.path.isabs(name) and (now / name).exists()}
 
         def change(value: Any) -> Any:
-            return mapped(value, lambda path: str(now / path) if path in own or path == out else path)
+            return map_paths(value, lambda path: str(now / path) if path in own or path == out else path)
     else:
         named_alike = out.endswith(f"/{place}")
         old = out.removesuffix(f"/{place}") if named_alike else os.path.dirname(out)
         now = now if named_alike else result.parent
 
         def change(value: Any) -> Any:
-            return moved(value, old, now)
+            return relocate(value, old, now)
 
     inputs = {change(name): value for name, value in record["inputs"].items()}
     return {"options": change(record["options"]), "inputs": inputs}
@@ -248,8 +248,8 @@ def _digest(value: Any) -> str:
 State = Literal["new", "begun", "done"]
 
 
-class Work:
-    """A stage's result on disk, from `begin` to `finish`.
+class StageRun:
+    """A stage's result on disk, from `open_run` to `finish`.
 
     Args:
         later: inputs that an earlier step of the same run has yet to make; they are not examined.
@@ -280,7 +280,7 @@ class Work:
         self.usual = {name: extra["usual"] for name, extra in extras.items() if isinstance(extra, dict)}
         self.done = False
         self._begin = time.monotonic()
-        self._hold: Hold | None = None
+        self._lock: FileLock | None = None
 
     # -------------------------------------------------------------------------------------- existing results
 
@@ -325,7 +325,7 @@ class Work:
             """Whether two values are equal, or paths to the same place or to equal files."""
             if a == b or portable(a, self.run, names) == portable(b, self.run, names):
                 return True
-            return mapped(a, lambda path: before["inputs"].get(path) or path) == mapped(
+            return map_paths(a, lambda path: before["inputs"].get(path) or path) == map_paths(
                 b, lambda path: self.inputs.get(path) or path
             )
 
@@ -373,19 +373,19 @@ class Work:
         count, so that the corrected command can run."""
         return any(file != self.started_path and not file.name.startswith(".") for file in self.out.iterdir())
 
-    # ----------------------------------------------------------------------------------------- begin, finish
+    # --------------------------------------------------------------------------------- opening and finishing
 
-    def begin(self) -> Work:
+    def open(self) -> StageRun:
         if processes.is_first():
             place = self.out if self.is_directory else self.base / f".{self.out.name}{LOCK_SUFFIX}"
-            self._hold = hold(
+            self._lock = acquire_lock(
                 place, f"{self.out}: in use by another process; wait until it ends, or choose another --out"
             )
         state = self.state()
         if state == "done":
             self.done = True
             say(f"{self.stage}: {self.out} is complete, nothing to do")
-            self._let_go()
+            self._release()
             return self
         for source in self.sources:
             verify(source)
@@ -397,10 +397,10 @@ class Work:
                 write_json(self.started_path, self.record())
         return self
 
-    def _let_go(self) -> None:
-        if self._hold is not None:
-            self._hold.release()
-            self._hold = None
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def record(self) -> dict[str, Any]:
         """The record at the start of the stage, with `{run}` in paths."""
@@ -442,7 +442,7 @@ class Work:
         )
         if not self.is_directory:
             self.started_path.unlink(missing_ok=True)
-        self._let_go()
+        self._release()
 
 
 def _words(option: str, value: Any) -> list[str]:
@@ -453,7 +453,9 @@ def _words(option: str, value: Any) -> list[str]:
     return [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
 
 
-def begin(stage: str, options: StageOptions, inputs: Sequence[str | Path] = (), *, directory: bool = True) -> Work:
+def open_run(
+    stage: str, options: StageOptions, inputs: Sequence[str | Path] = (), *, directory: bool = True
+) -> StageRun:
     """Opens a stage; `.done` says that its result is already complete. Until it finishes, no other process can open a
     stage at the same place.
 
@@ -461,10 +463,10 @@ def begin(stage: str, options: StageOptions, inputs: Sequence[str | Path] = (), 
         UsageError: an existing result has other options or inputs, or is in use by another process.
         DataError: the result or an input is damaged.
     """
-    return Work(stage, options, inputs, directory).begin()
+    return StageRun(stage, options, inputs, directory).open()
 
 
-def look(
+def stage_state(
     stage: str,
     options: StageOptions,
     inputs: Sequence[str | Path],
@@ -472,5 +474,5 @@ def look(
     directory: bool,
     later: Sequence[str | Path] = (),
 ) -> State:
-    """The state that `begin` would find, without changing anything. Errors as there."""
-    return Work(stage, options, inputs, directory, later).state()
+    """The state that `open_run` would find, without changing anything. Errors as there."""
+    return StageRun(stage, options, inputs, directory, later).state()

@@ -38,8 +38,8 @@ from wukong.console import say
 from wukong.errors import DataError, UsageError, WukongError
 from wukong.files import atomic_open, exclusive, read_yaml, remove_leftovers
 from wukong.options import POLICY_STAGES, Options, StageOptions
-from wukong.places import HERE, RUN, settled
-from wukong.provenance import DIRECTORY_RECORD, FILE_RECORD, STARTED, look, read_record
+from wukong.places import HERE, RUN, resolve_recipe
+from wukong.provenance import DIRECTORY_RECORD, FILE_RECORD, STARTED, read_record, stage_state
 
 # ------------------------------------------------------------------------------------------------------- the stages
 
@@ -192,7 +192,7 @@ def load_recipe(path: str | Path) -> Loaded:
     if not isinstance(content, dict) or not isinstance(content.get("steps"), dict):
         raise DataError("a recipe needs `name:` and `steps:`", file=path, hint="docs/recipes.md shows one")
     content["steps"] = {str(name): {} if given is None else given for name, given in content["steps"].items()}
-    content = settled(content, path)
+    content = resolve_recipe(content, path)
     try:
         loaded = Loaded(path, Recipe.model_validate(content), lines)
     except ValidationError as error:
@@ -484,7 +484,7 @@ def check_steps(steps: Sequence[Step], again: Sequence[Step]) -> None:
             if step not in again and step.stage != "report":  # which is a view, drawn anew each time
                 later = [source for source in sources(needs) if planned.find(source) is not None]
                 directory = not stage.makes_file
-                state = look(step.stage, options, sources(needs), directory=directory, later=later)
+                state = stage_state(step.stage, options, sources(needs), directory=directory, later=later)
             if state != "done":
                 stage.check(options, planned)
                 planned.add(step.name, step.stage, options)

@@ -25,7 +25,7 @@ from wukong.files import numbered_lines
 from wukong.model.gpt2 import PRESETS
 from wukong.model.hub import load_policy, load_reward, load_trunk
 from wukong.options import POLICY_STAGES, StageOptions
-from wukong.provenance import Work, begin, look, verify
+from wukong.provenance import StageRun, open_run, stage_state, verify
 from wukong.records import Record, iter_records
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import compute_for
@@ -302,12 +302,12 @@ def distinct_names(named: Sequence[tuple[str, str]], option: str) -> dict[str, s
     return found
 
 
-def open_stage(stage: str, options: StageOptions, needs: Sequence[Need], *, directory: bool = True) -> Work:
-    """Opens the stage's result on disk (`provenance.begin`) and, unless it is complete, checks the stage's requirements
+def open_stage(stage: str, options: StageOptions, needs: Sequence[Need], *, directory: bool = True) -> StageRun:
+    """Opens the stage's result on disk (`provenance.open_run`) and, unless it is complete, checks the requirements
     before anything is read or trained. Runs on the first process."""
     writable(options.out, directory).check(Planned())
     inputs = sources(needs)
     # Before anything is recorded: refused options, above all a secret in a judge's address, must not be written.
-    if processes.is_first() and look(stage, options, inputs, directory=directory) != "done":
+    if processes.is_first() and stage_state(stage, options, inputs, directory=directory) != "done":
         check_needs(needs)
-    return begin(stage, options, inputs, directory=directory)
+    return open_run(stage, options, inputs, directory=directory)

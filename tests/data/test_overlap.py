@@ -11,7 +11,7 @@ from wukong.data import read_comparisons
 from wukong.data.overlap import normalised, overlap
 from wukong.data.split import split_by_prompt
 from wukong.kitchen.world import write_world
-from wukong.provenance import begin
+from wukong.provenance import open_run
 from wukong.records import Comparison, Conversation, Prompt, Ranking, as_messages, read_records, write_records
 from wukong.stages.ppo import PPOOptions
 from wukong.stages.pretrain import PretrainOptions
@@ -23,7 +23,7 @@ from wukong.stages.tokenize import TokenizeOptions
 
 def made(stage: str, options, inputs: list[str], directory: bool = True) -> str:
     """What a stage leaves when it is complete, without its training."""
-    work = begin(stage, options, inputs, directory=directory)
+    work = open_run(stage, options, inputs, directory=directory)
     file = options.out / "model.safetensors" if directory else options.out
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(stage)

@@ -27,7 +27,7 @@ from wukong.data.text import TextOptions, iter_text
 from wukong.errors import DataError, UsageError
 from wukong.model.gpt2 import PRESETS
 from wukong.options import POLICY_STAGES
-from wukong.places import parted
+from wukong.places import split_path
 from wukong.provenance import changed_since, read_record
 from wukong.records import Conversation, Message, Preference, Prompt
 
@@ -133,7 +133,7 @@ def _visit(result: str, found: _Found) -> None:
         if not models and options.get("endpoint_model"):
             models = [options["endpoint_model"]]
         for model in models:
-            _visit(parted(str(model))[1], found)
+            _visit(split_path(str(model))[1], found)
     elif stage == "tokenize":
         for source in options.get("data", []):
             _usable(record, source, found, lambda source: _search(options, source, found))
@@ -171,7 +171,7 @@ def _ancestors(stage: str, options: Record) -> list[str]:
         return [str(options.get("data")), *([] if model in PRESETS else [model])]
     if stage not in _READERS:
         return []
-    rewards = [parted(str(term))[1].strip() for term in options.get("rewards") or []]
+    rewards = [split_path(str(term))[1].strip() for term in options.get("rewards") or []]
     named = [
         options.get("model"),
         options.get("reward_model"),

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from wukong.kitchen.world import write_world
 from wukong.options import StageOptions
-from wukong.provenance import begin
+from wukong.provenance import open_run
 
 
 class KitchenOptions(StageOptions):
@@ -27,7 +27,7 @@ def needs(options: KitchenOptions) -> list:
 
 
 def run(options: KitchenOptions) -> None:
-    work = begin("kitchen", options)
+    work = open_run("kitchen", options)
     if not work.done:
         files = write_world(options.out, options.seed, options.megabytes)
         work.finish({}, list(files.values()))
