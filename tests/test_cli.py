@@ -199,7 +199,7 @@ def test_redo_makes_a_stage_anew(wukong_says, tmp_path):
     code, _, err = wukong_says(*world)
     assert code == 2
     assert "corpus.jsonl: damaged or changed: not what wukong kitchen wrote" in err
-    (again,) = re.findall(r"make it again: wukong (.*? --redo);", err)
+    (again,) = re.findall(r"rebuild it: wukong (.*? --redo);", err)
     assert wukong_says("accept", tmp_path / "world")[0] == 0
     code, _, err = wukong_says(*world)
     assert (code, "is complete, nothing to do" in err) == (0, True)
@@ -295,8 +295,8 @@ def test_unusable_demonstrations(refused, models, data, name, words):
         ("config", ["config.json:", "not valid JSON"]),
         ("llama", ["model_type is 'llama', only GPT-2 can be loaded"]),
         ("mismatch", ["tokenizer does not match the model"]),
-        ("reward", ["holds a reward model, a language model is needed"]),
-        ("text.txt", ["text.txt: is a file, a directory was expected"]),
+        ("reward", ["holds a reward model, expected a language model"]),
+        ("text.txt", ["text.txt: is a file, expected a directory"]),
     ],
 )
 @pytest.mark.parametrize("stage", ["sft", "sample", "chat"])
@@ -419,7 +419,7 @@ def test_a_file_that_cannot_be_written_is_one_line_and_absent(tmp_path):
     done = in_shell("kitchen", "--out", tmp_path / "world", preexec_fn=limit)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("wukong: error: ")
-    assert "corpus.jsonl: cannot write (File too large); nothing was half-written" in done.stderr
+    assert "corpus.jsonl: cannot write (File too large); no partial file was left" in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in (tmp_path / "world").iterdir()] == ["options.json"]
 

@@ -83,7 +83,7 @@ def test_a_result_made_with_other_options_is_remedied_by_redo(recipe):
     last = recorded()[-1]
     assert (last["event"], last["step"], last["exit_code"], last["redo"]) == ("failed", None, 2, "kitchen")
     assert last["message"] == str(caught.value)
-    assert last["message"].endswith("use another --out, or make it anew with --redo kitchen")
+    assert last["message"].endswith("choose another --out, or rebuild it with --redo kitchen")
     assert last["template"] == "step {step}: {problem}"
     assert last["values"]["problem"]["values"]["redo"] == "--redo kitchen"
     assert main(["kitchen", "--out", "runs/mine/data", "--megabytes", "0.06"]) == 2  # alone, there is no step to name

@@ -87,7 +87,7 @@ def test_the_command_prints_a_table(monkeypatch, capsys, tmp_path: Path) -> None
     assert main(["plan", str(KITCHEN), "--run-dir", str(tmp_path / "none")]) == 0
     out = capsys.readouterr().out
     kitchen = GPT2Config(**{**PRESETS["nano"], "vocab_size": 3072})
-    for words in ("pretrain", "sft", "reward", "ppo", f"{n_parameters(kitchen):,}", "5.00 GB of memory are free"):
+    for words in ("pretrain", "sft", "reward", "ppo", f"{n_parameters(kitchen):,}", "5.00 GB of memory free"):
         assert words in out
     assert "evaluate " not in out
 

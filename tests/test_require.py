@@ -62,12 +62,12 @@ def started(first, tmp_path, monkeypatch):
             "step ppo: no_module_of_this_name:score: cannot be lo",
         ),
         (CHAIN + PPO % "rewards: ['math:no_function']", "step ppo: math:no_function: cannot be loaded"),
-        (CHAIN + PPO % "rewards: ['math:pi']", "step ppo: math:pi: is float, a function was expected"),
+        (CHAIN + PPO % "rewards: ['math:pi']", "step ppo: math:pi: is float, expected a function"),
         (CHAIN + PPO % "rewards: ['broken:score']", "importing broken raised OSError: no such device"),
         (CHAIN + PPO % "rewards: ['x*lexicon']", "write WEIGHT"),
         (CHAIN + PPO % "rewards: []", "step ppo: there is no reward"),
         (CHAIN + PPO % "reward_model: '{run}/reward', ensemble: ['{run}/reward']", "is named twice"),
-        (CHAIN + PPO % "reward_model: '{run}/base'", "reward model is needed here, step pretrain makes policy there"),
+        (CHAIN + PPO % "reward_model: '{run}/base'", "expected reward model, but step pretrain makes policy there"),
         (CHAIN + PPO % "reward_model: '{run}/reward', batch_size: 33", "is not a multiple of --batch-size 33"),
         (CHAIN + PPO % "reward_model: '{run}/reward', device: 'cuda:99'", "--device cuda:99 cannot be used here"),
         (
@@ -76,12 +76,12 @@ def started(first, tmp_path, monkeypatch):
         ),
         (
             CHAIN + PPO % "reward_model: '{run}/reward', ptx_data: '{run}/base', ptx_coef: 1",
-            "token shards is needed here",
+            "expected token shards",
         ),
         (CHAIN + (PPO % "reward_model: '{run}/reward'").replace("'{run}/ppo'", "a_file/ppo"), "a_file is a file"),
         (
             CHAIN + (PPO % "reward_model: '{run}/reward'").replace("{run}/ppo", "a_file"),
-            "is a file, --out is a directory",
+            "is a file, but --out must be a directory",
         ),
         (
             CHAIN + "  sft: {model: '{run}/reward', data: ['other.jsonl'], out: '{run}/s'}\n",
@@ -179,7 +179,7 @@ def test_what_a_stage_reads_last_is_checked_first(tmp_path):
     (tmp_path / "r.jsonl").write_text('{"id": 1}\n')
     with pytest.raises(DataError, match=r"r\.jsonl:1"):
         label(LabelOptions(responses=str(tmp_path / "r.jsonl"), judge="rubric", out=tmp_path / "c.jsonl"))
-    with pytest.raises(UsageError, match="is it the directory that is meant"):
+    with pytest.raises(UsageError, match="is this the right directory"):
         tokenize(TokenizeOptions(data=["/"], tokenizer="/", out=tmp_path / "t"))
 
 

@@ -1,7 +1,7 @@
 """Wukong: GPT-2 from raw text to a model that people prefer.
 
-The names of `__all__` are the package's stable interface. They are imported when they are first used: torch takes
-seconds, and `import wukong` should not.
+The names in `__all__` are the package's stable interface. They are imported on first use: torch takes seconds, and
+`import wukong` should not.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""What the options of all stages share. Each stage has one options class; the command line is made from it."""
+"""Base classes of all stages' options. Each stage has one options class, from which its command line is generated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 from wukong.console import say
 
 LARGEST = 1 << 53
-"""No count, size or seed is larger: beyond it, numbers in JSON and floats lose units."""
+"""Upper limit of counts, sizes and seeds: beyond it, JSON numbers and floats lose integer precision."""
 
 
 class Options(BaseModel):
@@ -41,10 +41,10 @@ class Options(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _is_no_yes(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads `yes` and `on` as true, which would count as 1."""
+        """Refuses booleans for numbers: YAML reads `yes` and `on` as true, which would become 1."""
         kind = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and bool not in (kind, *get_args(kind)) and {int, float} & {kind, *get_args(kind)}:
-            raise ValueError(f"is {value}, a number was expected")
+            raise ValueError(f"is {value}, expected a number")
         return value
 
     @field_validator("*")
@@ -53,9 +53,9 @@ class Options(BaseModel):
         for part in _parts(value):
             text = str(part) if isinstance(part, str | Path) else ""
             if "\0" in text:
-                raise ValueError("holds a NUL character")
+                raise ValueError("contains a NUL character")
             if any("\ud800" <= character <= "\udfff" for character in text):
-                raise ValueError("holds bytes that are not UTF-8, or half a character")
+                raise ValueError("contains invalid UTF-8, or half a character")
             if isinstance(part, Path) and any(character < " " or character == "\x7f" for character in text):
                 raise ValueError("is a path with a line break or another control character")
             if isinstance(part, Path) and any(len(name.encode()) > 255 for name in part.parts):
@@ -66,7 +66,7 @@ class Options(BaseModel):
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """The texts, paths and numbers in an option (a recipe's steps are checked as the options that they are)."""
+    """The texts, paths and numbers in an option (a recipe's steps are checked separately, as options)."""
     if isinstance(value, list | tuple):
         for item in value:
             yield from _parts(item)

@@ -29,8 +29,8 @@ from pydantic import Field, ValidationError
 from wukong.errors import DataError, Text, UsageError, WukongError
 from wukong.files import read_yaml
 from wukong.options import Options, StageOptions, complaint, nearest
-from wukong.places import RUN, settled
-from wukong.provenance import look
+from wukong.places import RUN, resolve_recipe
+from wukong.provenance import stage_state
 from wukong.recipes.shipped import find_recipe
 from wukong.registry import STAGES
 
@@ -94,7 +94,7 @@ def load_recipe(path: str | Path) -> Loaded:
     if not isinstance(content, dict) or not isinstance(content.get("steps"), dict):
         raise DataError("a recipe needs `name:` and `steps:`", file=path, hint="docs/recipes.md shows one")
     content["steps"] = {str(name): {} if given is None else given for name, given in content["steps"].items()}
-    content = settled(content, path)
+    content = resolve_recipe(content, path)
     try:
         loaded = Loaded(path, Recipe.model_validate(content), lines)
     except ValidationError as error:
@@ -271,7 +271,7 @@ def check_steps(steps: Sequence[Step], again: Sequence[Step]) -> list[str]:
             if step not in again and step.stage != "report":  # which is a view, drawn anew each time
                 later = [source for source in sources(needs) if planned.find(source) is not None]
                 directory = not stage.makes_file
-                state = look(step.stage, options, sources(needs), directory=directory, later=later)
+                state = stage_state(step.stage, options, sources(needs), directory=directory, later=later)
             if state == "done":
                 done.append(step.name)
             else:

@@ -1,8 +1,7 @@
-"""How sure a rate or a mean is, and what may be said of it: the one place where intervals and claims are made.
+"""Confidence intervals of rates and means, and the claims based on them; used everywhere such claims are made.
 
-A rate is a mean of values from 0 to 1 (wins, with 1/2 for a tie; pairs put in the right order). All intervals hold
-95 %, are clustered by prompt, and are exact where they can be: a bootstrap of three prompts that are all won would be
-a point.
+A rate is a mean of values from 0 to 1 (wins, with 1/2 for a tie; pairs ordered correctly). All intervals are 95 %,
+clustered by prompt, and exact where possible: a bootstrap of three prompts that are all won would be a point.
 
 Shape legend: P prompts.
 """
@@ -17,15 +16,16 @@ import numpy as np
 
 ALPHA = 0.05
 FEWEST_PROMPTS = 6
-"""So many prompts that decide something can show a difference. If neither side is better, n prompts all go one way with
-probability 2 x (1/2)^n: 6.25 % for five, 3.1 % for six. Fewer show nothing, whatever they say."""
+"""The fewest decided prompts that can show a difference. If neither side is better, n prompts all go one way with
+probability 2 x (1/2)^n: 6.25 % for five, 3.1 % for six."""
 POINTS = 0.05
-"""The difference from one half that a person is told how many prompts would show."""
+"""The difference from one half for which messages give the number of prompts needed."""
 
 
 def exact_interval(hits: float, n: float) -> tuple[float, float]:
-    """Clopper and Pearson 1934: the rates under which so few, or so many, hits of n are no rarer than 2.5 % each."""
-    from scipy.stats import beta  # here: it takes half a second of every `wukong run` otherwise
+    """Clopper and Pearson 1934: the rates at which the probability of at most, or at least, this many hits of n is 2.5
+    %."""
+    from scipy.stats import beta  # imported here: it takes half a second
 
     low = beta.ppf(ALPHA / 2, hits, n - hits + 1) if hits > 0 else 0.0
     high = beta.ppf(1 - ALPHA / 2, hits + 1, n - hits) if hits < n else 1.0
@@ -37,13 +37,13 @@ def rate_interval(sums: np.ndarray, counts: np.ndarray | None = None) -> list[fl
 
     Args:
         sums: (P,) each prompt's sum of values from 0 to 1.
-        counts: (P,) how many values that are; one each when absent. Prompts without any do not count.
+        counts: (P,) the number of these values; 1 when absent. Prompts with 0 are ignored.
 
-    Wins, ties and losses, one a prompt: Newcombe's (1998, method 10) interval of the difference of two proportions of
-    the same prompts, wins and losses, from exact intervals of both; without ties it is the exact interval of Clopper
-    and Pearson. Where the exact sign test finds no difference, it holds one half. Anything else: the exact interval
-    with the effective number of values, which clustering by prompt makes smaller (Korn and Graubard 1998); one half is
-    left out only if `FEWEST_PROMPTS` prompts lie on either side of it.
+    For one win, tie or loss per prompt: Newcombe's (1998, method 10) interval of the difference of two paired
+    proportions, wins and losses, from exact intervals of both; without ties it is the exact interval of Clopper and
+    Pearson. If the exact sign test finds no difference, it includes one half. Otherwise: the exact interval with the
+    effective number of values, which clustering by prompt reduces (Korn and Graubard 1998); it excludes one half only
+    if at least `FEWEST_PROMPTS` prompts are decided.
     """
     sums = np.asarray(sums, dtype=float)
     counts = np.ones(len(sums)) if counts is None else np.asarray(counts, dtype=float)
@@ -62,7 +62,7 @@ def rate_interval(sums: np.ndarray, counts: np.ndarray | None = None) -> list[fl
 def _of_outcomes(wins: int, losses: int, n: int) -> tuple[float, float]:
     won, lost = wins / n, losses / n
     (won_low, won_high), (lost_low, lost_high) = exact_interval(wins, n), exact_interval(losses, n)
-    # Of n prompts one that is won is not lost: the two rates are correlated, by -1 without ties.
+    # A prompt that is won is not lost: the two rates are correlated, by -1 without ties.
     odds = won * lost / ((1 - won) * (1 - lost)) if 0 < wins < n and 0 < losses < n else 0.0
     correlation = -math.sqrt(min(1.0, odds)) if wins + losses < n else -1.0
 
@@ -87,14 +87,14 @@ def _of_clusters(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
 
 
 def _sign_test(wins: int, losses: int) -> float:
-    """How probable a split so uneven is if each decided prompt is a coin toss."""
+    """The probability of a split at least this uneven if each decided prompt is a coin toss."""
     from scipy.stats import binomtest
 
     return float(binomtest(int(wins), int(wins + losses)).pvalue) if wins + losses else 1.0
 
 
 def decisive(sums: np.ndarray, counts: np.ndarray | None = None, than: float = 0.5) -> int:
-    """How many prompts lie on one side or the other of a rate, and so say something."""
+    """The number of decided prompts: those whose mean differs from the rate."""
     counts = np.ones(len(sums)) if counts is None else counts
     return int((np.abs(np.asarray(sums) - than * counts) > 1e-9).sum())
 
@@ -103,10 +103,10 @@ def mean_interval(sums: np.ndarray, counts: np.ndarray | None = None) -> list[fl
     """The 95 % interval of the mean sum(sums) / sum(counts) of numbers of any size; Student's t, over prompts.
 
     Args:
-        sums: (P,) each prompt's sum; counts: (P,) of how many numbers, one each when absent.
+        sums: (P,) each prompt's sum; counts: (P,) of how many numbers, 1 when absent.
 
     Returns:
-        None for fewer than two prompts, which tell nothing of their spread.
+        None for fewer than two prompts.
     """
     from scipy.stats import t
 
@@ -122,12 +122,12 @@ def mean_interval(sums: np.ndarray, counts: np.ndarray | None = None) -> list[fl
 
 
 def shown(interval: Sequence[float] | None, prompts: int, than: float = 0.5) -> int:
-    """Whether something is shown to be better (1) or worse (-1) than a rate or a number; 0 where it is not. Every
-    statement that one thing is better than another comes from here.
+    """Whether something is significantly better (1) or worse (-1) than a rate or number, or neither (0). Every claim
+    that one thing is better than another uses this.
 
     Args:
         interval: its 95 % interval.
-        prompts: how many prompts decided, see `decisive`.
+        prompts: the number of decided prompts, see `decisive`.
     """
     if interval is None or prompts < FEWEST_PROMPTS:
         return 0
@@ -138,15 +138,16 @@ def shown(interval: Sequence[float] | None, prompts: int, than: float = 0.5) -> 
 
 
 def prompts_needed(outcome_std: float, points: float = POINTS) -> int:
-    """How many prompts show a win rate this far from one half with 80 % probability, by an interval of 95 %:
-    ((1.96 + 0.84) x std / points)^2, rounded up to two digits, and never fewer than can show anything."""
+    """The number of prompts that show a win rate this far from one half with 80 % power in a 95 % interval: ((1.96 +
+    0.84) x std / points)^2, rounded up to two digits, and at least `FEWEST_PROMPTS`."""
     n = ((1.959964 + 0.841621) * outcome_std / points) ** 2
     step = 10 ** max(0, math.floor(math.log10(n)) - 1) if n >= 1 else 1
     return max(FEWEST_PROMPTS, math.ceil(n / step) * step)
 
 
 def in_words(entry: Mapping[str, Any]) -> str:
-    """What a win rate says: who is better, or that nothing can be said and how many prompts it would take.
+    """The conclusion from a win rate: which is better, or that no difference is seen and how many prompts would show
+    it.
 
     entry: a, b, win_rate, interval, n, wins, ties, losses.
     """

@@ -1,4 +1,4 @@
-"""JSON from outside: what JSON itself allows, in numbers and text that a database and a reply can hold."""
+"""Strict JSON parsing for requests: only valid JSON, with numbers and text that a database and a reply can hold."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, NoReturn
 from wukong.errors import Text
 
 DEEPEST = 64
-"""Lists and objects inside each other; more is no data of ours, and recursive readers would fail on it."""
+"""Maximum nesting; deeper data are not ours, and recursive readers would fail on them."""
 
 
 def loads(raw: bytes | str) -> Any:
-    """The value of a JSON text. Raises ValueError, of one line, for what is not JSON or what `problem_in` names."""
+    """Parses JSON. Raises ValueError, in one line, for invalid JSON or values rejected by `problem_in`."""
     try:
         value = json.loads(raw, parse_constant=_refused)
     except RecursionError:
@@ -31,10 +31,10 @@ def _refused(name: str) -> NoReturn:
 
 
 def problem_in(value: Any, nul: bool = True) -> tuple[str, str] | None:
-    """What in a parsed value cannot be kept or sent back, as (its place, the problem); None for nothing.
+    """(place, problem) of the first part of a value that cannot be stored or sent back; None if there is none.
 
-    Python reads more than JSON can say: halves of surrogate pairs, NaN, infinities (also as 1e999), integers of any
-    size. Each fails much later, in a database or in the reply.
+    Python accepts more than valid JSON: lone surrogates, NaN, infinities (also as 1e999), integers of any size. Each
+    would fail later, in a database or in the reply.
 
     Args:
         nul: whether text may hold NUL characters, which PostgreSQL refuses.
@@ -64,7 +64,7 @@ def problem_in(value: Any, nul: bool = True) -> tuple[str, str] | None:
 
 
 def problem_of_text(text: str, nul: bool = True) -> str | None:
-    """What in a text cannot be kept; None for nothing."""
+    """The problem with storing a text; None if there is none."""
     if not nul and "\x00" in text:
         return "holds a NUL character, which a database cannot store"
     if not text.isascii():

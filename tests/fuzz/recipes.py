@@ -39,7 +39,7 @@ from wukong.console import console
 from wukong.errors import JOINERS, WukongError
 from wukong.kitchen.stage import KitchenOptions
 from wukong.kitchen.stage import run as make_kitchen
-from wukong.provenance import look, read_record, verify
+from wukong.provenance import read_record, verify
 from wukong.recipe import check_steps, load_recipe, resolve
 from wukong.recipes.shipped import SHIPPED
 from wukong.registry import STAGES
@@ -538,7 +538,7 @@ def read_records(run: Path) -> None:
     for place in ("data", "base/options.json", "sft"):
         read_record(run / place)
     verify(run / "data" / "corpus.jsonl")
-    look("kitchen", KitchenOptions(out=run / "data", megabytes=0.01), [], directory=True)
+    stage_state("kitchen", KitchenOptions(out=run / "data", megabytes=0.01), [], directory=True)
     read_metrics(run / "base")
     for step in read_run(run).steps:
         _ = step.metrics, step.samples, step.results, step.options

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from wukong.errors import DataError, UsageError
 from wukong.report import figures
 from wukong.report.contents import read_run
-from wukong.report.page import Charts, curve_groups, duration, flat, interval, number, percent, road, short
+from wukong.report.page import Charts, curve_groups, duration, flat, interval, number, percent, pipeline, short
 from wukong.stages import report
 from wukong.stages.report import ReportOptions
 from wukong.training.metric_definitions import METRICS, as_markdown, definition
@@ -271,7 +271,7 @@ def test_every_part_of_the_road_shows_its_number(page):
     for expected in (
         "90.2 % of 400 prompts", "87.2 to 93.2 %",  # the newest model against the one before
         "812 k tokens", "2.21 M parameters", "2,950 demonstrations", "8 answers", "4 rankings", "10.0 % errors",
-        "91.3 % of held-out pairs right", "preferred to sft", "12 min 06 s",
+        "91.3 % accuracy on held-out pairs", "preferred to sft", "12 min 06 s",
     ):  # fmt: skip
         assert expected in page.text, expected
 
@@ -302,7 +302,7 @@ def test_answers_stand_side_by_side_unedited_with_score_and_reasons(page):
 
 
 def test_the_page_says_how_its_prompts_were_chosen(page):
-    assert "The first prompt was named in advance. 11 of the other 39 were drawn at random (seed 0)" in page.text
+    assert "The first prompt was chosen in advance. 11 of the other 39 were drawn at random (seed 0)" in page.text
 
 
 def test_pinned_prompts_come_first_and_may_differ_in_case_and_stop(finished):
@@ -340,7 +340,7 @@ def test_reward_over_kl_and_calibration_are_drawn(page):
     titles = [chart["layout"]["xaxis"].get("title", {}).get("text", "") for chart in page.charts.values()]
     assert "KL to the reference, nats per response" in titles
     assert "predicted probability" in titles
-    assert "Choosing the longer answer would be right in 58.1 %" in page.text
+    assert "Baseline: choosing the longer answer is right for 58.1 %" in page.text
 
 
 def test_samples_of_pretraining_show_first_and_last_step(page):
@@ -416,7 +416,7 @@ def test_a_base_model_from_elsewhere_is_named(root):
 def test_steps_that_were_not_run_are_listed(root):
     shutil.rmtree(root / "policy")
     shutil.rmtree(root / "reward")
-    assert "Steps of the recipe that were not run: reward , ppo" in page_of(root).text
+    assert "Steps of the recipe not run: reward , ppo" in page_of(root).text
 
 
 def test_an_unfinished_step_shows_what_there_is(root):
@@ -444,7 +444,7 @@ def test_an_evaluation_without_scorer_and_intervals_is_shown(root):
                 {"role": "user", "content": "Bye"}]  # fmt: skip
     write_lines(root / "evaluation/answers.jsonl", [{"messages": messages, "answers": {"policy": {"text": " "}}}])
     page = page_of(root)
-    assert "3 prompts . Intervals hold 95 %." in page.text.replace("prompts.", "prompts .")
+    assert "3 prompts . Intervals are 95 %." in page.text.replace("prompts.", "prompts .")
     assert "Overlap with training: not checked" in page.text
     assert "unseen" not in page.text.split("Training")[0]
     assert "Hi Yes? Bye" in page.text
@@ -487,7 +487,7 @@ def test_values_that_are_no_numbers_are_left_out(root):
 
 def test_nothing_of_a_run_is_an_error(tmp_path):
     (tmp_path / "notes.txt").write_text("no run")
-    with pytest.raises(UsageError, match="nothing of a run is here"):
+    with pytest.raises(UsageError, match="not a run directory"):
         report.run(ReportOptions(run=tmp_path, out=tmp_path / "r.html"))
     assert not (tmp_path / "r.html").exists()
     with pytest.raises(UsageError, match="no such directory"):
@@ -558,7 +558,7 @@ def test_the_road_shows_the_reward_model_that_the_policy_came_from(root):
     write_lines(root / "test.jsonl", [{"id": str(i)} for i in range(9)])
     provenance(root / "reward/provenance.json", "reward", result="w0", inputs=["s0", "l0", "l9", "r0"],
                results={"valid_accuracy": 0.913})  # fmt: skip
-    nodes = {node.key: node for node in road(read_run(root))}
+    nodes = {node.key: node for node in pipeline(read_run(root))}
     assert nodes["reward"].figure == "91.3 %"
     assert (nodes["labels"].figure, nodes["samples"].figure) == ("4", "8")  # and not what it was tested on
 

@@ -118,7 +118,7 @@ def test_other_options_and_other_text_are_refused(options, corpus):
     with pytest.raises(UsageError, match=r"made with other options \(vocab_size: 300 -> 290\)"):
         run(options(vocab_size=290))
     write_jsonl(corpus, [{"text": "other"}])
-    with pytest.raises(UsageError, match="made from other input files than now"):
+    with pytest.raises(UsageError, match="made from different input files"):
         run(options())
 
 
@@ -137,7 +137,7 @@ def test_another_tokenizer_under_the_same_name_is_refused(options, tmp_path):
     run(options(tokenizer=str(tmp_path / "small")))
     (tmp_path / "small").rename(tmp_path / "gone")
     (tmp_path / "large").rename(tmp_path / "small")
-    with pytest.raises(UsageError, match="made from other input files than now"):
+    with pytest.raises(UsageError, match="made from different input files"):
         run(options(tokenizer=str(tmp_path / "small")))
 
 

@@ -123,7 +123,7 @@ def test_given_comparisons_are_tested_without_the_prompts_it_was_trained_on(mode
     )  # fmt: skip
     reward_report.run(options)
     found = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert any("left out, because the model was trained on their prompts" in note for note in found["notes"])
+    assert any("left out: the model was trained on their prompts" in note for note in found["notes"])
     assert found["learning_curve"] is None
     assert found["agreement"]["agreement"] == 1.0
     assert len(found["mistakes"]) == 5
@@ -141,12 +141,12 @@ def test_unusable_input_is_one_line(models: Path, tmp_path: Path):
             )
         return str(error.value)
 
-    assert "must lie between 0 and 1" in refused(fractions=[1.0])
+    assert "must be between 0 and 1" in refused(fractions=[1.0])
     assert "holds a language model" in refused(reward_model=str(models / "sft"), data=["x.jsonl"])
     assert "x.jsonl: no such file" in refused(data=["x.jsonl"], fractions=[])
     (tmp_path / "empty.jsonl").write_text('{"messages": [], "answers": {}}\n')
     line = refused(samples=[f"policy={tmp_path / 'empty.jsonl'}"], fractions=[])
-    assert "holds no answer of 'policy'" in line
+    assert "contains no answer of 'policy'" in line
 
 
 def test_a_bad_answer_among_the_samples_is_refused_or_left_out_and_listed(models: Path, tmp_path: Path, capsys):

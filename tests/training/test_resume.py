@@ -260,7 +260,7 @@ def test_a_checkpoint_of_another_model_is_refused_before_anything_is_overwritten
         before = {name: [p.clone() for p in module.parameters()] for name, module in modules.items()}
         optimizer = torch.optim.AdamW(p for m in modules.values() for p in m.parameters())
         with pytest.raises(
-            UsageError, match=r"step-000007: a checkpoint of another model \(tensor .*; use another --out"
+            UsageError, match=r"step-000007: a checkpoint of another model \(tensor .*; choose another --out"
         ):
             load_latest(tmp_path / "checkpoints", modules, optimizer)
         for name, module in modules.items():
@@ -392,7 +392,7 @@ def test_best_weights_that_are_gone_stop_the_run(tmp_path):
     with pytest.raises(Interrupted):
         with_losses(tmp_path, [1, 2, 3], stop=1)
     shutil.rmtree(tmp_path / "checkpoints" / "best")
-    with pytest.raises(RunError, match="the best weights are gone"):
+    with pytest.raises(RunError, match="the best weights are missing"):
         with_losses(tmp_path, [1, 2, 3])
 
 

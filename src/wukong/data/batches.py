@@ -78,7 +78,7 @@ class Example:
 class Packed:
     """Examples packed into rows. A token attends to its own segment only (see `GPT2.forward`).
 
-    `response_mask` is never True on the first token of a segment, which nothing of its own example predicts.
+    `response_mask` is never True on the first token of a segment: no token of its example precedes it.
     """
 
     input_ids: Tensor  # (B, T) int64
@@ -89,7 +89,7 @@ class Packed:
 def pack(examples: Sequence[Example], row_tokens: int) -> Packed:
     """First-fit decreasing: examples of different lengths share rows of at most row_tokens tokens.
 
-    Raises ValueError when an example is longer than a row.
+    Raises ValueError if an example is longer than a row.
     """
     rows: list[list[Example]] = []
     free: list[int] = []
@@ -112,6 +112,6 @@ def pack(examples: Sequence[Example], row_tokens: int) -> Packed:
         for number, example in enumerate(members, start=1):
             end = at + len(example.ids)
             ids[row, at:end], segments[row, at:end], response[row, at:end] = example.ids, number, example.response
-            response[row, at:end][:1] = False  # what stands before it in the row belongs to another example
+            response[row, at:end][:1] = False  # the token before it belongs to another example
             at = end
     return Packed(torch.from_numpy(ids), torch.from_numpy(segments), torch.from_numpy(response))

@@ -168,7 +168,7 @@ def _check_fits(path: Path, shapes: Shapes, modules: Mapping[str, nn.Module]) ->
         name = min(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
         raise UsageError(
             "{path}: a checkpoint of another model (tensor {tensor} does not fit); "
-            "use another --out, or make it anew with {redo}",
+            "choose another --out, or rebuild it with {redo}",
             path=path,
             tensor=name.removeprefix("weights/"),
             redo="--redo",

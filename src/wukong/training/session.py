@@ -39,7 +39,7 @@ from wukong.errors import RunError, UsageError
 from wukong.files import atomic_directory, disk_errors, follow_umask, sync_directory, sync_file
 from wukong.model.gpt2 import GPT2
 from wukong.options import StageOptions
-from wukong.provenance import Work
+from wukong.provenance import StageRun
 from wukong.seeds import derived_seed
 from wukong.training import parallel
 from wukong.training.checkpoint import list_checkpoints, load_latest, prune_checkpoints, save_checkpoint
@@ -391,7 +391,7 @@ class Session:
         processes.barrier()  # for the first one, which writes it
         if self.state.get("best_step", self.total_steps) != self.total_steps:
             if not path.exists():
-                problem = "{path}: the best weights are gone; make the stage anew with {redo}"
+                problem = "{path}: the best weights are missing; rebuild it with {redo}"
                 raise RunError(problem, path=path, redo="--redo")
             tensors = load_file(path)
             with torch.no_grad():
@@ -402,7 +402,7 @@ class Session:
     # ---------------------------------------------------------------------------------------------- the end
 
     def finish(
-        self, work: Work, save: Callable[[Path], None], results: dict[str, Any], extra: Sequence[Path] = ()
+        self, work: StageRun, save: Callable[[Path], None], results: dict[str, Any], extra: Sequence[Path] = ()
     ) -> None:
         """Publishes the result, records it, and deletes the checkpoints, which are no longer needed.
 

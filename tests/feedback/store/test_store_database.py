@@ -177,7 +177,7 @@ def test_what_is_no_file_is_no_store_and_keeps_its_mode(tmp_path):
     os.mkfifo(tmp_path / "pipe", 0o666)
     (tmp_path / "pipe").chmod(0o666)
     for place in ("pipe", "."):
-        with pytest.raises(UsageError, match="a file was expected"):
+        with pytest.raises(UsageError, match="expected a file"):
             Store(tmp_path / place)
     assert (tmp_path / "pipe").stat().st_mode & 0o777 == 0o666
 
@@ -283,7 +283,7 @@ def test_writers_take_turns_in_the_order_they_came(tmp_path):
         for name in ("a", "b", "c"):
             threads.append(threading.Thread(target=write, args=(name,)))
             threads[-1].start()
-            while len(store._turns._waiting) < len(threads):  # it has come, and waits
+            while len(store._turns._unanswered) < len(threads):  # it has come, and waits
                 time.sleep(0.001)
     with store.write():
         order.append("again")

@@ -127,7 +127,7 @@ def test_the_kitchens_rubric_and_the_lexicon_are_rewards(byte_tokenizer) -> None
         ({"rewards": ["nobody"]}, "unknown judge 'nobody'"),
         ({"rewards": ["lexicon", "0.5*lexicon"]}, "lexicon is named twice"),
         ({"rewards": ["no.such.module:f"]}, "cannot be loaded"),
-        ({"rewards": ["math:pi"]}, "is float, a function was expected"),
+        ({"rewards": ["math:pi"]}, "is float, expected a function"),
         ({"rewards": ["x*lexicon"]}, "write WEIGHT"),
         ({"rewards": ["1e400*lexicon"]}, "the weight is no finite number"),
     ],

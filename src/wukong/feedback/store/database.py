@@ -191,7 +191,7 @@ def _may_be_sqlite(path: Path) -> bool:
 def _url(text: str) -> sa.URL:
     if "://" not in text:
         if Path(text).exists() and not Path(text).is_file():
-            raise UsageError(f"--db {text}: is a directory, a pipe or a device, a file was expected")
+            raise UsageError(f"--db {text}: is a directory, a pipe or a device; expected a file")
         Path(text).absolute().parent.mkdir(parents=True, exist_ok=True)
         return sa.URL.create("sqlite", database=str(Path(text).absolute()))
     try:

@@ -155,7 +155,7 @@ def _judged(
     records = COMPARISONS.iterate(path, DataOptions(skip_bad=skip_bad), summary, fits)
     items = [_item(project.kind, record, use) for record in _told(_at_most(records, path), imported, tell)]
     imported.read = sum(source.read for source in summary.sources)
-    imported.happened += [line for source in summary.sources for line in source.happened()]
+    imported.happened += [line for source in summary.sources for line in source.events()]
     return items
 
 

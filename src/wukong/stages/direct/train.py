@@ -24,7 +24,7 @@ from wukong.errors import UsageError
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.hub import load_policy, save_policy
 from wukong.processes import is_first
-from wukong.provenance import Work
+from wukong.provenance import StageRun
 from wukong.records import Preference
 from wukong.require import Kind, Need
 from wukong.sampling import RecommendOptions, SamplingParameters
@@ -195,7 +195,7 @@ def _batches(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
 
 
 def _save(
-    session: Session, work: Work, policy: GPT2, tokenizer: Tokenizer, options: DirectOptions,
+    session: Session, work: StageRun, policy: GPT2, tokenizer: Tokenizer, options: DirectOptions,
     answers: Sequence[AnswerTokens], results: dict[str, object],
 ) -> None:  # fmt: skip
     """Publishes the policy, and says how far it moved on these answers."""

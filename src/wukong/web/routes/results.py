@@ -13,7 +13,14 @@ from fastapi.responses import FileResponse, HTMLResponse, Response
 
 from wukong.errors import WukongError
 from wukong.feedback.store.labels import NotFoundError
-from wukong.report.contents import Answered, Step, read_answered, read_comparison, read_run, read_steps
+from wukong.report.contents import (
+    AnsweredPrompt,
+    StepResult,
+    read_answered_prompts,
+    read_comparison,
+    read_run,
+    read_steps,
+)
 from wukong.report.page import interval, number, percent
 from wukong.web.access import Admin
 from wukong.web.inputs import Count, Name
@@ -45,7 +52,7 @@ def one_result(
     if place not in results_in(root):
         raise NotFoundError("there is no such result")
     directory = root / place
-    answered = read_answered(directory / "answers.jsonl")
+    answered = read_answered_prompts(directory / "answers.jsonl")
     sources = sorted({one.source for one in answered if one.source})
     found = [one for one in answered if (not source or one.source == source) and _contains(one, q)]
     shown = paging(page, len(found), ANSWERS)
@@ -71,7 +78,7 @@ def one_result(
     )
 
 
-def _contains(one: Answered, text: str) -> bool:
+def _contains(one: AnsweredPrompt, text: str) -> bool:
     return not text or any(text.casefold() in message.content.casefold() for message in one.messages)
 
 
@@ -86,7 +93,7 @@ def results_in(run: Path) -> dict[str, str]:
     return found
 
 
-def _steps(run: Path) -> list[Step]:
+def _steps(run: Path) -> list[StepResult]:
     try:
         return read_steps(run).steps
     except WukongError:  # the page says so above

@@ -13,7 +13,7 @@ from typing import Any
 
 from wukong.errors import RunError, WukongError
 from wukong.feedback.store.labels import NotFoundError
-from wukong.report.contents import RunContents, Step, read_steps
+from wukong.report.contents import RunContents, StepResult, read_steps
 from wukong.web.runs.events import LastEvent, last_event
 from wukong.web.runs.processes import RunProcess, is_running, process_of
 
@@ -156,7 +156,7 @@ def _failure(
     return None, None
 
 
-def step_or_404(run: Path, name: str) -> Step:
+def step_or_404(run: Path, name: str) -> StepResult:
     """A step by its name; one that the recipe plans may have nothing yet.
 
     Raises NotFoundError for an unknown name, DataError for a damaged record.
@@ -166,5 +166,5 @@ def step_or_404(run: Path, name: str) -> Step:
         if step.name == name:
             return step
     if name in contents.planned:
-        return Step(name, name.partition("_")[0], contents.planned[name], False, {"results": {}, "options": {}})
+        return StepResult(name, name.partition("_")[0], contents.planned[name], False, {"results": {}, "options": {}})
     raise NotFoundError("there is no such step")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wukong.errors import DataError, WukongError
-from wukong.report.contents import Step
+from wukong.report.contents import StepResult
 from wukong.report.figures import points_of, thinned
 from wukong.report.page import chart_plan
 from wukong.training.metric_definitions import definition
@@ -73,7 +73,7 @@ def json_lines(data: bytes, path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def curves(step: Step) -> dict[str, Any]:
+def curves(step: StepResult) -> dict[str, Any]:
     """Every metric the step logged, as charts in the order of their definitions.
 
     Returns:
@@ -99,7 +99,7 @@ def _metric(stage: str, name: str) -> dict[str, Any]:
     return {"name": name, "unit": unit, "definition": text, "watch": watch}
 
 
-def samples(step: Step, per_prompt: int = 6) -> list[dict[str, Any]]:
+def samples(step: StepResult, per_prompt: int = 6) -> list[dict[str, Any]]:
     """What the model wrote while it learnt: for each prompt (`prompt`, `lines`), evenly spread over the run with the
     first and the last; where each prompt came once only, as in PPO, all of them together (`prompt` is None)."""
     lines = step.samples
@@ -125,7 +125,9 @@ class Watch:
         t: translates errors.
     """
 
-    def __init__(self, run: Path, step: Step | None, place: str = "", t: Callable[[WukongError], str] = str) -> None:
+    def __init__(
+        self, run: Path, step: StepResult | None, place: str = "", t: Callable[[WukongError], str] = str
+    ) -> None:
         metrics, _, log = place.partition(".")
         self.run, self.t = run, t
         self.metrics = Tail(step.out / "metrics.jsonl", metrics) if step else None
