@@ -1,6 +1,6 @@
 """Trains every algorithm on a finished run, with equal numbers of sampled responses, and writes one table.
 
-    python benchmarks/algorithms.py runs/kitchen --seeds 0 1 2 --out docs/results/algorithms.md
+    python benchmarks/algorithms.py runs/kitchen --seeds 0 1 2
 
 From the run directory come the SFT model, the reward model, prompts, and from the recipe's ppo and evaluate steps the
 sampling, the price of KL and the judge. Every policy learns from as many sampled responses as PPO does; DPO's are

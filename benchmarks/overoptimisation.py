@@ -1,6 +1,6 @@
 """Over-optimisation made on purpose: a reward model from few labels, and policies that follow it without restraint.
 
-    python benchmarks/overoptimisation.py runs/kitchen --seeds 0 1 2 --out docs/frontier
+    python benchmarks/overoptimisation.py runs/kitchen --seeds 0 1 2
 
 From a finished run come the SFT model, its rankings, the prompts, and the options of its reward and ppo steps. Of the
 rankings only --rankings prompts are taken for the reward model that the policies learn from, and as many others for a

@@ -1,6 +1,6 @@
 """A picture of a run's report for the README, taken with Chromium.
 
-python benchmarks/report_picture.py runs/kitchen --out docs/report.png
+python benchmarks/report_picture.py runs/kitchen --out docs/pictures/report.png
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from playwright.sync_api import sync_playwright
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a finished run directory, such as runs/kitchen")
-    parser.add_argument("--out", type=Path, default=Path("docs/report.png"))
+    parser.add_argument("--out", type=Path, default=Path("docs/pictures/report.png"))
     parser.add_argument("--height", type=int, default=1500, help="so many pixels from the top")
     given = parser.parse_args()
     chromium = shutil.which("chromium") or shutil.which("google-chrome")

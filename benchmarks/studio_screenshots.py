@@ -1,9 +1,9 @@
-"""Pictures of the studio's pages for docs/studio.md: light, dark, phone width, Chinese.
+"""Pictures of the studio's pages for docs/tools/studio.md: light, dark, phone width, Chinese.
 
 Starts a studio on a temporary store, has three made-up annotators label, chat and judge made-up answers, runs the test
 recipe (models too small to learn much, in a minute or two), and drives Chromium. In the arena those models answer.
 
-    python benchmarks/studio_screenshots.py --out docs/studio
+    python benchmarks/studio_screenshots.py --out docs/pictures/studio
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def picture(context: BrowserContext, url: str, path: Path, waits: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("docs/studio"))
+    parser.add_argument("--out", type=Path, default=Path("docs/pictures/studio"))
     parser.add_argument("--only", nargs="*", default=[], help="these pages, such as chat; all, when absent")
     given = parser.parse_args()
     out = given.out.resolve()

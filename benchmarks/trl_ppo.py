@@ -1,6 +1,6 @@
 """PPO against TRL's: the same SFT model, reward model, prompts, sampling and number of episodes, several seeds.
 
-    python benchmarks/trl_ppo.py runs/kitchen --trl ~/trl-venv --seeds 0 1 2 --out docs/trl-ppo
+    python benchmarks/trl_ppo.py runs/kitchen --trl ~/trl-venv --seeds 0 1 2
 
 TRL 1.12.0 is the last release with a PPO trainer. It runs in an environment of its own (requirements-trl.txt; made at
 --trl when absent). Both trainers are run with both settings: "ours", those of the

@@ -35,7 +35,7 @@ def test_every_recipe_builds(path, monkeypatch):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_and_the_data_they_need_stand_in_the_docs(path):
-    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "recipes.md").read_text(encoding="utf-8")
     assert f"| `{path.name}` |" in page
     for directory, file in re.findall(r"\$\{WUKONG_DATA\}/(\S+)/([\w.-]+)", path.read_text(encoding="utf-8")):
         assert f"`{directory}/" in page, directory
@@ -69,8 +69,8 @@ def test_every_option_of_run_says_what_it_does():
 
 def test_the_command_line_reference_is_current(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    written = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    assert written == reference(), "docs/cli.md is out of date: make docs"
+    written = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+    assert written == reference(), "docs/reference/cli.md is out of date: make docs"
 
 
 def pins() -> dict[str, str]:
@@ -125,7 +125,7 @@ def test_the_changelog_knows_this_version():
 
 def test_make_targets_of_the_issue_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in ("run", "test", "test-interop", "lint", "bench"):
+    for target in ("run", "test", "test-interop", "lint", "bench", "site"):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 
 
@@ -134,4 +134,4 @@ def test_ci_runs_lint_and_both_halves_of_the_tests():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.findall(r'-m "(.*?)"', makefile) == ["not slow and not interop", "slow or interop"]
     commands = re.findall(r"^make (\S+)$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
-    assert commands == ["lint", "test", "test-interop"]
+    assert commands == ["lint", "test", "test-interop", "site"]

@@ -77,9 +77,9 @@ class Policy:
                 not fit the context, the oldest turns are left out.
             max_new_tokens: responses are cut there; when absent, 128 or half of the model's context, if that is less.
             temperature: the logits are divided by it; 0 always takes the likeliest token.
-            top_k, top_p: draw from the k likeliest tokens, or from the likeliest with this much probability in sum;
-                0 and 1 mean from all.
-                Those that are absent are the model's own (`sampling`), top_k and top_p only without a temperature.
+            top_k: draw from the k most likely tokens; 0 means from all.
+            top_p: draw from the most likely tokens whose probabilities add up to this much; 1 means from all.
+                Absent values are the model's own (`sampling`), those of top_k and top_p only without a temperature.
             seed: the same seed gives the same response to a prompt, whatever else is in the list.
             batch_size: how many are decoded together.
 

@@ -272,7 +272,7 @@ def _dispatch(arguments: Sequence[str]) -> None:
 
 
 def reference() -> str:
-    """docs/cli.md: every command's help, as wide as the terminal (or $COLUMNS) is."""
+    """docs/reference/cli.md: every command's help, as wide as the terminal (or $COLUMNS) is."""
     parts = ["# Command line\n\nWritten by `make docs` from each command's `--help`.\n"]
     for name in ("", "run", *TOOLS, *STAGES):
         said = io.StringIO()
@@ -304,8 +304,8 @@ def _machine_trouble(error: BaseException) -> str | None:
 
 
 def _ask_for_huge_pages() -> None:
-    """Tensors in huge pages (Linux; docs/benchmarks.md): torch reads this when it is imported, so it is set before.
-    Whoever has set the variable is not overruled."""
+    """Tensors in huge pages (Linux; docs/results/benchmarks.md). torch reads the variable when it is imported,
+    so it is set before. A value that is set already is kept."""
     if sys.platform == "linux":
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 

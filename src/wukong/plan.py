@@ -50,7 +50,7 @@ BYTES_A_TOKEN = 4
 TRAINING_ROWS, DECODING_ROWS = 2048, 64
 """Tokens in a matrix product while training, and while writing responses."""
 EFFICIENCY = 0.5
-"""How much of the speed of one large matrix product a whole step reaches, roughly; docs/benchmarks.md has figures."""
+"""The share of a large matrix product's speed that a whole step reaches, roughly; see docs/results/benchmarks.md."""
 
 
 class PlanOptions(Options):

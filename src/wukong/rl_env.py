@@ -10,7 +10,7 @@ It states exactly what `wukong ppo` optimises (a test compares the two); that on
 one. The first term depends on the acting policy, which an environment does not know: `policy_logprobs` tells it. An
 episode ends, *terminated*, with the end token or after `max_new_tokens`: never *truncated*, for a truncated episode is
 one whose rest the learner has to guess by its value function, while a response that was cut is over, with a score for
-not having ended (docs/rl-formulation.md).
+not having ended (docs/explanation/rl-formulation.md).
 
 Shape legend: B batch, T time, C channels, V vocabulary.
 """

@@ -2,7 +2,7 @@
 
 A `Format` says which fields a record needs, which it uses besides, which are harmless and which would change its
 meaning if they were not read. Detection, the hint at the nearest format, the count of what was not used and the tables
-of docs/data.md all come from this. Each record is matched by itself, so a file may mix formats.
+of docs/reference/data.md all come from this. Each record is matched by itself, so a file may mix formats.
 """
 
 from __future__ import annotations

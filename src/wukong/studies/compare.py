@@ -6,7 +6,7 @@ Out: out/comparison.json (win rates, ratings, agreement, the sentences) and out/
     wukong compare sft=runs/mine/sft policy=runs/mine/policy --prompts test.jsonl --judge rubric --out runs/mine/compare
 
 All models answer the same prompts with the same random numbers, sampled as `wukong evaluate` samples. What each figure
-is, and what the sentences may be trusted to say: docs/compare.md.
+is, and what the sentences may be trusted to say: docs/tools/compare.md.
 
 Shape legend: P prompts.
 """
@@ -61,7 +61,7 @@ class CompareOptions(AnswerOptions):
     endpoint_model: str | None = None
     """The model's name there."""
     human: list[str] = []
-    """Comparisons or rankings of these very answers by people, in any of the formats of docs/data.md."""
+    """Comparisons or rankings of these very answers by people, in any of the formats of docs/reference/data.md."""
 
 
 def _human_options(options: CompareOptions) -> DataOptions:

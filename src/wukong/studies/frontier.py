@@ -8,7 +8,7 @@ Out: out/frontier.html, one page that needs nothing else, and out/frontier.json 
 
 Several runs of one name are its seeds. All policies answer the same prompts with the same random numbers. What was
 measured of a policy is kept in out/measured, so that an interrupted study goes on with the next one. Forms, fits and
-the choice of a checkpoint: docs/frontier.md.
+the choice of a checkpoint: docs/tools/frontier.md.
 
 Shape legend: P prompts, N answers to each, K policies of one run.
 """

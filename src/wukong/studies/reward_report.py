@@ -5,8 +5,8 @@ Out: out/report.html, one page that needs nothing else, and out/report.json with
 
     wukong reward-report runs/mine/reward --samples sft=runs/mine/responses.jsonl --out runs/mine/reward-report
 
-What is measured, and from which papers: docs/reward-report.md. The learning curve fits the same model with the same
-options on a part of the training prompts (smaller parts lie within larger ones) and tests all of them on the same
+What is measured, and from which papers: docs/tools/reward-report.md. The learning curve fits the same model with the
+same options on a part of the training prompts (smaller parts lie within larger ones) and tests all of them on the same
 pairs; the reward model itself is the fit on all.
 
 Shape legend: N pairs.

@@ -1,9 +1,9 @@
-"""What every logged number means: the one source of docs/metrics.md and of the texts beside the report's curves.
+"""The definition of every logged metric: source of docs/reference/metrics.md and of the texts beside the curves.
 
 `metrics.jsonl` names a metric only. A name that means something else in one stage has an entry of its own there,
 `stage/name`, which `definition` prefers. After a change here, renew the page:
 
-    python -m wukong.training.metric_definitions > docs/metrics.md
+    python -m wukong.training.metric_definitions > docs/reference/metrics.md
 """
 
 from __future__ import annotations
@@ -520,7 +520,7 @@ def definition(stage: str, name: str) -> Metric | None:
 
 
 def as_markdown() -> str:
-    """The page docs/metrics.md."""
+    """The page docs/reference/metrics.md."""
     return "\n".join(_page()) + "\n"
 
 
