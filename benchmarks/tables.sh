@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs our speed against every peer's on this machine and writes the tables into one file (docs/results/benchmarks.md explains
-# them). On two cores it takes about twenty minutes once the peers are installed, and 20 GB of memory.
+# Runs our speed against every peer's on this machine and writes the tables into one file, which
+# docs/results/benchmarks.md explains. On two cores it takes about twenty minutes once the peers are installed, and 20 GB of memory.
 #
 #   benchmarks/tables.sh cpu docs/results/benchmarks-cpu.md     the same as: make bench
 #   benchmarks/tables.sh cuda docs/results/benchmarks-gpu.md
@@ -26,7 +26,9 @@ table() {
 
 begin=$(date +%s)
 {
-    echo "# Benchmarks: $device"
+    echo "# Speed on a $(echo "$device" | sed 's/cpu/CPU/; s/cuda/GPU/')"
+    echo
+    echo "Tables of one measurement, as the scripts wrote them; the page Speed (benchmarks.md) explains them."
     echo
     "$python" - "$here" "$device" <<'EOF'
 import sys, time, torch

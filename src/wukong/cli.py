@@ -273,7 +273,7 @@ def _dispatch(arguments: Sequence[str]) -> None:
 
 def reference() -> str:
     """docs/reference/cli.md: every command's help, as wide as the terminal (or $COLUMNS) is."""
-    parts = ["# Command line\n\nWritten by `make docs` from each command's `--help`.\n"]
+    parts = ["# Command line\n\nEvery command and option, as `--help` prints them. Written by `make docs`.\n"]
     for name in ("", "run", *TOOLS, *STAGES):
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
