@@ -24,7 +24,7 @@ from wukong.rollout import generate, stream
 from wukong.seeds import derived_seed
 from wukong.tokenizer import StreamDecoder, Tokenizer
 
-DOCS = (Path(__file__).resolve().parents[1] / "docs/chat.md").read_text(encoding="utf-8")
+DOCS = (Path(__file__).resolve().parents[1] / "docs/tools/chat.md").read_text(encoding="utf-8")
 TEXTS = [f"Boil {n} eggs for {n % 9} minutes, then peel the eggs." for n in range(50)]
 CONTEXT, ROOM = 96, 12
 

@@ -1,4 +1,4 @@
-"""docs/ppo-details.md names functions, tests and options: each of them exists where the page says."""
+"""docs/explanation/ppo-details.md names functions, tests and options: each of them exists where the page says."""
 
 import re
 
@@ -7,7 +7,7 @@ from named_in_docs import ROOT, defined, options
 
 from wukong.registry import STAGES
 
-PAGE = (ROOT / "docs" / "ppo-details.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "explanation" / "ppo-details.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| (\d+) \| (.*?) \| (.*) \| (.*?) \| (.*?) \|$", PAGE.replace(r"\|", "¦"), re.MULTILINE)
 
 

@@ -39,9 +39,9 @@ def test_every_recipe_builds(path, monkeypatch):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_and_the_data_they_need_stand_in_the_docs(path):
-    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "recipes.md").read_text(encoding="utf-8")
     recipe = load_recipe(path).recipe
-    needs = recipe.needs.replace("(docs/recipes.md)", "(below)")
+    needs = recipe.needs.replace("(docs/reference/recipes.md)", "(below)")
     assert f"| `{path.stem}` | {recipe.description} | {recipe.time} | {needs} |" in page
     for directory, file in re.findall(r"\$\{WUKONG_DATA\}/(\S+)/([\w.-]+)", path.read_text(encoding="utf-8")):
         assert f"`{directory}/" in page, directory
@@ -80,12 +80,12 @@ def test_every_option_of_run_says_what_it_does():
 
 def test_the_command_line_reference_is_current(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    written = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    assert written == reference(), "docs/cli.md is out of date: make docs"
+    written = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+    assert written == reference(), "docs/reference/cli.md is out of date: make docs"
 
 
 def test_every_command_is_documented():
-    written = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    written = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
     assert re.findall(r"^## wukong (.+)$", written, re.MULTILINE) == ["run", *TOOLS, *STAGES]
 
 

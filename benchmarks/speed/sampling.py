@@ -5,7 +5,7 @@
 
 Each contender runs in a process of its own (so that its peak memory is its own) and they take turns, round by round,
 so that a change of the machine's speed meets all. The peer is installed into --peer-dir (a temporary directory when
-none is named) by `pip install --target`; it uses the same torch. docs/benchmarks.md shows a result.
+none is named) by `pip install --target`; it uses the same torch. docs/results/benchmarks.md shows a result.
 
 The contenders:
 

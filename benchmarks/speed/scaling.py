@@ -4,7 +4,7 @@
 
 Each process has one core (or GPU) and the batch is the same, so that 2 processes can at best be twice as fast. The
 commands take turns, so that a change of the machine's speed meets all. Tokens a second are the medians over the
-logged steps of all rounds but each run's first; where the time of a step goes is in docs/distributed.md.
+logged steps of all rounds but each run's first; where the time of a step goes is in docs/explanation/distributed.md.
 """
 
 from __future__ import annotations

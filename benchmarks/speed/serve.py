@@ -4,7 +4,7 @@
 
 A random model of 4 layers, 256 wide, behind `wukong serve` in a process of its own, asked over HTTP with streaming.
 Both ways are measured in turn, several times, so that a change of the machine's speed meets both; the medians are
-compared. docs/serve.md shows a result.
+compared. docs/tools/serve.md shows a result.
 """
 
 from __future__ import annotations

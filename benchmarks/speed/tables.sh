@@ -1,14 +1,14 @@
 #!/bin/sh
-# Runs our speed against every peer's on this machine and writes the tables into one file (docs/benchmarks.md explains
-# them). On two cores it takes about twenty minutes once the peers are installed, and 20 GB of memory.
+# Runs our speed against every peer's on this machine and writes the tables into one file, which
+# docs/results/benchmarks.md explains. On two cores it takes about twenty minutes once the peers are installed, and 20 GB of memory.
 #
-#   benchmarks/speed/tables.sh cpu docs/benchmarks-cpu.md     the same as: make bench
+#   benchmarks/speed/tables.sh cpu docs/results/benchmarks-cpu.md     the same as: make bench
 #   benchmarks/speed/tables.sh cuda docs/benchmarks-gpu.md
 #
 # PYTHON names the interpreter with wukong in it; transformers and TRL go into PEERS, environments of their own.
 set -eu
 device=${1:?cpu or cuda}
-out=${2:?name the file that the tables go to, such as docs/benchmarks-cpu.md}
+out=${2:?name the file that the tables go to, such as docs/results/benchmarks-cpu.md}
 python=${PYTHON:-.venv/bin/python}
 peers=${PEERS:-$HOME/.cache/wukong-benchmarks}
 here=$(dirname "$0")
@@ -26,7 +26,9 @@ table() {
 
 begin=$(date +%s)
 {
-    echo "# Benchmarks: $device"
+    echo "# Speed on a $(echo "$device" | sed 's/cpu/CPU/; s/cuda/GPU/')"
+    echo
+    echo "Tables of one measurement, as the scripts wrote them; the page Speed (benchmarks.md) explains them."
     echo
     "$python" - "$here/.." "$device" <<'EOF'
 import sys, time, torch

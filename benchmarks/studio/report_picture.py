@@ -1,6 +1,6 @@
 """A picture of a run's report for the README, taken with Chromium.
 
-python benchmarks/studio/report_picture.py runs/kitchen --out docs/report.png
+python benchmarks/studio/report_picture.py runs/kitchen --out docs/pictures/report.png
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from shared.command_line import new_parser, run_argument
 def main() -> None:
     parser = new_parser(__doc__)
     run_argument(parser)
-    parser.add_argument("--out", type=Path, default=Path("docs/report.png"))
+    parser.add_argument("--out", type=Path, default=Path("docs/pictures/report.png"))
     parser.add_argument("--height", type=int, default=1500, help="so many pixels from the top")
     given = parser.parse_args()
     with chromium() as browser:

@@ -1,4 +1,4 @@
-"""Pictures of the studio's pages for docs/studio.md: light, dark, phone width, Chinese.
+"""Pictures of the studio's pages for docs/tools/studio.md: light, dark, phone width, Chinese.
 
 Starts a studio on a temporary store, has three made-up annotators label, chat and judge made-up answers, runs the test
 recipe (models too small to learn much, in a minute or two), and drives Chromium. In the arena those models answer.

@@ -244,8 +244,8 @@ def _dispatch(arguments: Sequence[str]) -> None:
 
 
 def reference() -> str:
-    """docs/cli.md: every command's help, as wide as the terminal (or $COLUMNS) is."""
-    parts = ["# Command line\n\nWritten by `make docs` from each command's `--help`.\n"]
+    """docs/reference/cli.md: every command's help, as wide as the terminal (or $COLUMNS) is."""
+    parts = ["# Command line\n\nEvery command and option, as `--help` prints them. Written by `make docs`.\n"]
     for name in ("", "run", *TOOLS, *STAGES):
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
@@ -259,8 +259,8 @@ def reference() -> str:
 
 
 def _ask_for_huge_pages() -> None:
-    """Tensors in huge pages (Linux; docs/benchmarks.md): torch reads this when it is imported, so it is set before.
-    Whoever has set the variable is not overruled."""
+    """Tensors in huge pages (Linux; docs/results/benchmarks.md). torch reads the variable when it is imported,
+    so it is set before. A value that is set already is kept."""
     if sys.platform == "linux":
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 

@@ -53,7 +53,7 @@ BYTES_A_TOKEN = 4
 TRAINING_ROWS, DECODING_ROWS = 2048, 64
 """Tokens per matrix product in training, and in decoding."""
 EFFICIENCY = 0.5
-"""Approximate speed of a whole step relative to one large matrix product; measured in docs/benchmarks.md."""
+"""Approximate speed of a whole step relative to one large matrix product; measured in docs/results/benchmarks.md."""
 
 
 class PlanOptions(Options):

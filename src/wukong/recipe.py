@@ -92,7 +92,7 @@ def load_recipe(path: str | Path) -> Loaded:
     content, root = read_yaml(path)
     lines: Lines = {} if root is None else dict(_key_lines(root, path))
     if not isinstance(content, dict) or not isinstance(content.get("steps"), dict):
-        raise DataError("a recipe needs `name:` and `steps:`", file=path, hint="docs/recipes.md shows one")
+        raise DataError("a recipe needs `name:` and `steps:`", file=path, hint="docs/reference/recipes.md shows one")
     content["steps"] = {str(name): {} if given is None else given for name, given in content["steps"].items()}
     content = resolve_recipe(content, path)
     try:

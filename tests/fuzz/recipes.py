@@ -39,7 +39,7 @@ from wukong.console import console
 from wukong.errors import JOINERS, WukongError
 from wukong.kitchen.stage import KitchenOptions
 from wukong.kitchen.stage import run as make_kitchen
-from wukong.provenance import read_record, verify
+from wukong.provenance import read_record, stage_state, verify
 from wukong.recipe import check_steps, load_recipe, resolve
 from wukong.recipes.shipped import SHIPPED
 from wukong.registry import STAGES

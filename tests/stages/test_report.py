@@ -474,7 +474,7 @@ def test_one_win_of_one_is_no_headline(root):
 
 def test_an_undefined_metric_is_drawn_and_said_to_be_undefined(root):
     write_lines(root / "sft/metrics.jsonl", [{"step": i, "loss": 1.0, "novelty": float(i)} for i in range(3)])
-    assert "Not defined in docs/metrics.md" in page_of(root).text
+    assert "Not defined in docs/reference/metrics.md" in page_of(root).text
 
 
 def test_values_that_are_no_numbers_are_left_out(root):
@@ -606,12 +606,12 @@ def test_known_models_keep_their_colours():
     assert set(figures.model_indices([f"m{i}" for i in range(9)]).values()) <= set(range(6))
 
 
-# ---------------------------------------------------------------------------------------------------- docs/metrics.md
+# ------------------------------------------------------------------------------------------ docs/reference/metrics.md
 
 
 def test_the_page_of_metrics_is_made_from_the_definitions():
-    page = (REPOSITORY / "docs/metrics.md").read_text(encoding="utf-8")
-    assert page == as_markdown(), "run: python -m wukong.training.metric_definitions > docs/metrics.md"
+    page = (REPOSITORY / "docs/reference/metrics.md").read_text(encoding="utf-8")
+    assert page == as_markdown(), "run: python -m wukong.training.metric_definitions > docs/reference/metrics.md"
 
 
 def test_every_definition_is_complete():

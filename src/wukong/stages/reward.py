@@ -1,6 +1,6 @@
 """`wukong reward`: comparisons -> a model that gives an answer a number (the reward model).
 
-In:  a model directory (the SFT model) and comparisons or rankings in any of the formats of docs/data.md.
+In:  a model directory (the SFT model) and comparisons or rankings in any of the formats of docs/reference/data.md.
 Out: a model directory, metrics.jsonl, and the accuracy on held-out prompts in provenance.json.
 
     wukong reward --model runs/mine/sft --data comparisons.jsonl --out runs/mine/reward

@@ -36,7 +36,7 @@ class SampleOptions(StageOptions, PromptOptions):
     """Sample responses to prompts."""
 
     prompts: list[str]
-    """Prompts in any of the formats of docs/data.md."""
+    """Prompts in any of the formats of docs/reference/data.md."""
     models: list[str] = []
     """Model directories or hub ids."""
     endpoint: str | None = None

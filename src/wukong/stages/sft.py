@@ -1,6 +1,6 @@
 """`wukong sft`: a base model + demonstrations -> a model that answers (supervised fine-tuning).
 
-In:  a model directory and instruction data in any of the formats of docs/data.md.
+In:  a model directory and instruction data in any of the formats of docs/reference/data.md.
 Out: a model directory with the chat template, metrics.jsonl.
 
     wukong sft --model runs/mine/base --data instructions.jsonl --out runs/mine/sft

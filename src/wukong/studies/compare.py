@@ -5,7 +5,7 @@ Out: out/comparison.json (win rates, ratings, agreement, conclusions) and out/an
 
     wukong compare sft=runs/mine/sft policy=runs/mine/policy --prompts test.jsonl --judge rubric --out runs/mine/compare
 
-All models answer the same prompts with the same random numbers, sampled as in `wukong evaluate`. docs/compare.md
+All models answer the same prompts with the same random numbers, sampled as in `wukong evaluate`. docs/tools/compare.md
 defines each figure and what the conclusions mean.
 
 Shape legend: P prompts.
@@ -61,7 +61,7 @@ class CompareOptions(AnswerOptions):
     endpoint_model: str | None = None
     """The model's name on that server."""
     human: list[str] = []
-    """People's comparisons or rankings of these same answers, in any format of docs/data.md."""
+    """People's comparisons or rankings of these same answers, in any format of docs/reference/data.md."""
 
 
 def _human_options(options: CompareOptions) -> DataOptions:

@@ -8,7 +8,7 @@ Out: out/frontier.html, a self-contained page, and out/frontier.json with every 
 
 Runs of the same name are its seeds. All policies answer the same prompts with the same random numbers. Each policy's
 measurements are kept in out/measured, so that an interrupted study resumes with the next one. Forms, fits and the
-choice of a checkpoint: docs/frontier.md.
+choice of a checkpoint: docs/tools/frontier.md.
 
 Shape legend: P prompts, N answers per prompt, K policies of one run.
 """

@@ -5,9 +5,9 @@ Out: out/report.html, a self-contained page, and out/report.json with every figu
 
     wukong reward-report runs/mine/reward --samples sft=runs/mine/responses.jsonl --out runs/mine/reward-report
 
-docs/reward-report.md describes the measurements and their sources. The learning curve fits the same model with the same
-options on nested fractions of the training prompts and tests all fits on the same pairs; the reward model itself is the
-fit on all prompts.
+docs/tools/reward-report.md describes the measurements and their sources. The learning curve fits the same model with
+the same options on nested fractions of the training prompts and tests all fits on the same pairs; the reward model
+itself is the fit on all prompts.
 
 Shape legend: N pairs.
 """

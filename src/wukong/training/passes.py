@@ -44,7 +44,7 @@ class Usual(Passes):
     most_epochs: float
     """Passes before it over-fits."""
     small_lr: float
-    """The learning rate at which a model of `SMALL_WIDTH` learns (docs/results.md, docs/algorithms.md); in between
+    """The learning rate for a model of `SMALL_WIDTH` (docs/results/index.md, docs/guide/algorithms.md); in between
     those two widths it follows a power of the width, as the best learning rates of Adam do."""
 
     def lr_at(self, width: int) -> float:

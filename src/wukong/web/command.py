@@ -90,7 +90,7 @@ def run(options: StudioOptions) -> None:
         say("studio: the page of people has a button that makes a new link for each")
     if not local:
         say(f"studio: WARNING: {options.host} lets other machines in, and plain HTTP lets others listen; put a proxy")
-        say("studio: with HTTPS before it (docs/studio.md). Admins need the secret besides their link.")
+        say("studio: with HTTPS before it (docs/tools/studio.md). Admins need the secret besides their link.")
     say("studio: open this link to sign in as an admin; it works once, for a day. Ctrl-C stops the server.")
     print(address, flush=True)
     if options.open_browser:

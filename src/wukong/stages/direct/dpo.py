@@ -1,6 +1,6 @@
 """`wukong dpo`: SFT model + comparisons -> a policy, without a reward model and without sampling.
 
-In:  the SFT model (policy and frozen reference start from it), comparisons or rankings (docs/data.md).
+In:  the SFT model (policy and frozen reference start from it), comparisons or rankings (docs/reference/data.md).
 Out: the policy's model directory, metrics.jsonl.
 
     wukong dpo --model runs/mine/sft --data comparisons.jsonl --out runs/mine/policy

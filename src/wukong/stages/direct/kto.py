@@ -1,7 +1,7 @@
 """`wukong kto`: SFT model + thumbs up and down -> a policy, without pairs, reward model or sampling.
 
-In:  the SFT model (policy and frozen reference start from it), votes (docs/data.md) or comparisons, each of which
-counts as one thumb up and one down.
+In:  the SFT model (policy and frozen reference start from it), votes (docs/reference/data.md) or comparisons; each
+comparison counts as one thumb up and one down.
 Out: the policy's model directory, metrics.jsonl.
 
     wukong kto --model runs/mine/sft --data votes.jsonl --out runs/mine/policy

@@ -52,5 +52,5 @@ def needs(options: BestOfNOptions) -> list[Need]:
 
 
 def run(options: BestOfNOptions) -> None:
-    """Raises UsageError or DataError for unusable input, RunError when the run goes wrong (docs/ppo.md)."""
+    """Raises UsageError or DataError for unusable input, RunError when the run goes wrong (docs/guide/ppo.md)."""
     train(options)

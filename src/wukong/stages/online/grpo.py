@@ -74,5 +74,5 @@ def needs(options: GRPOOptions) -> list[Need]:
 
 
 def run(options: GRPOOptions) -> None:
-    """Raises UsageError or DataError for unusable input, RunError when the run goes wrong (docs/ppo.md)."""
+    """Raises UsageError or DataError for unusable input, RunError when the run goes wrong (docs/guide/ppo.md)."""
     train(options)

@@ -8,7 +8,7 @@ Out: the policy's model directory, metrics.jsonl, samples.jsonl.
 Proximal policy optimisation (Schulman et al. 2017) as in Ziegler et al. 2019 and InstructGPT, in the loop of
 `wukong.stages.online.train`: reward of a token = -beta x (log pi - log pi_ref), plus the score at the last token; GAE
 turns it into advantages; a few epochs of clipped updates of policy and value model follow.
-Which numbers follow which paper, and where: docs/ppo-details.md. Departures: the value model is a network of its own,
+Which numbers follow which paper: docs/explanation/ppo-details.md. Departures: the value model is a separate network,
 initialised from the reward model (Stiennon et al. 2020), unless `--value-model shared` asks for the original head on
 the policy's trunk, and gradients are clipped at norm 1.
 """
@@ -89,5 +89,5 @@ def needs(options: PPOOptions) -> list[Need]:
 
 
 def run(options: PPOOptions) -> None:
-    """Raises UsageError or DataError for unusable input, RunError when the run goes wrong (docs/ppo.md)."""
+    """Raises UsageError or DataError for unusable input, RunError when the run goes wrong (docs/guide/ppo.md)."""
     train(options)

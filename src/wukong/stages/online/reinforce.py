@@ -77,5 +77,5 @@ def needs(options: ReinforceOptions) -> list[Need]:
 
 
 def run(options: ReinforceOptions) -> None:
-    """Raises UsageError or DataError for unusable input, RunError when the run goes wrong (docs/ppo.md)."""
+    """Raises UsageError or DataError for unusable input, RunError when the run goes wrong (docs/guide/ppo.md)."""
     train(options)

@@ -44,5 +44,5 @@ def needs(options: RLOOOptions) -> list[Need]:
 
 
 def run(options: RLOOOptions) -> None:
-    """Raises UsageError or DataError for unusable input, RunError when the run goes wrong (docs/ppo.md)."""
+    """Raises UsageError or DataError for unusable input, RunError when the run goes wrong (docs/guide/ppo.md)."""
     train(options)

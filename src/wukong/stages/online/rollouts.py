@@ -37,7 +37,7 @@ class RolloutOptions(TrainOptions, PromptOptions):
     """Which prompts are answered, and how."""
 
     prompts: list[str]
-    """Prompts in any of the formats of docs/data.md."""
+    """Prompts in any of the formats of docs/reference/data.md."""
     holdout: float = Field(0.0, ge=0, lt=1)
     """Leave out this fraction of the prompts: the one that sft and reward hold out with the same --valid-fraction and
     --seed, and that evaluate takes with the same --holdout."""

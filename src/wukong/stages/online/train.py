@@ -221,7 +221,7 @@ def online_needs(options: OnlineOptions) -> list[Need]:
 
 
 def train(options: OnlineOptions) -> None:
-    """Raises UsageError or DataError for unusable input, RunError when the run goes wrong (docs/ppo.md)."""
+    """Raises UsageError or DataError for unusable input, RunError when the run goes wrong (docs/guide/ppo.md)."""
     algorithm = options.algorithm()
     work = require.open_stage(algorithm.name, options, online_needs(options))
     if work.done:
