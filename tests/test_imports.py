@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "wukong"
 # From the top down. web, serve and rl_env have their place before they exist.
 LAYERS = ["__main__", "cli", "plan", "accept", "recipe", "api", "web", "serve", "studies", "stages", "report"]
 LAYERS += ["require", "feedback", "rl_env", "rollout"]
-LAYERS += ["objectives", "training", "kitchen", "data", "model", "tokenizer", "tokenizer_files"]
+LAYERS += ["objectives", "training", "kitchen", "data", "model", "tokenizer", "tokenizer_files", "strict_json"]
 LAYERS += ["chat_template", "template_renderer", "sampling", "provenance", "places", "records", "seeds"]
 LAYERS += ["intervals", "options", "console", "files", "processes", "errors"]
 
