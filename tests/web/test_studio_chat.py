@@ -42,7 +42,7 @@ def settings(run_dir):
 def app(store, settings):
     made = create_app(store, settings)
     yield made
-    made.state.models.close()
+    made.state.studio.models.close()
 
 
 @pytest.fixture
