@@ -13,19 +13,11 @@ from wukong.registry import PUBLIC, RUN, STAGES, TOOLS
 
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "wukong"
 
-# From the top down. web, serve and rl_env have their place before they exist.
-LAYERS = [
-    "__main__",
-    "cli",
-    "plan",
-    "accept",
-    "runner",
-    "recipe",
-    "recipes",
-    "registry",
-]
+# From the top down.
+LAYERS = ["__main__", "cli", "plan", "accept", "runner", "recipe", "recipes", "registry"]
 LAYERS += ["events", "api", "web", "serve", "studies", "stages", "report", "chat", "require", "feedback", "scoring"]
 LAYERS += ["rl_env", "rollout", "objectives", "training", "kitchen", "data", "model", "tokenizer", "tokenizer_files"]
+LAYERS += ["foreign_json", "strict_json"]
 LAYERS += ["chat_template", "template_renderer", "sampling", "provenance", "places", "records", "seeds"]
 LAYERS += ["stats", "options", "console", "files", "processes", "version", "errors"]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from reference.losses import log_softmax
-from tiny_data import FAST, curves, demonstrations, die_in, made_files, stop_after, tokenised, write_jsonl, written
+from tiny_data import FAST, curves, demonstrations, die_before, made_files, stop_after, tokenised, write_jsonl, written
 
 from wukong.data.batches import Example, epoch_batch
 from wukong.data.split import split_by_prompt
@@ -250,11 +250,9 @@ def test_a_stopped_run_equals_an_uninterrupted_one(options, finished, monkeypatc
     assert curves(options().out) == curves(finished.out)
 
 
-@pytest.mark.parametrize(
-    ("where", "call"), [("wukong.stages.sft.response_loss", 5), ("wukong.training.session.sync_file", 1)]
-)
-def test_a_run_that_died_equals_an_uninterrupted_one(options, finished, monkeypatch, where, call):
-    die_in(where, run, options(checkpoint_seconds=0), monkeypatch, call=call)
+@pytest.mark.parametrize("file", ["checkpoints/step-000005", "model.safetensors"])
+def test_a_run_that_died_equals_an_uninterrupted_one(options, finished, file):
+    die_before(file, run, options(checkpoint_seconds=0))
     run(options(checkpoint_seconds=0))
     assert made_files(options().out) == made_files(finished.out)
     assert curves(options().out) == curves(finished.out)
