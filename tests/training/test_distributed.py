@@ -28,7 +28,8 @@ LOGS = {"tensorboard": False, "precision": "float32", "checkpoint_seconds": 1e9,
 TRAIN = LOGS | {"adam_eps": 1e-4, "lr": 1e-3, "micro_batch_tokens": 256, "warmup_steps": 1}
 ONLINE = TRAIN | {
     "model": "{one}/sft", "reward_model": "{one}/reward", "prompts": ["{data}/prompts.jsonl"],
-    "allow_chance_reward_model": True, "max_new_tokens": 8, "batch_size": 8, "episodes": 24, "minibatch_size": 4, "missing_eos_score": None,
+    "allow_chance_reward_model": True,
+    "max_new_tokens": 8, "batch_size": 8, "episodes": 24, "minibatch_size": 4, "missing_eos_score": None,
 }  # fmt: skip
 STEPS: dict[str, dict] = {
     "pretrain": TRAIN | {

@@ -324,7 +324,7 @@ def test_the_old_name_of_an_option_still_works_and_is_warned_of(whole, capsys) -
         main(["rloo", "--help"])
     assert "insist" not in capsys.readouterr().out
     assert main(["rloo", "--insist", "--model", "nowhere", "--prompts", "-", "--out", str(options.out)]) == 2
-    assert "nowhere" in capsys.readouterr().err
+    assert capsys.readouterr().err == "wukong: error: there is no reward: give --reward-model, --rewards or both\n"
 
 
 def test_micro_batches_change_nothing_but_rounding(whole) -> None:
