@@ -5,8 +5,9 @@
 #   make test-interop  the others: TRL, Label Studio (both are installed at the first time), PostgreSQL, Chromium, and
 #                 whatever takes long
 #   make lint     style and types
-#   make bench    our speed beside that of transformers and TRL, written to docs/benchmarks-cpu.md
+#   make bench    our speed beside that of transformers and TRL, written to docs/results/benchmarks-cpu.md
 #   make docs     the pages that are written from the code
+#   make site     the documentation as a site, in site/; a dead link or a page that is not in the navigation fails
 #   make screenshots  the pictures of the studio in the docs (needs Chromium)
 #
 # PYTHON names another interpreter. TORCH_ARGS goes to pip when it installs torch: on Linux the default build brings
@@ -17,12 +18,13 @@ TORCH_ARGS ?=
 ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+DOCS_INSTALLED := .venv/.installed-docs
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: run test test-interop lint format bench docs screenshots clean
+.PHONY: run test test-interop lint format bench docs site screenshots clean
 
 run: $(INSTALLED)
-	$(BIN)/wukong run recipes/kitchen.yaml $(ARGS)
+	$(BIN)/wukong run kitchen $(ARGS)
 
 test: $(INSTALLED)
 	$(PYTEST) -m "not slow and not interop" $(ARGS)
@@ -40,17 +42,23 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 bench: $(INSTALLED)
-	PYTHON=$(BIN)/python benchmarks/tables.sh cpu docs/benchmarks-cpu.md
+	PYTHON=$(BIN)/python benchmarks/speed/tables.sh cpu docs/results/benchmarks-cpu.md
 
 docs: $(INSTALLED)
-	COLUMNS=100 $(BIN)/python -c "from wukong.cli import reference; print(reference(), end='')" > docs/cli.md
-	$(BIN)/python -m wukong.training.metric_definitions > docs/metrics.md
+	COLUMNS=100 $(BIN)/python -c "from wukong.cli import reference; print(reference(), end='')" > docs/reference/cli.md
+	$(BIN)/python -m wukong.training.metric_definitions > docs/reference/metrics.md
+
+# NO_MKDOCS_2_WARNING silences an advertisement of mkdocs-material. The last line fails if a page loads anything from
+# another host.
+site: $(DOCS_INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@! grep -rnoE --include='*.html' '<(script|link|img|iframe)[^>]* (src|href)="?(https?:)?//[^" >]+\.(js|css|woff2?|png|svg|json)' site
 
 screenshots: $(INSTALLED)
-	$(BIN)/python benchmarks/studio_screenshots.py --out docs/studio
+	$(BIN)/python benchmarks/studio/screenshots.py --out docs/pictures/studio
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv site .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 # Done anew only when what is to be installed has changed.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -59,4 +67,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(TORCH_ARGS) torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	@touch $@

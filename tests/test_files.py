@@ -455,8 +455,8 @@ PACK = {
 @pytest.mark.parametrize("packing", PACK)
 def test_a_file_unpacks_to_a_bounded_multiple_of_its_size(tmp_path, monkeypatch, packing):
     """Small files may be anything up to the first bound, larger ones a multiple of their size."""
-    monkeypatch.setattr(files, "_UNPACKED", 50_000)
-    monkeypatch.setattr(files, "_UNPACKED_RATIO", 20)
+    monkeypatch.setattr(files, "UNPACKED", 50_000)
+    monkeypatch.setattr(files, "UNPACKED_RATIO", 20)
     path = tmp_path / f"a.{packing}"
     for length, refused in ((50_000, False), (50_001, True)):
         path.write_bytes(PACK[packing](b"x" * length))

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 import wukong
-from wukong.cli import TOOLS, main
+from wukong.cli import main
 from wukong.errors import DataError, UsageError
 from wukong.files import fingerprint
 from wukong.options import StageOptions
-from wukong.recipe import STAGES
+from wukong.registry import STAGES, TOOLS
 from wukong.stages.label import LabelOptions
 from wukong.stages.label import run as label
 from wukong.stages.tokenize import TokenizeOptions
@@ -130,12 +130,15 @@ def started(first, tmp_path, monkeypatch):
 )
 def test_nothing_is_made_or_deleted_where_a_later_step_could_not_start(started, recipe, problem):
     run_again, run = started
-    before = {path: fingerprint(path) for path in run.rglob("*") if path.is_file()}
+    log = run / "events.jsonl"
+    before = {path: fingerprint(path) for path in run.rglob("*") if path.is_file() and path != log}
     for options in ({}, {"redo": "kitchen"}):
         with pytest.raises(UsageError) as caught:
             run_again(recipe, **options)
         assert problem in str(caught.value)
-        assert {path: fingerprint(path) for path in run.rglob("*") if path.is_file()} == before
+        assert {path: fingerprint(path) for path in run.rglob("*") if path.is_file() and path != log} == before
+        last = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
+        assert (last["event"], last["step"], last["message"]) == ("failed", None, str(caught.value))
 
 
 def test_a_sound_recipe_starts_and_steps_behind_until_are_not_checked(started):

@@ -1,11 +1,11 @@
-"""docs/trust.md names code and tests: each of them exists where the page says."""
+"""docs/explanation/trust.md names code and tests: each of them exists where the page says."""
 
 import re
 
 import pytest
 from named_in_docs import ROOT, SOURCE, defined, options
 
-PAGE = (ROOT / "docs" / "trust.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "explanation" / "trust.md").read_text(encoding="utf-8")
 HEAD = "| What went wrong | Cause | Fix | Test |"
 IN_FILE = re.compile(r"((?:`[\w.]+`(?:, | and )?)+) in `([\w./-]+\.(?:py|cpp))`")
 PLACES = (SOURCE, ROOT)

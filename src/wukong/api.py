@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from wukong.data.answers import answers_ids
 from wukong.data.batches import by_length, pad
 from wukong.errors import UsageError
 from wukong.model import hub
@@ -25,9 +26,8 @@ from wukong.model.heads import ScalarModel
 from wukong.records import Message, PromptLike, Response, Sampling, as_messages, prompt_id
 from wukong.rollout import generate, inference_copy
 from wukong.sampling import OWN_DISTRIBUTION, SamplingParameters
+from wukong.scoring import response_logprobs, response_positions, scores_of
 from wukong.seeds import derived_seed
-from wukong.stages.common import response_logprobs, response_positions, scores_of
-from wukong.stages.pairs import answers_ids
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute, Precision, compute_for
 

@@ -364,7 +364,7 @@ def read_json(path: str | Path) -> Any:
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except json.JSONDecodeError as error:
-        raise DataError(f"not valid JSON: {error.msg}", file=path, line=error.lineno) from None
+        raise DataError("not valid JSON: {reason}", reason=error.msg, file=path, line=error.lineno) from None
     except UnicodeDecodeError:
         raise DataError("not UTF-8 text", file=path) from None
     except UnicodeEncodeError:
@@ -497,9 +497,9 @@ def open_bytes(path: str | Path) -> IO[bytes]:
 DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, OSError)
 """The errors of reading from `open_bytes`."""
 LONGEST_LINE = 1 << 26
-"""Bytes: no record is that long, but a file without line ends may be."""
-_UNPACKED, _UNPACKED_RATIO = 1 << 26, 200
-"""A file that unpacks to more bytes than this, and more than this multiple of its size, is a decompression bomb."""
+"""Bytes: no record is that long, but a file without any line end may be."""
+UNPACKED, UNPACKED_RATIO = 1 << 26, 200
+"""A file that unpacks to more bytes than this, and so many times its own size, is a bomb and not text."""
 
 
 def damaged(error: BaseException, path: Path, line: int | None = None) -> DataError:
@@ -579,12 +579,12 @@ def whole_bytes(path: str | Path) -> bytes:
     path = Path(path)
     try:
         with open_bytes(path) as handle:
-            raw = handle.read(_UNPACKED)
-            if len(raw) == _UNPACKED:
-                allowed = max(_UNPACKED, _UNPACKED_RATIO * path.stat().st_size)
-                raw += handle.read(allowed - _UNPACKED)
+            raw = handle.read(UNPACKED)
+            if len(raw) == UNPACKED:
+                allowed = max(UNPACKED, UNPACKED_RATIO * path.stat().st_size)
+                raw += handle.read(allowed - UNPACKED)
                 if len(raw) == allowed and handle.read(1):
-                    raise DataError(f"unpacks to more than {_UNPACKED_RATIO} times its size", file=path)
+                    raise DataError(f"unpacks to more than {UNPACKED_RATIO} times its size", file=path)
         return raw
     except DAMAGE as error:
         raise damaged(error, path) from None

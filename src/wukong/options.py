@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
+
+from wukong.console import say
 
 LARGEST = 1 << 53
 """Upper limit of counts, sizes and seeds: beyond it, JSON numbers and floats lose integer precision."""
 
 
 class Options(BaseModel):
-    """Refuses unknown names, nan, inf and text that cannot be stored in a file; the docstring under a field is its help
-    text."""
+    """Immutable. Unknown names are refused, and so are nan, inf and text that no file can hold; the docstring under a
+    field is its help text."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False, frozen=True
+    )
+    old_names: ClassVar[dict[str, str]] = {}
+    """Old name -> new name of options that were renamed in this release; the old name still works, with a warning."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_old_names(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        for old in cls.old_names.keys() & given.keys():
+            new = cls.old_names[old]
+            if new in given:
+                raise ValueError(f"{old} is the old name of {new}: give one of them")
+            say(f"warning: {old} is now called {new}; the old name goes with the next release")
+            given = {**{name: value for name, value in given.items() if name != old}, new: given[old]}
+        return given
 
     @field_validator("*", mode="before")
     @classmethod
@@ -61,8 +81,30 @@ class StageOptions(Options):
     """All randomness of the stage is a function of this number."""
 
 
-WITHOUT_EFFECT = {"out", "checkpoint_seconds", "log_every", "tensorboard", "device", "insist", "parallel"}
-"""Options that change how a stage runs but not its result: a finished stage stays valid if they change."""
+WITHOUT_EFFECT = {
+    "out", "checkpoint_seconds", "log_every", "tensorboard", "device", "allow_chance_reward_model", "parallel",
+    "insist",  # the old name of allow_chance_reward_model, in results of version 0.1
+}  # fmt: skip
+"""Options that change how a stage runs and not what it makes: a finished stage stays valid when they change."""
 
 POLICY_STAGES = ("ppo", "reinforce", "rloo", "grpo", "bestofn", "dpo", "kto")
-"""The stages that train a policy from the SFT model, one per algorithm."""
+"""The stages that make a policy out of the SFT model, each by an algorithm of its own."""
+
+
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """A hint that names what was probably meant, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
+
+
+def complaint(error: ValidationError, options: type[Options]) -> tuple[str, str]:
+    """(the option, what is wrong with it) of the first problem; the option is "" where several are at odds."""
+    first = error.errors(include_url=False)[0]
+    option = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] == "missing":
+        return option, "is required"
+    if first["type"] == "extra_forbidden":
+        return option, "unknown option" + nearest(option, options.model_fields)
+    problem = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    given = repr(first["input"])
+    return option, f"{problem}, not {given}" if option and problem.startswith("should") and len(given) < 80 else problem

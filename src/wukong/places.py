@@ -17,8 +17,9 @@ from wukong.errors import DataError
 from wukong.files import read_yaml
 
 RUN, HERE = "{run}", "{here}"
-"""The run directory; in a recipe's `run_dir:`, the directory of the recipe."""
-RECIPE = "recipe.yaml"
+"""The run directory; and in a recipe's `run_dir:`, the directory that the recipe lies in."""
+RECIPE, EVENTS = "recipe.yaml", "events.jsonl"
+"""What `wukong run` writes into the run directory itself: the resolved recipe and a log."""
 _PREFIX = re.compile(r"[^=/{}]*=|\s*[+-]?[\d.]+(?:[eE][+-]?\d+)?\*\s*")
 
 

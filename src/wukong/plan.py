@@ -1,6 +1,6 @@
 """`wukong plan`: the cost of a recipe's training steps, before anything runs.
 
-    wukong plan recipes/kitchen.yaml
+    wukong plan kitchen
 
 Parameters, memory and arithmetic are computed from the options by the formulas of `wukong.training.memory`, and time
 from the arithmetic and a short benchmark of this machine's matrix products. The amount of text per step is counted if
@@ -17,19 +17,22 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
+from wukong.console import duration
 from wukong.data.comparisons import load_comparisons
 from wukong.data.instructions import load_instructions
 from wukong.errors import UsageError, WukongError
 from wukong.model.gpt2 import PRESETS, GPT2Config
 from wukong.options import Options
-from wukong.recipe import Step, duration, load_recipe, resolve
+from wukong.recipe import Step, load_recipe, resolve
 from wukong.records import Comparison, Conversation, Ranking, Vote
-from wukong.stages import offline, online, pretrain, reward, sft
-from wukong.stages.offline import OfflineOptions
-from wukong.stages.online import OnlineOptions
+from wukong.stages import pretrain, reward, sft
+from wukong.stages.direct import train as direct
+from wukong.stages.direct.train import DirectOptions
+from wukong.stages.online import algorithm as online
+from wukong.stages.online.algorithm import OnlineOptions
+from wukong.stages.online.rewards import model_inputs
 from wukong.stages.pretrain import USUAL_TOKENS, PretrainOptions
 from wukong.stages.reward import RewardOptions
-from wukong.stages.rewards import model_inputs
 from wukong.stages.sft import SFTOptions
 from wukong.stages.tokenize import TokenizeOptions
 from wukong.tokenizer import Tokenizer
@@ -50,14 +53,14 @@ BYTES_A_TOKEN = 4
 TRAINING_ROWS, DECODING_ROWS = 2048, 64
 """Tokens per matrix product in training, and in decoding."""
 EFFICIENCY = 0.5
-"""Approximate speed of a whole step relative to one large matrix product; measured in docs/benchmarks.md."""
+"""Approximate speed of a whole step relative to one large matrix product; measured in docs/results/benchmarks.md."""
 
 
 class PlanOptions(Options):
     """Estimate a recipe's training steps: parameters, memory, arithmetic, and time on this machine."""
 
     recipe: Path
-    """The recipe, a YAML file."""
+    """The recipe: a YAML file, or the name of one that comes along (`wukong recipes`)."""
     run_dir: Path | None = None
     """The run directory, as for `wukong run`; existing results are taken into account."""
     records: int = Field(1000, ge=1)
@@ -94,7 +97,7 @@ def cost_of(options: TrainOptions, config: GPT2Config, compute: Compute, plan: P
         context = options.context or config.n_positions
         held = _held(options, pretrain.workload(options, config), (config,), compute)
         return Cost(n, 0, held, 3 * forward_flops(config, tokens, context, tokens))
-    assert isinstance(options, SFTOptions | RewardOptions | OfflineOptions)
+    assert isinstance(options, SFTOptions | RewardOptions | DirectOptions)
     texts = _answers(options)
     answers = 1 if isinstance(options, SFTOptions) else 2  # per assumed record
     sizes = [answers * plan.record_tokens] * plan.records if texts is None else [sum(t) / BYTES_A_TOKEN for t in texts]
@@ -109,18 +112,18 @@ def cost_of(options: TrainOptions, config: GPT2Config, compute: Compute, plan: P
     elif isinstance(options, SFTOptions):
         workload = sft.workload(lengths, 1.0, passes.batch_size)
     else:
-        workload = offline.workload(lengths, 1.0, passes.batch_size, config)
+        workload = direct.workload(lengths, 1.0, passes.batch_size, config)
     held = _held(options, workload, (config,), compute)
-    if not isinstance(options, OfflineOptions):
+    if not isinstance(options, DirectOptions):
         return Cost(n, 0, held, products, assumed=texts is None)
     reference = forward_flops(config, count * length, length, count * length)  # computed once
     return Cost(n, n, held, products + reference, assumed=texts is None)
 
 
-def _usual(options: SFTOptions | RewardOptions | OfflineOptions) -> Usual:
+def _usual(options: SFTOptions | RewardOptions | DirectOptions) -> Usual:
     if isinstance(options, SFTOptions):
         return sft.USUAL
-    return reward.USUAL if isinstance(options, RewardOptions) else offline.USUAL
+    return reward.USUAL if isinstance(options, RewardOptions) else direct.USUAL
 
 
 def _held(options: TrainOptions, workload: Workload, trained: tuple[GPT2Config, ...], compute: Compute) -> int:
@@ -144,10 +147,10 @@ def _online(options: OnlineOptions, config: GPT2Config, compute: Compute, prompt
     return Cost(n * len(trained), n * (1 + rewards), held, scoring + learning, speak, assumed=True)
 
 
-def _answers(options: SFTOptions | RewardOptions | OfflineOptions) -> list[list[int]] | None:
-    """For each record the bytes of the demonstration, or of each answer with its prompt; None if the data do not exist
-    yet."""
-    sources: list[str] = options.data  # type: ignore[union-attr]
+def _answers(options: SFTOptions | RewardOptions | DirectOptions) -> list[list[int]] | None:
+    """Of each record the bytes of the demonstration, or of each answer with its prompt; None where the data are not
+    there yet."""
+    sources = options.data
     try:
         read = load_instructions if isinstance(options, SFTOptions) else load_comparisons
         records = read(sources, options).records

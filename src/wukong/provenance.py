@@ -23,13 +23,13 @@ from typing import Any, Literal
 
 from pydantic_core import to_jsonable_python
 
-import wukong
 from wukong import processes
 from wukong.console import say
 from wukong.errors import DataError, UsageError, brief
 from wukong.files import LOCK_SUFFIX, FileLock, acquire_lock, fingerprint, read_json, remove_leftovers, write_json
 from wukong.options import WITHOUT_EFFECT, StageOptions
-from wukong.places import RECIPE, map_paths, portable, read_recipe, relocate, resolve, run_of
+from wukong.places import EVENTS, RECIPE, map_paths, portable, read_recipe, relocate, resolve, run_of
+from wukong.version import __version__
 
 DIRECTORY_RECORD, FILE_RECORD, STARTED = "provenance.json", ".provenance.json", "options.json"
 
@@ -206,7 +206,7 @@ def accept(result: Path) -> list[str]:
 
 def _git_commit() -> str | None:
     """The commit of the source tree the package runs from; None for an installed package."""
-    root = Path(wukong.__file__).parents[2]
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
@@ -334,10 +334,14 @@ class StageRun:
         if changed:
             differences = ", ".join(f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted(changed))
             raise UsageError(
-                f"{self.out}: made with other options ({differences}); choose another --out, or rebuild it with --redo"
+                "{out}: made with other options ({differences}); choose another --out, or rebuild it with {redo}",
+                out=self.out,
+                differences=differences,
+                redo="--redo",
             )
         if self._other_inputs(list(before["inputs"].values()), finished):
-            raise UsageError(f"{self.out}: made from different input files; rebuild it with --redo")
+            problem = "{out}: made from different input files; rebuild it with {redo}"
+            raise UsageError(problem, out=self.out, redo="--redo")
 
     def _other_inputs(self, old: list[Any], finished: bool) -> bool:
         """Whether the inputs' hashes differ. Inputs without a hash do not count: hub ids, older versions', ones that an
@@ -357,7 +361,7 @@ class StageRun:
         if not self.out.is_dir() or self.path.exists():
             return None
         files = (file for file in sorted(self.out.iterdir()) if file.is_file() and not file.name.startswith("."))
-        return next((file for file in files if file.name != RECIPE), None)
+        return next((file for file in files if file.name not in (RECIPE, EVENTS)), None)
 
     def _refuse_inside_inputs(self) -> None:
         """Refuses a result inside an input: it would change the input, and the stage would never be complete."""
@@ -429,7 +433,7 @@ class StageRun:
             self.path,
             {
                 **self.record(),
-                "version": wukong.__version__,
+                "version": __version__,
                 "git_commit": _git_commit(),
                 "seconds": round(time.monotonic() - self._begin, 1),
                 "files": hashes,

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticSerializationError
 
 from wukong import foreign_json
-from wukong.errors import DataError
+from wukong.errors import DataError, Text
 from wukong.files import atomic_open, numbered_lines
 
 Role = Literal["system", "user", "assistant"]
@@ -130,6 +130,29 @@ class Response(Record):
     n_tokens: int = 0
     source: str = ""
 
+    @classmethod
+    def of(
+        cls, prompt: Prompt, text: str, model: str, sampling: Sampling, *, finished: bool, n_tokens: int
+    ) -> Response:
+        """A model's response to a prompt. Its id is a function of prompt, model and sampling: the same draw has the
+        same id wherever it is made.
+
+        Args:
+            finished: whether the model ended it; otherwise it was cut.
+        """
+        identity = repr((prompt.id, model, sampling.model_dump()))
+        return cls(
+            id=hashlib.sha256(identity.encode()).hexdigest()[:16],
+            prompt_id=prompt.id,
+            messages=prompt.messages,
+            text=text,
+            model=model,
+            sampling=sampling,
+            finish_reason="stop" if finished else "length",
+            n_tokens=n_tokens,
+            source=prompt.source,
+        )
+
 
 class Comparison(Record):
     """Of two answers to one prompt, `chosen` was preferred (or they were equal: `tie`).
@@ -228,7 +251,7 @@ def iter_records(
             if left_out == skip_bad:
                 raise
             left_out += 1
-            (tell or say)(f"left out: {error}")
+            (tell or say)(Text("left out: {record}", record=error))
 
 
 def _validated(line: str, kind: type[R], path: str | Path, number: int) -> R:

@@ -9,7 +9,7 @@
 It is exactly the objective of `wukong ppo` (a test compares the two), which is the fast implementation. The first term
 depends on the acting policy, which an environment does not know: `policy_logprobs` supplies it. An episode ends as
 *terminated* with the end token or after `max_new_tokens`, never as *truncated*: the learner bootstraps the value of a
-truncated episode, whereas a response that was cut off is over, with its own score (docs/rl-formulation.md).
+truncated episode, whereas a response that was cut off is over, with its own score (docs/explanation/rl-formulation.md).
 
 Shape legend: B batch, T time, C channels, V vocabulary.
 """

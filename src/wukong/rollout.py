@@ -27,8 +27,8 @@ from wukong.errors import UsageError
 from wukong.model import kernels
 from wukong.model.attention import KVCache
 from wukong.model.gpt2 import GPT2
+from wukong.model.logprobs import centred
 from wukong.model.native import NativeGPT2, can_decode
-from wukong.model.output import centred
 from wukong.model.packed import PackedGPT2, can_pack, multiplies_tiles
 from wukong.training.compute import Compute
 from wukong.training.parallel import full_module, full_parameter, is_sharded

@@ -6,6 +6,8 @@ import json
 import math
 from typing import Any, NoReturn
 
+from wukong.errors import Text
+
 DEEPEST = 64
 """Maximum nesting; deeper data are not ours, and recursive readers would fail on them."""
 
@@ -40,7 +42,7 @@ def problem_in(value: Any, nul: bool = True) -> tuple[str, str] | None:
     waiting: list[tuple[str, int, Any]] = [("", 0, value)]
     while waiting:
         place, depth, one = waiting.pop()
-        problem = None
+        problem: str | None = None
         if isinstance(one, str):
             problem = problem_of_text(one, nul)
         elif isinstance(one, float):
@@ -48,7 +50,7 @@ def problem_in(value: Any, nul: bool = True) -> tuple[str, str] | None:
         elif isinstance(one, int):
             problem = None if -(2**63) <= one < 2**63 else "is a number of more than 64 bits"
         elif isinstance(one, dict | list) and depth >= DEEPEST:
-            problem = f"is nested more than {DEEPEST} levels deep"
+            problem = Text("is nested more than {levels} levels deep", levels=DEEPEST)
         elif isinstance(one, dict):
             for key, child in one.items():
                 if (found := problem_of_text(str(key), nul)) is not None:

@@ -1,4 +1,4 @@
-"""docs/data.md shows every declared format, and every declared example is read as its format."""
+"""docs/reference/data.md shows every declared format, and every declared example is read as its format."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from wukong.data.comparisons import COMPARISONS
 from wukong.data.instructions import INSTRUCTIONS
 from wukong.data.prompts import PROMPTS
 
-DOCS = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+DOCS = (Path(__file__).resolve().parents[2] / "docs" / "reference" / "data.md").read_text(encoding="utf-8")
 READERS = {"Instructions": (load_instructions, INSTRUCTIONS), "Comparisons": (load_comparisons, COMPARISONS)}
 
 

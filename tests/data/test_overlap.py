@@ -13,7 +13,7 @@ from wukong.data.split import split_by_prompt
 from wukong.kitchen.world import write_world
 from wukong.provenance import open_run
 from wukong.records import Comparison, Conversation, Prompt, Ranking, as_messages, read_records, write_records
-from wukong.stages.ppo import PPOOptions
+from wukong.stages.online.ppo import PPOOptions
 from wukong.stages.pretrain import PretrainOptions
 from wukong.stages.reward import RewardOptions
 from wukong.stages.sample import SampleOptions

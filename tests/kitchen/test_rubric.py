@@ -329,6 +329,6 @@ def test_scorers_take_lists_of_equal_length() -> None:
 
 
 def test_the_examples_of_the_documentation_hold() -> None:
-    page = Path(__file__).parents[2] / "docs" / "kitchen.md"
+    page = Path(__file__).parents[2] / "docs" / "explanation" / "kitchen.md"
     failures, count = doctest.testfile(str(page), module_relative=False)
     assert (failures, count) == (0, 2)

@@ -474,7 +474,7 @@ def test_one_win_of_one_is_no_headline(root):
 
 def test_an_undefined_metric_is_drawn_and_said_to_be_undefined(root):
     write_lines(root / "sft/metrics.jsonl", [{"step": i, "loss": 1.0, "novelty": float(i)} for i in range(3)])
-    assert "Not defined in docs/metrics.md" in page_of(root).text
+    assert "Not defined in docs/reference/metrics.md" in page_of(root).text
 
 
 def test_values_that_are_no_numbers_are_left_out(root):
@@ -606,12 +606,12 @@ def test_known_models_keep_their_colours():
     assert set(figures.model_indices([f"m{i}" for i in range(9)]).values()) <= set(range(6))
 
 
-# ---------------------------------------------------------------------------------------------------- docs/metrics.md
+# ------------------------------------------------------------------------------------------ docs/reference/metrics.md
 
 
 def test_the_page_of_metrics_is_made_from_the_definitions():
-    page = (REPOSITORY / "docs/metrics.md").read_text(encoding="utf-8")
-    assert page == as_markdown(), "run: python -m wukong.training.metric_definitions > docs/metrics.md"
+    page = (REPOSITORY / "docs/reference/metrics.md").read_text(encoding="utf-8")
+    assert page == as_markdown(), "run: python -m wukong.training.metric_definitions > docs/reference/metrics.md"
 
 
 def test_every_definition_is_complete():
@@ -621,33 +621,40 @@ def test_every_definition_is_complete():
 
 
 def logged_names() -> set[tuple[str, str]]:
-    """(stage, metric) of what the stages log, read from their source: the keywords of `session.log(...)`, the keys of
-    a dictionary called `metrics`, those counted in `sums`, and those that join the means of `update`."""
+    """(module, metric) of what the stages log, read from their source: the keywords of `session.log(...)`, and the keys
+    of the dictionaries in functions that return metrics."""
     found = set()
-    for path in (REPOSITORY / "src/wukong/stages").glob("*.py"):
+    for path in (REPOSITORY / "src/wukong/stages").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "session.log":
                 found |= {(path.stem, keyword.arg) for keyword in node.keywords if keyword.arg}
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "metrics":
-                keys = node.value.keys if isinstance(node.value, ast.Dict) else []
-                found |= {(path.stem, key.value) for key in keys if isinstance(key, ast.Constant)}
-            if isinstance(node, ast.BinOp) and ast.unparse(node.left) == "means" and isinstance(node.right, ast.Dict):
-                found |= {(path.stem, key.value) for key in node.right.keys if isinstance(key, ast.Constant)}
-            if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "sums":
-                found |= {(path.stem, node.slice.value)} if isinstance(node.slice, ast.Constant) else set()
+            if isinstance(node, ast.FunctionDef) and returns_metrics(node, path):
+                for inner in ast.walk(node):
+                    keys = inner.keys if isinstance(inner, ast.Dict) else []
+                    found |= {(path.stem, key.value) for key in keys if isinstance(key, ast.Constant)}
+                    if isinstance(inner, ast.Subscript) and ast.unparse(inner.value) == "metrics":
+                        found |= {(path.stem, inner.slice.value)} if isinstance(inner.slice, ast.Constant) else set()
     return {(stage, name) for stage, name in found if isinstance(name, str)}
+
+
+def returns_metrics(function: ast.FunctionDef, path: Path) -> bool:
+    returned = ast.unparse(function.returns) if function.returns else ""
+    logs = "Metrics" in returned or returned in ("dict[str, float]", "Advantages")
+    return logs and path.parent.name in ("online", "direct") and function.name != "read"
 
 
 def test_every_name_that_a_stage_logs_is_defined():
     found = logged_names()
-    assert {("online", "kl"), ("online", "clip_fraction"), ("reward", "margin"), ("sft", "valid_loss")} <= found
+    assert {("train", "kl"), ("update", "clip_fraction"), ("update", "value_loss")} <= found
+    assert {("reward", "margin"), ("sft", "valid_loss"), ("dpo", "margin"), ("reinforce", "baseline")} <= found
     assert not [name for name in found if definition(*name) is None]
 
 
 def test_every_definition_is_of_something_that_is_logged_or_evaluated():
     everywhere = {"lr", "tokens_per_second", "grad_norm", "grad_norm_policy", "grad_norm_value"}  # by the session
     by_the_reward_model = {"valid_loss", "valid_accuracy"}  # picked out of what its evaluation returns
-    held_out = {"valid_margin"}  # of the offline algorithms, made by name
+    held_out = {"valid_margin"}  # of DPO and KTO, made by name
     parts = {"reward_of.NAME", "ensemble_std", "length_penalty"}  # of a reward with several parts
-    known = {name for _, name in logged_names()} | everywhere | by_the_reward_model | held_out | parts
+    pretraining = {"ptx_loss"}  # counted by `Update`
+    known = {name for _, name in logged_names()} | everywhere | by_the_reward_model | held_out | parts | pretraining
     assert not [name for name in METRICS if not name.startswith("evaluate/") and name.split("/")[-1] not in known]

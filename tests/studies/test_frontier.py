@@ -11,8 +11,8 @@ from wukong.errors import UsageError
 from wukong.model.hub import load_policy, save_policy
 from wukong.objectives import best_of_n_kl
 from wukong.records import Prompt, as_messages, write_records
-from wukong.stages.rloo import RLOOOptions
-from wukong.stages.rloo import run as rloo
+from wukong.stages.online.rloo import RLOOOptions
+from wukong.stages.online.rloo import run as rloo
 from wukong.studies import frontier
 from wukong.studies.frontier import FrontierOptions, in_words, policies_of
 

@@ -12,7 +12,7 @@ import torch
 
 from wukong import processes
 from wukong.cli import main
-from wukong.stages import ppo, pretrain, reward, sft  # noqa: F401 read now, so that they count as idle
+from wukong.stages import pretrain, reward, sft  # noqa: F401 read now, so that they count as idle
 
 
 def resident() -> int:

@@ -2,7 +2,7 @@
 
 A `Format` declares which fields a record needs, which others it uses, which can safely be ignored, and which would
 change the meaning if ignored. Detection, the hint at the nearest format, the count of unused fields and the tables of
-docs/data.md are derived from it. Each record is matched separately, so a file may mix formats.
+docs/reference/data.md are derived from it. Each record is matched separately, so a file may mix formats.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeAlias
 
 from wukong import foreign_json
 from wukong.data.row import Row, is_turns, type_name
-from wukong.errors import DataError
+from wukong.errors import DataError, Text
 from wukong.files import (
     DAMAGE,
     LONGEST_LINE,
@@ -163,9 +163,9 @@ def jsonl_rows(path: Path, encoding: str) -> Iterator[Row]:
         try:
             value, suspicious = foreign_json.parse(line)
         except ValueError as error:
-            problem = (
-                f"not valid JSON: {error.msg}" if isinstance(error, json.JSONDecodeError) else f"not JSON: {error}"
-            )
+            problem = f"not JSON: {error}"
+            if isinstance(error, json.JSONDecodeError):
+                problem = Text("not valid JSON: {reason}", reason=error.msg)
             yield Row(str(path), number, bad=DataError(problem, file=path, line=number))
             continue
         for item in _unwrapped(value):
@@ -177,7 +177,7 @@ def json_rows(path: Path, encoding: str) -> Iterator[Row]:
     try:
         value, suspicious = foreign_json.parse(whole_text(path, encoding))
     except json.JSONDecodeError as error:
-        raise DataError(f"not valid JSON: {error.msg}", file=path, line=error.lineno) from None
+        raise DataError("not valid JSON: {reason}", reason=error.msg, file=path, line=error.lineno) from None
     except ValueError as error:
         raise DataError(f"not JSON: {error}", file=path) from None
     if is_turns(value) and all(set(turn) in ({"role", "content"}, {"from", "value"}) for turn in value):
@@ -379,7 +379,8 @@ def check_unpacked(path: Path, limit: int) -> None:
                 if total > limit:
                     break
         if total > limit:
-            raise DataError(f"unpacks to more than {limit >> 20} MiB", file=path, hint="split it into several files")
+            hint = "split it into several files"
+            raise DataError("unpacks to more than {n} MiB", n=limit >> 20, file=path, hint=hint)
 
 
 def _block_sizes(path: Path) -> Iterator[int]:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from wukong.data.row import Row
+from wukong.errors import Text
 
 T = TypeVar("T")
 
@@ -43,11 +44,14 @@ class SourceSummary:
 
     def events(self) -> list[str]:
         """One line per kind of event."""
-        lines = [f"{n} dropped: {reason}" for reason, n in self.dropped.items()]
+        lines: list[str] = [
+            Text("{n} dropped: {reason}", n=n, reason=Text(reason)) for reason, n in self.dropped.items()
+        ]
         lines += [f"{n} truncated: {reason}" for reason, n in self.truncated.items()]
         lines += [f"{n} x {note}" for note, n in self.notes.items()]
         if self.unused:
-            lines.append("not used: " + ", ".join(f"{name} ({n})" for name, n in self.unused.items()))
+            fields = ", ".join(f"{name} ({n})" for name, n in self.unused.items())
+            lines.append(Text("not used: {fields}", fields=fields))
         return lines + self.bad
 
     def as_dict(self) -> dict[str, Any]:

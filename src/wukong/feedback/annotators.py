@@ -12,26 +12,15 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 
 from wukong.errors import RunError, UsageError
+from wukong.feedback.grader import load_grader
+from wukong.feedback.judge import Judge, Opinion
 from wukong.records import Message
 
 ScoreFunction = Callable[[Sequence[Sequence[Message]], Sequence[str]], Sequence[float]]
-
-
-@dataclass(frozen=True)
-class Opinion:
-    """A judge's verdict on one response: a score, and optionally named checks and reasons."""
-
-    score: float
-    checks: dict[str, bool]
-    reasons: list[str]
-
-
-Judge = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[Opinion]]
 
 
 def load_judge(name: str, kept: Path | None = None) -> Judge:
@@ -49,8 +38,6 @@ def load_judge(name: str, kept: Path | None = None) -> Judge:
     if name == "lexicon":
         return _lexicon()
     if name.startswith("openai:"):
-        from wukong.feedback.grader import load_grader
-
         return load_grader(name, kept)
     if ":" in name and not Path(name).exists():
         return _function(name)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from wukong.errors import RunError, UsageError
-from wukong.feedback.annotators import Judge, Opinion
 from wukong.feedback.endpoint import Endpoint
+from wukong.feedback.judge import Judge, Opinion
 from wukong.feedback.replies import Replies, Reply, gather
 from wukong.records import Message
 

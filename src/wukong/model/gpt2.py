@@ -11,7 +11,6 @@ lengths, only attention processes padding at all (`attention.Unpadded`).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,25 +18,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from wukong.model.attention import AttentionContext, KVCache, Unpadded, attend
+from wukong.model.config import GPT2Config as GPT2Config  # noqa: PLC0414 (most import it from here)
 from wukong.model.kernels import gelu
-from wukong.model.output import centred
-
-
-@dataclass(frozen=True)
-class GPT2Config:
-    vocab_size: int = 50257
-    n_positions: int = 1024
-    n_embd: int = 768
-    n_layer: int = 12
-    n_head: int = 12
-    dropout: float = 0.0
-    """One rate for embeddings, attention and residuals; set by the stages, not saved with a model."""
-    layer_norm_epsilon: float = 1e-5
-
-    def __post_init__(self) -> None:
-        if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
-
+from wukong.model.logprobs import centred
 
 PRESETS: dict[str, dict[str, int]] = {
     "test": {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2},

@@ -3,12 +3,13 @@
 They are used on Linux with a C++ compiler and at least AVX2. Elsewhere PyTorch's kernels are used, whose results agree
 up to rounding.
 
-$WUKONG_SANITIZE names sanitizers to compile with, for example "address,undefined"; the address sanitizer needs the
-compiler's libasan.so in $LD_PRELOAD (benchmarks/decoder_stress.py sets both).
+$WUKONG_SANITIZE names sanitizers to compile them with, for example "address,undefined"; the first needs the compiler's
+libasan.so in $LD_PRELOAD (benchmarks/stress/decoder.py does both).
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -17,6 +18,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,27 @@ SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-Wno-psabi", "-mtune=haswell")
 
 
-@functools.cache
+_chosen: list[ctypes.CDLL | None] = []
+
+
 def library() -> ctypes.CDLL | None:
-    """The kernels; None if unavailable. Prints a notice once if only a compiler is missing or fails."""
+    """The kernels in use: this machine's, or those of the `using` block around the call; None where there are none."""
+    return _chosen[-1] if _chosen else compiled()
+
+
+@contextlib.contextmanager
+def using(kernels: ctypes.CDLL | None) -> Iterator[None]:
+    """Within the block these kernels are used, in all threads; None: PyTorch's alone."""
+    _chosen.append(kernels)
+    try:
+        yield
+    finally:
+        _chosen.pop()
+
+
+@functools.cache
+def compiled() -> ctypes.CDLL | None:
+    """This machine's own kernels; None where they cannot be had. Says so once where only a compiler is missing."""
     if platform.system() != "Linux" or "AVX" not in torch.backends.cpu.get_cpu_capability():
         return None
     compiler = os.environ.get("CXX", "c++")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from wukong.model import kernels
 from wukong.model.attention import AttentionContext, KVCache
 from wukong.model.gpt2 import GPT2, Block
-from wukong.model.output import centred
+from wukong.model.logprobs import centred
 
 HEAD_WIDTHS = range(16, 129, 16)
 ROOM = 16

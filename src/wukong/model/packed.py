@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from wukong.model.attention import AttentionContext, attend
 from wukong.model.gpt2 import GPT2, Block
-from wukong.model.output import centred
+from wukong.model.logprobs import centred
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:

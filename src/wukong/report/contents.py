@@ -299,7 +299,7 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
         except json.JSONDecodeError as error:
             if number == lines[-1][0]:
                 return
-            raise DataError(f"not valid JSON: {error.msg}", file=path, line=number) from None
+            raise DataError("not valid JSON: {reason}", reason=error.msg, file=path, line=number) from None
         except (ValueError, RecursionError) as error:
             raise DataError(f"not usable JSON: {error}", file=path, line=number) from None
         if isinstance(value, dict):

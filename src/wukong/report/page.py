@@ -17,11 +17,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from wukong.intervals import in_words
 from wukong.options import POLICY_STAGES
 from wukong.report import figures
 from wukong.report.contents import AnsweredPrompt, Evaluation, RunContents, StepResult
 from wukong.report.figures import Figure
+from wukong.stats import in_words
 from wukong.training.metric_definitions import EVERY_STAGE, METRICS, Metric, definition
 
 TEMPLATES = Path(__file__).parents[1] / "templates" / "report"

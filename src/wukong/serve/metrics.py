@@ -1,4 +1,4 @@
-"""What the service counts, for Prometheus. docs/serve.md explains each name."""
+"""What the service counts, for Prometheus. docs/tools/serve.md explains each name."""
 
 from __future__ import annotations
 

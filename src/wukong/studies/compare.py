@@ -5,7 +5,7 @@ Out: out/comparison.json (win rates, ratings, agreement, conclusions) and out/an
 
     wukong compare sft=runs/mine/sft policy=runs/mine/policy --prompts test.jsonl --judge rubric --out runs/mine/compare
 
-All models answer the same prompts with the same random numbers, sampled as in `wukong evaluate`. docs/compare.md
+All models answer the same prompts with the same random numbers, sampled as in `wukong evaluate`. docs/tools/compare.md
 defines each figure and what the conclusions mean.
 
 Shape legend: P prompts.
@@ -33,13 +33,13 @@ from wukong.feedback.annotators import load_judge
 from wukong.feedback.pairwise_judge import PairwiseJudge, agreed, question, verdict_of
 from wukong.feedback.replies import forget_replies, replies_path
 from wukong.files import atomic_open, write_json
-from wukong.intervals import in_words
 from wukong.model.hub import load_policy
 from wukong.records import Comparison, Prompt, Vote, prompt_id
 from wukong.report.page import equal_length, interval, percent
 from wukong.require import Need
 from wukong.sampling import SamplingParameters
 from wukong.stages.evaluate import AnswerOptions, answer_all, answer_needs, chosen_prompts, rewards_of
+from wukong.stats import in_words
 from wukong.studies.answers import ModelAnswer, read_answers, split_name
 from wukong.studies.win_rates import Outcomes, compared, ratings, with_people
 from wukong.training.compute import Compute, compute_for
@@ -61,7 +61,7 @@ class CompareOptions(AnswerOptions):
     endpoint_model: str | None = None
     """The model's name on that server."""
     human: list[str] = []
-    """People's comparisons or rankings of these same answers, in any format of docs/data.md."""
+    """People's comparisons or rankings of these same answers, in any format of docs/reference/data.md."""
 
 
 def _human_options(options: CompareOptions) -> DataOptions:

@@ -8,7 +8,7 @@ Out: out/frontier.html, a self-contained page, and out/frontier.json with every 
 
 Runs of the same name are its seeds. All policies answer the same prompts with the same random numbers. Each policy's
 measurements are kept in out/measured, so that an interrupted study resumes with the next one. Forms, fits and the
-choice of a checkpoint: docs/frontier.md.
+choice of a checkpoint: docs/tools/frontier.md.
 
 Shape legend: P prompts, N answers per prompt, K policies of one run.
 """
@@ -29,10 +29,11 @@ from wukong.console import console, say
 from wukong.data.overlap import overlap
 from wukong.data.split import halves
 from wukong.errors import UsageError
-from wukong.feedback.annotators import Judge, load_judge
+from wukong.feedback.annotators import load_judge
+from wukong.feedback.judge import Judge
 from wukong.feedback.replies import forget_replies, replies_path
+from wukong.feedback.reward_models import is_model, reward_judge
 from wukong.files import atomic_open, read_json, write_json
-from wukong.intervals import FEWEST_PROMPTS, decisive, mean_interval, shown
 from wukong.model.hub import load_policy, recommended_sampling
 from wukong.objectives import best_of_n_kl
 from wukong.records import Prompt
@@ -49,7 +50,7 @@ from wukong.stages.evaluate import (
     chosen_prompts,
     kl_of,
 )
-from wukong.stages.rewards import is_model, reward_judge
+from wukong.stats import FEWEST_PROMPTS, decisive, mean_interval, shown
 from wukong.studies.answers import split_name
 from wukong.studies.overoptimisation import FEWEST_POINTS, Form, Trajectory, best_of_n_weights, curve, fit
 from wukong.training.compute import Compute, compute_for

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from wukong.errors import DataError
-from wukong.intervals import rate_interval
 from wukong.records import Comparison, Messages, Preference, Vote, prompt_id
+from wukong.stats import rate_interval
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def pairs_of(records: Sequence[Preference]) -> list[Pair]:
 
 
 def proportion(values: np.ndarray, prompts: Sequence[str]) -> dict[str, Any]:
-    """A mean of values in [0, 1] with its 95 % interval over prompts (`wukong.intervals`).
+    """A mean of values in [0, 1] with its 95 % interval over prompts (`wukong.stats`).
 
     values: (N,); prompts: the prompt id of each.
     """

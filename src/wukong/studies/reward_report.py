@@ -5,9 +5,9 @@ Out: out/report.html, a self-contained page, and out/report.json with every figu
 
     wukong reward-report runs/mine/reward --samples sft=runs/mine/responses.jsonl --out runs/mine/reward-report
 
-docs/reward-report.md describes the measurements and their sources. The learning curve fits the same model with the same
-options on nested fractions of the training prompts and tests all fits on the same pairs; the reward model itself is the
-fit on all prompts.
+docs/tools/reward-report.md describes the measurements and their sources. The learning curve fits the same model with
+the same options on nested fractions of the training prompts and tests all fits on the same pairs; the reward model
+itself is the fit on all prompts.
 
 Shape legend: N pairs.
 """
@@ -27,13 +27,14 @@ from rich.table import Table
 
 from wukong import require
 from wukong.console import console, say
+from wukong.data.answers import answers_ids
 from wukong.data.comparisons import COMPARISONS, load_comparisons
 from wukong.data.sources import DataOptions
 from wukong.data.split import group_of
 from wukong.data.summary import ReadSummary
 from wukong.errors import UsageError
+from wukong.feedback.reward_models import chance_problem
 from wukong.files import atomic_open, write_json
-from wukong.intervals import FEWEST_PROMPTS, decisive, mean_interval, shown
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_reward
 from wukong.options import StageOptions
@@ -42,10 +43,10 @@ from wukong.records import Messages, Preference, prompt_id
 from wukong.report.page import interval, percent
 from wukong.report.reward_page import render_reward
 from wukong.require import Need
+from wukong.scoring import scores_of
 from wukong.seeds import permutation
-from wukong.stages.common import chance_problem, scores_of
-from wukong.stages.pairs import answers_ids
 from wukong.stages.reward import RewardOptions, calibration, fit, groups_of, new_model, records_of
+from wukong.stats import FEWEST_PROMPTS, decisive, mean_interval, shown
 from wukong.studies.answers import read_answers, split_name
 from wukong.studies.pairs import Pair, agreement, calibration_error, pairs_of, proportion, right, simple_judges, slices
 from wukong.tokenizer import Tokenizer

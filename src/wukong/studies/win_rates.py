@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from wukong.intervals import rate_interval
 from wukong.seeds import derived_seed
 from wukong.stages.evaluate import win_rate
+from wukong.stats import rate_interval
 
 Outcomes = Mapping[tuple[str, str], np.ndarray]
 """(a, b) -> (P,): 1 if a's answer was preferred, 0 if b's, 1/2 for a tie, NaN if not judged. A pair of models occurs in

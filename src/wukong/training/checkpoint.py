@@ -167,8 +167,11 @@ def _check_fits(path: Path, shapes: Shapes, modules: Mapping[str, nn.Module]) ->
     if found != wanted:
         name = min(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
         raise UsageError(
-            f"{path}: a checkpoint of another model (tensor {name.removeprefix('weights/')} does not fit); "
-            "choose another --out, or rebuild it with --redo"
+            "{path}: a checkpoint of another model (tensor {tensor} does not fit); "
+            "choose another --out, or rebuild it with {redo}",
+            path=path,
+            tensor=name.removeprefix("weights/"),
+            redo="--redo",
         )
 
 

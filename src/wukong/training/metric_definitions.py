@@ -1,9 +1,9 @@
-"""What every logged number means: the one source of docs/metrics.md and of the texts beside the report's curves.
+"""The definition of every logged metric: source of docs/reference/metrics.md and of the texts beside the curves.
 
 `metrics.jsonl` names a metric only. A name that means something else in one stage has an entry of its own there,
 `stage/name`, which `definition` prefers. After a change here, renew the page:
 
-    python -m wukong.training.metric_definitions > docs/metrics.md
+    python -m wukong.training.metric_definitions > docs/reference/metrics.md
 """
 
 from __future__ import annotations
@@ -520,23 +520,25 @@ def definition(stage: str, name: str) -> Metric | None:
 
 
 def as_markdown() -> str:
-    """The page docs/metrics.md."""
+    """The page docs/reference/metrics.md."""
     return "\n".join(_page()) + "\n"
 
 
 def _page() -> Iterator[str]:
     yield "# Metrics"
     yield ""
+    yield "Every number that is logged: its unit, its definition, and what good looks like."
+    yield ""
     yield (
-        "Every training stage appends to `metrics.jsonl` in its directory, one object a logged step, and writes the "
+        "Every training stage appends to `metrics.jsonl` in its directory, one object per logged step, and writes the "
         "same numbers as TensorBoard events. Training metrics are those of the logged step alone, not means since the "
         "last one. Metrics that begin with `valid_` appear on the steps that validate. Logarithms are natural: "
         "1 nat = 1.44 bits. `wukong report` shows every curve with the text below beside it."
     )
     yield ""
     yield (
-        "This page is made from `src/wukong/training/metric_definitions.py`; a test checks that the two agree and "
-        "that nothing is logged without a definition."
+        "`make docs` writes this page from `src/wukong/training/metric_definitions.py`. A test checks that the two "
+        "agree and that nothing is logged without a definition."
     )
     for group, entries in groupby(METRICS.items(), key=lambda item: item[1].group):
         yield ""

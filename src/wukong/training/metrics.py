@@ -61,7 +61,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 class MetricsLog:
     """`metrics.jsonl` of a stage, and the same as TensorBoard events.
 
-    Every name is defined in docs/metrics.md (a test checks it).
+    Every name is defined in docs/reference/metrics.md (a test checks it).
     """
 
     def __init__(self, directory: Path, start_step: int, tensorboard: bool) -> None:

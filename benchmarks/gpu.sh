@@ -1,3 +1,0 @@
-#!/bin/sh
-# The tables of docs/benchmarks.md on the GPU of this machine: benchmarks/gpu.sh docs/benchmarks-gpu.md
-exec "$(dirname "$0")/tables.sh" cuda "${1:-docs/benchmarks-gpu.md}"
