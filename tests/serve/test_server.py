@@ -11,8 +11,8 @@ import threading
 import httpx
 import openai
 import pytest
-from serving import served, until, value
 
+from tests.serve.serving import served, until, value
 from wukong.errors import UsageError
 from wukong.serve.app import Access, is_loopback
 from wukong.serve.command import ServeOptions, checked_key, run

@@ -18,8 +18,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import sqlalchemy as sa
-from studio_forms import csrf_of
 
+from tests.web.studio_forms import csrf_of
 from wukong.data.comparisons import read_comparisons
 from wukong.feedback.store import importing
 from wukong.feedback.store.tables import Assignment, Label, Task

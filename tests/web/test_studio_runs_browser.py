@@ -4,11 +4,11 @@ import time
 from pathlib import Path
 
 import pytest
-from browsers import PATIENCE, newcomer
 from playwright.sync_api import Page, expect
-from running_studio import RunningStudio
 
 import wukong
+from tests.web.browsers import PATIENCE, newcomer
+from tests.web.running_studio import RunningStudio
 from wukong.web.processes import is_running, process_of, stop
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "test.yaml"
