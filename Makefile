@@ -24,7 +24,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 .PHONY: run test test-interop lint format bench docs site screenshots clean
 
 run: $(INSTALLED)
-	$(BIN)/wukong run recipes/kitchen.yaml $(ARGS)
+	$(BIN)/wukong run kitchen $(ARGS)
 
 test: $(INSTALLED)
 	$(PYTEST) -m "not slow and not interop" $(ARGS)
@@ -42,7 +42,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 bench: $(INSTALLED)
-	PYTHON=$(BIN)/python benchmarks/tables.sh cpu docs/results/benchmarks-cpu.md
+	PYTHON=$(BIN)/python benchmarks/speed/tables.sh cpu docs/results/benchmarks-cpu.md
 
 docs: $(INSTALLED)
 	COLUMNS=100 $(BIN)/python -c "from wukong.cli import reference; print(reference(), end='')" > docs/reference/cli.md
@@ -55,7 +55,7 @@ site: $(DOCS_INSTALLED)
 	@! grep -rnoE --include='*.html' '<(script|link|img|iframe)[^>]* (src|href)="?(https?:)?//[^" >]+\.(js|css|woff2?|png|svg|json)' site
 
 screenshots: $(INSTALLED)
-	$(BIN)/python benchmarks/studio_screenshots.py --out docs/pictures/studio
+	$(BIN)/python benchmarks/studio/screenshots.py --out docs/pictures/studio
 
 clean:
 	rm -rf .venv site .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -2,7 +2,7 @@
 same algorithm with micro-batches, several processes, bfloat16, checkpoints, guards and other rewards, and a test holds
 the two to the same tokens and weights.
 
-    wukong run recipes/kitchen.yaml            # makes the models and prompts
+    wukong run kitchen                         # makes the models and prompts
     python examples/ppo_in_one_file.py runs/kitchen --iterations 36
 
 Papers: Schulman et al. 2017 (PPO), Schulman et al. 2016 (GAE), Ziegler et al. 2019 (language models, KL penalty),
@@ -161,7 +161,7 @@ def train(policy: GPT2, reward_model: ScalarModel, eos: int, prompts: list[list[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a run of recipes/kitchen.yaml")
+    parser.add_argument("run", type=Path, help="a run of the recipe kitchen")
     parser.add_argument("--iterations", type=int, default=Config.iterations)
     parser.add_argument("--max-new-tokens", type=int, default=Config.max_new_tokens)
     arguments = parser.parse_args()

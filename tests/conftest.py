@@ -53,7 +53,7 @@ def shared() -> Callable[[str], Path]:
 
 @pytest.fixture
 def older_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run of recipes/test.yaml that an earlier version (commit d645612) made, but for its report. It is runs/test
+    """A run of the recipe test that an earlier version (commit d645612) made, but for its report. It is runs/test
     below the working directory, as it did then."""
     monkeypatch.chdir(tmp_path)
     with tarfile.open(Path(__file__).with_name("fixtures") / "run-of-d645612.tar.xz") as kept:
@@ -101,6 +101,28 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return str(tmp_path / "studio.db")
     return request.getfixturevalue("postgres").new_database()
+
+
+@pytest.fixture
+def before_passes() -> Iterator[Callable[[Callable[..., object]], None]]:
+    """A function that installs another one, to wait or to fail: it is called with the model before each pass of any
+    GPT-2, in whichever thread."""
+    from torch.nn.modules.module import register_module_forward_pre_hook
+
+    from wukong.model.gpt2 import GPT2
+
+    hooks = []
+
+    def install(function: Callable[..., object]) -> None:
+        def call(module: object, _: object) -> None:
+            if isinstance(module, GPT2):
+                function(module)
+
+        hooks.append(register_module_forward_pre_hook(call))
+
+    yield install
+    for hook in hooks:
+        hook.remove()
 
 
 @pytest.hookimpl(wrapper=True)

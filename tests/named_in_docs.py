@@ -4,8 +4,8 @@ import ast
 from functools import cache
 from pathlib import Path
 
-from wukong.cli import TOOLS
-from wukong.recipe import STAGES, RunOptions
+from wukong.registry import STAGES, TOOLS
+from wukong.runner import RunOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "wukong"

@@ -118,8 +118,8 @@ def test_an_end_token_ends_the_response(policy, tokenizer, directories):
 @pytest.mark.parametrize(
     ("prompts", "options", "message"),
     [
-        ("Peel", {}, "a list of prompts is expected"),
-        ([{"role": "user", "content": "Peel"}], {}, "a list of prompts is expected"),
+        ("Peel", {}, "expected a list of prompts"),
+        ([{"role": "user", "content": "Peel"}], {}, "expected a list of prompts"),
         (["Peel"], {"max_new_tokens": 0}, "max_new_tokens 0"),
         (["Peel"], {"max_new_tokens": 64}, "max_new_tokens 64"),
         (["Peel"], {"temperature": -1}, "temperature"),

@@ -22,7 +22,7 @@ from wukong.kitchen.stage import KitchenOptions
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import save_policy, save_reward
-from wukong.recipe import STAGES
+from wukong.registry import STAGES, TOOLS
 from wukong.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,7 +90,7 @@ def test_help_of_a_command_shows_an_example_and_every_option(wukong_says, name):
     code, out, err = wukong_says(name, "--help")
     assert (code, err) == (0, "")
     assert f"\n    wukong {name} " in out
-    stage = {**STAGES, **cli.TOOLS}[name]
+    stage = {**STAGES, **TOOLS}[name]
     for field in stage.load()[0].model_fields:
         assert f"--{field.replace('_', '-')}" in out or field == stage.positional
     assert ("--redo" in out) == (name != "chat")
@@ -99,11 +99,11 @@ def test_help_of_a_command_shows_an_example_and_every_option(wukong_says, name):
 HELP = """
 import contextlib, os, sys
 from wukong import cli
-from wukong.recipe import STAGES
+from wukong.registry import STAGES, TOOLS
 for columns in (None, "40", "999999999", "500"):  # first as the process was started
     os.environ |= {"COLUMNS": columns} if columns else {}
     print("== columns")
-    for command in ([], *([name] for name in ("run", *cli.TOOLS, *STAGES)), ["run", "recipes/test.yaml"]):
+    for command in ([], *([name] for name in ("run", *TOOLS, *STAGES)), ["run", "test"]):
         print("\\n==", *command)
         with contextlib.suppress(SystemExit):
             assert cli.main([*command, "--help"]) == 0
@@ -120,7 +120,7 @@ def test_help_is_written_in_any_width():
     _, narrowest, forty, widest, wide = done.stdout.split("== columns\n")
     assert narrowest == forty
     assert widest == wide != forty
-    for name in ("run", "run recipes/test.yaml", *cli.TOOLS, *STAGES):
+    for name in ("run", "run test", *TOOLS, *STAGES):
         assert f"\n== {name}\nusage: wukong {name.split()[0]}" in narrowest
 
 
@@ -143,15 +143,17 @@ def test_help_is_written_in_any_width():
         (["pretrain", "--out", "x", "--data", "y", "--betas", "0.9"], "'--betas'. Expected 2 values"),
         (["tokenize", "--out", "x", "--data", "y", "--encoding", "utf-99"], "--encoding: unknown encoding 'utf-99'"),
         (["chat"], "MODELS is required; see wukong chat --help"),
+        (["plan"], "RECIPE is required; see wukong plan --help"),
+        (["init", "a.yaml", "b.yaml"], "unexpected argument b.yaml; see wukong init --help"),
         (["run"], "the recipe comes first: wukong run RECIPE [options]"),
         (["run", "--seed", "1"], "the recipe comes first: wukong run RECIPE [options]"),
         (["run", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (
-            ["run", "recipes/test.yaml", "--ppo.kl-coff", "1"],
+            ["run", "test", "--ppo.kl-coff", "1"],
             "unknown option --ppo.kl-coff; did you mean --ppo.kl-coef?",
         ),
-        (["run", "recipes/test.yaml", "--ppo.kl-coef", "-1"], "ppo.kl_coef: should be greater than or equal to 0"),
-        (["run", "recipes/test.yaml", "--until", "ppp"], "--until ppp: the recipe test has no such step; did you mean"),
+        (["run", "test", "--ppo.kl-coef", "-1"], "ppo.kl_coef: should be greater than or equal to 0"),
+        (["run", "test", "--until", "ppp"], "--until ppp: the recipe test has no such step; did you mean"),
     ],
 )
 def test_a_wrong_option_is_one_line(refused, monkeypatch, arguments, line):
@@ -171,7 +173,7 @@ def test_underscores_equals_signs_and_repeated_lists_are_understood():
 
 def test_help_of_a_recipe_shows_its_values(wukong_says, monkeypatch):
     monkeypatch.chdir(ROOT)
-    code, out, _ = wukong_says("run", "recipes/test.yaml", "--help")
+    code, out, _ = wukong_says("run", "test", "--help")
     assert code == 0
     assert "--ppo.kl-coef FLOAT" in out
     assert "(recipe: 128)" in " ".join(out.split())  # ppo.episodes
@@ -180,7 +182,7 @@ def test_help_of_a_recipe_shows_its_values(wukong_says, monkeypatch):
 def test_overrides_reach_the_steps(wukong_says, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     code, _, err = wukong_says(
-        "run", "recipes/test.yaml", "--run-dir", tmp_path / "run", "--until", "kitchen", "--kitchen.megabytes", "0.05",
+        "run", "test", "--run-dir", tmp_path / "run", "--until", "kitchen", "--kitchen.megabytes", "0.05",
         "--seed", "4",
     )  # fmt: skip
     assert code == 0, err
@@ -197,7 +199,7 @@ def test_redo_makes_a_stage_anew(wukong_says, tmp_path):
     code, _, err = wukong_says(*world)
     assert code == 2
     assert "corpus.jsonl: damaged or changed: not what wukong kitchen wrote" in err
-    (again,) = re.findall(r"make it again: wukong (.*? --redo);", err)
+    (again,) = re.findall(r"rebuild it: wukong (.*? --redo);", err)
     assert wukong_says("accept", tmp_path / "world")[0] == 0
     code, _, err = wukong_says(*world)
     assert (code, "is complete, nothing to do" in err) == (0, True)
@@ -293,8 +295,8 @@ def test_unusable_demonstrations(refused, models, data, name, words):
         ("config", ["config.json:", "not valid JSON"]),
         ("llama", ["model_type is 'llama', only GPT-2 can be loaded"]),
         ("mismatch", ["tokenizer does not match the model"]),
-        ("reward", ["holds a reward model, a language model is needed"]),
-        ("text.txt", ["text.txt: is a file, a directory was expected"]),
+        ("reward", ["holds a reward model, expected a language model"]),
+        ("text.txt", ["text.txt: is a file, expected a directory"]),
     ],
 )
 @pytest.mark.parametrize("stage", ["sft", "sample", "chat"])
@@ -417,7 +419,7 @@ def test_a_file_that_cannot_be_written_is_one_line_and_absent(tmp_path):
     done = in_shell("kitchen", "--out", tmp_path / "world", preexec_fn=limit)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("wukong: error: ")
-    assert "corpus.jsonl: cannot write (File too large); nothing was half-written" in done.stderr
+    assert "corpus.jsonl: cannot write (File too large); no partial file was left" in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in (tmp_path / "world").iterdir()] == ["options.json"]
 

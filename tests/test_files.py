@@ -108,7 +108,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_file(tmp_path):
     path.write_text("old")
     with pytest.raises(RunError) as caught, atomic_open(path) as out:
         out.write("new" * 100_000)
-    assert str(caught.value) == f"{path}: cannot write (File too large); nothing was half-written"
+    assert str(caught.value) == f"{path}: cannot write (File too large); no partial file was left"
     assert caught.value.exit_code == 1
     assert path.read_text() == "old"
     assert names(tmp_path) == ["file"]
@@ -335,7 +335,7 @@ def test_a_damaged_gzip_file_is_named_with_its_line(tmp_path):
 def test_a_missing_file_and_a_directory_are_told_apart(tmp_path):
     with pytest.raises(UsageError, match="nothing: no such file"):
         list(numbered_lines(tmp_path / "nothing"))
-    with pytest.raises(UsageError, match="is a directory, a file was expected"):
+    with pytest.raises(UsageError, match="is a directory, expected a file"):
         whole_text(tmp_path)
 
 
@@ -455,8 +455,8 @@ PACK = {
 @pytest.mark.parametrize("packing", PACK)
 def test_a_file_unpacks_to_a_bounded_multiple_of_its_size(tmp_path, monkeypatch, packing):
     """Small files may be anything up to the first bound, larger ones a multiple of their size."""
-    monkeypatch.setattr(files, "_UNPACKED", 50_000)
-    monkeypatch.setattr(files, "_UNPACKED_RATIO", 20)
+    monkeypatch.setattr(files, "UNPACKED", 50_000)
+    monkeypatch.setattr(files, "UNPACKED_RATIO", 20)
     path = tmp_path / f"a.{packing}"
     for length, refused in ((50_000, False), (50_001, True)):
         path.write_bytes(PACK[packing](b"x" * length))
@@ -516,17 +516,17 @@ LAUGHS = "a: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 
     [
         (LAUGHS, "more than 100,000 values"),
         (LAUGHS.replace("[", "{a: ").replace("]", "}").replace(", ", ", b: ", 1), ":"),
-        ("a: &a [*a]\n", "x.yaml:1: an alias stands inside of what it names"),
+        ("a: &a [*a]\n", "x.yaml:1: an alias refers to a value that contains it"),
         ("a: " + "[" * 200 + "]" * 200, "nested too deeply"),
         ("a: " + "[" * 50_000, "nested too deeply"),
         ("a:\n  ? [b]\n  : c\n", "x.yaml:2: a key must be text; put it in quotes"),
         ("a:\n  2024-01-01: c\n", "x.yaml:2: a key must be text; put it in quotes"),
-        ("a: 2024-13-45\n", "holds a value that YAML does not allow: month must be in"),
+        ("a: 2024-13-45\n", "contains an invalid YAML value: month must be in"),
         ("a: " + "9" * 5000, "a number or date of 5,000 characters"),
         ("a: " + ":".join(["9"] * 5000), "a number or date of"),
-        ("a: !!int x\n", "holds a value that YAML does not allow"),
+        ("a: !!int x\n", "contains an invalid YAML value"),
         ("a: \x07\n", "not valid YAML"),
-        ("a: " + "x" * (1 << 20), "is larger than the 1,024 kB"),
+        ("a: " + "x" * (1 << 20), "is larger than 1,024 kB"),
     ],
 )
 def test_yaml_is_bounded_and_its_errors_are_one_line(tmp_path, text, problem):

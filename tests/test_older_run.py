@@ -1,4 +1,4 @@
-"""A run of recipes/test.yaml that an earlier version made (commit d645612) is still a run: it was kept as it was."""
+"""A run of the recipe test that an earlier version made (commit d645612) is still a run: it was kept as it was."""
 
 import io
 import shutil
@@ -14,9 +14,13 @@ STEPS = ["kitchen", "tokenize", "pretrain", "sft", "sample", "label", "reward", 
 
 
 def marks(run: Path) -> dict[str, str]:
-    """Of all results. The recipe is written again, as this version writes paths, and the report is not kept."""
+    """Of all results. The recipe is written again, as this version writes paths; report and events are not kept."""
     files = [path for path in sorted(run.rglob("*")) if path.is_file() and not path.match("recipe.yaml")]
-    return {str(path.relative_to(run)): fingerprint(path) for path in files if "report.html" not in path.name}
+    return {
+        str(path.relative_to(run)): fingerprint(path)
+        for path in files
+        if path.name not in ("report.html", "events.jsonl")
+    }
 
 
 def test_it_goes_on_where_it_ended(older_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ import re
 import pytest
 from named_in_docs import ROOT, defined, options
 
-from wukong.recipe import STAGES
+from wukong.registry import STAGES
 
 PAGE = (ROOT / "docs" / "explanation" / "ppo-details.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| (\d+) \| (.*?) \| (.*) \| (.*?) \| (.*?) \|$", PAGE.replace(r"\|", "¦"), re.MULTILINE)
@@ -45,13 +45,14 @@ def test_every_name_and_test_in_the_tables_exists():
 
 
 def test_a_name_that_is_gone_would_be_seen():
-    row = ("8", "x", "y", "`judge` in `stages/episodes.py`", "`stages/test_ppo.py::test_no_such`, `::test_nor_this`")
+    tests = "`stages/online/test_ppo.py::test_no_such`, `::test_nor_this`"
+    row = ("8", "x", "y", "`rollout_stats` in `stages/online/rollouts.py`", tests)
     assert problems([row]) == [
-        "8: no test stages/test_ppo.py::test_no_such",
-        "8: no test stages/test_ppo.py::test_nor_this",
+        "8: no test stages/online/test_ppo.py::test_no_such",
+        "8: no test stages/online/test_ppo.py::test_nor_this",
     ]
-    row = ("9", "x", "y", "`vanished`, `judge` in `stages/episodes.py`; `odd`", "–")
-    assert problems([row]) == ["9: stages/episodes.py has no vanished", "9: odd is named without its file"]
+    row = ("9", "x", "y", "`vanished`, `rollout_stats` in `stages/online/rollouts.py`; `odd`", "–")
+    assert problems([row]) == ["9: stages/online/rollouts.py has no vanished", "9: odd is named without its file"]
 
 
 def test_tests_named_below_the_tables_exist():

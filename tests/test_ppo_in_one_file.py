@@ -11,8 +11,8 @@ import torch
 from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_policy, load_reward, save_policy, save_reward
-from wukong.stages import online, ppo
-from wukong.stages.episodes import Episodes
+from wukong.stages.online import ppo, train
+from wukong.stages.online.rollouts import Episodes
 from wukong.tokenizer import Tokenizer
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "ppo_in_one_file.py"
@@ -59,13 +59,14 @@ def test_it_draws_the_tokens_and_learns_the_weights_of_the_library(
         drawn.append(episodes.sequences)
         return episodes
 
-    roll_out = online.roll_out
-    monkeypatch.setattr(online, "roll_out", watched)
+    roll_out = train.roll_out
+    monkeypatch.setattr(train, "roll_out", watched)
     ppo.run(
         ppo.PPOOptions(
-            model=str(models / "sft"), reward_model=str(models / "reward"), out=models / "ppo", insist=True,
-            prompts=[str(models / "data" / "prompts-train.jsonl")], episodes=3 * config.batch_size,
-            batch_size=config.batch_size, minibatch_size=config.minibatch_size, ppo_epochs=config.ppo_epochs,
+            model=str(models / "sft"), reward_model=str(models / "reward"), out=models / "ppo",
+            allow_chance_reward_model=True, prompts=[str(models / "data" / "prompts-train.jsonl")],
+            episodes=3 * config.batch_size, batch_size=config.batch_size,
+            minibatch_size=config.minibatch_size, ppo_epochs=config.ppo_epochs,
             max_new_tokens=config.max_new_tokens, temperature=config.temperature, lr=config.lr,
             kl_coef=config.kl_coef, precision="float32", tensorboard=False, device="cpu",
         )

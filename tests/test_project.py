@@ -9,11 +9,15 @@ import pytest
 from packaging.requirements import Requirement
 
 import wukong
-from wukong.cli import TOOLS, reference
-from wukong.recipe import STAGES, VARIABLE, RunOptions, load_recipe, resolve
+from wukong.cli import reference
+from wukong.recipe import VARIABLE, load_recipe, resolve
+from wukong.recipes.shipped import SHIPPED
+from wukong.registry import STAGES, TOOLS
+from wukong.runner import RunOptions
+from wukong.studies.doctor.environment import EXTRAS
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = list(SHIPPED.values())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
@@ -36,7 +40,9 @@ def test_every_recipe_builds(path, monkeypatch):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_and_the_data_they_need_stand_in_the_docs(path):
     page = (ROOT / "docs" / "reference" / "recipes.md").read_text(encoding="utf-8")
-    assert f"| `{path.name}` |" in page
+    recipe = load_recipe(path).recipe
+    needs = recipe.needs.replace("(docs/reference/recipes.md)", "(below)")
+    assert f"| `{path.stem}` | {recipe.description} | {recipe.time} | {needs} |" in page
     for directory, file in re.findall(r"\$\{WUKONG_DATA\}/(\S+)/([\w.-]+)", path.read_text(encoding="utf-8")):
         assert f"`{directory}/" in page, directory
         assert file in page, file
@@ -63,6 +69,11 @@ def test_every_command_shows_an_example_that_parses(name):
     assert required <= flags
 
 
+def test_every_extra_has_a_purpose():
+    """Which `wukong doctor` tells."""
+    assert EXTRAS.keys() == PROJECT["optional-dependencies"].keys()
+
+
 def test_every_option_of_run_says_what_it_does():
     assert all(info.description for info in RunOptions.model_fields.values())
 
@@ -71,6 +82,11 @@ def test_the_command_line_reference_is_current(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     written = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
     assert written == reference(), "docs/reference/cli.md is out of date: make docs"
+
+
+def test_every_command_is_documented():
+    written = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## wukong (.+)$", written, re.MULTILINE) == ["run", *TOOLS, *STAGES]
 
 
 def pins() -> dict[str, str]:
@@ -125,7 +141,7 @@ def test_the_changelog_knows_this_version():
 
 def test_make_targets_of_the_issue_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in ("run", "test", "test-interop", "lint", "bench", "site"):
+    for target in ("run", "test", "test-interop", "lint", "bench"):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 
 
@@ -134,4 +150,4 @@ def test_ci_runs_lint_and_both_halves_of_the_tests():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.findall(r'-m "(.*?)"', makefile) == ["not slow and not interop", "slow or interop"]
     commands = re.findall(r"^make (\S+)$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
-    assert commands == ["lint", "test", "test-interop", "site"]
+    assert commands == ["lint", "test", "test-interop"]

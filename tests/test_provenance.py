@@ -14,7 +14,7 @@ import wukong
 from wukong.errors import DataError, UsageError
 from wukong.files import write_json
 from wukong.options import WITHOUT_EFFECT, StageOptions
-from wukong.provenance import accept, begin, read_record, verify
+from wukong.provenance import accept, open_run, read_record, verify
 
 
 class Options(StageOptions):
@@ -33,7 +33,7 @@ def work(tmp_path, monkeypatch):
         stage="bake", inputs=("data.jsonl",), *, directory=True, finish=True, text="bread", compute=None, **options
     ) -> bool:
         out = Path("out" if directory else "out.jsonl")
-        begun = begin(stage, Options(out=out, **options), inputs, directory=directory)
+        begun = open_run(stage, Options(out=out, **options), inputs, directory=directory)
         if begun.done:
             return True
         result = out / "model" / "weights" if directory else out
@@ -123,7 +123,7 @@ def test_changed_inputs_are_refused_and_moved_ones_are_not(work):
     Path("data.jsonl").rename("moved.jsonl")
     assert work(inputs=("moved.jsonl",))
     Path("moved.jsonl").write_text("other data")
-    with pytest.raises(UsageError, match="made from other input files than now"):
+    with pytest.raises(UsageError, match="made from different input files"):
         work(inputs=("moved.jsonl",))
 
 
@@ -132,7 +132,7 @@ def test_what_a_glob_names_is_an_input(work):
     work(inputs=("*.txt",))
     assert work(inputs=("*.txt",))
     Path("b.txt").write_text("c")
-    with pytest.raises(UsageError, match="other input files"):
+    with pytest.raises(UsageError, match="different input files"):
         work(inputs=("*.txt",))
 
 
@@ -153,7 +153,7 @@ def test_a_stages_directory_counts_by_what_it_made(work):
     work(text="other bread")
     Path("out").rename("second")
     Path("eaten").rename("out")
-    with pytest.raises(UsageError, match="other input files"):
+    with pytest.raises(UsageError, match="different input files"):
         work(stage="eat", inputs=("second",))
     assert json.loads(Path("second/provenance.json").read_text())["result"] != record["result"]
 
@@ -161,7 +161,7 @@ def test_a_stages_directory_counts_by_what_it_made(work):
 def test_the_second_of_two_files_counts_too(work, monkeypatch):
     results = []
     for text in ("one", "two"):
-        begun = begin("bake", Options(out=Path(text)), [])
+        begun = open_run("bake", Options(out=Path(text)), [])
         Path(text, "tokenizer").write_text("the same")
         Path(text, "shards").write_text(text)
         begun.finish({}, [Path(text, "tokenizer"), Path(text, "shards")])
@@ -186,8 +186,8 @@ def test_an_unfinished_run_goes_on_with_its_own_options_only(work):
 
 
 def test_a_command_that_failed_before_it_made_anything_does_not_stand_in_the_way(tmp_path):
-    begin("bake", Options(out=tmp_path, size=-1), [])  # and then the stage refuses the size
-    begin("bake", Options(out=tmp_path), [])
+    open_run("bake", Options(out=tmp_path, size=-1), [])  # and then the stage refuses the size
+    open_run("bake", Options(out=tmp_path), [])
     assert json.loads((tmp_path / "options.json").read_text())["options"]["size"] == 3
 
 
@@ -208,16 +208,16 @@ def test_a_directory_with_files_of_others_is_not_written_to(work):
     ("directory", "source"), [(True, "."), (False, "."), (False, "*.jsonl"), (False, "../*/o*.jsonl")]
 )
 def test_a_result_inside_an_input_is_refused(work, directory, source):
-    with pytest.raises(UsageError, match=r"lies in the input .*, which it would change"):
+    with pytest.raises(UsageError, match=r"is inside the input .*; choose another"):
         work(inputs=(source,), directory=directory)
     assert [file.name for file in Path().rglob("*") if file.is_file()] == ["data.jsonl"]
 
 
 def test_a_result_may_lie_in_the_directory_of_a_stage_that_it_came_from(work, tmp_path):
     work()
-    begun = begin("bake", Options(out=Path("out/again")), ["out"])
+    begun = open_run("bake", Options(out=Path("out/again")), ["out"])
     begun.finish({}, [])
-    assert begin("bake", Options(out=Path("out/again")), ["out"]).done
+    assert open_run("bake", Options(out=Path("out/again")), ["out"]).done
 
 
 def test_a_damaged_record_is_named(work):
@@ -244,34 +244,34 @@ def test_a_damaged_result_is_neither_complete_nor_an_input(work, directory, dama
     work(directory=directory)
     out, file = ("out", "out/model/weights") if directory else ("out.jsonl", "out.jsonl")
     damage(file)
-    again = rf"{file}: damaged or changed: .*make it again: wukong bake --out {out} --redo; .*wukong accept {out}\)"
+    again = rf"{file}: damaged or changed: .*rebuild it: wukong bake --out {out} --redo; .*wukong accept {out}\)"
     with pytest.raises(DataError, match=again):
         work(directory=directory)
     with pytest.raises(DataError, match=again):
-        begin("eat", Options(out=Path("eaten")), [out])
+        open_run("eat", Options(out=Path("eaten")), [out])
     with pytest.raises(DataError, match=again):
-        begin("eat", Options(out=Path("eaten")), ["out/m*/w*" if directory else "*.jsonl"])
+        open_run("eat", Options(out=Path("eaten")), ["out/m*/w*" if directory else "*.jsonl"])
     with pytest.raises(DataError, match=again):
-        begin("eat", Options(out=Path("eaten")), ["out/model" if directory else "./out.jsonl"])
+        open_run("eat", Options(out=Path("eaten")), ["out/model" if directory else "./out.jsonl"])
     assert not Path("eaten").exists() or not any(Path("eaten").iterdir())
 
 
 def test_an_input_that_is_partly_gone_is_named(work):
     work()
     Path("out/model/weights").unlink()
-    with pytest.raises(DataError, match=r"out/model/weights: is gone \(make it again: wukong bake"):
-        begin("eat", Options(out=Path("eaten")), ["out"])
+    with pytest.raises(DataError, match=r"out/model/weights: is gone \(rebuild it: wukong bake"):
+        open_run("eat", Options(out=Path("eaten")), ["out"])
 
 
 def test_a_result_that_was_changed_on_purpose_can_be_kept(work):
     work(directory=False)
-    begin("eat", Options(out=Path("eaten")), ["out.jsonl"]).finish({}, [])
+    open_run("eat", Options(out=Path("eaten")), ["out.jsonl"]).finish({}, [])
     Path("out.jsonl").write_text("better bread")
     assert accept(Path("out.jsonl")) == ["out.jsonl"]
     assert accept(Path("out.jsonl")) == []
     assert work(directory=False)
-    with pytest.raises(UsageError, match="made from other input files than now"):
-        begin("eat", Options(out=Path("eaten")), ["out.jsonl"])
+    with pytest.raises(UsageError, match="made from different input files"):
+        open_run("eat", Options(out=Path("eaten")), ["out.jsonl"])
     with pytest.raises(UsageError, match=r"data\.jsonl: no complete result"):
         accept(Path("data.jsonl"))
 
@@ -292,7 +292,7 @@ def test_a_record_without_hashes_warns_and_does_not_refuse(work, capsys):
     write_json("out/provenance.json", record | {"files": {}, "inputs": {"data.jsonl": None}})
     assert work()
     assert "has no hashes" in capsys.readouterr().err
-    begin("eat", Options(out=Path("eaten")), ["out"])
+    open_run("eat", Options(out=Path("eaten")), ["out"])
 
 
 def test_a_finished_stage_does_without_inputs_that_are_gone(work):
@@ -314,7 +314,7 @@ def test_paths_in_a_moved_run_are_those_of_now(work, tmp_path, monkeypatch, old,
     (run / "base" / "weights").write_text("w")
     options = Options(out=run / "sub" / "out")
     (run / "recipe.yaml").write_text("name: x\nsteps: {bake: {out: '{run}/sub/out'}}\nrun_dir: '{here}'\n")
-    begin("bake", options, [run / "base", "data.jsonl"]).finish({}, [])
+    open_run("bake", options, [run / "base", "data.jsonl"]).finish({}, [])
     if old:
         record = read_record(run / "sub" / "out")
         del record["run"], record["command"]
@@ -324,7 +324,7 @@ def test_paths_in_a_moved_run_are_those_of_now(work, tmp_path, monkeypatch, old,
     assert there["options"]["out"] == str(tmp_path / "moved" / "sub" / "out")
     assert list(there["inputs"]) == [str(tmp_path / "moved" / "base"), "data.jsonl"]
     monkeypatch.chdir(tmp_path / "moved")
-    done = begin("bake", Options(out=Path("sub/out")), ["base", str(tmp_path / "data.jsonl")])
+    done = open_run("bake", Options(out=Path("sub/out")), ["base", str(tmp_path / "data.jsonl")])
     assert done.done
 
 
@@ -337,12 +337,12 @@ def test_a_path_within_an_option_is_an_input_wherever_it_lies(work):
 
     Path("a").write_text("a")
     one = Named(out=Path("named"), models=["x=a"], rewards=["0.5*a", "rubric"])
-    begin("name", one, ["a"]).finish({}, [])
+    open_run("name", one, ["a"]).finish({}, [])
     assert read_record("named")["options"]["models"] == ["x=a"]
     shutil.copy("a", "b")
-    assert begin("name", one.model_copy(update={"models": ["x=b"], "rewards": ["0.5*b", "rubric"]}), ["b"]).done
+    assert open_run("name", one.model_copy(update={"models": ["x=b"], "rewards": ["0.5*b", "rubric"]}), ["b"]).done
     with pytest.raises(UsageError, match="models"):
-        begin("name", one.model_copy(update={"models": ["y=a"]}), ["a"])
+        open_run("name", one.model_copy(update={"models": ["y=a"]}), ["a"])
 
 
 # ------------------------------------------------------------------------------------------- one process at a place
@@ -352,7 +352,7 @@ def _bake(directory: str, is_directory: bool, started, go_on, said) -> None:
     os.chdir(directory)
     out = Path("out" if is_directory else "out.jsonl")
     try:
-        begun = begin("bake", Options(out=out), [], directory=is_directory)
+        begun = open_run("bake", Options(out=out), [], directory=is_directory)
     except UsageError as error:
         said.put(str(error))
         return
@@ -374,13 +374,13 @@ def test_two_processes_never_write_to_one_place(tmp_path, monkeypatch, directory
     assert started.wait(300)
     second = fork.Process(target=_bake, args=args)
     second.start()
-    assert "another process writes there" in said.get(timeout=300)
+    assert "in use by another process" in said.get(timeout=300)
     go_on.set()
     assert said.get(timeout=300) == "finished"
     first.join()
     second.join()
     monkeypatch.chdir(tmp_path)
-    assert begin("bake", Options(out=Path("out" if directory else "out.jsonl")), [], directory=directory).done
+    assert open_run("bake", Options(out=Path("out" if directory else "out.jsonl")), [], directory=directory).done
     assert not list(tmp_path.glob(".*"))
 
 
@@ -389,14 +389,14 @@ def test_a_thread_does_not_write_where_another_does(work):
 
     def second() -> None:
         try:
-            begin("bake", Options(out=Path("place")), [])
+            open_run("bake", Options(out=Path("place")), [])
         except UsageError as error:
             said.append(str(error))
 
-    first = begin("bake", Options(out=Path("place")), [])
+    first = open_run("bake", Options(out=Path("place")), [])
     thread = threading.Thread(target=second)
     thread.start()
     thread.join()
-    assert "another process writes there" in said[0]
-    assert not begin("bake", Options(out=Path("place")), []).done  # but a command that failed may be given again
+    assert "in use by another process" in said[0]
+    assert not open_run("bake", Options(out=Path("place")), []).done  # but a command that failed may be given again
     first.finish({}, [])

@@ -14,14 +14,15 @@ from wukong.cli import main
 from wukong.errors import DataError, UsageError, WukongError
 from wukong.files import exclusive, fingerprint, read_json
 from wukong.options import POLICY_STAGES
-from wukong.recipe import STAGES, check_removable, load_recipe, remove_result, resolve
+from wukong.recipe import load_recipe, resolve
+from wukong.registry import STAGES
+from wukong.runner import check_removable, remove_result
 from wukong.stages.report import ReportOptions
 from wukong.stages.report import run as report
 from wukong.studies.reward_report import RewardReportOptions
 from wukong.studies.reward_report import run as reward_report
-from wukong.web.runs import overview
+from wukong.web.runs.states import overview
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 DATA_STEP = "  kitchen: {out: '{run}/data'}\n"
 
 
@@ -126,9 +127,9 @@ def test_overrides_replace_values_and_are_checked_like_them(recipe):
     [
         ("  kitchen: {out: a, megabites: 1}\n", 4, "step kitchen: megabites: unknown option; did you mean megabytes?"),
         ("  kitchen:\n    out: a\n    megabytes: huge\n", 6, "step kitchen: megabytes: should be a valid number"),
-        ("  kitchen: {out: a, megabytes: yes}\n", 4, "step kitchen: megabytes: is True, a number was expected"),
-        ("  kitchen: {out: a, seed: on}\n", 4, "step kitchen: seed: is True, a number was expected"),
-        ("  tokenize: {columns: {text: [1]}}\n", 4, "step tokenize: columns: text: the name of a column is expected"),
+        ("  kitchen: {out: a, megabytes: yes}\n", 4, "step kitchen: megabytes: is True, expected a number"),
+        ("  kitchen: {out: a, seed: on}\n", 4, "step kitchen: seed: is True, expected a number"),
+        ("  tokenize: {columns: {text: [1]}}\n", 4, "step tokenize: columns: text: expected the name of a column"),
         ("  kitchen: {megabytes: 1}\n", 4, "step kitchen: out: is required"),
         ("  kitchen:\n", 4, "step kitchen: out: is required"),
         (DATA_STEP + "  kitchen_2: {out: '{run}/data'}\n", 5, "is the result of step kitchen already"),
@@ -233,8 +234,8 @@ def test_redo_of_a_file_deletes_its_provenance_too(tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """recipes/test.yaml, run to its end."""
-    return wukong.run(RECIPES / "test.yaml", tmp_path_factory.mktemp("road") / "run")
+    """The recipe test, run to its end."""
+    return wukong.run("test", tmp_path_factory.mktemp("road") / "run")
 
 
 @pytest.fixture
@@ -276,7 +277,7 @@ def test_its_models_answer_through_the_python_interface(finished):
 
 def test_the_same_command_again_does_nothing(road, capsys):
     before = marks(road)
-    wukong.run(RECIPES / "test.yaml", road)
+    wukong.run("test", road)
     assert marks(road) == before
     said = capsys.readouterr().err
     assert said.count("is complete, nothing to do") == len(before) == 9
@@ -293,7 +294,7 @@ def test_the_resolved_recipe_is_a_recipe_of_the_same_run(road):
 def test_other_options_are_refused_and_nothing_is_lost(road):
     before, resolved = marks(road), (road / "recipe.yaml").read_text()
     with pytest.raises(UsageError, match=r"step ppo: .*made with other options \(kl_coef: .*--redo ppo"):
-        wukong.run(RECIPES / "test.yaml", road, {"ppo.kl_coef": 0.5})
+        wukong.run("test", road, {"ppo.kl_coef": 0.5})
     assert marks(road) == before
     assert (road / "recipe.yaml").read_text() == resolved
     assert (road / "policy" / "model.safetensors").exists()
@@ -302,7 +303,7 @@ def test_other_options_are_refused_and_nothing_is_lost(road):
 def test_redo_makes_a_step_and_all_later_ones_anew_and_the_same(road):
     before = marks(road)
     weights = fingerprint(road / "policy" / "model.safetensors")
-    wukong.run(RECIPES / "test.yaml", road, redo="ppo")
+    wukong.run("test", road, redo="ppo")
     after = marks(road)
     assert after.keys() == before.keys()
     changed = {name for name in after if after[name] != before[name]}
@@ -315,14 +316,14 @@ def test_redo_deletes_nothing_when_one_result_is_not_its_own(road):
     (road / "evaluation").mkdir()
     (road / "evaluation" / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="was not made by wukong evaluate"):
-        wukong.run(RECIPES / "test.yaml", road, redo="sft")
+        wukong.run("test", road, redo="sft")
     assert (road / "sft" / "model.safetensors").exists()
     assert (road / "evaluation" / "notes.txt").exists()
 
 
 def test_until_is_the_last_step(tmp_path, capsys):
-    run = wukong.run(RECIPES / "test.yaml", tmp_path / "run", until="kitchen", seed=5)
-    assert sorted(path.name for path in run.iterdir()) == ["data", "recipe.yaml"]
+    run = wukong.run("test", tmp_path / "run", until="kitchen", seed=5)
+    assert sorted(path.name for path in run.iterdir()) == ["data", "events.jsonl", "recipe.yaml"]
     assert read_json(run / "data" / "provenance.json")["options"]["seed"] == 5
     assert "[1/1] kitchen" in capsys.readouterr().err
 
@@ -332,7 +333,7 @@ def test_two_processes_are_never_at_work_on_one_run(tmp_path):
         exclusive(tmp_path / "run", "busy"),
         pytest.raises(UsageError, match="another process is at work on this run"),
     ):
-        wukong.run(RECIPES / "test.yaml", tmp_path / "run", until="kitchen")
+        wukong.run("test", tmp_path / "run", until="kitchen")
     assert list((tmp_path / "run").iterdir()) == []
 
 
@@ -364,7 +365,7 @@ def test_a_moved_run_goes_on_in_its_new_place(finished, tmp_path, monkeypatch, c
     (tmp_path / "elsewhere").mkdir()
     run = (first / "runs" / "x").rename(tmp_path / "elsewhere" / "y")
     before = marks(run)
-    for recipe, place in ((run / "recipe.yaml", None), (RECIPES / "test.yaml", run), ("elsewhere/y/recipe.yaml", None)):
+    for recipe, place in ((run / "recipe.yaml", None), ("test", run), ("elsewhere/y/recipe.yaml", None)):
         assert wukong.run(recipe, place).resolve() == run
         assert capsys.readouterr().err.count("is complete, nothing to do") == len(before)
         assert marks(run) == before
@@ -430,7 +431,7 @@ def test_a_damaged_result_stops_the_run_before_it_begins(road, file, step):
         f"step {step}: run/{file}: damaged or changed: .*: wukong run run/recipe.yaml --redo {step}; .* run/{place}"
     )
     with pytest.raises(DataError, match=problem):
-        wukong.run(RECIPES / "test.yaml", road)
+        wukong.run("test", road)
     assert not (road / "sft").exists()
 
 
@@ -462,9 +463,9 @@ def test_malformed_recipes_and_records_are_refused_in_one_line(monkeypatch):
         ("name: m\nsteps:\n  kitchen: {out: a, megabytes: .nan}\n", 3, "megabytes: should be a finite number"),
         ("name: m\nsteps:\n  kitchen: {out: a, megabytes: 1.0e+300}\n", 3, "megabytes: should be less than"),
         ("name: m\nsteps:\n  kitchen: {out: a, seed: 99999999999999999999}\n", 3, "seed: is larger than"),
-        ("name: m\nsteps:\n  kitchen: {out: \"a\\0b\"}\n", 3, "out: holds a NUL character"),
+        ("name: m\nsteps:\n  kitchen: {out: \"a\\0b\"}\n", 3, "out: contains a NUL character"),
         ("name: m\nsteps:\n  kitchen: {out: \"a\\nb\"}\n", 3, "out: is a path with a line break"),
-        ("name: m\nsteps:\n  kitchen: {out: \"${ODD_BYTES}\"}\n", 3, "out: holds bytes that are not UTF-8"),
+        ("name: m\nsteps:\n  kitchen: {out: \"${ODD_BYTES}\"}\n", 3, "out: contains invalid UTF-8"),
         ("name: m\nsteps:\n  kitchen: {out: '{run}/" + "x" * 300 + "'}\n", 3, "a name of more than 255 bytes"),
     ],
 )  # fmt: skip

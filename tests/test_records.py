@@ -90,7 +90,7 @@ def test_a_prompt_that_is_wrong_says_where(fields, message):
 
 
 def test_half_a_character_has_no_id():
-    with pytest.raises(DataError, match="holds half a character"):
+    with pytest.raises(DataError, match="contains half a character"):
         prompt_id([user(f"Hi {HALF}")])
 
 
@@ -179,7 +179,7 @@ def test_a_prompt_file_with_a_wrong_role_is_named_with_line_and_field(tmp_path):
 
 def test_a_file_without_a_record_is_an_error(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n\n")
-    with pytest.raises(DataError, match=r"a\.jsonl: the file holds no record"):
+    with pytest.raises(DataError, match=r"a\.jsonl: the file contains no records"):
         read_records(tmp_path / "a.jsonl", Prompt)
 
 
@@ -187,7 +187,7 @@ def test_half_a_character_is_refused_when_it_is_written_and_the_old_file_stays(t
     path = tmp_path / "a.jsonl"
     write_records(path, RECORDS[:1])
     broken = Conversation(messages=[user(HALF)])
-    with pytest.raises(DataError, match=r"a\.jsonl:2: holds half a character"):
+    with pytest.raises(DataError, match=r"a\.jsonl:2: contains half a character"):
         write_records(path, [RECORDS[1], broken])
     assert read_records(path, Prompt) == RECORDS[:1]
 

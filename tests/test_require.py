@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 import wukong
-from wukong.cli import TOOLS, main
+from wukong.cli import main
 from wukong.errors import DataError, UsageError
 from wukong.files import fingerprint
 from wukong.options import StageOptions
-from wukong.recipe import STAGES
+from wukong.registry import STAGES, TOOLS
 from wukong.stages.label import LabelOptions
 from wukong.stages.label import run as label
 from wukong.stages.tokenize import TokenizeOptions
@@ -62,12 +62,12 @@ def started(first, tmp_path, monkeypatch):
             "step ppo: no_module_of_this_name:score: cannot be lo",
         ),
         (CHAIN + PPO % "rewards: ['math:no_function']", "step ppo: math:no_function: cannot be loaded"),
-        (CHAIN + PPO % "rewards: ['math:pi']", "step ppo: math:pi: is float, a function was expected"),
+        (CHAIN + PPO % "rewards: ['math:pi']", "step ppo: math:pi: is float, expected a function"),
         (CHAIN + PPO % "rewards: ['broken:score']", "importing broken raised OSError: no such device"),
         (CHAIN + PPO % "rewards: ['x*lexicon']", "write WEIGHT"),
         (CHAIN + PPO % "rewards: []", "step ppo: there is no reward"),
         (CHAIN + PPO % "reward_model: '{run}/reward', ensemble: ['{run}/reward']", "is named twice"),
-        (CHAIN + PPO % "reward_model: '{run}/base'", "reward model is needed here, step pretrain makes policy there"),
+        (CHAIN + PPO % "reward_model: '{run}/base'", "expected reward model, but step pretrain makes policy there"),
         (CHAIN + PPO % "reward_model: '{run}/reward', batch_size: 33", "is not a multiple of --batch-size 33"),
         (CHAIN + PPO % "reward_model: '{run}/reward', device: 'cuda:99'", "--device cuda:99 cannot be used here"),
         (
@@ -76,12 +76,12 @@ def started(first, tmp_path, monkeypatch):
         ),
         (
             CHAIN + PPO % "reward_model: '{run}/reward', ptx_data: '{run}/base', ptx_coef: 1",
-            "token shards is needed here",
+            "expected token shards",
         ),
         (CHAIN + (PPO % "reward_model: '{run}/reward'").replace("'{run}/ppo'", "a_file/ppo"), "a_file is a file"),
         (
             CHAIN + (PPO % "reward_model: '{run}/reward'").replace("{run}/ppo", "a_file"),
-            "is a file, --out is a directory",
+            "is a file, but --out must be a directory",
         ),
         (
             CHAIN + "  sft: {model: '{run}/reward', data: ['other.jsonl'], out: '{run}/s'}\n",
@@ -130,12 +130,15 @@ def started(first, tmp_path, monkeypatch):
 )
 def test_nothing_is_made_or_deleted_where_a_later_step_could_not_start(started, recipe, problem):
     run_again, run = started
-    before = {path: fingerprint(path) for path in run.rglob("*") if path.is_file()}
+    log = run / "events.jsonl"
+    before = {path: fingerprint(path) for path in run.rglob("*") if path.is_file() and path != log}
     for options in ({}, {"redo": "kitchen"}):
         with pytest.raises(UsageError) as caught:
             run_again(recipe, **options)
         assert problem in str(caught.value)
-        assert {path: fingerprint(path) for path in run.rglob("*") if path.is_file()} == before
+        assert {path: fingerprint(path) for path in run.rglob("*") if path.is_file() and path != log} == before
+        last = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
+        assert (last["event"], last["step"], last["message"]) == ("failed", None, str(caught.value))
 
 
 def test_a_sound_recipe_starts_and_steps_behind_until_are_not_checked(started):
@@ -176,7 +179,7 @@ def test_what_a_stage_reads_last_is_checked_first(tmp_path):
     (tmp_path / "r.jsonl").write_text('{"id": 1}\n')
     with pytest.raises(DataError, match=r"r\.jsonl:1"):
         label(LabelOptions(responses=str(tmp_path / "r.jsonl"), judge="rubric", out=tmp_path / "c.jsonl"))
-    with pytest.raises(UsageError, match="is it the directory that is meant"):
+    with pytest.raises(UsageError, match="is this the right directory"):
         tokenize(TokenizeOptions(data=["/"], tokenizer="/", out=tmp_path / "t"))
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -16,9 +17,9 @@ from wukong.errors import UsageError
 from wukong.model import kernels
 from wukong.model.attention import KVCache
 from wukong.model.gpt2 import GPT2, GPT2Config
+from wukong.model.logprobs import token_logprobs
 from wukong.model.native import NativeGPT2, can_decode
 from wukong.model.packed import PackedGPT2, can_pack
-from wukong.objectives import token_logprobs
 from wukong.rollout import Continuation, Decoder, draw, generate, inference_copy, stream, truncate, uniforms
 from wukong.training.compute import Compute
 
@@ -41,14 +42,33 @@ def few_tokens() -> GPT2:
 @pytest.fixture(scope="module", params=["PyTorch's kernels", "our kernels"])
 def model(request) -> Iterator[GPT2]:
     gpt2 = few_tokens()
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "our kernels":
-            if not can_decode(gpt2):
-                pytest.skip(NO_KERNELS)
-            yield NativeGPT2(gpt2, torch.float32)
-        else:
-            patch.setattr(kernels, "library", lambda: None)
+    if request.param == "our kernels":
+        if not can_decode(gpt2):
+            pytest.skip(NO_KERNELS)
+        yield NativeGPT2(gpt2, torch.float32)
+    else:
+        with kernels.using(None):
             yield gpt2
+
+
+class Count:
+    """Within a block, counts the positions that a model computes (rows times columns of what it reads) and keeps the
+    caches that it is given."""
+
+    def __init__(self, model: GPT2) -> None:
+        self.model, self.prompts, self.steps, self.caches = model, [], [], []
+
+    def __enter__(self) -> Self:
+        self.hook = self.model.register_forward_pre_hook(self._note, with_kwargs=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.hook.remove()
+
+    def _note(self, _: GPT2, arguments: tuple[torch.Tensor], named: dict[str, Any]) -> None:
+        (ids,) = arguments
+        (self.steps if ids.shape[1] == 1 else self.prompts).append(ids.numel())
+        self.caches.append(named["cache"])
 
 
 PROMPTS = [[(7 * i + j) % 11 for j in range(1 + 5 * i % 13)] for i in range(17)]
@@ -214,19 +234,16 @@ def test_streamed_tokens_are_those_of_generate(model):
 
 
 def test_finished_rows_that_leave_the_batch_change_nothing(model, monkeypatch):
-    sizes = []
-    select = KVCache.select
-    monkeypatch.setattr(KVCache, "select", lambda self, rows: (sizes.append(len(rows)), select(self, rows))[1])
     results = {}
     for below in (0.0, 0.75, 2.0):  # never, as shipped, after every step
-        sizes.clear()
         monkeypatch.setattr(rollout, "COMPACT_BELOW", below)
-        results[below] = sample(model)
+        with Count(model) as count:
+            results[below] = sample(model)
         if below == 0:
-            assert not sizes
+            assert set(count.steps) == {len(PROMPTS)}
         else:
-            assert sizes == sorted(sizes, reverse=True)
-            assert sizes[0] > sizes[-1]
+            assert count.steps == sorted(count.steps, reverse=True)
+            assert count.steps[0] > count.steps[-1]
     assert results[0.75] == [pytest_approx(one) for one in results[0.0]]
     assert results[2.0] == [pytest_approx(one) for one in results[0.0]]
 
@@ -306,25 +323,11 @@ def test_first_and_second_tokens_follow_the_models_probabilities(wide, temperatu
     assert_distributed_as(np.array([one.ids[1] for one in found]), (first @ second).numpy())
 
 
-class Count:
-    """Counts the positions that a model computes: rows times columns of what it reads."""
-
-    def __init__(self, model: GPT2, monkeypatch) -> None:
-        self.prompts, self.steps = [], []
-        forward = GPT2.forward
-        monkeypatch.setattr(
-            GPT2, "forward", lambda self_, ids, **more: (self._note(ids), forward(self_, ids, **more))[1]
-        )
-
-    def _note(self, ids: torch.Tensor) -> None:
-        (self.steps if ids.shape[1] == 1 else self.prompts).append(ids.numel())
-
-
-def test_waiting_prompts_enter_as_others_end(model, monkeypatch):
+def test_waiting_prompts_enter_as_others_end(model):
     """Cost follows real tokens: not the longest answer of each batch."""
-    count = Count(model, monkeypatch)
     prompts = [[1 + i % 9, 2, 3] for i in range(400)]
-    found = sample(model, prompts=prompts, seeds=range(400), max_new_tokens=37, batch_size=32)
+    with Count(model) as count:
+        found = sample(model, prompts=prompts, seeds=range(400), max_new_tokens=37, batch_size=32)
     lengths = [len(one.ids) for one in found]
     assert max(lengths) > 2.5 * np.mean(lengths), "one by one they end at very different times"
     read = sum(length - one.finished for length, one in zip(lengths, found, strict=True))
@@ -333,10 +336,10 @@ def test_waiting_prompts_enter_as_others_end(model, monkeypatch):
     assert sum(count.steps) < 0.6 * in_batches
 
 
-def test_responses_to_one_prompt_share_its_reading(model, monkeypatch):
-    count = Count(model, monkeypatch)
+def test_responses_to_one_prompt_share_its_reading(model):
     prompts = [[i, 2, 3, 4, 5] for i in range(4) for _ in range(6)]
-    found = sample(model, prompts=prompts, seeds=range(24), batch_size=24)
+    with Count(model) as count:
+        found = sample(model, prompts=prompts, seeds=range(24), batch_size=24)
     assert sum(count.prompts) == 4 * 5
     for i, one in enumerate(found):
         assert one.ids == sample(model, prompts=[prompts[i]], seeds=[i])[0].ids
@@ -345,9 +348,9 @@ def test_responses_to_one_prompt_share_its_reading(model, monkeypatch):
 
 def test_prompts_of_different_lengths_are_read_with_little_padding(model, monkeypatch):
     monkeypatch.setattr(rollout, "PREFILL_TOKENS", 128)
-    count = Count(model, monkeypatch)
     prompts = [[i % 11] * (2 + i % 30) + [i // 11] for i in range(120)]
-    sample(model, prompts=prompts, seeds=range(120), max_new_tokens=2, batch_size=120)
+    with Count(model) as count:
+        sample(model, prompts=prompts, seeds=range(120), max_new_tokens=2, batch_size=120)
     assert sum(map(len, prompts)) <= sum(count.prompts) < 1.15 * sum(map(len, prompts))
 
 
@@ -443,7 +446,7 @@ def form_of(gpt2: GPT2, form: str) -> GPT2:
 @pytest.mark.slow
 @pytest.mark.skipif(kernels.library() is None, reason=NO_KERNELS)
 def test_sanitizers_find_nothing_in_kernels_that_serve_random_arrivals():
-    script = Path(__file__).parents[1] / "benchmarks" / "decoder_stress.py"
+    script = Path(__file__).parents[1] / "benchmarks" / "stress" / "decoder.py"
     paths = ["--path", "pytorch float32", "native float32", "native bfloat16"]
     done = subprocess.run(
         [sys.executable, script, "--requests", "60", *paths],
@@ -543,13 +546,15 @@ def test_what_does_not_fit_is_refused_and_nobody_of_its_company_admitted(model):
 
 
 @pytest.fixture(params=["PyTorch's kernels", "our kernels"])
-def own(request, monkeypatch) -> bool:
+def own(request) -> Iterator[bool]:
     """Whether our kernels are to be had; a CPU on which they are not is made up by hiding them."""
     if request.param == "PyTorch's kernels":
-        monkeypatch.setattr(kernels, "library", lambda: None)
+        with kernels.using(None):
+            yield False
     elif kernels.library() is None:
         pytest.skip(NO_KERNELS)
-    return kernels.library() is not None
+    else:
+        yield True
 
 
 @pytest.fixture
@@ -566,7 +571,7 @@ def test_float32_weights_are_copied_for_our_kernels_alone(plain, own):
 def test_bfloat16_goes_to_onednn_where_the_processor_multiplies_tiles_or_nothing_else_is_there(
     plain, own, tiles, monkeypatch
 ):
-    monkeypatch.setattr(rollout, "multiplies_tiles", lambda: tiles)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
     copy = inference_copy(plain, Compute(CPU, torch.bfloat16))
     packs = can_pack(CPU, torch.bfloat16)
     assert isinstance(copy, NativeGPT2) == (own and not (packs and tiles))
@@ -580,17 +585,15 @@ def test_a_head_of_a_width_that_our_kernels_lack_is_left_to_pytorch():
     assert inference_copy(narrow, Compute(CPU, torch.float32)) is narrow
 
 
-def test_decoding_in_bfloat16_keeps_cache_and_loss(plain, own, monkeypatch):
+def test_decoding_in_bfloat16_keeps_cache_and_loss(plain, own):
     copy = inference_copy(plain, Compute(CPU, torch.bfloat16))
     assert not copy.training
     if not own:  # ours keeps bfloat16 in its panels, and reads prompts with the model itself
         assert {p.dtype for p in copy.parameters()} == {torch.bfloat16}
-    caches = []
-    empty = KVCache.empty
-    monkeypatch.setattr(KVCache, "empty", lambda *args, **kw: (caches.append(empty(*args, **kw)), caches[-1])[1])
     prompts, seeds = PROMPTS * 12, range(12 * len(PROMPTS))
-    found = sample(copy, prompts=prompts, seeds=seeds)
-    assert {tensor.dtype for cache in caches for tensor in cache.keys + cache.values} == {torch.bfloat16}
+    with Count(copy) as count:
+        found = sample(copy, prompts=prompts, seeds=seeds)
+    assert {tensor.dtype for cache in count.caches for tensor in cache.keys + cache.values} == {torch.bfloat16}
     # Compared in loss: the mean log-prob of the tokens drawn, by the sampler and by the float32 model.
     sampled, again = [], []
     for one, prompt in zip(found, prompts, strict=True):

@@ -35,7 +35,7 @@ def test_pages_that_the_code_names_exist():
     texts = [path for path in tracked if path.endswith((".py", ".yaml", ".toml", ".sh", ".jinja", ".md", "Makefile"))]
     named = {name for path in texts if (ROOT / path).is_file() for name in NAMED.findall(read(path))}
     assert len(named) >= 20
-    made_later = {"docs/results/benchmarks-gpu.md"}  # by benchmarks/gpu.sh, on a machine that has one
+    made_later = {"docs/results/benchmarks-gpu.md"}  # by benchmarks/speed/gpu.sh, on a machine that has one
     assert {name for name in named - made_later if not (ROOT / name).is_file()} == set()
 
 

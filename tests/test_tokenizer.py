@@ -276,7 +276,7 @@ def _only_vocabulary(directory: Path) -> None:
         (_edit(lambda c: c["model"].update(type="WordPiece")), "not a BPE tokenizer"),
         (_edit(lambda c: c["pre_tokenizer"].update(type="Metaspace")), "not split as GPT-2"),
         (_edit(lambda c: c.update(normalizer={"type": "NFC"})), "not split as GPT-2"),
-        (_edit(lambda c: c["model"]["merges"].append(["never", "seen"])), "do not fit each other"),
+        (_edit(lambda c: c["model"]["merges"].append(["never", "seen"])), "do not match"),
         (_edit(lambda c: c["model"]["merges"].append(["a"])), "damaged"),
         (_edit(lambda c: c["model"]["vocab"].pop("!")), "1 of the 256 bytes"),
         (_edit(lambda c: c["model"].update(vocab=["a"])), "not a vocabulary"),
@@ -311,7 +311,7 @@ def test_missing_directory_and_unreachable_hub_are_usage_errors(tmp_path, monkey
     (tmp_path / "src").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(UsageError, match=r"^gpt2: no such directory, and not to be had from .*ConnectError$"):
+    with pytest.raises(UsageError, match=r"^gpt2: no such directory, and not available from .*ConnectError$"):
         Tokenizer.load("gpt2")
     for path in (tmp_path / "nothing", "./nothing", "a/b/c", "../gpt2", "src/kitchen"):
         with pytest.raises(UsageError, match=r"no such directory$"):

@@ -285,7 +285,7 @@ def test_the_end_token_may_stand_in_generation_config_alone(directory):
     write(directory / "tokenizer.json", content)
     for name in ("special_tokens_map.json", "tokenizer_config.json", "config.json"):
         (directory / name).unlink()
-    with pytest.raises(UsageError, match="no token ends documents and answers"):
+    with pytest.raises(UsageError, match="no end token"):
         Tokenizer.load(directory)
     write(directory / "generation_config.json", {"eos_token_id": [281]})
     assert Tokenizer.load(directory).eos_id == 281
@@ -414,9 +414,9 @@ BROKEN = {
         "does not end with ByteLevel",
     ),
     "another decoder": (to("tokenizer.json", decoder={"type": "Metaspace"}), "decoder is not ByteLevel"),
-    "a pattern that backtracks": (pattern("(a+)+$"), "could take for ever"),
-    "a pattern that backtracks in a choice": (pattern("(?:a|aa)*b"), "could take for ever"),
-    "a back-reference": (pattern(r"(a*)\1"), "could take for ever"),
+    "a pattern that backtracks": (pattern("(a+)+$"), "could take exponential time"),
+    "a pattern that backtracks in a choice": (pattern("(?:a|aa)*b"), "could take exponential time"),
+    "a back-reference": (pattern(r"(a*)\1"), "could take exponential time"),
     "a pattern of wrong type": (
         split({"type": "Split", "pattern": 3, "behavior": "Isolated", "invert": False}),
         "neither a String nor a Regex",
@@ -439,12 +439,12 @@ BROKEN = {
     "added_tokens.json of texts": (to("added_tokens.json", x="y"), "added_tokens.json: added token"),
     "duplicate ids": (lambda d: (plain(d), change(d, "vocab.json", extra=7)), "ids are not 0 to"),
     "an id of true": (lambda d: (plain(d), change(d, "vocab.json", extra=True)), "vocab.json: not a vocabulary"),
-    "an id beyond 32 bits": (lambda d: (plain(d), change(d, "vocab.json", extra=2**40)), "do not fit each other"),
+    "an id beyond 32 bits": (lambda d: (plain(d), change(d, "vocab.json", extra=2**40)), "do not match"),
     "a lone surrogate": (lambda d: (plain(d), change(d, "vocab.json", **{"\ud800": 280})), "half a character"),
     "a class of wrong type": (to("tokenizer_config.json", tokenizer_class=3), "tokenizer_class is 3, not a name"),
     "a space of wrong type": (to("tokenizer_config.json", add_prefix_space="yes"), "add_prefix_space is 'yes'"),
     "a role of wrong type": (to("special_tokens_map.json", eos_token=3), "special_tokens_map.json: eos_token is 3"),
-    "a role without content": (to("special_tokens_map.json", eos_token={"text": "x"}), "neither a text nor a token"),
+    "a role without content": (to("special_tokens_map.json", eos_token={"text": "x"}), "neither text nor a token"),
     "an end token that is none": (to("special_tokens_map.json", eos_token="<nothing>"), "has no <nothing> token"),
     "special tokens of wrong type": (to("tokenizer_config.json", additional_special_tokens=3), "not a list of tokens"),
     "a decoder of wrong type": (to("tokenizer_config.json", added_tokens_decoder=[1]), "not an object of id: token"),

@@ -1,19 +1,19 @@
 """Wukong: GPT-2 from raw text to a model that people prefer.
 
-The names of `__all__` are the package's stable interface. They are imported when they are first used: torch takes
-seconds, and `import wukong` should not.
+The names in `__all__` are the package's stable interface. They are imported on first use: torch takes seconds, and
+`import wukong` should not.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from wukong.errors import DataError, WukongError
+from wukong.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from wukong.api import Policy, Reward, load_policy, load_reward
     from wukong.data import as_trl, read_comparisons, read_instructions, read_prompts, read_text
-    from wukong.recipe import run
+    from wukong.runner import run
 
-__version__ = "0.1.0"
 __all__ = [
     "DataError",
     "Policy",
@@ -29,20 +29,13 @@ __all__ = [
     "run",
 ]
 
-_HOMES = {
-    **dict.fromkeys(("Policy", "Reward", "load_policy", "load_reward"), "wukong.api"),
-    **dict.fromkeys(("as_trl", "read_comparisons", "read_instructions", "read_prompts", "read_text"), "wukong.data"),
-    "run": "wukong.recipe",
-}
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module 'wukong' has no attribute {name!r}")
-    from importlib import import_module
+    from wukong.registry import public
 
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
+    globals()[name] = value = public(name)
     return value
 
 

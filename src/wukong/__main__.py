@@ -1,4 +1,4 @@
-"""`python -m wukong`: the command line, where the `wukong` script is not on the path."""
+"""`python -m wukong`: the command line, if the `wukong` script is not on the path."""
 
 import sys
 

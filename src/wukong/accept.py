@@ -1,11 +1,11 @@
-"""`wukong accept`: keeps a result that somebody changed by hand, and would otherwise be taken for a damaged one.
+"""`wukong accept`: accepts a result that was edited by hand and would otherwise count as damaged.
 
 In:  the directory or file of a complete result.
-Out: the hashes of its files as they are now, in its record.
+Out: the current hashes of its files, in its record.
 
     wukong accept runs/mine/responses.jsonl
 
-Steps that were made from it before say so, and are made again with --redo.
+Steps already made from it report the change; rerun them with --redo.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from wukong.options import Options
 
 
 class AcceptOptions(Options):
-    """Record that a result which differs from what was written is meant to be so."""
+    """Accept a result that was changed on purpose."""
 
     result: Path
     """The result: a directory such as runs/mine/sft, or a file such as runs/mine/responses.jsonl."""
 
 
 def run(options: AcceptOptions) -> None:
-    """Raises UsageError where no complete result lies."""
+    """Raises UsageError if there is no complete result."""
     changed = provenance.accept(options.result)
     for name in changed:
-        say(f"accept: {name} is taken as it is now")
+        say(f"accept: {name} accepted as it is now")
     if not changed:
-        say(f"accept: {options.result} is what was written, nothing to do")
+        say(f"accept: {options.result} is unchanged, nothing to do")

@@ -1,9 +1,9 @@
-"""Models in Python: the small stable interface for notebooks and other programs.
+"""The Python interface to models, for notebooks and other programs; small and stable.
 
 Everything here is also an attribute of the package: `wukong.load_policy("runs/kitchen/policy")`.
 
-A prompt is a plain string (one user turn) or a list of messages, `{"role": ..., "content": ...}`. Each method takes a
-list, works in batches, and answers in the order of the list; an item's result does not depend on the others.
+A prompt is a string (one user turn) or a list of messages, `{"role": ..., "content": ...}`. Each method takes a list,
+works in batches, and returns results in order; an item's result does not depend on the others.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from wukong.data.answers import answers_ids
 from wukong.data.batches import by_length, pad
 from wukong.errors import UsageError
 from wukong.model import hub
@@ -25,9 +26,8 @@ from wukong.model.heads import ScalarModel
 from wukong.records import Message, PromptLike, Response, Sampling, as_messages, prompt_id
 from wukong.rollout import generate, inference_copy
 from wukong.sampling import OWN_DISTRIBUTION, SamplingParameters
+from wukong.scoring import response_logprobs, response_positions, scores_of
 from wukong.seeds import derived_seed
-from wukong.stages.common import response_logprobs, response_positions, scores_of
-from wukong.stages.pairs import answers_ids
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute, Precision, compute_for
 
@@ -41,7 +41,7 @@ class Policy:
         model: the GPT-2, weights in float32, in eval mode.
         tokenizer: its tokenizer and chat template.
         name: where it was loaded from.
-        sampling: how it wants to be sampled (its generation_config.json), which `generate` does unless told.
+        sampling: its recommended sampling parameters (generation_config.json), the defaults of `generate`.
     """
 
     def __init__(
@@ -73,15 +73,15 @@ class Policy:
         """One response to each prompt.
 
         Args:
-            prompts: a prompt that stands in the list n times gets n different responses. Of a conversation that does
-                not fit the context, the oldest turns are left out.
-            max_new_tokens: responses are cut there; when absent, 128 or half of the model's context, if that is less.
-            temperature: the logits are divided by it; 0 always takes the likeliest token.
-            top_k: draw from the k most likely tokens; 0 means from all.
-            top_p: draw from the most likely tokens whose probabilities add up to this much; 1 means from all.
-                Absent values are the model's own (`sampling`), those of top_k and top_p only without a temperature.
-            seed: the same seed gives the same response to a prompt, whatever else is in the list.
-            batch_size: how many are decoded together.
+            prompts: a prompt listed n times gets n different responses. Conversations that do not fit the context lose
+                their oldest turns.
+            max_new_tokens: maximum length of a response; by default 128, or half of the model's context if less.
+            temperature: divides the logits; 0 selects the most likely token.
+            top_k, top_p: sample from the k most likely tokens, or from the most likely with this total probability; 0
+                and 1 mean all. Absent values are the model's own (`sampling`), top_k and top_p only without a
+                temperature.
+            seed: the same seed gives the same response to a prompt, independent of the rest of the list.
+            batch_size: the number of responses decoded together.
 
         Raises:
             UsageError: an option out of range. DataError: a prompt is empty or too long.
@@ -96,7 +96,7 @@ class Policy:
             raise UsageError("temperature and top_k must not be negative, top_p must be above 0 and at most 1")
         conversations = [as_messages(prompt) for prompt in prompts]
         names = [prompt_id(messages) for messages in conversations]
-        # As `wukong sample` seeds them, so that both give the same responses.
+        # Seeded as in `wukong sample`, so that both give the same responses.
         temperature, top_k, top_p = drawing.temperature, drawing.top_k, drawing.top_p
         repeats = zip(names, _repeats(names), strict=True)
         seeds = [derived_seed(seed, name, temperature, repeat) for name, repeat in repeats]
@@ -131,15 +131,15 @@ class Policy:
 
     @torch.inference_mode()
     def logprobs(self, pairs: Sequence[tuple[PromptLike, str]], *, finished: bool = True) -> list[Tensor]:
-        """The log-probability (nats) of each token of each response, given the prompt and the tokens before.
+        """The log-probability (nats) of each token of each response, given the prompt and the preceding tokens.
 
         Args:
-            pairs: (prompt, response) each.
-            finished: count the closing end-of-text token too, as the last one.
+            pairs: (prompt, response) pairs.
+            finished: include the closing end-of-text token, as the last one.
 
         Returns:
-            A 1-D float32 tensor on the CPU for each pair, one entry for each response token. In the precision the
-            model was loaded for: `load_policy(..., precision="float32")` is the most exact.
+            A 1-D float32 CPU tensor per pair, one entry per response token, computed in the model's precision:
+            `load_policy(..., precision="float32")` is the most accurate.
 
         Raises:
             DataError: an empty prompt. UsageError: prompt and response do not fit the model's context.
@@ -169,14 +169,14 @@ class Reward:
         self.model, self.tokenizer, self.compute, self.name = model.to(compute.device).eval(), tokenizer, compute, name
 
     def score(self, pairs: Sequence[tuple[PromptLike, str]]) -> list[float]:
-        """The reward of each response: only differences mean something, and only between answers to one prompt.
+        """The reward of each response. Only differences between answers to the same prompt are meaningful.
 
         Args:
-            pairs: (prompt, response) each. As in training, a prompt that is too long loses its oldest turns, once for
-                all responses to it in the list, so that the longest of them fits.
+            pairs: (prompt, response) pairs. As in training, a prompt that is too long loses its oldest turns, the same
+                for all its responses in the list, so that the longest fits.
 
         Raises:
-            UsageError: an empty prompt, or one whose last turn and response do not fit the model's context.
+            UsageError: an empty prompt, or the last turn and the response do not fit the model's context.
         """
         _check_list(pairs, "(prompt, response) pairs")
         context = self.model.config.n_positions
@@ -195,16 +195,16 @@ def load_policy(
     precision: Precision = "auto",
     template: str | Path | None = None,
 ) -> Policy:
-    """A language model to talk to.
+    """Loads a language model.
 
     Args:
         source: a model directory of ours or of `transformers`, or a hub id such as "gpt2".
         device: auto, cpu, cuda or cuda:N.
-        precision: of the matrix products; auto takes bfloat16 where that is faster.
+        precision: of the matrix products; auto uses bfloat16 where it is faster.
         template: a chat template (alpaca, plain, or a Jinja file) instead of the model's own.
 
     Raises:
-        UsageError: one line that says which file is wrong and how.
+        UsageError: names the invalid file and the problem in one line.
     """
     model, tokenizer = hub.load_policy(source, template=template)
     return Policy(model, tokenizer, compute_for(precision, device), str(source), hub.recommended_sampling(source))
@@ -217,7 +217,7 @@ def load_reward(
     precision: Precision = "auto",
     template: str | Path | None = None,
 ) -> Reward:
-    """A reward model: ours, or anyone's GPT-2 sequence classifier with one label.
+    """Loads a reward model: ours, or any GPT-2 sequence classifier with one label.
 
     Arguments and errors as for `load_policy`.
     """
@@ -226,13 +226,13 @@ def load_reward(
 
 
 def _check_list(items: Sequence, what: str) -> None:
-    """A single prompt in the place of a list would be taken apart into characters or turns."""
+    """Refuses a single prompt in place of a list: it would be split into characters or turns."""
     if isinstance(items, str) or (items and isinstance(items[0], Message | Mapping)):
-        raise UsageError(f"a list of {what} is expected: put the single one into [ ]")
+        raise UsageError(f"expected a list of {what}: put a single one in [ ]")
 
 
 def _repeats(names: Sequence[str]) -> list[int]:
-    """How often each name occurred before: 0 for the first."""
+    """How often each name occurred before; 0 for the first."""
     seen: Counter[str] = Counter()
     repeats = []
     for name in names:

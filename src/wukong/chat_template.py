@@ -1,7 +1,7 @@
-"""Chat templates: which one a model has, and the text it makes of messages.
+"""Chat templates: finding a model's template, and rendering messages with it.
 
-The two shipped templates run in this process; any other, whose writer is unknown, in one of its own with limits on
-time, memory and output (`wukong.template_renderer`).
+The two shipped templates run in this process; any other, from unknown authors, in a separate one with limits on time,
+memory and output (`wukong.template_renderer`).
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from wukong.files import whole_text
 TEMPLATES = Path(__file__).parent / "templates"
 DEFAULT_TEMPLATE = "alpaca"
 LONGEST_TEMPLATE = 1 << 20
-"""Characters of a template, and the least that its text may have whatever the messages are."""
+"""Maximum characters of a template; output up to this length is always allowed."""
 WALL_SECONDS = 60.0
-"""For a system without timers of processor time, or one so busy that they hardly advance."""
+"""Wall-clock limit, for systems without CPU timers, or so busy that these hardly advance."""
 
 
 class ChatTemplate:
-    """A Jinja template, run as `transformers` runs it.
+    """A Jinja template, rendered as in `transformers`.
 
     Args:
         template: "alpaca", "plain", the path of a Jinja file, or Jinja source.
-        roles: the special tokens that it may name, such as {"eos_token": "<|endoftext|>"}.
+        roles: the special tokens available to it, such as {"eos_token": "<|endoftext|>"}.
         specials: the texts of all special tokens.
 
     Attributes:
@@ -60,7 +60,7 @@ class ChatTemplate:
         ends = [text for text in sorted(specials, key=len, reverse=True) if said.startswith("A" + text)]
         if not ends:
             raise UsageError(
-                f"{self._name}: after its generation prompt an assistant's turn must be the content and a special "
+                f"{self._name}: after the generation prompt, an assistant turn must be the content and a special "
                 f"token such as {roles.get('eos_token')} (eos_token), not {said[:80]!r}; choose another with "
                 "template='alpaca'"
             )
@@ -68,7 +68,7 @@ class ChatTemplate:
         self.answer_follows_text = bool(prompt) and not prompt.endswith(tuple(specials))
 
     def render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        """The conversation as text. Raises UsageError for a template that fails, or takes too long or too much."""
+        """The conversation as text. Raises UsageError if the template fails or exceeds a limit."""
         request = {
             "source": self.source,
             "variables": {
@@ -86,10 +86,10 @@ class ChatTemplate:
         return reply["text"]
 
     def turns(self, messages: list[dict[str, str]], waiting: bool) -> Iterator[tuple[str, bool]]:
-        """The rendered conversation cut before and after each of the assistant's turns: (text, is_response).
+        """The rendered conversation, split before and after each assistant turn: (text, is_response).
 
-        What a template writes behind the token that ends a turn (ChatML: a line break) belongs to what follows; behind
-        the last turn of a conversation nothing follows.
+        Text after the token that ends a turn (ChatML: a line break) belongs to the next part; after the last turn it is
+        dropped.
         """
         done = ""
         for i, message in enumerate(messages):
@@ -110,8 +110,8 @@ class ChatTemplate:
         return text[len(start) :]
 
 
-class _Process:
-    """The process in which foreign templates run: started when the first is needed, and again when one was ended."""
+class _RendererProcess:
+    """The process that runs untrusted templates: started on first use, and restarted after one was killed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -123,7 +123,7 @@ class _Process:
             try:
                 process = self._started()
             except OSError as error:
-                raise UsageError(f"no process for chat templates could be started: {error}") from None
+                raise UsageError(f"cannot start a process for chat templates: {error}") from None
             assert process.stdin is not None
             assert process.stdout is not None
             clock = threading.Timer(WALL_SECONDS, process.kill)
@@ -132,7 +132,7 @@ class _Process:
                 process.stdin.write(json.dumps(request).encode() + b"\n")
                 process.stdin.flush()
                 line = process.stdout.readline()
-            except OSError:  # it is gone
+            except OSError:  # it has exited
                 line = b""
             finally:
                 clock.cancel()
@@ -140,7 +140,7 @@ class _Process:
                 return json.loads(line)
             self.close()
             code = process.wait()
-        # A timer that nobody handles ends a process with SIGPROF, our clock with SIGKILL.
+        # An unhandled timer ends the process with SIGPROF, our clock with SIGKILL.
         if code in (-getattr(signal, "SIGPROF", 0), -getattr(signal, "SIGKILL", 0)):
             return {"error": f"it takes more than {template_renderer.SECONDS:g} seconds"}
         return {"error": "it needs too much memory, or nests too deeply"}
@@ -162,13 +162,13 @@ class _Process:
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 try:
-                    pipe.close()  # its end of input: the process leaves
+                    pipe.close()  # end of input: the process exits
                 except OSError:
                     continue
         process.wait()
 
 
-_process = _Process()
+_process = _RendererProcess()
 atexit.register(_process.close)
 
 
@@ -178,7 +178,7 @@ def _shipped() -> frozenset[str]:
 
 
 def _source_of(template: str | Path) -> tuple[str, str]:
-    """(what to call it in an error, Jinja source)."""
+    """(its name in errors, Jinja source)."""
     name = str(template)
     if isinstance(template, str) and ("{{" in template or "{%" in template):
         return "given as text", template
@@ -186,7 +186,7 @@ def _source_of(template: str | Path) -> tuple[str, str]:
     file = built_in if re.fullmatch(r"\w+", name) and built_in.is_file() else Path(template)
     try:
         found = file.is_file()
-    except (OSError, ValueError):  # too long for a name, or a NUL in it
+    except (OSError, ValueError):  # too long for a name, or contains a NUL
         found = False
     if not found:
         known = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.jinja")))

@@ -9,7 +9,6 @@ Python. Stages import torch, so only the chosen one is imported: `wukong --help`
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 import re
@@ -19,42 +18,14 @@ from typing import Annotated, Any, Required, TypedDict, cast, get_args, get_orig
 
 from pydantic import ValidationError
 
-import wukong
 from wukong import processes
-from wukong.console import readable_width
+from wukong.console import machine_trouble, readable_width
 from wukong.errors import UsageError, WukongError
-from wukong.options import Options, StageOptions
-from wukong.recipe import (
-    STAGES,
-    RunOptions,
-    Stage,
-    complaint,
-    load_recipe,
-    nearest,
-    remove_result,
-    run,
-    stage_of,
-)
-
-TOOLS = {
-    "chat": Stage("wukong.stages.chat", "talk to a model, or to several, in the terminal", positional="models"),
-    "serve": Stage("wukong.serve.command", "models behind an OpenAI-compatible HTTP API", positional="models"),
-    "accept": Stage("wukong.accept", "keep a result that was changed by hand", positional="result"),
-    "labelstudio": Stage(
-        "wukong.feedback.labelstudio.command", "compare answers in Label Studio: there and back", positional="action"
-    ),
-    "reward-report": Stage(
-        "wukong.studies.reward_report", "is a reward model any good, and would more labels help", "reward_model"
-    ),
-    "compare": Stage("wukong.studies.compare", "models or their answers -> who is better, in words", "models"),
-    "plan": Stage("wukong.plan", "what a recipe costs: parameters, memory, arithmetic, time", "recipe"),
-    "frontier": Stage("wukong.studies.frontier", "gold and proxy reward over KL: did RL gain, or hack", "runs"),
-    "studio": Stage("wukong.web.studio", "serve the web application where people label"),
-}
-RUN_SUMMARY = "all steps of a recipe; a finished one is skipped, an interrupted one goes on"
-RUN_EXAMPLE = """wukong run recipes/kitchen.yaml
-wukong run recipes/kitchen.yaml --seed 1 --run-dir runs/seed-1
-wukong run recipes/kitchen.yaml --redo ppo --ppo.kl-coef 0.1"""
+from wukong.options import Options, StageOptions, complaint, nearest
+from wukong.recipe import load_recipe, stage_of
+from wukong.registry import RUN, STAGES, TOOLS, Stage
+from wukong.runner import RunOptions, refusal_logged, remove_result, run
+from wukong.version import __version__
 
 Hints = dict[str, Any]
 """What tyro makes a parser from: option -> annotated type, or step -> the hints of its options."""
@@ -90,8 +61,8 @@ def _argument(kind: Any, text: str | None, default: str, positional: str = "") -
 
     if positional:
         about = tyro.conf.arg(help=text, help_behavior_hint=default, metavar=positional)
-        kind = Annotated[kind, tyro.conf.Positional, about]
-        return Required[kind]  # otherwise an absent one would come as the text "[]"
+        is_list, kind = get_origin(kind) is list, Annotated[kind, tyro.conf.Positional, about]
+        return Required[kind] if is_list else kind  # an absent list would come as the text "[]"
     return Annotated[kind, tyro.conf.arg(help=text, help_behavior_hint=default)]
 
 
@@ -203,11 +174,11 @@ def _stage(name: str, stage: Stage, arguments: Sequence[str]) -> None:
         hints["redo"] = _argument(bool, text, "(default: False)")
     given = _parse(command, hints, _description(options_class.__doc__ or "", stage.example), arguments)
     redo = given.pop("redo", False)
-    if stage.positional and not given[stage.positional]:
-        del given[stage.positional]
+    if not given.get(stage.positional):
+        given.pop(stage.positional, None)
     options = _build(options_class, given, command, stage.positional)
     if redo and isinstance(options, StageOptions):
-        processes.by_first(lambda: _remove_result(name, stage, options))
+        processes.run_on_first(lambda: _remove_result(name, stage, options))
     call(options)
 
 
@@ -218,14 +189,15 @@ def _remove_result(name: str, stage: Stage, options: StageOptions) -> None:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    description = _description(RunOptions.__doc__ or "", RUN_EXAMPLE)
+    description = _description(RunOptions.__doc__ or "", RUN.example)
     hints = _hints(RunOptions)
     if not arguments or arguments[0].startswith("-"):
         note = "`wukong run RECIPE --help` also lists the options of the recipe's steps."
         _parse("wukong run RECIPE", hints, f"{description}\n\n{note}", arguments)
         raise UsageError("the recipe comes first: wukong run RECIPE [options]")
     command = f"wukong run {arguments[0]}"
-    steps = load_recipe(arguments[0]).recipe.steps
+    with refusal_logged(arguments[0]):
+        steps = load_recipe(arguments[0]).recipe.steps
     hints |= {name: _hints(STAGES[stage_of(name)].load()[0], written) for name, written in steps.items()}
     given = _parse(command, hints, description, arguments[1:])
     overrides = {f"{step}.{name}": value for step in steps for name, value in given.pop(step, {}).items()}
@@ -234,7 +206,7 @@ def _run(arguments: Sequence[str]) -> None:
 
 def overview() -> str:
     """What `wukong --help` prints."""
-    tools = {"run": RUN_SUMMARY, **{name: tool.summary for name, tool in TOOLS.items()}}
+    tools = {"run": RUN.summary, **{name: tool.summary for name, tool in TOOLS.items()}}
     stages = {name: stage.summary for name, stage in STAGES.items()}
     return "\n".join(
         [
@@ -249,7 +221,7 @@ def overview() -> str:
             *(f"  {name:<15}{summary}" for name, summary in stages.items()),
             "",
             "Example:",
-            "    wukong run recipes/kitchen.yaml",
+            "    wukong run kitchen",
             "    wukong chat runs/kitchen/policy",
             "",
             "`wukong COMMAND --help` explains a command's options, `wukong --version` prints the version.",
@@ -262,7 +234,7 @@ def _dispatch(arguments: Sequence[str]) -> None:
     if name in ("--help", "-h"):
         print(overview())
     elif name == "--version":
-        print(f"wukong {wukong.__version__}")
+        print(f"wukong {__version__}")
     elif name == "run":
         _run(arguments[1:])
     elif stage := (STAGES | TOOLS).get(name):
@@ -284,23 +256,6 @@ def reference() -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------- errors
-
-_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE}
-
-
-def _machine_trouble(error: BaseException) -> str | None:
-    """One line for an error that is the machine's and not a bug of ours; None for any other."""
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if processes.is_lost(error):
-        return "another process of this job has ended; the same command goes on from the last checkpoint"
-    if isinstance(error, OSError) and error.errno in _REFUSED:
-        place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{os.strerror(error.errno)}; what was finished is kept, the same command goes on from there"
-    if "No space left on device" in text or "os error 28" in text:  # libraries that wrap the system's error
-        return f"the disk is full ({text}); make room, the same command goes on"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
-        return f"out of memory ({text}); lower --micro-batch-tokens or the batch size"
-    return None
 
 
 def _ask_for_huge_pages() -> None:
@@ -326,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _abandon_output()
         return 1
     except Exception as error:
-        if (trouble := _machine_trouble(error)) is None:
+        if (trouble := machine_trouble(error)) is None:
             raise
         _abandon_output()
         return _fail(trouble, 1)
@@ -338,7 +293,7 @@ def command() -> int:
         code = main()
     except SystemExit as stopped:  # by a signal, or after --help
         code = int(stopped.code or 0)
-    processes.end(code)
+    processes.exit_now(code)
     return code
 
 
@@ -351,6 +306,6 @@ def _abandon_output() -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    if processes.speaks_of_failure():
+    if processes.reports_failure():
         print(f"wukong: error: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
     return code

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from rich.console import Console
@@ -63,6 +64,28 @@ def say(text: str) -> None:
     console.print(text, markup=False, soft_wrap=True)
 
 
+def duration(seconds: float) -> str:
+    """Seconds for people: 12.3 s, 4 min 5 s."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes} min {seconds} s"
+
+
+_report_progress: Callable[[int, int], None] | None = None
+
+
+@contextlib.contextmanager
+def progress_reported_to(report: Callable[[int, int], None]) -> Iterator[None]:
+    """Within the block, every bar also calls `report` with (units done, units in all)."""
+    global _report_progress  # noqa: PLW0603
+    before, _report_progress = _report_progress, report
+    try:
+        yield
+    finally:
+        _report_progress = before
+
+
 class Bar:
     """A progress bar on a terminal; elsewhere a line every `LINE_SECONDS`.
 
@@ -107,6 +130,8 @@ class Bar:
     def advance(self, units: int = 1, **notes: float) -> None:
         """Moves the bar on; `notes` are shown beside it."""
         self.done += units
+        if _report_progress is not None:
+            _report_progress(self.done, self.total)
         note = "  ".join(f"{name} {value:,.4g}" for name, value in notes.items())
         if self._progress:
             self._progress.update(self._task, completed=self.done, note=note)
@@ -125,3 +150,23 @@ class Bar:
             file=sys.stderr,
             flush=True,
         )
+
+
+# -------------------------------------------------------------------------------------------------- what went wrong
+
+_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE}
+
+
+def machine_trouble(error: BaseException) -> str | None:
+    """One line for an error that is the machine's fault and not a bug of ours; None for any other."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if processes.is_peer_loss(error):
+        return "another process of this job has ended; the same command goes on from the last checkpoint"
+    if isinstance(error, OSError) and error.errno in _REFUSED:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{os.strerror(error.errno)}; what was finished is kept, the same command goes on from there"
+    if "No space left on device" in text or "os error 28" in text:  # libraries that wrap the system's error
+        return f"the disk is full ({text}); make room, the same command goes on"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return f"out of memory ({text}); lower --micro-batch-tokens or the batch size"
+    return None

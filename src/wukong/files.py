@@ -1,7 +1,7 @@
-"""Files that are complete or absent, and text files read with the errors a person needs.
+"""Atomic file writing, and reading of text files with helpful errors.
 
-Every file that matters is written under a temporary name, flushed to the disk and renamed: a reader, or the
-same command after a kill -9, sees the old file or the new one and never half of one.
+Every important file is written under a temporary name, flushed to disk and renamed: a reader, or the same command after
+a kill -9, sees the old file or the new one, never a partial one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from safetensors import SafetensorError
 
 from wukong.errors import DataError, RunError, UsageError
 
-# What a write fails with when the disk will not take it; other errors in a block are not ours to explain.
+# Errors that mean that the disk refused a write; others in the block pass through.
 _DISK_REFUSES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
@@ -50,7 +50,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.filename is not None and not _belongs_to(Path(os.fsdecode(error.filename)), path):
             raise
         raise _cannot_write(path, error.strerror) from error
-    except SafetensorError as error:  # carries the system's error as text: "... (os error 28)"
+    except SafetensorError as error:  # contains the system's error as text: "... (os error 28)"
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
@@ -58,18 +58,18 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _belongs_to(file: Path, path: Path) -> bool:
-    """Whether `file` is `path`, its temporary sibling, one of the directories above, or something inside."""
+    """Whether `file` is `path`, its temporary sibling, a directory above it, or inside it."""
     own = file == path or file in path.parents or path in file.parents
     return own or any(part.startswith(f".{path.name}.") for part in file.parts)
 
 
 def _cannot_write(path: Path, reason: str | None) -> RunError:
-    return RunError(f"{path}: cannot write ({reason or 'unknown reason'}); nothing was half-written")
+    return RunError(f"{path}: cannot write ({reason or 'unknown reason'}); no partial file was left")
 
 
 def cache_directory() -> Path:
-    """Where is kept what this machine can find out or make again: in XDG_CACHE_HOME if that is set, else within the
-    virtual environment if that can be written, else in ~/.cache."""
+    """The directory for reproducible data: in XDG_CACHE_HOME if set, else in the virtual environment if writable, else
+    in ~/.cache."""
     named = os.environ.get("XDG_CACHE_HOME")
     if not named and sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK):
         return Path(sys.prefix, "var", "cache", "wukong")
@@ -79,16 +79,16 @@ def cache_directory() -> Path:
 # ------------------------------------------------------------------------------------------------------------- locks
 
 
-class Hold:
-    """A lock that this process has, until `release`, or until nobody refers to it any more."""
+class FileLock:
+    """A lock held by this process until `release` or garbage collection."""
 
     def __init__(self, descriptor: int, place: Path) -> None:
         self.descriptor, self.thread, self.for_a_block = descriptor, threading.get_ident(), False
         self.release = weakref.finalize(self, _unlock, descriptor, place)
 
-    def handed_over(self, place: Path) -> Hold:
+    def transfer_to(self, place: Path) -> FileLock:
         self.release.detach()
-        return Hold(self.descriptor, place)
+        return FileLock(self.descriptor, place)
 
 
 def _unlock(descriptor: int, place: Path) -> None:
@@ -98,25 +98,25 @@ def _unlock(descriptor: int, place: Path) -> None:
 
 
 LOCK_SUFFIX = ".lock"
-_HELD: weakref.WeakValueDictionary[tuple[int, int], Hold] = weakref.WeakValueDictionary()
-"""By device and inode. Two descriptors of one process would shut each other out."""
+_HELD: weakref.WeakValueDictionary[tuple[int, int], FileLock] = weakref.WeakValueDictionary()
+"""By device and inode: two descriptors in one process would block each other."""
 _GUARD = threading.RLock()
 
 
-def hold(place: Path, busy: str, patience: float = 1.0) -> Hold | None:
-    """Locks a directory, made when absent, or a file that is made for it (`*.lock`), until the hold is released; the
-    system does that when the process ends, however it ends. What this thread holds already it may hold anew: a command
-    that failed in a notebook is given again. (Within its own `exclusive` block it needs no hold, and gets None.)
+def acquire_lock(place: Path, busy: str, patience: float = 1.0) -> FileLock | None:
+    """Locks a directory, created if absent, or a lock file (`*.lock`), until released; the system releases it when the
+    process ends in any way. A thread may lock again what it holds already, so that a command that failed in a notebook
+    can be rerun. (Inside its own `exclusive` block it gets None.)
 
-    Where there are no locks (Windows, some network file systems) nobody is held back, and the result is None.
+    Without lock support (Windows, some network file systems) nothing is locked, and the result is None.
 
     Args:
         place: what is locked.
-        busy: what the error says when another process or thread holds it.
-        patience: seconds to try again, for somebody may just be looking (`is_locked`).
+        busy: the error message if another process or thread holds the lock.
+        patience: seconds to retry, since another process may only be checking (`is_locked`).
 
     Raises:
-        UsageError: somebody else holds the lock. RunError: the place cannot be made.
+        UsageError: another process or thread holds the lock. RunError: the place cannot be created.
     """
     deadline = time.monotonic() + patience
     while True:
@@ -134,11 +134,11 @@ def hold(place: Path, busy: str, patience: float = 1.0) -> Hold | None:
                 os.close(descriptor)
                 if mine.for_a_block:
                     return None
-                _HELD[key] = again = mine.handed_over(place)
+                _HELD[key] = again = mine.transfer_to(place)
                 return again
             got = None if mine is not None else _try_lock(descriptor, shared=False)
-            if got and os.fstat(descriptor).st_nlink:  # not deleted in the meantime by the one who had it
-                _HELD[key] = taken = Hold(descriptor, place)
+            if got and os.fstat(descriptor).st_nlink:  # not deleted meanwhile by its previous holder
+                _HELD[key] = taken = FileLock(descriptor, place)
                 return taken
         os.close(descriptor)
         if got is None and mine is None:
@@ -150,10 +150,10 @@ def hold(place: Path, busy: str, patience: float = 1.0) -> Hold | None:
 
 @contextlib.contextmanager
 def exclusive(directory: Path, busy: str, patience: float = 1.0) -> Iterator[None]:
-    """Holds a directory's lock for as long as the block lasts (`hold`). The lock is on the directory itself, so that no
-    file is left behind."""
+    """Locks a directory for the duration of the block, as `acquire_lock` does. The lock is on the directory itself, so
+    that no file is left behind."""
     deadline = time.monotonic() + patience
-    while (held := hold(directory, busy, patience)) is None and _held_for_a_block(directory):
+    while (held := acquire_lock(directory, busy, patience)) is None and _held_for_a_block(directory):
         if time.monotonic() > deadline:
             raise UsageError(busy)
         time.sleep(0.05)
@@ -173,7 +173,7 @@ def _held_for_a_block(directory: Path) -> bool:
 
 
 def is_locked(directory: Path) -> bool:
-    """Whether a process holds this directory's lock at the moment."""
+    """Whether a process holds this directory's lock now."""
     if not directory.is_dir() or (descriptor := _descriptor(directory)) is None:
         return False
     try:
@@ -183,7 +183,7 @@ def is_locked(directory: Path) -> bool:
 
 
 def _descriptor(place: Path) -> int | None:
-    """Something to lock; None where directories cannot be opened (Windows)."""
+    """A descriptor to lock; None if directories cannot be opened (Windows)."""
     if place.suffix == LOCK_SUFFIX:
         return os.open(place, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -193,7 +193,7 @@ def _descriptor(place: Path) -> int | None:
 
 
 def _try_lock(descriptor: int, shared: bool) -> bool | None:
-    """Whether it is locked now; None where there are no locks."""
+    """Whether it is locked now; None without lock support."""
     try:
         import fcntl
 
@@ -209,8 +209,8 @@ def _try_lock(descriptor: int, shared: bool) -> bool | None:
 
 
 def sync_directory(path: Path) -> None:
-    """Waits until the names in a directory are on the disk."""
-    with contextlib.suppress(OSError):  # not every file system (or Windows) can sync a directory
+    """Flushes a directory's entries to disk."""
+    with contextlib.suppress(OSError):  # some file systems (and Windows) cannot sync a directory
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -219,9 +219,9 @@ def sync_directory(path: Path) -> None:
 
 
 def _temporary(path: Path, directory: bool) -> tuple[Path, int | None]:
-    """(a new file or directory beside `path`, its locked descriptor): while the lock holds, it is no leftover.
+    """(a new file or directory next to `path`, its locked descriptor): the lock marks it as in use.
 
-    Not by tempfile, whose files are private: what others may read is for the umask to say.
+    Not by tempfile, whose files are private: permissions should follow the umask.
     """
     while True:
         name = path.with_name(f".{path.name}.wukong-{secrets.token_hex(4)}.tmp")
@@ -234,12 +234,12 @@ def _temporary(path: Path, directory: bool) -> tuple[Path, int | None]:
             descriptor = os.open(name, flags, 0o666)
         if descriptor is None or _try_lock(descriptor, shared=False) is None or os.fstat(descriptor).st_nlink:
             return name, descriptor
-        os.close(descriptor)  # another process took it for a leftover before it was locked
+        os.close(descriptor)  # another process removed it as a leftover before it was locked
 
 
 @contextlib.contextmanager
 def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """A file that appears under `path` only when the block ended well. Raises RunError on a full disk."""
+    """A file that appears at `path` only if the block succeeds. Raises RunError on a full disk."""
     path = Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -262,10 +262,10 @@ def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 @contextlib.contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """A directory that appears under `path` only when the block ended well; one that stood there is replaced.
+    """A directory that appears at `path` only if the block succeeds, replacing an existing one.
 
-    The old one is set aside before the new one takes its name and deleted after that, so that at no moment
-    neither is on the disk. What a kill -9 left behind is put right or removed by the next call.
+    The old directory is set aside, the new one takes its name, and the old one is deleted, so that one of them always
+    exists. Leftovers of a kill -9 are restored or removed by the next call.
     """
     path = Path(path)
     aside = path.with_name(f".{path.name}.old")
@@ -300,13 +300,14 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
 
 _OURS = re.compile(r"\..+\.wukong-[a-z0-9_]{8}\.tmp")
 _OURS_BEFORE = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")
-"""As older versions named them, which anybody might: those are looked for by the name of their file only."""
+"""Names used by older versions, which others might use too: matched only together with the file's name."""
 A_DAY = 86_400.0
 
 
 def remove_leftovers(parent: Path, pattern: str = "*", deep: bool = False) -> None:
-    """Removes what killed processes left in `parent` (and below it: `deep`) of files and directories whose names match
-    `pattern`. What a living process writes is locked, and stays; where there are no locks, it stays for a day."""
+    """Removes temporary files and directories of killed processes in `parent` (with `deep`, also below it) whose
+    targets match `pattern`. Those of running processes are locked and stay; without lock support they stay for a
+    day."""
     ours = _OURS if pattern == "*" else re.compile(f"{_OURS.pattern}|{_OURS_BEFORE.pattern}")
     for leftover in list((parent.rglob if deep else parent.glob)(f".{pattern}.*.tmp")):
         if ours.fullmatch(leftover.name):
@@ -314,7 +315,7 @@ def remove_leftovers(parent: Path, pattern: str = "*", deep: bool = False) -> No
 
 
 def remove_set_aside(parent: Path, pattern: str) -> None:
-    """Removes the directories that a killed `atomic_directory` had replaced (it has put back those that it had not)."""
+    """Removes directories replaced by a killed `atomic_directory` (those not yet replaced have been restored)."""
     for aside in parent.glob(f".{pattern}.old"):
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -336,12 +337,12 @@ def _remove_if_abandoned(leftover: Path) -> None:
 
 
 def follow_umask(file: Path) -> None:
-    """Gives a file that a library made private the mode that the umask gave to the new directory around it."""
+    """Sets the mode of a file that a library made private according to the umask, as seen on its new directory."""
     file.chmod(file.parent.stat().st_mode & 0o666)
 
 
 def sync_file(path: Path) -> None:
-    """Waits until a closed file's bytes are on the disk."""
+    """Flushes a closed file to disk."""
     with path.open("rb") as handle:
         os.fsync(handle.fileno())
 
@@ -353,8 +354,8 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Raises UsageError for a missing file, or one that is none (a directory, a pipe), and DataError (with the line
-    where it is known) for one that is not JSON, or JSON that Python cannot hold."""
+    """Raises UsageError for a missing or irregular file (a directory, a pipe), and DataError (with the line if known)
+    for invalid JSON, or JSON that Python cannot represent."""
     path = Path(path)
     try:
         text = _regular_bytes(path).decode()
@@ -363,11 +364,11 @@ def read_json(path: str | Path) -> Any:
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except json.JSONDecodeError as error:
-        raise DataError(f"not valid JSON: {error.msg}", file=path, line=error.lineno) from None
+        raise DataError("not valid JSON: {reason}", reason=error.msg, file=path, line=error.lineno) from None
     except UnicodeDecodeError:
         raise DataError("not UTF-8 text", file=path) from None
     except UnicodeEncodeError:
-        raise DataError("holds half a character (a lone surrogate such as \\ud800)", file=path) from None
+        raise DataError("contains half a character (a lone surrogate such as \\ud800)", file=path) from None
     except RecursionError:
         raise DataError("nested too deeply", file=path) from None
     except ValueError as error:  # a number of thousands of digits
@@ -375,33 +376,34 @@ def read_json(path: str | Path) -> Any:
 
 
 def _regular_bytes(path: Path) -> bytes:
-    """A file's bytes. A pipe is refused, which would keep its reader waiting for ever."""
+    """A file's bytes. A pipe, which could block for ever, is refused."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with os.fdopen(descriptor, "rb") as handle:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise UsageError(f"{path}: a file was expected, not a pipe or a device")
+                raise UsageError(f"{path}: expected a file, not a pipe or a device")
             return handle.read()
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except IsADirectoryError:
-        raise UsageError(f"{path}: is a directory, a file was expected") from None
-    except (OSError, ValueError) as error:  # no permission, a name that is too long or holds a NUL
+        raise UsageError(f"{path}: is a directory, expected a file") from None
+    except (OSError, ValueError) as error:  # no permission, or a name that is too long or contains a NUL
         raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 YAML_BYTES, YAML_NODES, YAML_DEPTH, YAML_NUMBER = 1 << 20, 100_000, 64, 400
-"""A recipe is small: what is larger (with aliases written out), deeper, or a longer number is a mistake or worse."""
+"""Limits for recipes, which are small: anything larger (after alias expansion) or deeper, or longer numbers, is a
+mistake or an attack."""
 
 
 def read_yaml(path: str | Path) -> tuple[Any, yaml.Node | None]:
-    """(the content, the nodes that know their lines) of a YAML file, which can run no code and is bounded in size.
+    """(the content, the nodes with their line numbers) of a YAML file, loaded safely and bounded in size.
 
-    Raises UsageError for a missing file and DataError, with the line, for anything but ordinary YAML.
+    Raises UsageError for a missing file and DataError, with the line, for invalid YAML.
     """
     path = Path(path)
     if path.exists() and path.stat().st_size > YAML_BYTES:
-        raise DataError(f"is larger than the {YAML_BYTES >> 10:,} kB that a recipe may have", file=path)
+        raise DataError(f"is larger than {YAML_BYTES >> 10:,} kB, the limit for a recipe", file=path)
     text = whole_text(path)
     try:
         loader = yaml.SafeLoader(text)
@@ -409,7 +411,7 @@ def read_yaml(path: str | Path) -> tuple[Any, yaml.Node | None]:
         if root is None:
             return None, None
         _bounded(root, path, {}, 0)
-        return loader.construct_document(copy.deepcopy(root)), root  # it writes merged keys into the nodes
+        return loader.construct_document(copy.deepcopy(root)), root  # constructing modifies the nodes (merged keys)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise DataError(f"not valid YAML: {error.problem}", file=path, line=mark.line + 1 if mark else None) from None
@@ -418,22 +420,22 @@ def read_yaml(path: str | Path) -> tuple[Any, yaml.Node | None]:
     except RecursionError:
         raise DataError("nested too deeply", file=path) from None
     except (ValueError, TypeError, OverflowError, AttributeError, KeyError) as error:  # 2024-13-45, 0x_, !!binary
-        raise DataError(f"holds a value that YAML does not allow: {error}", file=path) from None
+        raise DataError(f"contains an invalid YAML value: {error}", file=path) from None
 
 
 def _bounded(node: yaml.Node, path: Path, sizes: dict[int, int], depth: int) -> int:
-    """How many nodes this one is with all aliases written out. Each is counted once, however often it is named."""
+    """The number of nodes after alias expansion. Each node is visited once, however often it is referenced."""
 
     def wrong(problem: str, at: yaml.Node = node) -> DataError:
         return DataError(problem, file=path, line=at.start_mark.line + 1)
 
     if (known := sizes.get(id(node))) is not None:
         if not known:
-            raise wrong("an alias stands inside of what it names")
+            raise wrong("an alias refers to a value that contains it")
         return known
     if depth > YAML_DEPTH:
         raise wrong("nested too deeply")
-    size, sizes[id(node)] = 1, 0  # 0: still being counted
+    size, sizes[id(node)] = 1, 0  # 0: count in progress
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag not in (_TEXT, _MERGE):
@@ -444,7 +446,7 @@ def _bounded(node: yaml.Node, path: Path, sizes: dict[int, int], depth: int) -> 
     elif node.tag != _TEXT and len(node.value) > YAML_NUMBER:
         raise wrong(f"a number or date of {len(node.value):,} characters")
     if size > YAML_NODES:
-        raise wrong(f"more than {YAML_NODES:,} values, with aliases written out")
+        raise wrong(f"more than {YAML_NODES:,} values after expanding aliases")
     sizes[id(node)] = size
     return size
 
@@ -453,7 +455,7 @@ _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 
 def compression(path: Path, head: bytes) -> str | None:
-    """How a file is packed: by its first bytes, for downloads that lost their suffix, else by its name."""
+    """A file's compression: by its first bytes, for downloads that lost their suffix, else by its name."""
     for name, magic in _MAGIC.items():
         if re.match(magic, head, re.DOTALL):
             return name
@@ -471,15 +473,15 @@ PACKED_SUFFIXES = tuple(_PACKED_SUFFIX)
 
 
 def open_bytes(path: str | Path) -> IO[bytes]:
-    """A file's bytes, unpacked where it is gzip, bz2, xz or zst.
+    """Opens a file, decompressing gzip, bz2, xz and zst.
 
-    Raises UsageError for a missing file or one that may not be read, or that is no file (a directory, a pipe).
+    Raises UsageError for a missing, unreadable or irregular file (a directory, a pipe).
     """
     path = Path(path)
     try:
         if not path.is_file():
             found = "is a directory" if path.is_dir() else "is a pipe or a device" if path.exists() else None
-            raise UsageError(f"{path}: {f'{found}, a file was expected' if found else 'no such file'}")
+            raise UsageError(f"{path}: {f'{found}, expected a file' if found else 'no such file'}")
         with path.open("rb") as handle:
             packed = compression(path, handle.read(10))
         if packed == "zst":
@@ -493,15 +495,15 @@ def open_bytes(path: str | Path) -> IO[bytes]:
 
 
 DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, OSError)
-"""What reading from `open_bytes` fails with."""
+"""The errors of reading from `open_bytes`."""
 LONGEST_LINE = 1 << 26
 """Bytes: no record is that long, but a file without any line end may be."""
-_UNPACKED, _UNPACKED_RATIO = 1 << 26, 200
+UNPACKED, UNPACKED_RATIO = 1 << 26, 200
 """A file that unpacks to more bytes than this, and so many times its own size, is a bomb and not text."""
 
 
 def damaged(error: BaseException, path: Path, line: int | None = None) -> DataError:
-    """One of DAMAGE as a line for people."""
+    """The message for an error in DAMAGE."""
     if isinstance(error, OSError) and error.errno is not None:
         return DataError(f"cannot be read ({error.strerror})", file=path, line=line)
     with path.open("rb") as handle:
@@ -510,7 +512,7 @@ def damaged(error: BaseException, path: Path, line: int | None = None) -> DataEr
 
 
 def _likely_encoding(raw: bytes) -> str | None:
-    """The encoding of bytes that are not UTF-8, where they tell it. Never one that takes any bytes, as Latin-1 does."""
+    """The encoding of bytes that are not UTF-8, if recognisable. Never one that accepts any bytes, such as Latin-1."""
     runs = [len(run) for run in re.findall(rb"[\x80-\xff]+", raw)]
     if sum(length for length in runs if length > 1) > 0.7 * sum(runs):
         found = [name for name in _OF_TWO_BYTES if _reads_as(raw, name, _EAST_ASIAN)]
@@ -524,7 +526,7 @@ _WEST_EUROPEAN = re.compile("(?:(?<![a-z])[À-ÞŒŠŽŸ]|[\x00-\x7fß-ÿœšž\
 
 
 def _reads_as(raw: bytes, encoding: str, text: re.Pattern[str]) -> bool:
-    """Whether bytes decode, and to letters that people write in this encoding: most codecs take most bytes."""
+    """Whether bytes decode to letters typical of this encoding: most codecs accept most bytes."""
     try:
         return text.fullmatch(raw.decode(encoding)) is not None
     except UnicodeDecodeError:
@@ -535,7 +537,7 @@ def _not_encoded(error: UnicodeDecodeError, encoding: str, path: Path, line: int
     if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") and line == 1:
         return DataError("is UTF-16 text", file=path, hint="convert the file to UTF-8")
     likely = _likely_encoding(error.object)
-    named = f", or, as it is likely {likely}, give --encoding {likely}" if likely and likely != encoding else ""
+    named = f", or give --encoding {likely}, its likely encoding" if likely and likely != encoding else ""
     return DataError(
         f"byte 0x{error.object[error.start]:02x} is not {encoding}",
         file=path,
@@ -545,11 +547,11 @@ def _not_encoded(error: UnicodeDecodeError, encoding: str, path: Path, line: int
 
 
 def numbered_lines(path: str | Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
-    """The lines of a text file, plain or packed, without their newline, numbered from 1.
+    """The lines of a text file, plain or compressed, without newlines, numbered from 1.
 
     Only "\\n" ends a line: Unicode's other separators are legal inside JSON strings and in web text.
-    Raises UsageError for a missing file, DataError for a damaged one, for bytes that are not `encoding` and for what no
-    text holds: NUL bytes, endless lines.
+    Raises UsageError for a missing file, DataError for a damaged one, for bytes that are not `encoding`, NUL bytes and
+    overlong lines.
     """
     path, number = Path(path), 0
     try:
@@ -569,27 +571,27 @@ def numbered_lines(path: str | Path, encoding: str = "utf-8") -> Iterator[tuple[
 
 
 def _holds_nul(path: Path, line: int) -> DataError:
-    return DataError("holds a NUL byte: a binary file, or UTF-16", file=path, line=line)
+    return DataError("contains a NUL byte: a binary file, or UTF-16", file=path, line=line)
 
 
 def whole_bytes(path: str | Path) -> bytes:
-    """All bytes of a file, unpacked. Raises as `numbered_lines`, and DataError for a bomb."""
+    """All bytes of a file, decompressed. Errors as `numbered_lines`, and DataError for a decompression bomb."""
     path = Path(path)
     try:
         with open_bytes(path) as handle:
-            raw = handle.read(_UNPACKED)
-            if len(raw) == _UNPACKED:
-                allowed = max(_UNPACKED, _UNPACKED_RATIO * path.stat().st_size)
-                raw += handle.read(allowed - _UNPACKED)
+            raw = handle.read(UNPACKED)
+            if len(raw) == UNPACKED:
+                allowed = max(UNPACKED, UNPACKED_RATIO * path.stat().st_size)
+                raw += handle.read(allowed - UNPACKED)
                 if len(raw) == allowed and handle.read(1):
-                    raise DataError(f"unpacks to more than {_UNPACKED_RATIO} times its size", file=path)
+                    raise DataError(f"unpacks to more than {UNPACKED_RATIO} times its size", file=path)
         return raw
     except DAMAGE as error:
         raise damaged(error, path) from None
 
 
 def whole_text(path: str | Path, encoding: str = "utf-8") -> str:
-    """A whole text file, plain or packed, with "\\n" for "\\r\\n"; errors as `numbered_lines`."""
+    """A text file's content, plain or compressed, with "\\n" for "\\r\\n"; errors as `numbered_lines`."""
     path = Path(path)
     raw = whole_bytes(path)
     try:
@@ -619,24 +621,23 @@ MOST_FILES = 10_000
 
 
 def _files_below(directory: Path) -> list[Path]:
-    """Raises UsageError for a directory that is hardly meant: the root, a home."""
+    """Raises UsageError for a directory given by mistake: the root, a home directory."""
     found: list[Path] = []
     for place, _, names in os.walk(directory):
         found += (Path(file) for name in names if os.path.isfile(file := os.path.join(place, name)))
         if len(found) > MOST_FILES:
-            raise UsageError(f"{directory}: holds more than {MOST_FILES:,} files; is it the directory that is meant?")
+            raise UsageError(f"{directory}: contains more than {MOST_FILES:,} files; is this the right directory?")
     return sorted(found)
 
 
 _HASHES: dict[tuple[Any, ...], str] = {}
 _SETTLED = 1.0
-"""Seconds after a file's last change before its hash is remembered: clocks of file systems tick slowly."""
+"""Seconds after a file's last change before its hash is cached: file-system clocks are coarse."""
 
 
 def _sha256(file: Path) -> str:
-    """Of a file that did not change since this process hashed it, the hash of then. A change is known by size, inode,
-    and the times of the last change of content and of status, the second of which nobody can set back; other processes
-    hash anew. So a run reads a model of 500 MB once, and one that was damaged before the run is always noticed."""
+    """The hash of a file, cached in this process while size, inode, mtime and ctime (which cannot be set back) are
+    unchanged. So a run reads a model of 500 MB once, and damage before the run is always noticed."""
     status = file.stat()
     key = (str(file.absolute()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
     if (known := _HASHES.get(key)) is not None:

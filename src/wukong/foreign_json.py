@@ -1,7 +1,6 @@
-"""JSON as a reader of other people's files needs it: what the standard parser lets pass silently is found.
+"""JSON parsing for other people's files: detects faults that the standard parser accepts silently.
 
-A key given twice, half a character (a lone surrogate escape) and endless nesting are legal to `json.loads`; each would
-lose data, or end in a traceback later.
+`json.loads` accepts duplicate keys, lone surrogate escapes and deep nesting; each would lose data, or fail later.
 """
 
 from __future__ import annotations
@@ -11,22 +10,22 @@ import re
 from typing import Any
 
 DEEPEST = 200
-"""Levels of nesting that are read; trees of conversations, the deepest data known, stay below half of it."""
-HALF_CHARACTER = "holds half a character (a lone surrogate such as \\ud800), which no UTF-8 file can store"
+"""Maximum nesting; conversation trees, the deepest data known, need less than half of it."""
+HALF_CHARACTER = "contains half a character (a lone surrogate such as \\ud800), which UTF-8 cannot store"
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class _Twice(dict):
-    """An object in whose text the key `key` is given twice."""
+    """An object with the duplicate key `key`."""
 
     key: str
 
 
 def parse(text: str) -> tuple[Any, bool]:
-    """(the value, whether `fault` should look at it).
+    """(the value, whether it needs checking by `fault`).
 
     Raises:
-        ValueError: text that is not JSON, with the position where the parser gives one (json.JSONDecodeError).
+        ValueError: invalid JSON, with the position if the parser gives one (json.JSONDecodeError).
     """
     doubled = False
 
@@ -48,7 +47,7 @@ def parse(text: str) -> tuple[Any, bool]:
 
 
 def fault(value: Any) -> tuple[str, str] | None:
-    """(field, what is wrong with it) of the first fault in a parsed value; None if there is none."""
+    """(field, problem) of the first fault in a parsed value; None if there is none."""
     waiting: list[tuple[Any, str, int]] = [(value, "", 0)]
     while waiting:
         one, name, depth = waiting.pop()

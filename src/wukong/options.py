@@ -1,30 +1,50 @@
-"""What the options of all stages share. Each stage has one options class; the command line is made from it."""
+"""Base classes of all stages' options. Each stage has one options class, from which its command line is generated."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
+
+from wukong.console import say
 
 LARGEST = 1 << 53
-"""No count, size or seed is larger: beyond it, numbers in JSON and floats lose units."""
+"""Upper limit of counts, sizes and seeds: beyond it, JSON numbers and floats lose integer precision."""
 
 
 class Options(BaseModel):
-    """Unknown names are refused, and so are nan, inf and text that no file can hold; the docstring under a field is its
-    help text."""
+    """Immutable. Unknown names are refused, and so are nan, inf and text that no file can hold; the docstring under a
+    field is its help text."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False, frozen=True
+    )
+    old_names: ClassVar[dict[str, str]] = {}
+    """Old name -> new name of options that were renamed in this release; the old name still works, with a warning."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_old_names(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        for old in cls.old_names.keys() & given.keys():
+            new = cls.old_names[old]
+            if new in given:
+                raise ValueError(f"{old} is the old name of {new}: give one of them")
+            say(f"warning: {old} is now called {new}; the old name goes with the next release")
+            given = {**{name: value for name, value in given.items() if name != old}, new: given[old]}
+        return given
 
     @field_validator("*", mode="before")
     @classmethod
     def _is_no_yes(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads `yes` and `on` as true, which would count as 1."""
+        """Refuses booleans for numbers: YAML reads `yes` and `on` as true, which would become 1."""
         kind = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and bool not in (kind, *get_args(kind)) and {int, float} & {kind, *get_args(kind)}:
-            raise ValueError(f"is {value}, a number was expected")
+            raise ValueError(f"is {value}, expected a number")
         return value
 
     @field_validator("*")
@@ -33,9 +53,9 @@ class Options(BaseModel):
         for part in _parts(value):
             text = str(part) if isinstance(part, str | Path) else ""
             if "\0" in text:
-                raise ValueError("holds a NUL character")
+                raise ValueError("contains a NUL character")
             if any("\ud800" <= character <= "\udfff" for character in text):
-                raise ValueError("holds bytes that are not UTF-8, or half a character")
+                raise ValueError("contains invalid UTF-8, or half a character")
             if isinstance(part, Path) and any(character < " " or character == "\x7f" for character in text):
                 raise ValueError("is a path with a line break or another control character")
             if isinstance(part, Path) and any(len(name.encode()) > 255 for name in part.parts):
@@ -46,7 +66,7 @@ class Options(BaseModel):
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """The texts, paths and numbers in an option (a recipe's steps are checked as the options that they are)."""
+    """The texts, paths and numbers in an option (a recipe's steps are checked separately, as options)."""
     if isinstance(value, list | tuple):
         for item in value:
             yield from _parts(item)
@@ -61,8 +81,30 @@ class StageOptions(Options):
     """All randomness of the stage is a function of this number."""
 
 
-WITHOUT_EFFECT = {"out", "checkpoint_seconds", "log_every", "tensorboard", "device", "insist", "parallel"}
+WITHOUT_EFFECT = {
+    "out", "checkpoint_seconds", "log_every", "tensorboard", "device", "allow_chance_reward_model", "parallel",
+    "insist",  # the old name of allow_chance_reward_model, in results of version 0.1
+}  # fmt: skip
 """Options that change how a stage runs and not what it makes: a finished stage stays valid when they change."""
 
 POLICY_STAGES = ("ppo", "reinforce", "rloo", "grpo", "bestofn", "dpo", "kto")
 """The stages that make a policy out of the SFT model, each by an algorithm of its own."""
+
+
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """A hint that names what was probably meant, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
+
+
+def complaint(error: ValidationError, options: type[Options]) -> tuple[str, str]:
+    """(the option, what is wrong with it) of the first problem; the option is "" where several are at odds."""
+    first = error.errors(include_url=False)[0]
+    option = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] == "missing":
+        return option, "is required"
+    if first["type"] == "extra_forbidden":
+        return option, "unknown option" + nearest(option, options.model_fields)
+    problem = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    given = repr(first["input"])
+    return option, f"{problem}, not {given}" if option and problem.startswith("should") and len(given) < 80 else problem

@@ -1,10 +1,10 @@
-"""`wukong plan`: what the training steps of a recipe cost, before anything runs.
+"""`wukong plan`: the cost of a recipe's training steps, before anything runs.
 
-    wukong plan recipes/kitchen.yaml
+    wukong plan kitchen
 
-Parameters, memory and arithmetic follow from the options by the formulas of `wukong.training.memory`; the time from
-the arithmetic and a short measurement of this machine's matrix products. How much text a step reads is counted where
-its data are there already (four bytes a token), and assumed otherwise: such rows carry a "~".
+Parameters, memory and arithmetic are computed from the options by the formulas of `wukong.training.memory`, and time
+from the arithmetic and a short benchmark of this machine's matrix products. The amount of text per step is counted if
+its data exist (four bytes per token), and assumed otherwise: such rows are marked "~".
 """
 
 from __future__ import annotations
@@ -17,19 +17,22 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
+from wukong.console import duration
 from wukong.data.comparisons import load_comparisons
 from wukong.data.instructions import load_instructions
 from wukong.errors import UsageError, WukongError
 from wukong.model.gpt2 import PRESETS, GPT2Config
 from wukong.options import Options
-from wukong.recipe import Step, duration, load_recipe, resolve
+from wukong.recipe import Step, load_recipe, resolve
 from wukong.records import Comparison, Conversation, Ranking, Vote
-from wukong.stages import offline, online, pretrain, reward, sft
-from wukong.stages.offline import OfflineOptions
-from wukong.stages.online import OnlineOptions
+from wukong.stages import pretrain, reward, sft
+from wukong.stages.direct import train as direct
+from wukong.stages.direct.train import DirectOptions
+from wukong.stages.online import algorithm as online
+from wukong.stages.online.algorithm import OnlineOptions
+from wukong.stages.online.rewards import model_inputs
 from wukong.stages.pretrain import USUAL_TOKENS, PretrainOptions
 from wukong.stages.reward import RewardOptions
-from wukong.stages.rewards import model_inputs
 from wukong.stages.sft import SFTOptions
 from wukong.stages.tokenize import TokenizeOptions
 from wukong.tokenizer import Tokenizer
@@ -48,29 +51,29 @@ from wukong.training.session import TrainOptions
 
 BYTES_A_TOKEN = 4
 TRAINING_ROWS, DECODING_ROWS = 2048, 64
-"""Tokens in a matrix product while training, and while writing responses."""
+"""Tokens per matrix product in training, and in decoding."""
 EFFICIENCY = 0.5
-"""The share of a large matrix product's speed that a whole step reaches, roughly; see docs/results/benchmarks.md."""
+"""Approximate speed of a whole step relative to one large matrix product; measured in docs/results/benchmarks.md."""
 
 
 class PlanOptions(Options):
-    """What the training steps of a recipe cost: parameters, memory, arithmetic, and the time to expect here."""
+    """Estimate a recipe's training steps: parameters, memory, arithmetic, and time on this machine."""
 
     recipe: Path
-    """The recipe, a YAML file."""
+    """The recipe: a YAML file, or the name of one that comes along (`wukong recipes`)."""
     run_dir: Path | None = None
-    """The run directory, as of `wukong run`; what is there already is looked at."""
+    """The run directory, as for `wukong run`; existing results are taken into account."""
     records: int = Field(1000, ge=1)
-    """How many demonstrations or preferences a step is taken to have whose data are not there yet."""
+    """Assumed number of demonstrations or preferences of a step whose data do not exist yet."""
     record_tokens: int = Field(128, ge=2)
-    """How many tokens such a prompt with its answer has."""
+    """Assumed tokens of such a prompt with its answer."""
     prompt_tokens: int = Field(32, ge=1)
-    """How many tokens a prompt has that is to be answered."""
+    """Assumed tokens of a prompt to be answered."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one step takes. `trained` and `frozen` are parameters; arithmetic is split by how fast it can be done."""
+    """The cost of one step. `trained` and `frozen` are numbers of parameters; arithmetic is split by its speed."""
 
     trained: int
     frozen: int
@@ -78,7 +81,7 @@ class Cost:
     products: float
     """Arithmetic in large matrix products: training and scoring."""
     decoding: float = 0.0
-    """Arithmetic of one token a sequence at a time: writing responses."""
+    """Arithmetic of one token per sequence at a time: decoding."""
     assumed: bool = False
     """Whether the amount of data was assumed."""
 
@@ -94,9 +97,9 @@ def cost_of(options: TrainOptions, config: GPT2Config, compute: Compute, plan: P
         context = options.context or config.n_positions
         held = _held(options, pretrain.workload(options, config), (config,), compute)
         return Cost(n, 0, held, 3 * forward_flops(config, tokens, context, tokens))
-    assert isinstance(options, SFTOptions | RewardOptions | OfflineOptions)
+    assert isinstance(options, SFTOptions | RewardOptions | DirectOptions)
     texts = _answers(options)
-    answers = 1 if isinstance(options, SFTOptions) else 2  # of a record that is assumed
+    answers = 1 if isinstance(options, SFTOptions) else 2  # per assumed record
     sizes = [answers * plan.record_tokens] * plan.records if texts is None else [sum(t) / BYTES_A_TOKEN for t in texts]
     count = answers * plan.records if texts is None else sum(map(len, texts))
     length = sum(sizes) / max(1, count)
@@ -109,28 +112,28 @@ def cost_of(options: TrainOptions, config: GPT2Config, compute: Compute, plan: P
     elif isinstance(options, SFTOptions):
         workload = sft.workload(lengths, 1.0, passes.batch_size)
     else:
-        workload = offline.workload(lengths, 1.0, passes.batch_size, config)
+        workload = direct.workload(lengths, 1.0, passes.batch_size, config)
     held = _held(options, workload, (config,), compute)
-    if not isinstance(options, OfflineOptions):
+    if not isinstance(options, DirectOptions):
         return Cost(n, 0, held, products, assumed=texts is None)
-    reference = forward_flops(config, count * length, length, count * length)  # measured once
+    reference = forward_flops(config, count * length, length, count * length)  # computed once
     return Cost(n, n, held, products + reference, assumed=texts is None)
 
 
-def _usual(options: SFTOptions | RewardOptions | OfflineOptions) -> Usual:
+def _usual(options: SFTOptions | RewardOptions | DirectOptions) -> Usual:
     if isinstance(options, SFTOptions):
         return sft.USUAL
-    return reward.USUAL if isinstance(options, RewardOptions) else offline.USUAL
+    return reward.USUAL if isinstance(options, RewardOptions) else direct.USUAL
 
 
 def _held(options: TrainOptions, workload: Workload, trained: tuple[GPT2Config, ...], compute: Compute) -> int:
-    """The memory of a stage, by the estimate that it prints itself."""
+    """A stage's memory, by the estimate that the stage prints."""
     whole = replace(workload, trained=trained, checkpointing=options.gradient_checkpointing)
     return estimate(whole, compute.device, compute.dtype, options.micro_batch_tokens).total
 
 
 def _online(options: OnlineOptions, config: GPT2Config, compute: Compute, prompt: int) -> Cost:
-    """Responses as long as they may be."""
+    """The cost of online RL, with responses of maximum length."""
     n, algorithm = n_parameters(config), options.algorithm()
     length = min(prompt + options.max_new_tokens, config.n_positions)
     tokens, outputs = options.episodes * length, options.episodes * options.max_new_tokens
@@ -144,10 +147,10 @@ def _online(options: OnlineOptions, config: GPT2Config, compute: Compute, prompt
     return Cost(n * len(trained), n * (1 + rewards), held, scoring + learning, speak, assumed=True)
 
 
-def _answers(options: SFTOptions | RewardOptions | OfflineOptions) -> list[list[int]] | None:
+def _answers(options: SFTOptions | RewardOptions | DirectOptions) -> list[list[int]] | None:
     """Of each record the bytes of the demonstration, or of each answer with its prompt; None where the data are not
     there yet."""
-    sources: list[str] = options.data  # type: ignore[union-attr]
+    sources = options.data
     try:
         read = load_instructions if isinstance(options, SFTOptions) else load_comparisons
         records = read(sources, options).records
@@ -174,8 +177,8 @@ def _answers(options: SFTOptions | RewardOptions | OfflineOptions) -> list[list[
 
 
 def model_sizes(steps: list[Step]) -> dict[str, GPT2Config]:
-    """Step -> the size of the model it trains, followed through the recipe; steps whose model nobody knows yet (one to
-    be downloaded) are absent."""
+    """step -> the size of the model it trains, traced through the recipe; steps with an unknown model (to be
+    downloaded) are absent."""
     vocabularies: dict[str, int] = {}
     configs: dict[str, GPT2Config] = {}  # by directory
     found = {}
@@ -208,12 +211,12 @@ def _vocabulary(directory: str, known: dict[str, int]) -> int | None:
 
 
 def _speed(compute: Compute, rows: int, width: int) -> float:
-    """The best of a few, since a machine that is busy otherwise may be slow for a moment."""
+    """The best of a few measurements, since other load may slow some down."""
     return max(matrix_speed(compute, rows, width) for _ in range(5))
 
 
 def run(options: PlanOptions) -> None:
-    """Raises UsageError or DataError for a recipe that `wukong run` would refuse too, or that trains nothing."""
+    """Raises UsageError or DataError for a recipe that `wukong run` would refuse, or that trains nothing."""
     run_dir, steps = resolve(load_recipe(options.recipe), options.run_dir)
     sizes = model_sizes(steps)
     training = [(step.name, step.options) for step in steps if isinstance(step.options, TrainOptions)]
@@ -225,7 +228,7 @@ def run(options: PlanOptions) -> None:
     total, speeds = 0.0, dict[tuple[Compute, int], tuple[float, ...]]()
     for name, stage in training:
         if name not in sizes:
-            table.add_row(name, "its model is not here yet")
+            table.add_row(name, "its model is not available yet")
             continue
         config, compute = sizes[name], compute_for(stage.precision, stage.device)
         if (key := (compute, config.n_embd)) not in speeds:
@@ -243,7 +246,7 @@ def run(options: PlanOptions) -> None:
     for (compute, width), (large, small) in speeds.items():
         kind = str(compute.dtype).removeprefix("torch.")
         products = f"{large / 1e9:,.0f} GFLOP/s training, {small / 1e9:,.0f} decoding"
-        console.print(f"{compute.device} at {kind}, width {width}: {products}; {EFFICIENCY:.0%} of it is reckoned with")
+        console.print(f"{compute.device} at {kind}, width {width}: {products}; assuming {EFFICIENCY:.0%} of it")
         if (free := free_bytes(compute.device)) is not None:
-            console.print(f"{gigabytes(free)} of memory are free; micro-batches are lowered to what fits")
-    console.print(f"in all about {duration(total)}, without sampling, labelling and evaluation")
+            console.print(f"{gigabytes(free)} of memory free; micro-batches are reduced to fit")
+    console.print(f"total: about {duration(total)}, without sampling, labelling and evaluation")

@@ -1,11 +1,10 @@
-"""The processes of a job that `torchrun` started, and how they agree.
+"""The processes of a job started by `torchrun`, and their collectives.
 
-Every process runs the same program on the same batches, so each knows the whole of every batch; `share` says which
-rows of it are its own to put through a model, and the rest of this file brings the results together. A command that
-was started by itself is a job of one process: then each function here is a matter of course, and torch is not
-imported.
+Every process runs the same program on the same batches, so each knows the whole of every batch; `local_part` says
+which rows this process puts through a model, and the collectives combine the results. A command started without
+torchrun is a job of one process: every function is then a no-op, and torch is not imported.
 
-Only the first process writes files and speaks to the person (`is_first`).
+Only the first process writes files and prints (`is_first`).
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from typing import Any, TypeVar
 
 from wukong.errors import RunError
 
-PATIENCE = timedelta(days=7)
-"""How long one process waits for another, which may be reading a corpus: torchrun notices by itself when one dies."""
+TIMEOUT = timedelta(days=7)
+"""How long one process waits for another, which may be reading a corpus; torchrun itself notices when one dies."""
 
 T = TypeVar("T")
 _alone = False
@@ -31,24 +30,24 @@ def launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def size() -> int:
-    """How many processes work together just now."""
+def world_size() -> int:
+    """The number of processes; 1 inside `run_on_first`."""
     return int(os.environ["WORLD_SIZE"]) if launched() and not _alone else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
-    return int(os.environ["RANK"]) if size() > 1 else 0
+    """The rank of this process, from 0."""
+    return int(os.environ["RANK"]) if world_size() > 1 else 0
 
 
 def local_rank() -> int:
-    """Which of the processes on this machine this is, from 0."""
-    return int(os.environ["LOCAL_RANK"]) if size() > 1 else 0
+    """The rank of this process among those on this machine, from 0."""
+    return int(os.environ["LOCAL_RANK"]) if world_size() > 1 else 0
 
 
-def local_size() -> int:
-    """How many of the processes are on this machine; all, where the launcher does not say."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", size())) if size() > 1 else 1
+def local_world_size() -> int:
+    """The number of processes on this machine; all of them if the launcher does not say."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if world_size() > 1 else 1
 
 
 def is_first() -> bool:
@@ -56,7 +55,7 @@ def is_first() -> bool:
 
 
 def _distributed() -> Any:
-    """torch.distributed, joined. Numbers and objects travel by gloo, what lies on a GPU by NCCL."""
+    """torch.distributed, initialised. CPU tensors and objects use gloo, GPU tensors NCCL."""
     import torch
     import torch.distributed as dist
 
@@ -64,45 +63,45 @@ def _distributed() -> Any:
         gpus = torch.cuda.device_count()
         if local_rank() < gpus:
             torch.cuda.set_device(local_rank())
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=TIMEOUT)
     return dist
 
 
 def join() -> None:
-    """Meets the other processes; from then on "cuda" is this process's own GPU."""
-    if size() > 1:
+    """Joins the process group; from then on "cuda" is this process's GPU."""
+    if world_size() > 1:
         _distributed()
 
 
 def leave() -> None:
-    """The end of a job that went well."""
-    if size() > 1:
-        wait()
+    """Leaves the process group after a successful run."""
+    if world_size() > 1:
+        barrier()
         _distributed().destroy_process_group()
 
 
-def end(code: int) -> None:
-    """Ends a process of a job at once, with this exit code; does nothing where there is no job.
+def exit_now(code: int) -> None:
+    """Exits a process of a job at once with this code; does nothing in a job of one process.
 
-    The threads of gloo may still hold tensors of the last exchange. One that lets go of a tensor while the interpreter
-    is taken down aborts the process, and torchrun would take a job that went well for one that failed.
+    Gloo's threads may still hold tensors of the last collective. One that frees a tensor during interpreter shutdown
+    aborts the process, and torchrun would report a successful job as failed.
     """
-    if size() > 1:
+    if world_size() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
 
-# ------------------------------------------------------------------------------------------------- who does what
+# ------------------------------------------------------------------------------------------------- dividing work
 
 
-def share(items: Any) -> Any:
-    """This process's part of a sequence or of a tensor's rows: neighbours stay together, parts differ by one at most.
+def local_part(items: Any) -> Any:
+    """This process's contiguous part of a sequence or of a tensor's rows; part sizes differ by at most one.
 
-    Empty where there are fewer items than processes.
+    May be empty if there are fewer items than processes.
     """
     n = len(items)
-    return items[rank() * n // size() : (rank() + 1) * n // size()]
+    return items[rank() * n // world_size() : (rank() + 1) * n // world_size()]
 
 
 @contextlib.contextmanager
@@ -115,9 +114,9 @@ def _working_alone() -> Iterator[None]:
         _alone = False
 
 
-def by_first(work: Callable[[], T]) -> T:
-    """The first process works as if there were no others, while these wait; its result is everybody's."""
-    if size() == 1:
+def run_on_first(work: Callable[[], T]) -> T:
+    """Runs `work` on the first process, as a job of one, while the others wait; all return its result."""
+    if world_size() == 1:
         return work()
     result: list[Any] = [None]
     if is_first():
@@ -127,75 +126,75 @@ def by_first(work: Callable[[], T]) -> T:
     return result[0]
 
 
-def from_first(value: T) -> T:
-    """What the first process has, for everybody."""
-    return by_first(lambda: value)
+def broadcast(value: T) -> T:
+    """The first process's value, on all processes."""
+    return run_on_first(lambda: value)
 
 
-def together(run: Callable[[Any], None], trains: bool) -> Callable[[Any], None]:
-    """A stage as a job of several processes runs it: all of them train, anything else is done by the first. None goes
-    on before its files are there."""
+def distributed(run: Callable[[Any], None], trains: bool) -> Callable[[Any], None]:
+    """A stage for a job of several processes: training runs on all of them, anything else on the first. No process
+    continues until the stage's files are written."""
 
     def call(options: Any) -> None:
         if trains:
             run(options)
-            wait()
+            barrier()
         else:
-            by_first(lambda: run(options))
+            run_on_first(lambda: run(options))
 
     return call
 
 
-# ------------------------------------------------------------------------------------------------- bringing together
+# ------------------------------------------------------------------------------------------------- collectives
 
 
-def wait() -> None:
-    """Until all have come here."""
-    if size() > 1:
-        gathered(list)
+def barrier() -> None:
+    """Waits until all processes arrive."""
+    if world_size() > 1:
+        all_gather(list)
 
 
-def sums(*values: float) -> list[float]:
-    """The sum over all processes of each value."""
-    return list(values) if size() == 1 else [sum(column) for column in _columns(values)]
+def all_reduce_sum(*values: float) -> list[float]:
+    """The sum of each value over all processes."""
+    return list(values) if world_size() == 1 else [sum(column) for column in _columns(values)]
 
 
-def largest(*values: float) -> list[float]:
-    """The maximum over all processes of each value."""
-    return list(values) if size() == 1 else [max(column) for column in _columns(values)]
+def all_reduce_max(*values: float) -> list[float]:
+    """The maximum of each value over all processes."""
+    return list(values) if world_size() == 1 else [max(column) for column in _columns(values)]
 
 
 def _columns(values: tuple[float, ...]) -> Iterator[tuple[float, ...]]:
-    """What each process gave, value by value. Exact, and added up in the same order everywhere."""
+    """Each value from all processes, in rank order, so that every process adds in the same order."""
     import torch
 
     mine = torch.tensor(values, dtype=torch.float64)
-    rows = [torch.empty_like(mine) for _ in range(size())]
+    rows = [torch.empty_like(mine) for _ in range(world_size())]
     _distributed().all_gather(rows, mine)
     return zip(*(row.tolist() for row in rows), strict=True)
 
 
-def add_up(*tensors: Any) -> None:
-    """Each tensor becomes the sum of all processes' tensors."""
-    if size() > 1:
+def all_reduce(*tensors: Any) -> None:
+    """Sums each tensor over all processes, in place."""
+    if world_size() > 1:
         for tensor in tensors:
             _distributed().all_reduce(tensor)
 
 
-def gathered(work: Callable[[], list[T]]) -> list[T]:
-    """What all processes made, the first one's items first.
+def all_gather(work: Callable[[], list[T]]) -> list[T]:
+    """The items from all processes, in rank order.
 
     Raises:
-        RunError: in all of them, when it was raised in any: none waits for one that has failed.
+        RunError: on all processes if `work` raised it on any, so that none waits for one that failed.
     """
-    if size() == 1:
+    if world_size() == 1:
         return work()
     made: tuple[list[T], str | None]
     try:
         made = work(), None
     except RunError as error:
         made = [], str(error)
-    found: list[Any] = [None] * size()
+    found: list[Any] = [None] * world_size()
     _distributed().all_gather_object(found, made)
     for _, problem in found:
         if problem is not None:
@@ -203,22 +202,22 @@ def gathered(work: Callable[[], list[T]]) -> list[T]:
     return [item for items, _ in found for item in items]
 
 
-# ---------------------------------------------------------------------------------------------------------- failing
+# ---------------------------------------------------------------------------------------------------------- failures
 
 
-def is_lost(error: BaseException) -> bool:
-    """Whether this error says that another process of the job is no longer there."""
-    if size() == 1 or not isinstance(error, RuntimeError):
+def is_peer_loss(error: BaseException) -> bool:
+    """Whether this error says that another process of the job is gone."""
+    if world_size() == 1 or not isinstance(error, RuntimeError):
         return False
     import torch.distributed as dist
 
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
 
 
-def speaks_of_failure() -> bool:
-    """Whether this process is the first of the job to report a failure: one line is enough, and those who only
-    notice that another one is gone have nothing to add."""
-    if size() == 1:
+def reports_failure() -> bool:
+    """Whether this process is the first of the job to report a failure. One line is enough: processes that only
+    notice the loss of another have nothing to add."""
+    if world_size() == 1:
         return True
     import torch.distributed as dist
 
@@ -226,5 +225,5 @@ def speaks_of_failure() -> bool:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))
         return store.add(f"wukong/failure/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1
-    except (RuntimeError, ValueError):  # no store, nobody to ask
+    except (RuntimeError, ValueError):  # no store left to ask
         return True

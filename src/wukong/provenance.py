@@ -1,11 +1,11 @@
-"""How a result came about, written beside it; and so whether a stage is done, half done, or must be refused.
+"""The provenance of a result, stored with it; it decides whether a stage is done, unfinished, or must be refused.
 
-A directory `out/` carries `options.json` from the start (so that another command cannot continue it by accident)
-and `provenance.json` when complete; a file `out.jsonl` carries `out.jsonl.provenance.json`, and until then a hidden
-`.out.jsonl.options.json` that says whose it is. `read_record` reads either.
+A directory `out/` has `options.json` from the start (so that another command cannot continue it by accident) and
+`provenance.json` when complete; a file `out.jsonl` has `out.jsonl.provenance.json`, and until complete a hidden
+`.out.jsonl.options.json`. `read_record` reads either.
 
-Paths inside the run directory are stored as `{run}/...` (wukong.places), so that a run can be moved. The hashes of
-what a stage made are stored with it: a result is only taken as complete, or as an input, while its bytes have them.
+Paths inside the run directory are stored as `{run}/...` (wukong.places), so that a run can be moved. The hashes of a
+stage's files are recorded: a result counts as complete, or as an input, only while its files match them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import Any, Literal
 
 from pydantic_core import to_jsonable_python
 
-import wukong
 from wukong import processes
 from wukong.console import say
 from wukong.errors import DataError, UsageError, brief
-from wukong.files import LOCK_SUFFIX, Hold, fingerprint, hold, read_json, remove_leftovers, write_json
+from wukong.files import LOCK_SUFFIX, FileLock, acquire_lock, fingerprint, read_json, remove_leftovers, write_json
 from wukong.options import WITHOUT_EFFECT, StageOptions
-from wukong.places import RECIPE, here, mapped, moved, portable, read_recipe, run_of
+from wukong.places import EVENTS, RECIPE, map_paths, portable, read_recipe, relocate, resolve, run_of
+from wukong.version import __version__
 
 DIRECTORY_RECORD, FILE_RECORD, STARTED = "provenance.json", ".provenance.json", "options.json"
 
@@ -37,19 +37,19 @@ DIRECTORY_RECORD, FILE_RECORD, STARTED = "provenance.json", ".provenance.json", 
 
 
 def record_path(result: Path) -> Path:
-    """Where the record of a complete result lies."""
+    """The path of a complete result's record."""
     inside = result / DIRECTORY_RECORD
     return inside if result.is_dir() else Path(f"{result}{FILE_RECORD}")
 
 
 def read_record(result: str | Path) -> dict[str, Any] | None:
-    """How a result came about: `stage`, `options`, `inputs` (path or hub id -> hash), `files` (what it made, named
-    relative to it -> hash), `results` (its numbers), `result` (one hash of all files), `version`, ...
+    """A result's record: `stage`, `options`, `inputs` (path or hub id -> hash), `files` (relative path -> hash),
+    `results` (its numbers), `result` (one hash of all files), `version`, ...
 
-    Paths are those of now, wherever the run was moved to. None where nothing of the kind lies there.
+    Paths are current, even if the run was moved. None if there is no record.
 
     Args:
-        result: a directory or file that a stage made, or the record itself.
+        result: a directory or file made by a stage, or the record itself.
 
     Raises:
         DataError: the record is damaged.
@@ -65,7 +65,7 @@ def read_record(result: str | Path) -> dict[str, Any] | None:
 
 
 def _read(path: Path, result: Path) -> dict[str, Any]:
-    remedy = f"to make it again, delete {result} first"
+    remedy = f"to rebuild it, delete {result} first"
     try:
         record = read_json(path)
     except DataError as error:
@@ -84,32 +84,32 @@ def _read(path: Path, result: Path) -> dict[str, Any]:
 
 
 def _located(record: dict[str, Any], path: Path, result: Path) -> dict[str, Any]:
-    """The record with the paths of now."""
+    """The record with current paths."""
     run = record.get("run")
     if isinstance(run, str):
         place = Path(os.path.normpath(path.parent / run))
-        changed = {part: here(record[part], place) for part in ("options", "command") if part in record}
-        return record | changed | {"inputs": {here(name, place): value for name, value in record["inputs"].items()}}
+        changed = {part: resolve(record[part], place) for part in ("options", "command") if part in record}
+        return record | changed | {"inputs": {resolve(name, place): value for name, value in record["inputs"].items()}}
     return record | _translated(record, result)
 
 
 def _translated(record: dict[str, Any], result: Path) -> dict[str, Any]:
-    """`options` and `inputs` of an older version's record, which called the run what it was called then. Where the run
-    itself was the working directory, it had no name in them, and the inputs that are there are its own."""
+    """`options` and `inputs` of an older version's record, which contains the run's path at that time. If the run was
+    the working directory, its path is absent, and inputs that exist in it are its own."""
     now, out = run_of(result), str(record["options"].get("out", ""))
     place = os.path.relpath(result, now)
     if out == place:
         own = {name for name in record["inputs"] if not os.path.isabs(name) and (now / name).exists()}
 
         def change(value: Any) -> Any:
-            return mapped(value, lambda path: str(now / path) if path in own or path == out else path)
+            return map_paths(value, lambda path: str(now / path) if path in own or path == out else path)
     else:
         named_alike = out.endswith(f"/{place}")
         old = out.removesuffix(f"/{place}") if named_alike else os.path.dirname(out)
         now = now if named_alike else result.parent
 
         def change(value: Any) -> Any:
-            return moved(value, old, now)
+            return relocate(value, old, now)
 
     inputs = {change(name): value for name, value in record["inputs"].items()}
     return {"options": change(record["options"]), "inputs": inputs}
@@ -119,7 +119,7 @@ def _translated(record: dict[str, Any], result: Path) -> dict[str, Any]:
 
 
 def _recorded(path: Path) -> Iterator[tuple[Path, str, Path]]:
-    """(file, its hash, the result it belongs to) of every file at or below a path that a record names."""
+    """(file, its hash, the result it belongs to) of every recorded file at or below a path."""
     if (record := read_record(path)) is not None:
         base = path if path.is_dir() else path.parent
         yield from ((base / name, str(value), path) for name, value in record["files"].items())
@@ -129,7 +129,7 @@ def _recorded(path: Path) -> Iterator[tuple[Path, str, Path]]:
             continue
         try:
             record = read_record(above)
-        except DataError:  # another tool's file of that name
+        except DataError:  # another tool's file of the same name
             continue
         owner = path.parent / os.path.relpath(above, path.absolute().parent)
         owner = Path(os.path.normpath(owner))
@@ -139,7 +139,7 @@ def _recorded(path: Path) -> Iterator[tuple[Path, str, Path]]:
 
 
 def _found(source: str | Path) -> list[Path]:
-    """What an input names on this disk: nothing for a hub id."""
+    """The local paths of an input; none for a hub id."""
     path = Path(os.path.expanduser(source))
     if path.exists():
         return [path]
@@ -147,11 +147,11 @@ def _found(source: str | Path) -> list[Path]:
 
 
 def verify(source: str | Path) -> None:
-    """Raises DataError where an input that one of our stages made is not, byte for byte, what it made: which file, and
-    the command that makes it again. What has no recorded hash (other data, an older version's) is let pass."""
+    """Raises DataError if an input made by a stage is not byte-identical to what was recorded; it names the file and
+    the command that rebuilds it. Inputs without recorded hashes (other data, older versions) pass."""
     for path in _found(source):
         for file, expected, result in _recorded(path):
-            if not os.path.exists(file):  # a damaged record may hold a name that is too long
+            if not os.path.exists(file):  # a damaged record may contain a name that is too long
                 raise DataError("is gone", file=file, hint=_remedy(result, accept=False))
             if fingerprint(file) != expected:
                 raise _damaged(file, result)
@@ -164,11 +164,11 @@ def _damaged(file: Path, result: Path) -> DataError:
 
 def _remedy(result: Path, accept: bool = True) -> str:
     kept = f"; if you changed it on purpose, keep it: wukong accept {shlex.quote(str(result))}" if accept else ""
-    return f"make it again: {rebuild_command(result)}{kept}"
+    return f"rebuild it: {rebuild_command(result)}{kept}"
 
 
 def rebuild_command(result: Path) -> str:
-    """The command that makes a result again."""
+    """The command that rebuilds a result."""
     run = run_of(result)
     for step, options in read_recipe(run)["steps"].items():
         if os.path.abspath(str(options.get("out"))) == os.path.abspath(result):
@@ -181,18 +181,18 @@ def rebuild_command(result: Path) -> str:
 
 
 def accept(result: Path) -> list[str]:
-    """Records the hashes of a result as it is now, which somebody changed on purpose. Returns the changed files.
+    """Records the current hashes of a result that was changed on purpose. Returns the changed files.
 
     Raises:
-        UsageError: no complete result lies there, or a file of it is gone.
+        UsageError: no complete result, or a file of it is missing.
     """
     path = record_path(result)
     record = read_json(path) if path.is_file() else None
     if read_record(result) is None or record is None:
-        raise UsageError(f"{result}: no complete result of a stage lies there (no {path.name})")
+        raise UsageError(f"{result}: no complete result of a stage (no {path.name})")
     base = result if result.is_dir() else result.parent
     if gone := [name for name in record["files"] if not (base / name).is_file()]:
-        raise UsageError(f"{base / gone[0]}: is gone; {_remedy(result, accept=False)}")
+        raise UsageError(f"{base / gone[0]}: is missing; {_remedy(result, accept=False)}")
     hashes = {name: fingerprint(base / name) for name in record["files"]}
     changed = [name for name, value in hashes.items() if value != record["files"][name]]
     if changed:
@@ -206,7 +206,7 @@ def accept(result: Path) -> list[str]:
 
 def _git_commit() -> str | None:
     """The commit of the source tree the package runs from; None for an installed package."""
-    root = Path(wukong.__file__).parents[2]
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
@@ -215,8 +215,8 @@ def _git_commit() -> str | None:
 
 
 def _input_hash(source: str | Path) -> str | None:
-    """A stage's result by what it recorded, anything else (also what a glob names) by its bytes; None for a hub id, and
-    for what is not there."""
+    """The recorded hash of a stage's result, the content hash of anything else (including globs); None for a hub id or
+    a missing file."""
     try:
         return _hash_of(source)
     except OSError as error:
@@ -237,7 +237,7 @@ def _hash_of(source: str | Path) -> str | None:
 
 
 def changed_since(source: str | Path, recorded: str | None) -> bool:
-    """Whether an input is gone, or is not what a stage read: it recorded this hash of it (None: of a hub id)."""
+    """Whether an input is missing or differs from the hash recorded by a stage (None: a hub id)."""
     return not _found(source) or (recorded is not None and _input_hash(source) != recorded)
 
 
@@ -248,11 +248,11 @@ def _digest(value: Any) -> str:
 State = Literal["new", "begun", "done"]
 
 
-class Work:
-    """One stage's place on disk, from `begin` to `finish`.
+class StageRun:
+    """A stage's result on disk, from `open_run` to `finish`.
 
     Args:
-        later: inputs that an earlier step of the same run has yet to make: nobody looks at them.
+        later: inputs that an earlier step of the same run has yet to make; they are not examined.
     """
 
     def __init__(
@@ -264,32 +264,32 @@ class Work:
         later: Sequence[str | Path] = (),
     ) -> None:
         self.stage, self.options, self.out = stage, options, options.out
-        self.base = self.out if directory else self.out.parent  # the files made are named relative to it
+        self.base = self.out if directory else self.out.parent  # file names in the record are relative to it
         self.path = self.out / DIRECTORY_RECORD if directory else Path(f"{self.out}{FILE_RECORD}")
         self.is_directory = directory
         self.started_path = self.out / STARTED if directory else self.base / f".{self.out.name}.{STARTED}"
         self.run = run_of(self.out)
         self.sources, self.later = list(map(str, inputs)), set(map(str, later))
         self.inputs = {name: None if name in self.later else _input_hash(name) for name in self.sources}
-        # An option that came after a result was made counts as its default, which does what was done before.
+        # An option added since the result was made counts as its default, which reproduces the old behaviour.
         fields = type(options).model_fields.items()
         defaults = {name: field.get_default() for name, field in fields if not field.is_required()}
         self.defaults = to_jsonable_python(defaults)
-        # What is chosen by the stage now was a fixed number once; what was made with that stays valid.
+        # The stage now chooses these; older versions had fixed values, with which results stay valid.
         extras = {name: field.json_schema_extra for name, field in fields}
         self.usual = {name: extra["usual"] for name, extra in extras.items() if isinstance(extra, dict)}
         self.done = False
         self._begin = time.monotonic()
-        self._hold: Hold | None = None
+        self._lock: FileLock | None = None
 
-    # -------------------------------------------------------------------------------------- what lies there
+    # -------------------------------------------------------------------------------------- existing results
 
     def state(self) -> State:
-        """What lies at `out`, without touching it.
+        """The state of `out`, without changing it.
 
         Raises:
-            UsageError: the result of other options or inputs, another stage's, or nobody's.
-            DataError: a finished result that is damaged.
+            UsageError: it has other options, inputs or another stage, or was not made by us.
+            DataError: a finished result is damaged.
         """
         if self.path.exists():
             record = _read(self.path, self.out)
@@ -299,8 +299,8 @@ class Work:
                     "not known")  # fmt: skip
             for name, expected in record["files"].items():
                 file = self.base / name
-                if not os.path.exists(file):  # a damaged record may hold a name that is too long
-                    say(f"{self.stage}: {file} is gone, so {self.out} is made again")
+                if not os.path.exists(file):  # a damaged record may contain a name that is too long
+                    say(f"{self.stage}: {file} is missing, so {self.out} is rebuilt")
                     return "new"
                 if expected and fingerprint(file) != expected:
                     raise _damaged(file, self.out)
@@ -309,9 +309,9 @@ class Work:
             self._refuse_if_other(_read(self.started_path, self.out), finished=False)
             return "begun"
         if not self.is_directory and self.out.exists() and not self.started_path.exists():
-            raise UsageError(f"{self.out}: a file that wukong did not make; move it away or choose another --out")
+            raise UsageError(f"{self.out}: not made by wukong; move it away or choose another --out")
         if self.is_directory and not self.started_path.exists() and (file := self._foreign()) is not None:
-            raise UsageError(f"{self.out}: holds {file.name}, which wukong did not make; choose another --out")
+            raise UsageError(f"{self.out}: holds {file.name}, which was not made by wukong; choose another --out")
         self._refuse_inside_inputs()
         return "new"
 
@@ -322,10 +322,10 @@ class Work:
         names = {*self.sources, *before["inputs"]}
 
         def same(a: Any, b: Any) -> bool:
-            """Whether two values are equal, or are paths to the same place, or to equal files."""
+            """Whether two values are equal, or paths to the same place or to equal files."""
             if a == b or portable(a, self.run, names) == portable(b, self.run, names):
                 return True
-            return mapped(a, lambda path: before["inputs"].get(path) or path) == mapped(
+            return map_paths(a, lambda path: before["inputs"].get(path) or path) == map_paths(
                 b, lambda path: self.inputs.get(path) or path
             )
 
@@ -334,16 +334,20 @@ class Work:
         if changed:
             differences = ", ".join(f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted(changed))
             raise UsageError(
-                f"{self.out}: made with other options ({differences}); use another --out, or make it anew with --redo"
+                "{out}: made with other options ({differences}); choose another --out, or rebuild it with {redo}",
+                out=self.out,
+                differences=differences,
+                redo="--redo",
             )
         if self._other_inputs(list(before["inputs"].values()), finished):
-            raise UsageError(f"{self.out}: made from other input files than now; make it anew with --redo")
+            problem = "{out}: made from different input files; rebuild it with {redo}"
+            raise UsageError(problem, out=self.out, redo="--redo")
 
     def _other_inputs(self, old: list[Any], finished: bool) -> bool:
-        """Whether the inputs' hashes differ. One that has none is no difference: a hub id, an older version's, one that
-        an earlier step will make, or one that is no longer there, which a finished stage can do without."""
+        """Whether the inputs' hashes differ. Inputs without a hash do not count: hub ids, older versions', ones that an
+        earlier step will make, and missing ones, which a finished stage does not need."""
         new = list(self.inputs.items())
-        if len(old) != len(new):  # an older version did not count all of them
+        if len(old) != len(new):  # older versions did not record all of them
             return not self.later and bool({value for value in old if value} - set(self.inputs.values()))
         for before, (name, now) in zip(old, new, strict=True):
             unknown = before is None or name in self.later or (now is None and finished)
@@ -352,40 +356,40 @@ class Work:
         return False
 
     def _foreign(self) -> Path | None:
-        """A file in `out` before anything was made there: a model from elsewhere, somebody's data. The stage would
-        write over those that happen to be called as its own."""
+        """A file in `out` that no stage made: a model from elsewhere, someone's data. The stage might overwrite files
+        of the same name."""
         if not self.out.is_dir() or self.path.exists():
             return None
         files = (file for file in sorted(self.out.iterdir()) if file.is_file() and not file.name.startswith("."))
-        return next((file for file in files if file.name != RECIPE), None)
+        return next((file for file in files if file.name not in (RECIPE, EVENTS)), None)
 
     def _refuse_inside_inputs(self) -> None:
-        """A result among the files of an input would change that: the stage would never be complete."""
+        """Refuses a result inside an input: it would change the input, and the stage would never be complete."""
         out = Path(os.path.abspath(self.out))
         for source in self.sources:
             path = Path(os.path.abspath(os.path.expanduser(source)))
             inside = out.is_relative_to(path) and path.is_dir() and read_record(path) is None
             if inside or (not path.exists() and glob.has_magic(str(path)) and out.match(str(path))):
-                raise UsageError(f"{self.out}: lies in the input {source}, which it would change; choose another --out")
+                raise UsageError(f"{self.out}: is inside the input {source}; choose another --out")
 
     def _anything_made(self) -> bool:
-        """Whether a run began here that others could continue: one that stopped at an error in its options did not,
-        and must not stand in the way of the corrected command."""
+        """Whether there is a started run that could be continued: one that stopped at an error in its options does not
+        count, so that the corrected command can run."""
         return any(file != self.started_path and not file.name.startswith(".") for file in self.out.iterdir())
 
-    # ----------------------------------------------------------------------------------------- begin, finish
+    # --------------------------------------------------------------------------------- opening and finishing
 
-    def begin(self) -> Work:
+    def open(self) -> StageRun:
         if processes.is_first():
             place = self.out if self.is_directory else self.base / f".{self.out.name}{LOCK_SUFFIX}"
-            self._hold = hold(
-                place, f"{self.out}: another process writes there; wait for its end, or choose another --out"
+            self._lock = acquire_lock(
+                place, f"{self.out}: in use by another process; wait until it ends, or choose another --out"
             )
         state = self.state()
         if state == "done":
             self.done = True
             say(f"{self.stage}: {self.out} is complete, nothing to do")
-            self._let_go()
+            self._release()
             return self
         for source in self.sources:
             verify(source)
@@ -397,13 +401,13 @@ class Work:
                 write_json(self.started_path, self.record())
         return self
 
-    def _let_go(self) -> None:
-        if self._hold is not None:
-            self._hold.release()
-            self._hold = None
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def record(self) -> dict[str, Any]:
-        """What is known when the stage begins, with `{run}` in paths."""
+        """The record at the start of the stage, with `{run}` in paths."""
         typed = (str(value) for value in self.options.model_dump().values() if isinstance(value, Path))
         paths, options = {*self.sources, *typed}, self.options.model_dump(mode="json")
         given = {name: value for name, value in options.items() if value != self.defaults.get(name)}
@@ -422,14 +426,14 @@ class Work:
     def finish(
         self, results: Mapping[str, Any], files: Sequence[str | Path], compute: Mapping[str, Any] | None = None
     ) -> None:
-        """Marks the stage complete. `files` are what it made (hashed), `results` the numbers worth keeping, `compute`
-        where and how they were computed, which makes them no other result."""
+        """Marks the stage complete. `files` are its output (hashed), `results` its key numbers, `compute` the hardware
+        and precision, which are not compared."""
         hashes = {self._name(Path(f)): fingerprint(f) for f in files}
         write_json(
             self.path,
             {
                 **self.record(),
-                "version": wukong.__version__,
+                "version": __version__,
                 "git_commit": _git_commit(),
                 "seconds": round(time.monotonic() - self._begin, 1),
                 "files": hashes,
@@ -442,29 +446,31 @@ class Work:
         )
         if not self.is_directory:
             self.started_path.unlink(missing_ok=True)
-        self._let_go()
+        self._release()
 
 
 def _words(option: str, value: Any) -> list[str]:
-    """An option as it is typed."""
+    """An option as command-line words."""
     flag = option.replace("_", "-")
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]
     return [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
 
 
-def begin(stage: str, options: StageOptions, inputs: Sequence[str | Path] = (), *, directory: bool = True) -> Work:
-    """Opens a stage: `.done` says that its complete result already lies there. Until it finishes, no other process can
-    open a stage at the same place.
+def open_run(
+    stage: str, options: StageOptions, inputs: Sequence[str | Path] = (), *, directory: bool = True
+) -> StageRun:
+    """Opens a stage; `.done` says that its result is already complete. Until it finishes, no other process can open a
+    stage at the same place.
 
     Raises:
-        UsageError: what lies there was made with other options or from other inputs, or another process works on it.
+        UsageError: an existing result has other options or inputs, or is in use by another process.
         DataError: the result or an input is damaged.
     """
-    return Work(stage, options, inputs, directory).begin()
+    return StageRun(stage, options, inputs, directory).open()
 
 
-def look(
+def stage_state(
     stage: str,
     options: StageOptions,
     inputs: Sequence[str | Path],
@@ -472,5 +478,5 @@ def look(
     directory: bool,
     later: Sequence[str | Path] = (),
 ) -> State:
-    """What `begin` would find, without changing anything. Errors as there."""
-    return Work(stage, options, inputs, directory, later).state()
+    """The state that `open_run` would find, without changing anything. Errors as there."""
+    return StageRun(stage, options, inputs, directory, later).state()

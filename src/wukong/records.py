@@ -1,7 +1,7 @@
-"""The records that stages exchange, one JSON object a line.
+"""The records exchanged by stages, one JSON object per line.
 
-A stage never hands another a Python object: it writes these records to a file in the run directory, and the
-next one reads them. So any step can be redone, replaced by another tool, or run on another machine.
+Stages exchange no Python objects: each writes these records to a file in the run directory, and the next one reads
+them. So any step can be rerun, replaced by another tool, or run on another machine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticSerializationError
 
 from wukong import foreign_json
-from wukong.errors import DataError
+from wukong.errors import DataError, Text
 from wukong.files import atomic_open, numbered_lines
 
 Role = Literal["system", "user", "assistant"]
@@ -38,9 +38,9 @@ PromptLike: TypeAlias = str | Sequence[Message | dict]
 
 
 def as_messages(prompt: PromptLike) -> Messages:
-    """A prompt given as a plain string (one user turn) or as messages -> messages.
+    """Converts a prompt, given as a string (one user turn) or as messages, to messages.
 
-    Raises DataError, with the field, for what is neither.
+    Raises DataError, with the field, for anything else.
     """
     if isinstance(prompt, str):
         return [Message(role="user", content=prompt)]
@@ -61,16 +61,16 @@ def _as_message(value: Message | dict, index: int) -> Message:
 def _data_error(
     error: ValidationError, *above: str, file: str | Path | None = None, line: int | None = None
 ) -> DataError:
-    """The first of pydantic's complaints, with the field it is about (below the fields `above`)."""
+    """Pydantic's first error, with its field (below the fields `above`)."""
     first = error.errors()[0]
     field = ".".join([*above, *map(str, first["loc"])]) or None
     return DataError(first["msg"].removeprefix("Value error, "), file=file, line=line, field=field)
 
 
 def prompt_id(messages: Sequence[Message]) -> str:
-    """A name for a prompt that is the same on every machine and in every file: a hash of its messages.
+    """A stable id of a prompt: a hash of its messages.
 
-    Raises DataError for half a character (a lone surrogate), which no file can hold.
+    Raises DataError for half a character (a lone surrogate), which no file can store.
     """
     canonical = json.dumps([[m.role, m.content] for m in messages], ensure_ascii=False)
     try:
@@ -80,7 +80,7 @@ def prompt_id(messages: Sequence[Message]) -> str:
 
 
 class Prompt(Record):
-    """A conversation that waits for the assistant's next turn."""
+    """A conversation to be continued by the assistant."""
 
     messages: Messages = Field(min_length=1)
     source: str = ""
@@ -93,7 +93,7 @@ class Prompt(Record):
             try:
                 messages = as_messages(values["messages"])
             except DataError:
-                return values  # the check of the field itself, which follows, says what is wrong and where
+                return values  # the field's own validation, which follows, reports the error
             try:
                 return {**values, "id": prompt_id(messages)}
             except DataError as error:
@@ -102,7 +102,7 @@ class Prompt(Record):
 
 
 class Conversation(Record):
-    """A demonstration: the messages of a whole conversation, at least one of them the assistant's."""
+    """A demonstration: a conversation with at least one assistant message."""
 
     messages: Messages = Field(min_length=1)
     source: str = ""
@@ -118,7 +118,7 @@ class Sampling(Record):
 
 
 class Response(Record):
-    """One answer of one model. `finish_reason` is "stop" (the model ended it) or "length" (it was cut)."""
+    """A model's answer. `finish_reason` is "stop" (the model ended it) or "length" (truncated)."""
 
     id: str
     prompt_id: str
@@ -130,12 +130,35 @@ class Response(Record):
     n_tokens: int = 0
     source: str = ""
 
+    @classmethod
+    def of(
+        cls, prompt: Prompt, text: str, model: str, sampling: Sampling, *, finished: bool, n_tokens: int
+    ) -> Response:
+        """A model's response to a prompt. Its id is a function of prompt, model and sampling: the same draw has the
+        same id wherever it is made.
+
+        Args:
+            finished: whether the model ended it; otherwise it was cut.
+        """
+        identity = repr((prompt.id, model, sampling.model_dump()))
+        return cls(
+            id=hashlib.sha256(identity.encode()).hexdigest()[:16],
+            prompt_id=prompt.id,
+            messages=prompt.messages,
+            text=text,
+            model=model,
+            sampling=sampling,
+            finish_reason="stop" if finished else "length",
+            n_tokens=n_tokens,
+            source=prompt.source,
+        )
+
 
 class Comparison(Record):
     """Of two answers to one prompt, `chosen` was preferred (or they were equal: `tie`).
 
-    `strength` is the degree of the preference where the annotator gave one (any positive scale; larger is
-    clearer); `annotator` who judged; `source` the data set or tool it came from; `seconds` the time taken.
+    `strength` is the degree of preference, if given (any positive scale; larger is clearer); `annotator` the person or
+    model that judged; `source` the data set or tool; `seconds` the time taken.
     """
 
     prompt: Messages
@@ -149,7 +172,7 @@ class Comparison(Record):
 
 
 class Ranking(Record):
-    """K answers to one prompt, in groups from best to worst; answers in one group are tied.
+    """K answers to a prompt, in groups from best to worst; answers in a group are tied.
 
     `groups` holds indices into `responses`: [[2], [0, 1], [3]] says that answer 2 is best, 0 and 1 are equal.
     """
@@ -169,13 +192,13 @@ class Ranking(Record):
         return self
 
     def pairs(self) -> Iterator[tuple[int, int]]:
-        """All pairs (better, worse) of answers of different groups: K answers without ties give C(K, 2)."""
+        """All pairs (better, worse) of answers in different groups: K answers without ties give C(K, 2)."""
         for better, worse in combinations(self.groups, 2):
             yield from ((b, w) for b in better for w in worse)
 
 
 class Vote(Record):
-    """A thumb up (+1) or down (-1) for one answer, not compared with another."""
+    """A thumb up (+1) or down (-1) for a single answer."""
 
     prompt: Messages
     response: str
@@ -189,9 +212,9 @@ R = TypeVar("R", bound=Record)
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
-    """Writes one JSON object a line, atomically; returns how many.
+    """Writes one JSON object per line, atomically; returns the number of records.
 
-    Raises RunError when the disk is full, DataError for text with half a character (a lone surrogate).
+    Raises RunError if the disk is full, DataError for text with half a character (a lone surrogate).
     """
     count = 0
     with atomic_open(path) as out:
@@ -208,11 +231,11 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
 def iter_records(
     path: str | Path, kind: type[R], skip_bad: int = 0, tell: Callable[[str], None] | None = None
 ) -> Iterator[R]:
-    """Our own JSONL, one validated record at a time.
+    """Reads our JSONL, one validated record at a time.
 
     Args:
-        skip_bad: how many bad records may be left out before reading stops with an error.
-        tell: is told of each; without it, the console is.
+        skip_bad: the number of bad records to leave out before reading stops with an error.
+        tell: called with a message for each; by default it is printed.
 
     Raises DataError with file, line and field.
     """
@@ -228,7 +251,7 @@ def iter_records(
             if left_out == skip_bad:
                 raise
             left_out += 1
-            (tell or say)(f"left out: {error}")
+            (tell or say)(Text("left out: {record}", record=error))
 
 
 def _validated(line: str, kind: type[R], path: str | Path, number: int) -> R:
@@ -236,7 +259,7 @@ def _validated(line: str, kind: type[R], path: str | Path, number: int) -> R:
         record = kind.model_validate_json(line)
     except ValidationError as error:
         raise _data_error(error, file=path, line=number) from None
-    value, suspicious = foreign_json.parse(line)  # pydantic takes the last of two values for one key
+    value, suspicious = foreign_json.parse(line)  # pydantic silently uses the last of duplicate keys
     if suspicious and (found := foreign_json.fault(value)) is not None:
         raise DataError(found[1], file=path, line=number, field=found[0] or None)
     return record
@@ -246,5 +269,5 @@ def read_records(path: str | Path, kind: type[R], skip_bad: int = 0) -> list[R]:
     """As `iter_records`, all at once; an empty file is an error."""
     records = list(iter_records(path, kind, skip_bad))
     if not records:
-        raise DataError("the file holds no record", file=path)
+        raise DataError("the file contains no records", file=path)
     return records

@@ -1,10 +1,9 @@
-"""What a stage needs before it can start, and how it is checked before anything is trained or deleted.
+"""A stage's requirements, checked before anything is trained or deleted.
 
-A stage module has, beside `run(options)`, a function `needs(options)`: it raises UsageError for options that do not go
-together and gives the list of everything else that must be there. `run` begins with `open_stage`, which hashes the
-inputs among them and checks them all; a recipe does so for all its steps before the first (wukong.recipe). What an
-earlier step of the same run is to make cannot be opened yet: of it only is known what kind of thing it will be
-(`Planned`).
+Besides `run(options)`, a stage module has a function `needs(options)`: it raises UsageError for incompatible options
+and returns the list of all other requirements. `run` begins with `open_stage`, which hashes the inputs and checks all
+requirements; a recipe does so for all steps before the first one starts (wukong.recipe). Results of earlier steps of
+the same run do not exist yet; only their kind is known (`Planned`).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from wukong.files import numbered_lines
 from wukong.model.gpt2 import PRESETS
 from wukong.model.hub import load_policy, load_reward, load_trunk
 from wukong.options import POLICY_STAGES, StageOptions
-from wukong.provenance import Work, begin, look, verify
+from wukong.provenance import StageRun, open_run, stage_state, verify
 from wukong.records import Record, iter_records
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import compute_for
@@ -40,7 +39,7 @@ KITCHEN = ("corpus.jsonl", "instructions.jsonl", "prompts-train.jsonl", "prompts
 
 @dataclass(frozen=True)
 class Product:
-    """What a step will make. `context` is a model's, where it is known."""
+    """The future result of a step. `context` is a model's, if known."""
 
     kind: Kind
     step: str = ""
@@ -49,22 +48,22 @@ class Product:
 
 @dataclass
 class Planned:
-    """What earlier steps of the same run will make, by the absolute path of their `out`."""
+    """The future results of earlier steps of the same run, by the absolute path of their `out`."""
 
     products: dict[str, Product] = field(default_factory=dict)
     opened: dict[tuple[Any, ...], int] = field(default_factory=dict)
-    """The contexts of the models that were opened already, by source, kind and template."""
+    """Contexts of models opened so far, by source, kind and template."""
 
     def add(self, step: str, stage: str, options: StageOptions) -> None:
         self.products[os.path.abspath(options.out)] = _product(step, stage, options, self)
 
     def find(self, source: str | Path) -> Product | None:
-        """What will lie at this place, or holds it; None where no step makes anything."""
+        """The future result at, or containing, this path; None if no step makes one."""
         path = Path(os.path.abspath(os.path.expanduser(source)))
         return next((self.products[str(p)] for p in (path, *path.parents) if str(p) in self.products), None)
 
     def context_of(self, model: str) -> int | None:
-        """A model's context: of one that will be made, or of one that is there."""
+        """The context of a future or existing model."""
         if product := self.find(model):
             return product.context
         return next((context for key, context in self.opened.items() if key[0] == model), None)
@@ -92,20 +91,20 @@ Check = Callable[[Planned], object]
 
 @dataclass(frozen=True)
 class Need:
-    """`check` raises UsageError or DataError where the stage could not start. `source` is the input on disk (or hub id)
-    that is hashed; None for what is none, such as a judge."""
+    """A requirement. `check` raises UsageError or DataError if the stage could not start. `source` is the input on disk
+    (or hub id) to hash; None for anything else, such as a judge."""
 
     check: Check
     source: str | None = None
 
 
 def sources(needs: Iterable[Need]) -> list[str]:
-    """The inputs, in order."""
+    """The inputs among the requirements, in order."""
     return [need.source for need in needs if need.source is not None]
 
 
 def check_needs(needs: Sequence[Need], planned: Planned | None = None) -> None:
-    """Raises UsageError or DataError, one line, for an input that is damaged or the first need that is not met."""
+    """Raises UsageError or DataError for a damaged input or the first unmet requirement."""
     planned = planned or Planned()
     try:
         for need in needs:
@@ -116,7 +115,8 @@ def check_needs(needs: Sequence[Need], planned: Planned | None = None) -> None:
         raise UsageError(f"{error.filename or 'an input'}: cannot be read ({error.strerror or error})") from None
 
 
-# --------------------------------------------------------------------------------------------------------- the kinds
+# --------------------------------------------------------------------------------------------------------- kinds of
+# requirements
 
 
 def _made_by(product: Product) -> str:
@@ -124,12 +124,12 @@ def _made_by(product: Product) -> str:
 
 
 def _planned_kind(planned: Planned, source: str, *kinds: Kind) -> bool:
-    """Whether an earlier step will make it. Raises UsageError where that makes something else."""
+    """Whether an earlier step will make it. Raises UsageError if that step makes another kind."""
     product = planned.find(source)
     if product is None:
         return False
     if product.kind not in kinds:
-        raise UsageError(f"{source}: {kinds[0]} is needed here, {_made_by(product)}")
+        raise UsageError(f"{source}: expected {kinds[0]}, but {_made_by(product)}")
     return True
 
 
@@ -143,13 +143,13 @@ def reward_model(source: str) -> Need:
 
 
 def any_model(source: str) -> Need:
-    """A language model, or a reward model whose transformer is taken."""
+    """A language model, or a reward model of which only the transformer is used."""
     return Need(lambda planned: _model(planned, source, None, None), source)
 
 
 def _model(planned: Planned, source: str, kind: Literal["policy", "reward model"] | None, template: str | None) -> None:
     if template is not None:
-        Tokenizer.train([], 257, template)  # raises for one that is none
+        Tokenizer.train([], 257, template)  # raises for an invalid template
     kinds: tuple[Kind, ...] = (kind,) if kind else ("policy", "reward model")
     if _planned_kind(planned, source, *kinds) or (key := (source, kind, template)) in planned.opened:
         return
@@ -161,7 +161,7 @@ def _model(planned: Planned, source: str, kind: Literal["policy", "reward model"
 
 
 def tokenizer(source: str | None, template: str | None) -> list[Need]:
-    """A tokenizer that is there, or only a chat template."""
+    """An existing tokenizer, or only a chat template."""
 
     def check(planned: Planned) -> None:
         if source is None or planned.find(source) is not None:
@@ -174,13 +174,13 @@ def tokenizer(source: str | None, template: str | None) -> list[Need]:
 
 
 def shards(directory: str | Path, sides: Sequence[str] = ("train", "valid")) -> Need:
-    """Token shards (and their tokenizer)."""
+    """Token shards with their tokenizer."""
 
     def check(planned: Planned) -> None:
         if not _planned_kind(planned, str(directory), "token shards"):
             for side in sides:
                 if not (Path(directory) / side / "manifest.json").is_file():
-                    raise UsageError(f"{directory}/{side}: no token shards here; make them with 'wukong tokenize'")
+                    raise UsageError(f"{directory}/{side}: no token shards here; create them with 'wukong tokenize'")
             Tokenizer.load(directory)
 
     return Need(check, str(directory))
@@ -190,19 +190,19 @@ Reader = Callable[[str], Iterator[Any]]
 
 
 def reader(registry: Registry[Any], options: DataOptions) -> Reader:
-    """One source -> its records, lazily."""
+    """Returns a function: source -> its records, lazily."""
     return lambda source: registry.iterate(source, options, ReadSummary())
 
 
 def data(
     inputs: Sequence[str], read: Reader, accepts: Callable[[Any], None] | None = None, no: Sequence[Kind] = ()
 ) -> list[Need]:
-    """Records in a format that `read` knows: the first one of each source is read.
+    """Records readable by `read`; the first one of each source is checked.
 
     Args:
-        read: one source -> its records, lazily.
-        accepts: raises DataError for a kind of record that the stage cannot learn from.
-        no: kinds of steps' results that hold no such records.
+        read: source -> its records, lazily.
+        accepts: raises DataError for a kind of record that the stage cannot be trained on.
+        no: kinds of results that contain no such records.
     """
     if not inputs:
         return []
@@ -211,7 +211,7 @@ def data(
     def check(source: str, planned: Planned) -> None:
         if (product := planned.find(source)) is not None:
             if product.kind in none:
-                raise UsageError(f"{source}: data of another kind are needed here, {_made_by(product)}")
+                raise UsageError(f"{source}: expected another kind of data, but {_made_by(product)}")
             name = Path(source).name
             if product.kind == "the kitchen's files" and "*" not in name and "." in name and name not in KITCHEN:
                 raise UsageError(f"{source}: step {product.step} makes {', '.join(KITCHEN)} there")
@@ -224,7 +224,7 @@ def data(
 
 
 def records(path: str, kind: type[Record], product: Kind, skip_bad: int = 0) -> Need:
-    """A file of our own records."""
+    """A file of our records."""
 
     def check(planned: Planned) -> None:
         if not _planned_kind(planned, path, product):
@@ -234,7 +234,7 @@ def records(path: str, kind: type[Record], product: Kind, skip_bad: int = 0) -> 
 
 
 def some_lines(path: str) -> Need:
-    """A text file that can be read."""
+    """A readable text file."""
     return Need(lambda planned: None if planned.find(path) else _first_line(path), path)
 
 
@@ -243,7 +243,7 @@ def _first_line(path: str) -> None:
 
 
 def judge(name: str, model: bool = True) -> Need:
-    """The name of a judge (a function is imported, a server's key looked for), or, with `model`, a reward model."""
+    """A judge (a function is imported, a server's key must be set), or, with `model`, a reward model."""
     directory = model and Path(name).is_dir()
 
     def check(planned: Planned) -> None:
@@ -256,7 +256,7 @@ def judge(name: str, model: bool = True) -> Need:
 
 
 def endpoint(url: str | None, model: str | None) -> list[Need]:
-    """A client of an OpenAI-compatible server; it is not asked yet."""
+    """An OpenAI-compatible server; it is not contacted yet."""
     return [Need(lambda planned: Endpoint(url, str(model)))] if url else []
 
 
@@ -265,7 +265,7 @@ def device(name: str) -> Need:
 
 
 def room(model: str, tokens: int) -> Need:
-    """A context in which a response of so many tokens leaves room for a prompt."""
+    """A model whose context fits a response of this many tokens and a prompt."""
 
     def check(planned: Planned) -> None:
         context = planned.context_of(model)
@@ -276,38 +276,38 @@ def room(model: str, tokens: int) -> Need:
 
 
 def writable(out: Path, directory: bool) -> Need:
-    """A place where a directory, or a file, can be made or replaced."""
+    """A path at which a directory or file can be created or replaced."""
 
     def check(planned: Planned) -> None:
         if directory and out.exists() and not out.is_dir():
-            raise UsageError(f"{out}: is a file, --out is a directory")
+            raise UsageError(f"{out}: is a file, but --out must be a directory")
         if not directory and out.is_dir():
-            raise UsageError(f"{out}: is a directory, --out is a file")
+            raise UsageError(f"{out}: is a directory, but --out must be a file")
         above = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
         if not above.is_dir() and above != out:
-            raise UsageError(f"{out}: cannot be made, {above} is a file")
+            raise UsageError(f"{out}: cannot be created: {above} is a file")
         if not os.access(above, os.W_OK):
-            raise UsageError(f"{out}: cannot be written, there is no permission to write to {above}")
+            raise UsageError(f"{out}: cannot be written: no permission to write to {above}")
 
     return Need(check)
 
 
 def distinct_names(named: Sequence[tuple[str, str]], option: str) -> dict[str, str]:
-    """name -> path. Raises UsageError for a name given twice, one of which would be dropped."""
+    """name -> path. Raises UsageError for a name given twice."""
     found: dict[str, str] = {}
     for name, path in named:
         if name in found:
-            raise UsageError(f"{option} {name}={path}: the name {name!r} is given twice; write NAME=PATH")
+            raise UsageError(f"{option} {name}={path}: the name {name!r} is given twice; use NAME=PATH")
         found[name] = path
     return found
 
 
-def open_stage(stage: str, options: StageOptions, needs: Sequence[Need], *, directory: bool = True) -> Work:
-    """Opens the stage's place on disk (`provenance.begin`) and, unless its result lies there already, checks what it
-    needs, before anything is read for good or trained. Of several processes the first does so."""
+def open_stage(stage: str, options: StageOptions, needs: Sequence[Need], *, directory: bool = True) -> StageRun:
+    """Opens the stage's result on disk (`provenance.open_run`) and, unless it is complete, checks the requirements
+    before anything is read or trained. Runs on the first process."""
     writable(options.out, directory).check(Planned())
     inputs = sources(needs)
-    # Before anything is recorded: what is refused, a secret in a judge's address above all, is to be written nowhere.
-    if processes.is_first() and look(stage, options, inputs, directory=directory) != "done":
+    # Before anything is recorded: refused options, above all a secret in a judge's address, must not be written.
+    if processes.is_first() and stage_state(stage, options, inputs, directory=directory) != "done":
         check_needs(needs)
-    return begin(stage, options, inputs, directory=directory)
+    return open_run(stage, options, inputs, directory=directory)

@@ -1,4 +1,4 @@
-"""RLHF as a Gymnasium environment, so that any framework of reinforcement learning can drive it.
+"""RLHF as a Gymnasium environment, for any reinforcement-learning framework.
 
     policy       the language model
     observation  the prompt and the tokens so far, padded with -1
@@ -6,11 +6,10 @@
     episode      one response
     reward       -beta x (log pi - log pi_ref) of each token; at the last one the reward model's score too
 
-It states exactly what `wukong ppo` optimises (a test compares the two); that one is the fast way, this one the open
-one. The first term depends on the acting policy, which an environment does not know: `policy_logprobs` tells it. An
-episode ends, *terminated*, with the end token or after `max_new_tokens`: never *truncated*, for a truncated episode is
-one whose rest the learner has to guess by its value function, while a response that was cut is over, with a score for
-not having ended (docs/explanation/rl-formulation.md).
+It is exactly the objective of `wukong ppo` (a test compares the two), which is the fast implementation. The first term
+depends on the acting policy, which an environment does not know: `policy_logprobs` supplies it. An episode ends as
+*terminated* with the end token or after `max_new_tokens`, never as *truncated*: the learner bootstraps the value of a
+truncated episode, whereas a response that was cut off is over, with its own score (docs/explanation/rl-formulation.md).
 
 Shape legend: B batch, T time, C channels, V vocabulary.
 """
@@ -43,11 +42,11 @@ except ImportError:
 PADDING = -1
 
 NextLogprobs = Callable[[Sequence[int]], np.ndarray]
-"""Tokens so far -> the log-probs (nats) of the next one, (V,)."""
+"""Tokens so far -> log-probs (nats) of the next token, (V,)."""
 
 
 def next_logprobs(model: GPT2, temperature: float = 1.0) -> NextLogprobs:
-    """What a language model of ours says of the next token, at this temperature."""
+    """The log-probs of a model's next token at this temperature."""
 
     def logprobs(tokens: Sequence[int]) -> np.ndarray:
         with torch.no_grad():
@@ -58,24 +57,24 @@ def next_logprobs(model: GPT2, temperature: float = 1.0) -> NextLogprobs:
 
 
 class ResponseEnv(gymnasium.Env[np.ndarray, np.int64]):
-    """One episode is one response to a prompt drawn at random, or to `reset(options={"prompt": number})`.
+    """An episode is one response to a random prompt, or to that given by `reset(options={"prompt": number})`.
 
     Args:
-        reference: the frozen model to which KL is measured, usually the SFT model.
+        reference: the frozen reference model, usually the SFT model.
         reward_model: scores prompt + response, read without the end token.
         tokenizer: of all models.
-        prompts: what is to be answered.
-        max_new_tokens: an episode has at most so many steps.
-        kl_coef: beta, the price of a nat.
-        temperature: the logits of the reference are divided by it, as the acting policy's have to be.
-        missing_eos_score: the score of a response that never ended, in place of the reward model's; None keeps that.
-        policy_logprobs: of the acting policy; may be set later, as an attribute.
+        prompts: the prompts to answer.
+        max_new_tokens: the maximum number of steps per episode.
+        kl_coef: beta, the KL coefficient.
+        temperature: divides the reference's logits, as it must the acting policy's.
+        missing_eos_score: replaces the reward model's score of a response without an end token; None keeps that score.
+        policy_logprobs: of the acting policy; may be set later as an attribute.
 
     Raises:
-        UsageError: no prompts, or lengths that do not fit the context. DataError: a prompt that does not fit.
+        UsageError: no prompts, or lengths exceed the context. DataError: a prompt does not fit.
     """
 
-    metadata = {"render_modes": ["ansi"], "render_fps": 1}  # the checker asks for the second; text has none
+    metadata = {"render_modes": ["ansi"], "render_fps": 1}  # the checker requires render_fps
 
     def __init__(
         self,
@@ -118,7 +117,7 @@ class ResponseEnv(gymnasium.Env[np.ndarray, np.int64]):
         """The environment of two model directories; `settings` as for the class.
 
         Raises:
-            UsageError: a directory without a model of the kind, or models with different tokenizers.
+            UsageError: a directory without such a model, or different tokenizers.
         """
         reference, tokenizer = load_policy(model)
         scorer, other = load_reward(reward_model)
@@ -131,7 +130,7 @@ class ResponseEnv(gymnasium.Env[np.ndarray, np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begins a response. Raises UsageError for a prompt that is not there."""
+        """Starts a response. Raises UsageError for a prompt number out of range."""
         super().reset(seed=seed)
         number = (options or {}).get("prompt")
         if number is None:
@@ -149,7 +148,7 @@ class ResponseEnv(gymnasium.Env[np.ndarray, np.int64]):
         return self._observation(), {"prompt": number}
 
     def step(self, action: np.int64 | int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Says one token. Raises UsageError after the end of an episode, and without `policy_logprobs`."""
+        """Appends one token. Raises UsageError after the end of an episode, or without `policy_logprobs`."""
         if self._over:
             raise UsageError("the response is over: call reset() first")
         token = int(action)
@@ -180,7 +179,7 @@ class ResponseEnv(gymnasium.Env[np.ndarray, np.int64]):
         text = self.tokenizer.decode([*self._prompt, *self._response], skip_special=False)
         return text if self.render_mode == "ansi" else None
 
-    # ---------------------------------------------------------------------------------------------------- the parts
+    # ---------------------------------------------------------------------------------------------------- helpers
 
     def _observation(self) -> np.ndarray:
         tokens = [*self._prompt, *self._response]
@@ -210,15 +209,15 @@ class ResponseEnv(gymnasium.Env[np.ndarray, np.int64]):
 
 
 def sb3_ppo(env: ResponseEnv, model: GPT2, **settings: Any) -> Any:
-    """Stable-Baselines3's PPO whose policy is a copy of this language model; it tells `env` what the policy thinks.
+    """Stable-Baselines3's PPO with a copy of this language model as policy; it sets `env.policy_logprobs`.
 
-    The copy, its output layer and a new linear value head are trained together. `learn`, `predict` and the rest are
-    Stable-Baselines3's own.
+    The copy, its output layer and a new linear value head are trained together. `learn`, `predict` etc. are those of
+    Stable-Baselines3.
 
     Args:
-        env: the environment, whose `policy_logprobs` is set.
-        model: where the policy starts from, usually the reference; it stays as it is.
-        settings: of `stable_baselines3.PPO`, such as n_steps, batch_size, learning_rate, seed.
+        env: the environment; its `policy_logprobs` is set.
+        model: the initial policy, usually the reference; it is not changed.
+        settings: for `stable_baselines3.PPO`, such as n_steps, batch_size, learning_rate, seed.
 
     Raises:
         UsageError: Stable-Baselines3 is not installed.
@@ -237,9 +236,9 @@ def sb3_ppo(env: ResponseEnv, model: GPT2, **settings: Any) -> Any:
             self.trunk = trunk
 
         def forward(self, observations: Tensor) -> Tensor:
-            tokens = observations.long()  # it hands them over as float32, which is exact up to 2^24
+            tokens = observations.long()  # passed as float32, which is exact up to 2^24
             lengths = (tokens != PADDING).sum(1)  # (B,)
-            hidden = self.trunk(tokens.clamp(min=0))  # (B, T, C): padding stands on the right, where nobody looks
+            hidden = self.trunk(tokens.clamp(min=0))  # (B, T, C): attention ignores padding on the right
             return hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]
 
     agent: Any = PPO(
@@ -249,7 +248,7 @@ def sb3_ppo(env: ResponseEnv, model: GPT2, **settings: Any) -> Any:
             "features_extractor_class": LastHidden,
             "features_extractor_kwargs": {"trunk": copy.deepcopy(model).requires_grad_(True)},
             "net_arch": [],
-            "ortho_init": False,  # else it would initialise the language model anew
+            "ortho_init": False,  # else it would reinitialise the language model
             "optimizer_kwargs": {"eps": 1e-5},
         },
         device="cpu",
@@ -264,7 +263,7 @@ def sb3_ppo(env: ResponseEnv, model: GPT2, **settings: Any) -> Any:
         observation[0, : len(tokens)] = torch.tensor(tokens, dtype=torch.float32)
         with torch.no_grad():
             distribution = agent.policy.get_distribution(observation).distribution
-            return distribution.logits[0].cpu().numpy()  # torch's Categorical keeps them normalised
+            return distribution.logits[0].cpu().numpy()  # torch's Categorical normalises them
 
     env.policy_logprobs = logprobs
     return agent

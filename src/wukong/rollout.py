@@ -27,11 +27,11 @@ from wukong.errors import UsageError
 from wukong.model import kernels
 from wukong.model.attention import KVCache
 from wukong.model.gpt2 import GPT2
+from wukong.model.logprobs import centred
 from wukong.model.native import NativeGPT2, can_decode
-from wukong.model.output import centred
 from wukong.model.packed import PackedGPT2, can_pack, multiplies_tiles
 from wukong.training.compute import Compute
-from wukong.training.parallel import is_sharded, whole, whole_parameter
+from wukong.training.parallel import full_module, full_parameter, is_sharded
 
 COMPACT_BELOW = 0.75
 """Finished rows leave the batch once fewer than this part of it is still being written."""
@@ -151,10 +151,10 @@ def inference_copy(model: GPT2, compute: Compute) -> GPT2:
     packs = can_pack(device, compute.dtype)
     native = not (packs and multiplies_tiles()) and can_decode(model)
     if native or packs or compute.dtype == torch.float32:
-        model = whole(model, compute.device).eval() if sharded else model
+        model = full_module(model, compute.device).eval() if sharded else model
         return NativeGPT2(model, compute.dtype) if native else PackedGPT2(model) if packs else model
-    output = centred(whole_parameter(model, "wte.weight"), compute.dtype)
-    narrow = whole(model, compute.device, compute.dtype) if sharded else copy.deepcopy(model).to(compute.dtype)
+    output = centred(full_parameter(model, "wte.weight"), compute.dtype)
+    narrow = full_module(model, compute.device, compute.dtype) if sharded else copy.deepcopy(model).to(compute.dtype)
     narrow.output = output.to(compute.device)
     return narrow.eval()
 

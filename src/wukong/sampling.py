@@ -1,7 +1,7 @@
-"""How a model wants to be sampled: the parameters in its generation_config.json, which every tool uses unless told.
+"""A model's recommended sampling parameters, from its generation_config.json; every tool uses them by default.
 
-A training stage writes them with the model. So an evaluation, a chat and a server draw alike, and a figure that one of
-them shows holds for the others.
+A training stage writes them with the model, so that evaluation, chat and server sample alike, and figures of one hold
+for the others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import Field
 from wukong.errors import UsageError, brief
 from wukong.options import Options
 
-# What `transformers` could do with a model's logits and we cannot, with the values that mean nothing.
+# Options of `transformers` that we do not support, with the values that have no effect.
 _WITHOUT_US: dict[str, tuple[Any, ...]] = {
     "repetition_penalty": (1,),
     "encoder_repetition_penalty": (1,),
@@ -45,33 +45,33 @@ _WITHOUT_US: dict[str, tuple[Any, ...]] = {
 
 
 class RecommendOptions(Options):
-    """What a training stage writes for those who sample its model."""
+    """The sampling parameters that a training stage writes with its model."""
 
     recommended_temperature: float | None = Field(None, ge=0, le=100)
-    """The temperature at which all tools sample this model by default (generation_config.json). When absent, the one
-    that the stage itself samples at, or that of the model it began with."""
+    """The default temperature of all tools for this model (generation_config.json). When absent, the stage's own
+    sampling temperature, or that of the initial model."""
 
 
 @dataclass(frozen=True)
 class SamplingParameters:
-    """How tokens are drawn.
+    """Sampling parameters.
 
     Attributes:
-        temperature: the logits are divided by it; 0 takes the likeliest token.
+        temperature: divides the logits; 0 selects the most likely token.
         top_k, top_p: truncation; 0 and 1 mean none.
-        beyond_us: what else the model's file asks for and is not supported, e.g. "repetition_penalty 1.3".
-        is_recommended: whether all of it is the model's own wish.
+        unsupported: other settings in the model's file that are not supported, e.g. "repetition_penalty 1.3".
+        is_recommended: whether all values are the model's own.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
-    beyond_us: str = ""
+    unsupported: str = ""
     is_recommended: bool = False
 
     @classmethod
     def of_generation_config(cls, file: Path, config: Mapping[str, Any]) -> SamplingParameters:
-        """Without `do_sample` the temperature decides; `do_sample: false` means the likeliest token.
+        """Without `do_sample` the temperature decides; `do_sample: false` means greedy decoding.
 
         Raises UsageError for values of wrong types.
         """
@@ -79,7 +79,7 @@ class SamplingParameters:
         if sample is not None and type(sample) is not bool:
             raise UsageError(f"{file}: do_sample is {brief(sample)}, neither true nor false")
         temperature = _number(file, config, "temperature", 1.0, 0, 100)
-        top_k = max(_number(file, config, "top_k", 0, -1, 2**31 - 1, whole=True), 0)  # -1: all, as vLLM writes it
+        top_k = max(_number(file, config, "top_k", 0, -1, 2**31 - 1, whole=True), 0)  # -1: all, as in vLLM
         top_p = _number(file, config, "top_p", 1.0, 0, 1)
         beyond = [
             f"{name} {value!r}"[:60]
@@ -91,7 +91,7 @@ class SamplingParameters:
         return cls(float(temperature), int(top_k), float(top_p), ", ".join(beyond), True)
 
     def as_generation_config(self) -> dict[str, Any]:
-        """`transformers` samples alike with it."""
+        """The equivalent generation_config.json for `transformers`."""
         if self.temperature == 0:
             return {"do_sample": False}
         return {"do_sample": True, "temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
@@ -99,15 +99,15 @@ class SamplingParameters:
     def unless_given(
         self, model: str, temperature: float | None, top_k: int | None = None, top_p: float | None = None
     ) -> SamplingParameters:
-        """What is to be used of a model's recommendation: a temperature that is given replaces all of it, top_k or
-        top_p its own part.
+        """The recommendation with the given values applied: a temperature replaces all of it, top_k or top_p only
+        itself.
 
-        Raises UsageError when it is needed and holds what is not supported.
+        Raises UsageError if it is needed and contains unsupported settings.
         """
-        if temperature is None and self.beyond_us:
+        if temperature is None and self.unsupported:
             raise UsageError(
-                f"{model}: its generation_config.json asks for {self.beyond_us}, which is not supported; "
-                "give a temperature of your own"
+                f"{model}: its generation_config.json asks for {self.unsupported}, which is not supported; "
+                "give a temperature"
             )
         base = self if temperature is None else SamplingParameters(float(temperature))
         return SamplingParameters(
@@ -118,28 +118,28 @@ class SamplingParameters:
         )
 
     def for_training(self, temperature: float | None) -> SamplingParameters:
-        """What a stage writes for its result: this, or `temperature` where that is given."""
+        """The parameters that a stage writes with its model: these, or `temperature` if given."""
         return self if temperature is None else SamplingParameters(float(temperature))
 
     @property
     def has_kl(self) -> bool:
-        """Whether answers drawn so can say what their distribution's KL is: greedy and truncated ones cannot."""
+        """Whether samples give an estimate of the KL: greedy and truncated ones do not."""
         return self.temperature > 0 and self.top_k == 0 and self.top_p == 1
 
     def as_dict(self) -> dict[str, Any]:
-        """As records and results have it."""
+        """As in records and results."""
         return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
 
     def in_words(self) -> str:
         """E.g. "temperature 0.5, top-p 0.9 (the model's own)"."""
         words = [f"temperature {self.temperature:g}"]
         words += [f"top-k {self.top_k}"] * (self.top_k > 0) + [f"top-p {self.top_p:g}"] * (self.top_p < 1)
-        beyond = f"; {self.beyond_us} is not supported" if self.beyond_us else ""
+        beyond = f"; {self.unsupported} is not supported" if self.unsupported else ""
         return ", ".join(words) + " (the model's own)" * self.is_recommended + beyond
 
 
 OWN_DISTRIBUTION = SamplingParameters()
-"""The model's own distribution, neither sharpened nor truncated: what is used where nobody recommends anything."""
+"""The model's own distribution, neither sharpened nor truncated; the default without a recommendation."""
 
 
 def _number(

@@ -1,4 +1,4 @@
-"""Randomness as a function of what it is for: nothing random is ever carried from one step to the next."""
+"""Seeds derived from their purpose: no random state is carried from one step to the next."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def derived_seed(*parts: object) -> int:
 
 
 def permutation(n: int, *parts: object) -> np.ndarray:
-    """A shuffled 0..n-1 that depends on `parts` only."""
+    """A permutation of 0..n-1 that depends only on `parts`."""
     return np.random.Generator(np.random.Philox(derived_seed(*parts))).permutation(n)

@@ -1,4 +1,4 @@
-"""JSON from outside: what JSON itself allows, in numbers and text that a database and a reply can hold."""
+"""Strict JSON parsing for requests: only valid JSON, with numbers and text that a database and a reply can hold."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import json
 import math
 from typing import Any, NoReturn
 
+from wukong.errors import Text
+
 DEEPEST = 64
-"""Lists and objects inside each other; more is no data of ours, and recursive readers would fail on it."""
+"""Maximum nesting; deeper data are not ours, and recursive readers would fail on them."""
 
 
 def loads(raw: bytes | str) -> Any:
-    """The value of a JSON text. Raises ValueError, of one line, for what is not JSON or what `problem_in` names."""
+    """Parses JSON. Raises ValueError, in one line, for invalid JSON or values rejected by `problem_in`."""
     try:
         value = json.loads(raw, parse_constant=_refused)
     except RecursionError:
@@ -29,10 +31,10 @@ def _refused(name: str) -> NoReturn:
 
 
 def problem_in(value: Any, nul: bool = True) -> tuple[str, str] | None:
-    """What in a parsed value cannot be kept or sent back, as (its place, the problem); None for nothing.
+    """(place, problem) of the first part of a value that cannot be stored or sent back; None if there is none.
 
-    Python reads more than JSON can say: halves of surrogate pairs, NaN, infinities (also as 1e999), integers of any
-    size. Each fails much later, in a database or in the reply.
+    Python accepts more than valid JSON: lone surrogates, NaN, infinities (also as 1e999), integers of any size. Each
+    would fail later, in a database or in the reply.
 
     Args:
         nul: whether text may hold NUL characters, which PostgreSQL refuses.
@@ -40,7 +42,7 @@ def problem_in(value: Any, nul: bool = True) -> tuple[str, str] | None:
     waiting: list[tuple[str, int, Any]] = [("", 0, value)]
     while waiting:
         place, depth, one = waiting.pop()
-        problem = None
+        problem: str | None = None
         if isinstance(one, str):
             problem = problem_of_text(one, nul)
         elif isinstance(one, float):
@@ -48,7 +50,7 @@ def problem_in(value: Any, nul: bool = True) -> tuple[str, str] | None:
         elif isinstance(one, int):
             problem = None if -(2**63) <= one < 2**63 else "is a number of more than 64 bits"
         elif isinstance(one, dict | list) and depth >= DEEPEST:
-            problem = f"is nested more than {DEEPEST} levels deep"
+            problem = Text("is nested more than {levels} levels deep", levels=DEEPEST)
         elif isinstance(one, dict):
             for key, child in one.items():
                 if (found := problem_of_text(str(key), nul)) is not None:
@@ -62,7 +64,7 @@ def problem_in(value: Any, nul: bool = True) -> tuple[str, str] | None:
 
 
 def problem_of_text(text: str, nul: bool = True) -> str | None:
-    """What in a text cannot be kept; None for nothing."""
+    """The problem with storing a text; None if there is none."""
     if not nul and "\x00" in text:
         return "holds a NUL character, which a database cannot store"
     if not text.isascii():

@@ -1,9 +1,10 @@
-"""Runs chat templates as `transformers` does. Needs nothing of the package, so that it can be a process of its own.
+"""Renders chat templates as `transformers` does. Imports nothing from the package, so that it can run as a separate
+process.
 
-A template comes with a model from anywhere. Jinja's sandbox keeps it from the file system, not from looping for ever or
-from asking for a terabyte, and a running template cannot be interrupted. So `wukong.chat_template` starts this file as
-a program: a request a line on standard input, an answer a line on standard output, both JSON. What takes too much
-processor time is ended by the system's own timer, what takes too much memory by its limit, and the caller lives on.
+Templates come with models and are untrusted. Jinja's sandbox protects the file system, but does not stop endless loops
+or terabyte allocations, and a running template cannot be interrupted. So `wukong.chat_template` starts this file as a
+program: one JSON request per line on standard input, one JSON answer per line on standard output. A CPU timer and a
+memory limit kill this process without affecting the caller.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 SECONDS = 1.0
-"""Processor time of one rendering; a template of today takes less than a millisecond."""
+"""CPU seconds per rendering; typical templates take less than a millisecond."""
 MEMORY = 1 << 29
-"""Bytes of address space of the process."""
+"""Address-space limit of the process in bytes."""
 LONGEST_ERROR = 300
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks what the assistant says; the text inside is written as it stands."""
+    """`{% generation %}` marks the assistant's text; its content is rendered unchanged."""
 
     tags = {"generation"}
 
@@ -62,7 +63,7 @@ def _compiled(source: str) -> jinja2.Template:
 
 
 def answer(request: dict[str, Any]) -> dict[str, str]:
-    """{"text": ...} of a request {"source", "variables", "most_characters"}, or {"error": one line}."""
+    """{"text": ...} or {"error": one line} for a request {"source", "variables", "most_characters"}."""
     try:
         text, room = [], request["most_characters"]
         for piece in _compiled(request["source"]).generate(**request["variables"]):
@@ -79,26 +80,26 @@ def answer(request: dict[str, Any]) -> dict[str, str]:
         return {"error": "it needs too much memory"}
     except jinja2.TemplateError as error:
         return {"error": _line(error.message) or type(error).__name__}
-    except Exception as error:  # a template can raise whatever its expressions can
+    except Exception as error:  # a template can raise anything
         return {"error": _line(str(error)) or type(error).__name__}
 
 
 def _line(text: str | None) -> str:
-    """Text of anyone's as part of our one line."""
+    """Untrusted text, shortened for our one-line message."""
     shown = " ".join(str(text or "").split())
     return shown if len(shown) <= LONGEST_ERROR else shown[:LONGEST_ERROR] + "…"
 
 
 def main() -> None:
     """Answers requests until standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that started this one
-    with contextlib.suppress(ImportError, ValueError, OSError):  # no such limits on Windows; the caller has a clock
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent process
+    with contextlib.suppress(ImportError, ValueError, OSError):  # no such limits on Windows; the caller has a time-out
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for line in sys.stdin.buffer:
         with_timer = hasattr(signal, "setitimer")
-        if with_timer:  # nobody handles the signal: it ends the process, also in the middle of a C function
+        if with_timer:  # unhandled, the signal ends the process even inside a C function
             signal.setitimer(signal.ITIMER_PROF, SECONDS)
         reply = json.dumps(answer(json.loads(line)))
         if with_timer:

@@ -1,11 +1,11 @@
-"""Byte-level BPE as GPT-2's, trained here or loaded, and the chat template that turns messages into tokens.
+"""GPT-2's byte-level BPE, trained here or loaded, and the chat template that turns messages into tokens.
 
-What people write never becomes a special token: the characters "<|endoftext|>" inside a text are
-encoded as ordinary characters, and only the template (and `response_ids`) puts the token itself. Without this,
-anyone whose text reaches a training set or the chat could end the assistant's turn and start a forged one.
+Text never becomes a special token: the characters "<|endoftext|>" in a text are encoded as ordinary characters, and
+only the template (and `response_ids`) inserts the token. Otherwise anyone whose text reaches a training set or the chat
+could end the assistant's turn and forge another.
 
-A conversation is tokenised turn by turn, never as one string: the tokens of a prompt are then the same whether
-an answer follows or not, so what is trained on is exactly what is sampled.
+A conversation is tokenised turn by turn, never as one string: the tokens of a prompt are the same whether or not an
+answer follows, so training and sampling see the same tokens.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ class Tokenizer:
     """Byte-level BPE with a chat template; made by `train` or `load`.
 
     Args:
-        definition: the content of a tokenizer.json, checked (`tokenizer_files.read_tokenizer`).
+        definition: the validated content of a tokenizer.json (`tokenizer_files.read_tokenizer`).
         roles: role -> text of the special token, e.g. {"eos_token": "<|endoftext|>"}.
-        end_ids: the tokens that end an answer, where the model names some; those it has no token for are never drawn.
+        end_ids: the tokens that end an answer, if the model specifies any; ids without a token are never sampled.
         template: "alpaca", "plain", the path of a Jinja file, or Jinja source.
 
     Attributes:
         eos_id: the token that ends a document (`eos_token`).
-        eos_ids: the tokens that end an answer; the first is the one with which the template does.
-        vocab_size: how many tokens there are; their ids are 0..vocab_size-1.
+        eos_ids: the tokens that end an answer; the first is the template's.
+        vocab_size: the number of tokens; their ids are 0..vocab_size-1.
         roles: as given.
 
     Raises:
-        UsageError: a vocabulary that is not byte-level BPE with an end token, or an unusable template.
+        UsageError: the vocabulary is not byte-level BPE with an end token, or the template is unusable.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Tokenizer:
         if "eos_token" not in self.roles:
             ends = [text for index in end_ids if (text := self._backend.id_to_token(index))]
             if not (ends := ends or [EOS] * (EOS in self._vocab)):
-                raise UsageError("no token ends documents and answers: name it as eos_token in tokenizer_config.json")
+                raise UsageError("no end token: set eos_token in tokenizer_config.json")
             self.roles["eos_token"] = ends[0]
         self._make_special(
             definition, [self.roles["eos_token"], *filter(None, map(self._backend.id_to_token, end_ids))]
@@ -93,7 +93,7 @@ class Tokenizer:
         self._end_ids = tuple(end_ids)
 
     def _make_special(self, definition: Mapping[str, Any], ends: Sequence[str]) -> None:
-        """What ends an answer must be special, whatever its files say: nobody may forge it in a text."""
+        """Makes end tokens special, whatever the files say, so that they cannot be forged in a text."""
         tokens = self._backend.get_added_tokens_decoder()
         special = {token.content for token in tokens.values() if token.special}
         ordinary = [text for text in dict.fromkeys(ends) if text not in special]
@@ -108,7 +108,7 @@ class Tokenizer:
             self._backend = _backend_of({**definition, "added_tokens": added})
             tokens = self._backend.get_added_tokens_decoder()
         self._specials = {token.content: index for index, token in sorted(tokens.items()) if token.special}
-        self._backend.encode_special_tokens = True  # special tokens written in a text are ordinary characters
+        self._backend.encode_special_tokens = True  # encode special tokens in texts as ordinary characters
         ids = self._backend.encode("a").ids
         self._before_text = ids[: len(ids) - len(self._backend.encode("a", add_special_tokens=False).ids)]
         self._continuing = self._backend
@@ -122,25 +122,24 @@ class Tokenizer:
             self._continuing.encode_special_tokens = True
 
     def __reduce__(self):
-        # The template's process cannot be pickled, and the backend's copy would forget `encode_special_tokens`.
+        # The template's process cannot be pickled, and a pickled backend loses `encode_special_tokens`.
         definition = json.loads(self._backend.to_str())
         return _rebuild, (definition, self.roles, self._end_ids, self.template)
 
     def role_id(self, role: str) -> int:
-        """The token with a role such as "pad_token"; that which ends documents where none has it."""
+        """The token with a role such as "pad_token"; `eos_id` if there is none."""
         return self._specials[self.roles.get(role, self.roles["eos_token"])]
 
-    # ------------------------------------------------------------------------------------------ made and stored
+    # ------------------------------------------------------------------------------------------ creating and saving
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, template: str | Path = DEFAULT_TEMPLATE) -> Tokenizer:
-        """Learns the merges from texts (Sennrich et al. 2016, on bytes as GPT-2): the 256 bytes, then the most
-        frequent pairs that occur at least twice, and `<|endoftext|>` as the last id. The order of the texts
-        does not matter.
+        """Learns the merges from texts (Sennrich et al. 2016, on bytes as GPT-2): the 256 bytes, then the most frequent
+        pairs that occur at least twice, and `<|endoftext|>` as the last id. Independent of the order of the texts.
 
         Raises:
-            UsageError: vocab_size is below 257, or above what the texts have pairs for.
-            DataError: a text holds a lone surrogate.
+            UsageError: vocab_size is below 257, or more than the texts' pairs allow.
+            DataError: a text contains a lone surrogate.
         """
         if vocab_size < 257:
             raise UsageError(f"vocab_size {vocab_size} is too small: 256 bytes and {EOS} need 257")
@@ -156,9 +155,7 @@ class Tokenizer:
         model = json.loads(backend.to_str())["model"]
         vocab, merges = model["vocab"], [pair_of(merge) for merge in model["merges"]]
         if len(vocab) < vocab_size - 1:
-            raise UsageError(
-                f"vocab_size {vocab_size} is too large, these texts repeat too little: lower it to {len(vocab) + 1}"
-            )
+            raise UsageError(f"vocab_size {vocab_size} is too large for these texts: lower it to {len(vocab) + 1}")
         end = {"id": len(vocab), "content": EOS, "special": True, "normalized": False}
         added = [end | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)]
         return cls(gpt2_definition({**vocab, EOS: len(vocab)}, merges, added), template=template)
@@ -168,13 +165,13 @@ class Tokenizer:
         """Reads a tokenizer from a directory or a Hugging Face hub id.
 
         Args:
-            source: holds tokenizer.json, or vocab.json + merges.txt, or OpenAI's encoder.json + vocab.bpe; the files
-                beside it are honoured: tokenizer_config.json, special_tokens_map.json, added_tokens.json, chat
-                templates, and the end tokens of generation_config.json or config.json.
-            template: instead of the one stored beside the tokenizer ("alpaca" where none is stored).
+            source: contains tokenizer.json, or vocab.json + merges.txt, or OpenAI's encoder.json + vocab.bpe; also read
+                are tokenizer_config.json, special_tokens_map.json, added_tokens.json, chat templates, and the end
+                tokens of generation_config.json or config.json.
+            template: replaces the one stored with the tokenizer ("alpaca" if none is stored).
 
         Raises:
-            UsageError: nothing there, or not GPT-2's kind of tokenizer.
+            UsageError: no tokenizer, or not of GPT-2's kind.
         """
         directory = local_directory(source, TOKENIZER_FILES)
         files = read_tokenizer(directory)
@@ -186,7 +183,7 @@ class Tokenizer:
             raise UsageError(f"{where}{error}") from None
 
     def save(self, directory: str | Path, *, model_max_length: int | None = None) -> None:
-        """Writes the files from which `load` and `transformers.AutoTokenizer` make the same tokenizer."""
+        """Writes files that `load` and `transformers.AutoTokenizer` read as the same tokenizer."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         definition = json.loads(self._backend.to_str())
@@ -222,12 +219,11 @@ class Tokenizer:
     # ------------------------------------------------------------------------------------------ text and tokens
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, no special token among them. Raises DataError for a lone surrogate."""
+        """Token ids of a text, without special tokens. Raises DataError for a lone surrogate."""
         return self._backend.encode(_check(text), add_special_tokens=False).ids
 
     def raw_ids(self, text: str) -> list[int]:
-        """Token ids of a text to be continued as it stands, behind the token that the model has before each text, if
-        it has one (a `bos_token`, GPT-2 none)."""
+        """Token ids of a raw text to be continued, after the model's `bos_token` if it has one (GPT-2 has none)."""
         return self._before_text + self.encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -235,11 +231,11 @@ class Tokenizer:
         return [e.ids for e in self._backend.encode_batch_fast(list(_checked(texts)), add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """The text of token ids. Bytes that are not UTF-8 and ids that have no token show as U+FFFD."""
+        """The text of token ids. Invalid UTF-8 and ids without a token become U+FFFD."""
         return b"".join(self.token_bytes(index, skip_special) for index in ids).decode("utf-8", "replace")
 
     def token_bytes(self, index: int, skip_special: bool = True) -> bytes:
-        """The bytes one token stands for; none for a special token that is skipped."""
+        """The bytes of one token; empty for a skipped special token."""
         if skip_special and index in self._special_ids:
             return b""
         return self._bytes.get(int(index), b"\xef\xbf\xbd")
@@ -253,7 +249,7 @@ class Tokenizer:
         added = {index: token.content for index, token in self._backend.get_added_tokens_decoder().items()}
         of_symbol = _byte_of_symbol()
         table = {
-            # As the ByteLevel decoder does: a token with a character that spells no byte is its own text.
+            # As in the ByteLevel decoder: a token with a character that is not a byte symbol is its own text.
             index: bytes(of_symbol[c] for c in token) if of_symbol.keys() >= set(token) else token.encode()
             for token, index in self._vocab.items()
             if index not in added
@@ -268,7 +264,7 @@ class Tokenizer:
         return self._chat.source
 
     def render(self, messages: PromptLike, *, add_generation_prompt: bool = False) -> str:
-        """The conversation as text, as `transformers`' `apply_chat_template(tokenize=False)` gives it."""
+        """The conversation as text, as by `transformers`' `apply_chat_template(tokenize=False)`."""
         return self._chat.render(_dicts(_checked_messages(messages)), add_generation_prompt)
 
     def prompt_ids(self, messages: PromptLike, max_tokens: int | None = None) -> list[int]:
@@ -276,15 +272,15 @@ class Tokenizer:
 
         Args:
             messages: the last one is not the assistant's.
-            max_tokens: of a longer conversation the oldest turns are left out, whole turns from a user's message
-                to the answer; a leading system message stays.
+            max_tokens: longer conversations lose their oldest exchanges (user message and answer); a leading system
+                message stays.
 
         Raises:
-            DataError: no prompt at all, or one whose last turn alone is longer than max_tokens.
+            DataError: an empty prompt, or one whose last turn alone exceeds max_tokens.
         """
         turns = _checked_messages(messages)
         if not turns or turns[-1].role == "assistant":
-            raise DataError("a prompt must end with a user's (or system) message, to which the answer is sought")
+            raise DataError("a prompt must end with a user (or system) message")
         ids = [index for index, _ in self._tokens(turns, waiting=True)]
         if not ids:
             raise DataError("the prompt is empty")
@@ -298,13 +294,13 @@ class Tokenizer:
         return ids
 
     def response_ids(self, text: str, finished: bool = True) -> list[int]:
-        """Tokens of an answer; `finished` appends the token that ends the assistant's turn (`<|endoftext|>`, or what
-        the model's template has there), an answer cut off by its length has none."""
+        """Tokens of an answer; `finished` appends the token that ends the assistant's turn (`<|endoftext|>`, or the
+        template's), which a truncated answer lacks."""
         return self._answer_ids(text) + [self.eos_ids[0]] * finished
 
     def _answer_ids(self, text: str) -> list[int]:
-        """An answer follows its prompt: it begins with a space of its own (`add_prefix_space`) only where that ends
-        with a special token."""
+        """Token ids of an answer after its prompt: it gets a space (`add_prefix_space`) only if the prompt ends with a
+        special token."""
         return self._continued(text) if self._chat.answer_follows_text else self.encode(text)
 
     def _continued(self, text: str) -> list[int]:
@@ -312,7 +308,7 @@ class Tokenizer:
         return self._continuing.encode(_check(text), add_special_tokens=False).ids
 
     def conversation_ids(self, messages: PromptLike) -> tuple[list[int], list[bool]]:
-        """Tokens of a whole conversation, and True for each token the assistant says, its end token included.
+        """Tokens of a conversation, and True for each token of the assistant, including end tokens.
 
         `prompt_ids(messages[:-1]) + response_ids(messages[-1].content)` gives the same tokens.
         """
@@ -320,10 +316,10 @@ class Tokenizer:
         return [index for index, _ in pairs], [is_response for _, is_response in pairs]
 
     def _tokens(self, messages: list[Message], *, waiting: bool) -> Iterator[tuple[int, bool]]:
-        """(token id, whether the assistant says it); each turn of the assistant is tokenised by itself.
+        """(token id, whether it is the assistant's); each of the assistant's turns is tokenised separately.
 
-        Special tokens written in the contents are veiled by private-use characters while the template runs, so
-        that those in its output are the template's own; then the veil is lifted.
+        Special tokens in the contents are masked by private-use characters while the template runs, so that those in
+        its output are the template's; then the mask is undone.
         """
         contents = "".join(message.content for message in messages)
         free = (chr(point) for point in range(0xF0000, 0xFFFFE) if chr(point) not in contents)
@@ -361,7 +357,7 @@ class Tokenizer:
 
     @cached_property
     def _special_pattern(self) -> re.Pattern[str]:
-        """The longest of those that begin at a place; white space beside it belongs to some (`lstrip`, `rstrip`)."""
+        """Matches the longest special token at a position; some include adjacent white space (`lstrip`, `rstrip`)."""
         tokens = [token for token in self._backend.get_added_tokens_decoder().values() if token.special]
         longest_first = sorted(tokens, key=lambda token: len(token.content), reverse=True)
         return re.compile("|".join(
@@ -371,9 +367,9 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Text of tokens as they come: a character appears when its last byte has.
+    """Decodes tokens incrementally: a character appears once its last byte has arrived.
 
-    The pieces of `push` and the last one of `finish` make up `Tokenizer.decode` of all ids.
+    The results of `push` and `finish` add up to `Tokenizer.decode` of all ids.
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
@@ -384,12 +380,12 @@ class StreamDecoder:
         return self._utf8.decode(self._tokenizer.token_bytes(index, self._skip_special))
 
     def finish(self) -> str:
-        """What is left: U+FFFD where the last character stayed incomplete, else nothing."""
+        """The rest: U+FFFD if the last character is incomplete, else ""."""
         return self._utf8.decode(b"", final=True)
 
 
 def local_directory(source: str | Path, files: Sequence[str]) -> Path:
-    """The directory itself, or where those `files` (glob patterns) of a Hugging Face hub id were downloaded to.
+    """The directory, or for a Hugging Face hub id the download of these `files` (glob patterns).
 
     Raises:
         UsageError: no such directory, no such id, or no connection to the hub.
@@ -398,8 +394,8 @@ def local_directory(source: str | Path, files: Sequence[str]) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise UsageError(f"{name}: is a file, a directory was expected")
-    local = isinstance(source, Path) or (path.parent != Path() and path.parent.is_dir())  # a typing error, not an id
+        raise UsageError(f"{name}: is a file, expected a directory")
+    local = isinstance(source, Path) or (path.parent != Path() and path.parent.is_dir())  # a typo, not an id
     if local or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
         raise UsageError(f"{name}: no such directory")
     from huggingface_hub import snapshot_download
@@ -411,7 +407,7 @@ def local_directory(source: str | Path, files: Sequence[str]) -> Path:
         raise UsageError(f"{name}: neither a directory nor a Hugging Face model id") from None
     except (OSError, HTTPError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise UsageError(f"{name}: no such directory, and not to be had from the Hugging Face hub: {reason}") from None
+        raise UsageError(f"{name}: no such directory, and not available from the Hugging Face hub: {reason}") from None
 
 
 def _check(text: str) -> str:
@@ -419,8 +415,8 @@ def _check(text: str) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(
-            f"the text holds half a character: lone surrogate U+{ord(text[error.start]):04X} at index {error.start}",
-            hint="it was cut or decoded wrongly; mend the source or drop the record",
+            f"the text contains half a character: lone surrogate U+{ord(text[error.start]):04X} at index {error.start}",
+            hint="it was cut or decoded wrongly; fix the source or drop the record",
         ) from None
     return text
 
@@ -451,14 +447,14 @@ def _checked_messages(prompt: PromptLike) -> list[Message]:
 
 
 def _backend_of(definition: Mapping[str, Any]) -> Backend:
-    """Raises UsageError for what the `tokenizers` library does not take."""
+    """Raises UsageError if the `tokenizers` library rejects the definition."""
     try:
         return Backend.from_str(json.dumps(definition))
-    except BaseException as error:  # the Rust side raises bare exceptions, and a panic is none of those
+    except BaseException as error:  # the Rust side raises bare exceptions, and panics are not Exceptions
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = (str(error).splitlines() or ["damaged"])[0]
-        raise UsageError(f"the vocabulary and the merges do not fit each other: {reason[:200]}") from None
+        raise UsageError(f"the vocabulary and the merges do not match: {reason[:200]}") from None
 
 
 def _rebuild(definition: dict, roles: dict[str, str], end_ids: Sequence[int], template: str) -> Tokenizer:
@@ -470,7 +466,7 @@ def _dicts(messages: Iterable[Message]) -> list[dict[str, str]]:
 
 
 def _byte_of_symbol() -> dict[str, int]:
-    """GPT-2's printable spelling of bytes: visible Latin-1 stands for itself, the rest from U+0100 on, in order."""
+    """GPT-2's printable byte symbols: visible Latin-1 characters are themselves, the rest start at U+0100, in order."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in visible]
     return {chr(byte): byte for byte in visible} | {chr(0x100 + i): byte for i, byte in enumerate(hidden)}

@@ -1,8 +1,8 @@
-"""What the files of a model directory say about its tokenizer: tokens, splitting, roles, end tokens, chat template.
+"""Reads a tokenizer from the files of a model directory: tokens, splitting, roles, end tokens, chat template.
 
-The rules are those of `transformers` 5: `tokenizer_config.json` names the class. GPT-2's own class (or none) splits
-text as GPT-2 does and takes `add_prefix_space` from there; any other takes `tokenizer.json` at its word. What cannot be
-followed exactly is refused in one line.
+The rules are those of `transformers` 5: `tokenizer_config.json` names the class. GPT-2's class (or none) splits text as
+GPT-2 does and reads `add_prefix_space` there; any other uses `tokenizer.json` as it is. Anything that cannot be
+reproduced exactly is refused with a one-line error.
 """
 
 from __future__ import annotations
@@ -33,22 +33,23 @@ TOKENIZER_FILES = (
     "vocab.bpe",
 )
 LARGEST_JSON = 1 << 28
-"""Bytes; the largest tokenizer.json of today has an eighth of that."""
+"""Bytes; eight times the largest tokenizer.json known."""
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _SPLITTERS = ("Split", "Digits", "Punctuation", "UnicodeScripts", "Whitespace", "WhitespaceSplit", "CharDelimiterSplit")
-# Those whose regular expression, or text to put in, a file chooses, could take any time and room.
+# Excludes parts whose regular expression or replacement text comes from the file: they could take unbounded time and
+# memory.
 _NORMALIZERS = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Strip", "Nmt", "BertNormalizer")
 _MODEL_OPTIONS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
 
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """A tokenizer as a directory defines it.
+    """A tokenizer as defined by a directory.
 
     Attributes:
-        definition: what the `tokenizers` library makes it of, as the content of a tokenizer.json.
+        definition: the content of a tokenizer.json for the `tokenizers` library.
         roles: role -> text of the special token, e.g. {"eos_token": "<|im_end|>"}.
-        end_ids: the tokens that end an answer, as generation_config.json or config.json names them; may be none.
+        end_ids: the tokens that end an answer, from generation_config.json or config.json; may be empty.
         template: the chat template's file or source.
     """
 
@@ -59,7 +60,7 @@ class TokenizerFiles:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises UsageError for anything else, in one line."""
+    """The JSON object in a file. Raises UsageError for anything else."""
     try:
         if not file.is_file():
             raise UsageError(f"{file}: {'not a file' if file.exists() else 'no such file'}")
@@ -70,7 +71,7 @@ def read_object(file: Path) -> dict[str, Any]:
         raise UsageError(f"{file}: nested too deeply") from None
     except OSError as error:
         raise UsageError(f"{file}: cannot be read ({error.strerror or error})") from None
-    except ValueError as error:  # a number of thousands of digits
+    except ValueError as error:  # a number with thousands of digits
         raise UsageError(f"{file}: {error}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{file}: not a JSON object")
@@ -78,7 +79,7 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def read_tokenizer(directory: Path) -> TokenizerFiles:
-    """Raises UsageError (DataError with the line) for what is missing, damaged, or not byte-level BPE."""
+    """Raises UsageError (DataError with the line) for missing or damaged files, or anything but byte-level BPE."""
     config_file = directory / "tokenizer_config.json"
     config = read_object(config_file) if config_file.is_file() else {}
     kind = config.get("tokenizer_class")
@@ -118,7 +119,7 @@ def gpt2_definition(
     add_prefix_space: bool = False,
     post_processor: Any = None,
 ) -> dict[str, Any]:
-    """The content of a tokenizer.json that does as GPT-2's tokenizer."""
+    """The content of a tokenizer.json equivalent to GPT-2's tokenizer."""
     byte_level = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
     return {
         "version": "1.0",
@@ -145,7 +146,7 @@ def gpt2_definition(
 
 
 def is_gpt2s(definition: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer.json splits text as GPT-2 does, but for add_prefix_space."""
+    """Whether a tokenizer.json splits text as GPT-2 does, ignoring add_prefix_space."""
     splitter = definition.get("pre_tokenizer")
     return (
         not definition.get("normalizer")
@@ -156,7 +157,7 @@ def is_gpt2s(definition: Mapping[str, Any]) -> bool:
 
 
 def end_ids(directory: Path) -> tuple[int, ...]:
-    """The `eos_token_id` of generation_config.json, else of config.json: one, several or none."""
+    """The `eos_token_id`s of generation_config.json, else of config.json."""
     for name in ("generation_config.json", "config.json"):
         if not (file := directory / name).is_file():
             continue
@@ -165,7 +166,7 @@ def end_ids(directory: Path) -> tuple[int, ...]:
             continue
         ids = found if isinstance(found, list) else [found]
         if not all(type(index) is int and index >= 0 for index in ids):
-            raise UsageError(f"{file}: eos_token_id is {brief(found)}, neither a token's number nor a list of them")
+            raise UsageError(f"{file}: eos_token_id is {brief(found)}, neither a token id nor a list of them")
         return tuple(ids)
     return ()
 
@@ -174,7 +175,7 @@ def end_ids(directory: Path) -> tuple[int, ...]:
 
 
 def pair_of(merge: Any) -> tuple[str, str]:
-    """Raises ValueError or TypeError for what is not a merge."""
+    """Raises ValueError or TypeError for anything but a merge."""
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     if not (isinstance(left, str) and isinstance(right, str) and left and right):
         raise ValueError("a merge is two tokens")
@@ -196,27 +197,27 @@ def _read_merges(file: Path) -> list[tuple[str, str]]:
         try:
             merges.append(pair_of(line))
         except ValueError:
-            raise DataError("a merge is two tokens with a space between", file=file, line=number) from None
+            raise DataError("a merge is two tokens separated by a space", file=file, line=number) from None
     return merges
 
 
 def _checked(file: Path, content: dict[str, Any], is_gpt2: bool) -> dict[str, Any]:
-    """A tokenizer.json of which all is known that could change a token; merges as pairs.
+    """A tokenizer.json in which everything that affects tokens is supported; merges as pairs.
 
-    Raises UsageError where it would not tokenise as GPT-2 does, or as its class would.
+    Raises UsageError if it would not tokenise as GPT-2 does, or as its class would.
     """
     model = content.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or "merges" not in model:
-        raise UsageError(f"{file}: not a BPE tokenizer, GPT-2's is needed")
+        raise UsageError(f"{file}: not a BPE tokenizer like GPT-2's")
     for name in _MODEL_OPTIONS:
         if model.get(name) and (is_gpt2 or name != "ignore_merges"):
             raise UsageError(f"{file}: model.{name} is {brief(model[name])}, which is not supported")
     decoder = content.get("decoder")
     if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
-        raise UsageError(f"{file}: its decoder is not ByteLevel, so its tokens are not bytes as GPT-2's are")
+        raise UsageError(f"{file}: its decoder is not ByteLevel, so its tokens are not bytes")
     if is_gpt2 and not is_gpt2s(content):
         raise UsageError(
-            f"{file}: text is not split as GPT-2 does (ByteLevel, no normalizer); if that is meant, "
+            f"{file}: text is not split as GPT-2 does (ByteLevel, no normalizer); if this is intended, "
             'tokenizer_config.json must say "tokenizer_class": "PreTrainedTokenizerFast"'
         )
     _check_parts(file, content.get("normalizer"), "normalizer", "normalizers", _NORMALIZERS)
@@ -242,7 +243,7 @@ def _checked(file: Path, content: dict[str, Any], is_gpt2: bool) -> dict[str, An
 
 
 def _check_parts(file: Path, part: Any, name: str, plural: str, known: Sequence[str]) -> list[dict[str, Any]]:
-    """The parts of a normalizer or pre-tokenizer, in order; UsageError for one that is not among `known`."""
+    """The parts of a normalizer or pre-tokenizer, in order; UsageError for one not in `known`."""
     if part is None:
         return []
     if isinstance(part, dict) and part.get("type") == "Sequence" and isinstance(part.get(plural), list):
@@ -259,7 +260,7 @@ def _check_parts(file: Path, part: Any, name: str, plural: str, known: Sequence[
 
 
 def _pattern_problem(pattern: Any) -> str | None:
-    """Why a pattern may not split text: a repetition inside a repetition can take for ever."""
+    """Why a pattern is refused: nested repetitions can take exponential time."""
     if isinstance(pattern, dict) and list(pattern) == ["String"] and isinstance(pattern["String"], str):
         return None
     if not isinstance(pattern, dict) or list(pattern) != ["Regex"] or not isinstance(pattern["Regex"], str):
@@ -267,16 +268,16 @@ def _pattern_problem(pattern: Any) -> str | None:
     if len(pattern["Regex"]) > 2000:
         return "its regular expression is longer than 2000 characters"
     if _repeats_repetitions(pattern["Regex"]) or re.search(r"\\[1-9gk]", pattern["Regex"]):
-        return "its regular expression could take for ever (a repetition inside a repetition, or a back-reference)"
+        return "its regular expression could take exponential time (nested repetition or back-reference)"
     return None
 
 
 def _repeats_repetitions(pattern: str) -> bool:
-    """Whether a group that holds *, +, {n,} or an alternative is itself repeated by one of *, + and {."""
+    """Whether a group that contains *, +, {n,} or an alternative is itself repeated by *, + or {."""
     plain = re.sub(r"\\[pP]\{[^}]*\}|\\.", "x", pattern)  # escapes, \p{L} among them, are single characters
     plain = re.sub(r"\[(?:\^)?\]?[^\]]*\]", "x", plain)  # so are classes
     groups: list[bool] = []
-    closed = False  # whether what stands before is a group with a repetition inside
+    closed = False  # whether the preceding item is a group with a repetition inside
     for i, c in enumerate(plain):
         if c in "*+{" and closed:
             return True
@@ -296,22 +297,22 @@ def _repeats_repetitions(pattern: str) -> bool:
 
 
 def _token(file: Path, token: Any, index: Any = None) -> dict[str, Any]:
-    """An added token with all its flags. Raises UsageError for one of wrong types."""
+    """An added token with all its flags. Raises UsageError for wrong types."""
     if not isinstance(token, dict) or not isinstance(token.get("content"), str) or not token["content"]:
         raise UsageError(f"{file}: added token {brief(token)} has no content")
     index = token.get("id") if index is None else index
     flags = {name: token.get(name, False) for name in ("single_word", "lstrip", "rstrip", "special")}
     flags["normalized"] = token.get("normalized", not flags["special"])
     if type(index) is not int or index < 0 or not all(type(flag) is bool for flag in flags.values()):
-        raise UsageError(f"{file}: added token {brief(token)} is damaged (an id that is no number, or such a flag)")
+        raise UsageError(f"{file}: added token {brief(token)} is damaged (an id or flag of the wrong type)")
     return {"id": index, "content": token["content"], **flags}
 
 
 def _text_of(file: Path, name: str, value: Any) -> str:
-    """The text of a token that stands as a text, or as an object with content."""
+    """The text of a token, given as text or as an object with content."""
     text = value.get("content") if isinstance(value, dict) else value
     if not isinstance(text, str) or not text:
-        raise UsageError(f"{file}: {name} is {brief(value)}, neither a text nor a token")
+        raise UsageError(f"{file}: {name} is {brief(value)}, neither text nor a token")
     return text
 
 
@@ -347,7 +348,7 @@ def _added_tokens(
     directory: Path, config_file: Path, config: Mapping[str, Any], listed: Sequence[dict[str, Any]],
     vocab: Mapping[str, int], special: Sequence[str], end: str | None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """All added tokens by id: those listed in any file, and special ones that no list has, behind all others."""
+    """All added tokens by id: those listed in any file, then special ones that are in no list."""
     tokens: dict[str, dict[str, Any]] = {}
 
     def add(file: Path, token: dict[str, Any]) -> None:
@@ -370,7 +371,7 @@ def _added_tokens(
     for text in dict.fromkeys(special):
         if text not in tokens:
             if text == end and text not in vocab:
-                raise UsageError(f"{directory}: the vocabulary has no {end} token, which ends answers")
+                raise UsageError(f"{directory}: the vocabulary has no {end} token, with which answers end")
             index = vocab.get(text, behind)
             behind += index == behind
             add(config_file, _token(config_file, {"content": text, "id": index, "special": True}))
@@ -379,7 +380,7 @@ def _added_tokens(
 
 
 def _begin_with(text: str, vocab: Mapping[str, int], tokens: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The post-processor that puts a token before each text."""
+    """A post-processor that prepends a token to each text."""
     index = next((token["id"] for token in tokens if token["content"] == text), vocab.get(text))
     first = {"SpecialToken": {"id": text, "type_id": 0}}
     whole, other = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
@@ -395,7 +396,7 @@ def _begin_with(text: str, vocab: Mapping[str, int], tokens: Sequence[Mapping[st
 
 
 def _stored_template(directory: Path, config_file: Path, config: Mapping[str, Any]) -> str | Path:
-    """The default one of the templates that stand in files, else in tokenizer_config.json; Alpaca's where none is."""
+    """The default template in a file, else in tokenizer_config.json, else Alpaca's."""
     file = directory / "chat_template.jinja"
     if file.is_file():
         return file
@@ -425,4 +426,4 @@ def _named(file: Path, stored: Sequence[Any]) -> Iterator[tuple[str, Any]]:
 
 def _no_default(names: Sequence[str]) -> str:
     shown = ", ".join(names) or "none"
-    return f"no default among its chat templates ({brief(shown)}); write one to a file and give it with --template"
+    return f"no default among its chat templates ({brief(shown)}); save one to a file and pass it with --template"

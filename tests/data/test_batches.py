@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from wukong.data.batches import Example, by_length, pack, pad
 from wukong.model.gpt2 import GPT2, GPT2Config
-from wukong.objectives import token_logprobs
+from wukong.model.logprobs import token_logprobs
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=40)
 

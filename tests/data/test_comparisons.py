@@ -314,12 +314,12 @@ def test_labelstudio_comment_beside_a_choice_is_passed_over(write):
             "names the item 'z', which is not in data.items",
         ),
         ({"data": ITEMS, "annotations": [ranker({"ads": ["a"], "_": ["b"]})]}, "the buckets ads have no known order"),
-        ({"data": ITEMS, "annotations": [ranker("a")]}, "holds neither an ordered list of ids nor buckets"),
+        ({"data": ITEMS, "annotations": [ranker("a")]}, "is neither an ordered list of ids nor buckets"),
         (
             {"data": {"prompt": "Hi"}, "annotations": [ranker(["a", "b"])]},
             "cannot tell the ranked items among prompt",
         ),
-        ({"data": ANSWERS, "annotations": ["left"]}, "field 'annotations[0]': is text, an object was expected"),
+        ({"data": ANSWERS, "annotations": ["left"]}, "field 'annotations[0]': is text, expected an object"),
     ],
 )
 def test_labelstudio_record_of_no_use_is_refused_in_one_line(write, task, message):
@@ -386,7 +386,7 @@ def test_bad_record_of_our_own_names_its_field(write, record, field):
         ({"instruction": "q", "response1": "a", "response2": "b", "annotator1": 7}, "field 'annotator1': is 7"),
         (
             {"input": "q", "output_1": "a", "output_2": "b", "label": 0},
-            "field 'label': is 0, one of 1, 2 was expected",
+            "field 'label': is 0, expected one of 1, 2",
         ),
         ({"prompt": node("Hi", "prompter", ["x"])}, "field 'prompt.replies[0]': is text"),
     ],

@@ -233,7 +233,7 @@ def test_fields_not_used_are_counted_and_shown(write):
                {"messages": [{**HI, "mood": "glad"}, HO]}]  # fmt: skip
     source = load_instructions(write(records)).summary.sources[0]
     assert source.unused == {"topic": 2, "why": 1, "messages[].mood": 1}
-    assert "not used: topic (2), why (1), messages[].mood (1)" in source.happened()
+    assert "not used: topic (2), why (1), messages[].mood (1)" in source.events()
     assert source.as_dict()["unused"]["topic"] == 2
 
 
@@ -285,7 +285,7 @@ def test_a_file_may_mix_formats(write):
     source = read.summary.sources[0]
     assert source.formats == {"alpaca": 2, "messages": 1, "preference": 1}
     assert source.format == "alpaca, messages, preference"
-    assert source.bad[0].endswith("gives a field its name)")
+    assert source.bad[0].endswith("renames a field)")
     with pytest.raises(DataError, match=r":2: .* messages.*'instruction'|:2: field 'instruction': is missing"):
         load_instructions(write(records), DataOptions(format="alpaca"))
 
@@ -361,7 +361,7 @@ def test_alpaca_with_all_its_fields(write):
     record = GOOD | {"input": "you", "system": "Be kind", "history": [["a", "b"], ["c", "d"]]}
     (one,) = read_instructions(write([record]))
     assert [text for _, text in said(one)] == ["Be kind", "a", "b", "c", "d", "Hi\n\nyou", "Ho"]
-    with pytest.raises(DataError, match=r"field 'history\[0\]': is no \[question, answer\]"):
+    with pytest.raises(DataError, match=r"field 'history\[0\]': is not \[question, answer\]"):
         read_instructions(write([GOOD | {"history": [["a"]]}]))
 
 
@@ -475,7 +475,7 @@ def test_open_assistant_as_a_flat_table_is_the_same_as_the_tree(write):
                                    flat("u", "v", "assistant", "?"), flat("v", "u", "assistant", "?")]),
                             DataOptions(skip_bad=4))  # fmt: skip
     assert len(read.records) == 1
-    assert sum("leads to no message" in line for line in read.summary.sources[0].bad) == 3
+    assert sum("leads to no root message" in line for line in read.summary.sources[0].bad) == 3
     assert sum("is given twice" in line for line in read.summary.sources[0].bad) == 1
 
 
@@ -514,7 +514,7 @@ def test_nan_is_missing_and_never_a_word(write, name):
         write([GOOD | {"input": math.nan}, GOOD | {"output": math.nan}], name), DataOptions(skip_bad=1)
     )
     assert [said(one) for one in read.records] == [[("user", "Hi"), ("assistant", "Ho")]]
-    assert "field 'output': is NaN, text was expected" in read.summary.sources[0].bad[0]
+    assert "field 'output': is NaN, expected text" in read.summary.sources[0].bad[0]
 
 
 def test_kaggles_lists_stay_lists_in_any_file(write):
@@ -556,7 +556,7 @@ def test_lists_in_cells_are_lists(write):
 )
 def test_pythons_notation_in_cells_is_refused_with_the_remedy(write, value):
     record = {"prompt": "Hi", "chosen": value, "rejected": "No"}
-    with pytest.raises(DataError, match=r"a\.csv:2: field 'chosen': .*Python's notation.*json\.dumps"):
+    with pytest.raises(DataError, match=r"a\.csv:2: field 'chosen': .*Python notation.*json\.dumps"):
         read_comparisons(write(as_csv([record]), "a.csv"))
 
 
@@ -593,7 +593,7 @@ def test_columns_reach_a_recipe_and_the_command_line_alike():
 
 def test_a_column_that_no_record_has_is_an_error(write):
     path = write([{"question": "Hi", "answer": "Ho"}])
-    with pytest.raises(DataError, match=r":1: field 'qestion': is missing, which is to be read as 'prompt'"):
+    with pytest.raises(DataError, match=r":1: field 'qestion': is missing; it was to be read as 'prompt'"):
         read_comparisons(path, columns=["prompt=qestion"])
     with pytest.raises(DataError, match="no record has the column 'sytem'"):
         read_instructions(path, columns=["system=sytem"])

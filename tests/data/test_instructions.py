@@ -149,10 +149,10 @@ GOOD = {"instruction": "Hi", "output": "Ho"}
     ("bad", "message"),
     [
         ({"instruction": "Hi"}, "field 'output': is missing"),
-        ({"instruction": "Hi", "output": None}, "field 'output': is null, text was expected"),
-        ({"instruction": "Hi", "output": ["Ho"]}, "field 'output': is a list, text was expected"),
-        ({"instruction": {"a": 1}, "output": "Ho"}, "field 'instruction': is an object, text was expected"),
-        ({}, "no known format of instructions has no fields at all"),
+        ({"instruction": "Hi", "output": None}, "field 'output': is null, expected text"),
+        ({"instruction": "Hi", "output": ["Ho"]}, "field 'output': is a list, expected text"),
+        ({"instruction": {"a": 1}, "output": "Ho"}, "field 'instruction': is an object, expected text"),
+        ({}, "the record has no fields; no format of instructions matches"),
         ({"oops": 1}, "no known format of instructions has the fields oops"),
     ],
 )
@@ -176,7 +176,7 @@ def test_bad_record_is_an_error_with_file_line_and_field(write, bad, message):
             "field 'messages[1].role': unknown role 'tool'",
         ),
         ([{"role": "user", "content": None}], "field 'messages[0].content': is null"),
-        ([{"role": "user"}, "words"], "field 'messages[1]': is text, an object was expected"),
+        ([{"role": "user"}, "words"], "field 'messages[1]': is text, expected an object"),
         ([{"content": "a", "role": None}], "field 'messages[0].role': unknown role None"),
     ],
 )
@@ -191,7 +191,7 @@ def test_more_bad_records_than_allowed_stop_the_reading(write):
     assert len(read_instructions(path, skip_bad=2)) == 1
     with pytest.raises(DataError, match=r":3: .*more than the 1 bad records that --skip-bad allows"):
         read_instructions(path, skip_bad=1)
-    with pytest.raises(DataError, match=r":2: .*--skip-bad N lets N such records pass"):
+    with pytest.raises(DataError, match=r":2: .*--skip-bad N skips up to N such records"):
         read_instructions(path)
 
 

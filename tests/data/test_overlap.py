@@ -1,4 +1,4 @@
-"""Which prompts of an evaluation training used: the way back through the records, and what is said when it ends."""
+"""Which prompts of an evaluation training used: tracing through the records, and what is said when it ends."""
 
 import gzip
 import json
@@ -11,9 +11,9 @@ from wukong.data import read_comparisons
 from wukong.data.overlap import normalised, overlap
 from wukong.data.split import split_by_prompt
 from wukong.kitchen.world import write_world
-from wukong.provenance import begin
+from wukong.provenance import open_run
 from wukong.records import Comparison, Conversation, Prompt, Ranking, as_messages, read_records, write_records
-from wukong.stages.ppo import PPOOptions
+from wukong.stages.online.ppo import PPOOptions
 from wukong.stages.pretrain import PretrainOptions
 from wukong.stages.reward import RewardOptions
 from wukong.stages.sample import SampleOptions
@@ -23,7 +23,7 @@ from wukong.stages.tokenize import TokenizeOptions
 
 def made(stage: str, options, inputs: list[str], directory: bool = True) -> str:
     """What a stage leaves when it is complete, without its training."""
-    work = begin(stage, options, inputs, directory=directory)
+    work = open_run(stage, options, inputs, directory=directory)
     file = options.out / "model.safetensors" if directory else options.out
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(stage)
@@ -72,7 +72,7 @@ def test_no_overlap_is_said_with_all_that_was_compared(run):
     assert {one["stage"] for one in answer["checked"]} == {"sft", "reward", "ppo"}
     assert answer["text"]["searched"] == 1, "two words stand in many a text"
     assert answer["words"].startswith("0 of 2 prompts were used in training: compared with the prompts of ")
-    assert answer["words"].endswith("0 of the 1 prompts of 4 words or more stand word for word in the pretraining text")
+    assert answer["words"].endswith("0 of the 1 prompts of 4 words or more occur verbatim in the pretraining text")
 
 
 @pytest.mark.parametrize("question", ["Compared question 1", "Ranked question 2"])
@@ -115,7 +115,7 @@ def test_later_questions_of_a_dialogue_and_other_system_messages_are_found(run):
 def test_a_prompt_in_the_pretraining_text_is_told_from_one_that_was_trained_on(run):
     answer = found(run, "How long do brown eggs boil?", "How long do brown eggs keep?")
     assert (answer["seen"], answer["text"]["found"], answer["text"]["searched"]) == (0, 1, 2)
-    assert "1 of the 2 prompts of 4 words or more stand word for word in the pretraining text" in answer["words"]
+    assert "1 of the 2 prompts of 4 words or more occur verbatim in the pretraining text" in answer["words"]
 
 
 @pytest.mark.parametrize("harm", ["gone", "changed", "damaged"])
@@ -127,12 +127,14 @@ def test_data_that_cannot_be_checked_are_named_and_never_count_as_no_overlap(run
         file.write_text("{" if harm == "damaged" else file.read_text() + "\n")
     answer = found(run, "Compared question 1")
     assert [one["source"] for one in answer["unchecked"]] == [str(file)]
-    assert "reward learnt from it, and it is gone or has changed since" in answer["words"]
+    assert "reward was trained on it, but it is missing or has changed since" in answer["words"]
     for other in ("taught.jsonl", "prompts.jsonl", "corpus.jsonl"):
         (run / other).unlink()
     answer = found(run, "Compared question 1")
     assert len(answer["unchecked"]) == 4
-    assert answer["words"].startswith("whether training used any of the 1 prompts could not be checked; not checked: ")
+    assert answer["words"].startswith(
+        "could not check whether any of the 1 prompts were used in training; not checked: "
+    )
     assert "0 of" not in answer["words"]
 
 
@@ -141,15 +143,15 @@ def test_a_model_of_unknown_origin_is_named(run, tmp_path):
     strange.mkdir()
     answer = overlap([as_messages("New?")], [strange, "gpt2"])
     assert answer["unchecked"] == [
-        {"source": name, "why": "it is not recorded what it learnt from"} for name in (str(strange), "gpt2")
+        {"source": name, "why": "its training data are not recorded"} for name in (str(strange), "gpt2")
     ]
-    assert answer["words"].startswith("whether training used any of the 1 prompts could not be checked")
+    assert answer["words"].startswith("could not check whether any of the 1 prompts were used in training")
     taught = str(run / "taught.jsonl")
     options = SFTOptions(out=run / "tuned", model="gpt2", data=[taught], valid_fraction=0.0)
     made("sft", options, ["gpt2", taught])
     words = found(run, "New?", of="tuned")["words"]
     assert words.startswith("0 of 1 prompts were used in training: compared with the prompts of sft (40)")
-    assert words.endswith("not checked: gpt2 (it is not recorded what it learnt from)")
+    assert words.endswith("not checked: gpt2 (its training data are not recorded)")
 
 
 def test_a_moved_run_is_followed_to_its_own_files(run, tmp_path):

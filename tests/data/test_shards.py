@@ -116,13 +116,13 @@ def test_a_batch_depends_on_its_step_and_seed_alone(tmp_path, shards, tokenizer)
 def test_another_tokenizers_shards_are_refused(tmp_path, shards):
     other = Tokenizer.train(DOCUMENTS[:50], 270)
     with pytest.raises(
-        UsageError, match=r"shards: made with another tokenizer than the model's; run 'wukong tokenize'"
+        UsageError, match=r"shards: made with a tokenizer other than the model's; run 'wukong tokenize'"
     ):
         TokenShards.open(tmp_path / "shards", other)
 
 
 def test_missing_shards_are_named_with_the_command_that_makes_them(tmp_path, tokenizer):
-    with pytest.raises(UsageError, match="no token shards here; make them with 'wukong tokenize'"):
+    with pytest.raises(UsageError, match="no token shards here; create them with 'wukong tokenize'"):
         TokenShards.open(tmp_path, tokenizer)
 
 
@@ -134,7 +134,7 @@ def test_a_damaged_shard_is_named(tmp_path, shards, tokenizer, damage):
     else:
         raw = file.read_bytes()
         file.write_bytes(raw[:-2] if damage == "cut" else raw + b"\0\0")
-    with pytest.raises(DataError, match=r"tokens-00001\.bin: the shard is missing or cut off; run 'wukong tokenize'"):
+    with pytest.raises(DataError, match=r"tokens-00001\.bin: the shard is missing or truncated; run 'wukong tokenize'"):
         TokenShards.open(tmp_path / "shards", tokenizer)
 
 

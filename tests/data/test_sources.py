@@ -157,7 +157,7 @@ def test_a_split_that_is_not_there_is_refused_with_those_that_are(saved, name):
     with pytest.raises(UsageError) as caught:
         fields(f"{place}{name}")
     wanted = name.strip(":") or "train"
-    assert str(caught.value) == f"{place}: has no split '{wanted}'; name one of test, valid as {place}:SPLIT"
+    assert str(caught.value) == f"{place}: has no split '{wanted}'; specify one of test, valid as {place}:SPLIT"
 
 
 def test_a_saved_data_set_reaches_a_reader_as_the_lines_it_was_made_of(saved, write):
@@ -199,8 +199,8 @@ def test_jsonl_is_read_lazily(write):
     [
         ("a.jsonl", "", "a.jsonl: the file is empty"),
         ("a.json.gz", " \n ", "a.json.gz: the file is empty"),
-        ("a.json", "[]", "a.json: holds no record"),
-        ("a.csv", "a,b\n", "a.csv: holds no record"),
+        ("a.json", "[]", "a.json: contains no records"),
+        ("a.csv", "a,b\n", "a.csv: contains no records"),
         ("a.json", '[{"a": 1},\n{"a": }]', "a.json:2: not valid JSON"),
         ("a.json", '{\n"a": 1,\n', "a.json:3: not valid JSON"),
         ("a.jsonl", b'{"a": 1}\n{"a": "\xe9"}\n', "a.jsonl:2: byte 0xe9 is not utf-8"),
@@ -223,8 +223,8 @@ def test_unreadable_file_is_an_error_with_its_line(write, name, content, message
     [
         ("a.jsonl", '{"a": 1}\n{"a": 2\n{"a": 3}\n', 2, "not valid JSON"),
         ("a.jsonl", '{"a": 2\n{"a": 3}\n', 1, "not valid JSON"),
-        ("a.jsonl", '{"a": 1}\n["a"]\n', 2, "a list stands where a JSON object was expected"),
-        ("a.json", '[{"a": 1}, 5]', 2, "a number stands where a JSON object was expected"),
+        ("a.jsonl", '{"a": 1}\n["a"]\n', 2, "is a list, expected a JSON object"),
+        ("a.json", '[{"a": 1}, 5]', 2, "is a number, expected a JSON object"),
         ("a.jsonl", '{"a": 1}\n{"a": ["x", {"b": "\\ud800"}]}\n', 2, "field 'a[1].b': holds half a character"),
         ("a.json", '[{"a": "\\uDFFF"}]', 1, "field 'a': holds half a character"),
         ("a.csv", "a,b\n1,2\n3\n", 3, "1 cells, but the header names 2 columns"),
@@ -296,7 +296,7 @@ def test_a_key_that_is_given_twice_is_refused_or_its_record_left_out(write, name
     with pytest.raises(DataError) as caught:
         load_instructions(path)
     said = f"{path}:{line}: field '{field}': is given twice"
-    assert str(caught.value) == f"{said} (--skip-bad N lets N such records pass)"
+    assert str(caught.value) == f"{said} (--skip-bad N skips up to N such records)"
     read = load_instructions(path, DataOptions(skip_bad=1))
     assert len(read.records) == line - 1 - (name == "a.csv")
     assert read.summary.sources[0].bad == [said]
@@ -358,9 +358,9 @@ BINARY = {
     "an old Excel or Word file": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + JSONL.encode(),
     "an Avro file": b"Obj\x01\x04\x16avro.schema" + JSONL.encode(),
     "an old Feather file": b"FEA1\x00\x00\x00\x00" + JSONL.encode(),
-    "a Python pickle, which can run any code": pickle.dumps(RECORDS),
+    "a Python pickle, which can run arbitrary code": pickle.dumps(RECORDS),
     "UTF-16 text: convert it to UTF-8 first": JSONL.encode("utf-16"),
-    "a binary file of a kind that is not known here": random.Random(0).randbytes(5000),
+    "a binary file of unknown type": random.Random(0).randbytes(5000),
 }
 
 
@@ -448,7 +448,7 @@ def test_arrow_is_known_by_its_content(tmp_path, layout, reader):
 @pytest.mark.parametrize("name", ["a.arrow", "a.parquet"])
 def test_what_is_only_called_arrow_or_parquet_is_refused(write, name):
     kind = name.partition(".")[2]
-    with pytest.raises(DataError, match=rf"{name}: is no {kind} file, whatever its name says"):
+    with pytest.raises(DataError, match=rf"{name}: is not in {kind} format, despite its name"):
         fields(write(JSONL, name))
 
 
@@ -483,7 +483,7 @@ def test_data_set_id_is_taken_apart(monkeypatch, source, call):
         return RECORDS
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    monkeypatch.setattr("wukong.data.sources._hub_can_be_asked", lambda name: True)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)  # it answers
     rows = list(open_rows(source))
     assert calls == [call]
     assert [row.fields for row in rows] == RECORDS
@@ -510,11 +510,11 @@ def test_unreachable_hub_gives_one_clear_line(monkeypatch):
         raise ConnectionError("Couldn't reach 'org/set' on the Hub\nand a second line")
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    monkeypatch.setattr("wukong.data.sources._hub_can_be_asked", lambda name: True)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)  # it answers
     with pytest.raises(UsageError) as caught:
         list(open_rows("org/set"))
     assert str(caught.value) == (
-        "org/set: there is no such file here, and it could not be loaded from the Hugging Face hub: "
+        "org/set: no such local file, and it could not be loaded from the Hugging Face hub: "
         "Couldn't reach 'org/set' on the Hub"
     )
 

@@ -74,7 +74,7 @@ def test_weights_and_names():
     records = [better("a", "b", "Ann"), better("a", "b", "Bob")]
     assert by_annotators(records, {"Bob": 2.0}) == records[1:]
     assert by_annotators(records, {}) == records
-    with pytest.raises(UsageError, match="no record is of 'Eve'; there are Ann, Bob"):
+    with pytest.raises(UsageError, match="no records by 'Eve'; annotators: Ann, Bob"):
         by_annotators(records, {"Eve": 1.0})
     for wrong in ("Ann=0", "Ann=-1", "Ann=nan", "Ann=inf"):
         with pytest.raises(UsageError, match="above 0"):

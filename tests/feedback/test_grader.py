@@ -65,7 +65,7 @@ def test_a_grade_is_found_in_what_people_write_around_it(server, said, grade) ->
 )
 def test_an_answer_without_a_grade_is_asked_for_again_and_then_stops_the_run(server, said) -> None:
     url, requests = server(lambda body: said)
-    with pytest.raises(RunError, match=r"answered '.*', a number from 1 to 10 was expected") as caught:
+    with pytest.raises(RunError, match=r"answered '.*', expected a number from 1 to 10") as caught:
         load_judge(f"openai:tiny@{url}")(PROMPTS[:1], ["x"])
     assert "\n" not in str(caught.value)
     assert len(requests) == 3

@@ -162,10 +162,10 @@ def test_cancelled_empty_and_repeated_annotations_are_counted(written, tmp_path,
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([{"instruction": "x", "output": "y"}], "export.json:1: is no Label Studio task"),
+        ([{"instruction": "x", "output": "y"}], "export.json:1: is not a Label Studio task"),
         ([{"data": {"x": "y"}, "annotations": [{"result": [{"type": "choices", "value": {}}]}]}],
-         "no judgment in it (left out: 1 annotation of type choices, which compares nothing)"),
-        ([{"data": {"x": "y"}, "annotations": []}], "no judgment in it (left out: 1 task without an annotation)"),
+         "contains no judgment (left out: 1 annotation of type choices, which compares nothing)"),
+        ([{"data": {"x": "y"}, "annotations": []}], "contains no judgment (left out: 1 task without an annotation)"),
     ],
 )  # fmt: skip
 def test_foreign_exports_are_refused_in_one_line(tmp_path, capsys, content, message):
@@ -179,7 +179,7 @@ def test_foreign_exports_are_refused_in_one_line(tmp_path, capsys, content, mess
 
 
 def test_a_configuration_of_another_kind_is_refused():
-    with pytest.raises(DataError, match=r"here: it labels Choices; only Pairwise and Ranker compare answers"):
+    with pytest.raises(DataError, match=r"here: has only Choices; Pairwise or Ranker is needed to compare answers"):
         shown_fields('<View><Choices name="c" toName="t"/><Text name="t" value="$t"/></View>', "here")
     with pytest.raises(DataError, match="not valid XML"):
         shown_fields("<View>", "here")
@@ -203,7 +203,7 @@ def test_what_is_missing_is_named(options, message):
 def test_addresses_and_tokens_that_cannot_be(written, monkeypatch):
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     options = {"data": [written(PAIRS)], "project": "abc"}
-    with pytest.raises(UsageError, match="a token is needed, in LABEL_STUDIO_API_KEY"):
+    with pytest.raises(UsageError, match="no token: set LABEL_STUDIO_API_KEY"):
         go("push", **options)
     with pytest.raises(UsageError, match="an address such as"):
         go("push", **options, api_key="x", url="localhost:8080")
@@ -237,19 +237,19 @@ COUNTED = {
     "annotation of type ['a'], which compares nothing": [{"result": [{"type": ["a"]}]}],
 }  # fmt: skip
 BAD = [
-    (ANSWERS, "left", "field 'annotations[1]': is text, an object was expected"),
-    (ANSWERS, None, "field 'annotations[1]': is null, an object was expected"),
-    (ANSWERS, {"result": "left"}, "field 'annotations[1].result': is text, a list was expected"),
-    (ANSWERS, {"result": ["left"]}, "field 'annotations[1].result[0]': is text, an object was expected"),
-    (ANSWERS, chosen("up"), "field 'annotations[1].result[0].value.selected': is 'up', left or right was expected"),
-    (ANSWERS, chosen({"x": 1}), "left or right was expected"),
-    (ANSWERS, {"result": chosen("left")["result"] + chosen("right")["result"]}, "holds two different answers to"),
+    (ANSWERS, "left", "field 'annotations[1]': is text, expected an object"),
+    (ANSWERS, None, "field 'annotations[1]': is null, expected an object"),
+    (ANSWERS, {"result": "left"}, "field 'annotations[1].result': is text, expected a list"),
+    (ANSWERS, {"result": ["left"]}, "field 'annotations[1].result[0]': is text, expected an object"),
+    (ANSWERS, chosen("up"), "field 'annotations[1].result[0].value.selected': is 'up', expected left or right"),
+    (ANSWERS, chosen({"x": 1}), "expected left or right"),
+    (ANSWERS, {"result": chosen("left")["result"] + chosen("right")["result"]}, "has two different answers to"),
     (ITEMS, ordered({"rank": ["a", "z"]}), "names the item 'z', which is not in data.items"),
     (ITEMS, ordered({"rank": ["a", "b", "a"]}), "names the item 'a' twice"),
     (ITEMS, ordered({"good": ["a"], "bad": ["a", "b"]}), "names the item 'a' twice"),
     (ITEMS, ordered({"rank": [{"id": "a"}, "b"]}), "which is not in data.items"),
     (ITEMS, ordered({"mine": ["a"], "yours": ["b"]}), "the buckets mine, yours have no known order"),
-    (ITEMS, ordered("a"), "holds neither an ordered list of ids nor buckets of ids"),
+    (ITEMS, ordered("a"), "is neither an ordered list of ids nor buckets of ids"),
 ]
 
 
@@ -294,7 +294,7 @@ def test_a_bad_annotation_is_named_and_with_skip_bad_loses_no_other(data, annota
         ({"data": {"items": [{"id": 1}, {"id": 2}]}, "annotations": [ordered([1, 2])]}, "an item has no body"),
         ({"data": {"items": [{"id": 1, "body": "x"}, {"id": "1", "body": "y"}]}, "annotations": [ordered([1])]},
          "two items have the same id"),
-        ({"text": "of another kind"}, "is no Label Studio task"),
+        ({"text": "of another kind"}, "is not a Label Studio task"),
     ],
 )  # fmt: skip
 def test_a_bad_task_is_named_and_with_skip_bad_loses_no_other(task, message, tmp_path):
@@ -349,7 +349,7 @@ def test_two_questions_are_kept_apart(two_aspects, question, expected, tmp_path,
     read = load_comparisons(two_aspects, DataOptions(question=question))
     assert [r.chosen for r in read.records] == expected
     other = {"helpful": "harmless", "harmless": "helpful"}[question]
-    assert read.summary.sources[0].notes == {f"answer to {other}, another question than {question}": 2}
+    assert read.summary.sources[0].notes == {f"answer to {other}, not to {question}": 2}
     go("import", data=[two_aspects], out=tmp_path / "c.jsonl", question=question)
     assert [r.chosen for r in read_records(tmp_path / "c.jsonl", Comparison)] == expected
     assert f"import: 2 judgments to {question} in" in " ".join(capsys.readouterr().err.split())
@@ -410,6 +410,6 @@ def test_no_input_is_written_over(written, tmp_path):
         {"action": "import", "data": [data], "out": Path(data).parent / "." / "records.jsonl"},
         {"action": "import", "data": [data], "config": tmp_path / "records.xml", "out": tmp_path / "records.xml"},
     ):
-        with pytest.raises(ValueError, match=r"out: .*(written over an input|configuration takes the name)"):
+        with pytest.raises(ValueError, match=r"out: .*(overwrite an input|configuration takes the name)"):
             LabelStudioOptions(**options)
     assert Path(data).read_bytes() == before

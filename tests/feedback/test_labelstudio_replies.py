@@ -227,6 +227,6 @@ def test_a_secret_in_the_address_is_refused(url, tmp_path, capsys):
 
 
 def test_a_token_that_no_header_can_hold_is_refused_without_printing_it():
-    with pytest.raises(UsageError, match="the token of Label Studio holds a space") as caught:
+    with pytest.raises(UsageError, match="the token of Label Studio contains a space") as caught:
         LabelStudio("http://127.0.0.1:9", "two\nlines")
     assert "two" not in str(caught.value)

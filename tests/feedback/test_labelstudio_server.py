@@ -212,7 +212,9 @@ def test_rankings_predictions_and_ground_truth(server, api, tmp_path):
 def test_other_projects_and_tokens_are_refused(server, api, hh, tmp_path):
     config = '<View><Text name="t" value="$t"/><Choices name="c" toName="t"><Choice value="x"/></Choices></View>'
     api.create("Foreign choices", config)
-    with pytest.raises(DataError, match=r"/projects/\d+: it labels Choices; only Pairwise and Ranker compare answers"):
+    with pytest.raises(
+        DataError, match=r"/projects/\d+: has only Choices; Pairwise or Ranker is needed to compare answers"
+    ):
         go("pull", server, out=tmp_path / "x.jsonl", project="Foreign choices")
     with pytest.raises(UsageError, match="has no Pairwise in its labelling configuration"):
         go("push", server, data=[str(hh)], project="Foreign choices")

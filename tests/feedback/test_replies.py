@@ -211,7 +211,7 @@ def test_a_key_that_the_server_repeats_is_not_printed():
 @pytest.mark.parametrize("key", ["two\nlines", "“quoted”", "a b"])
 def test_a_key_that_no_header_can_hold_is_refused_without_printing_it(key, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    with pytest.raises(UsageError, match="OPENAI_API_KEY holds a space, a line break") as caught:
+    with pytest.raises(UsageError, match="OPENAI_API_KEY contains a space, a line break") as caught:
         Endpoint("http://127.0.0.1:9/v1", "m")
     assert key not in str(caught.value)
 
@@ -257,7 +257,7 @@ def test_answers_got_so_far_are_kept_and_the_rest_is_asked_for(tmp_path):
         sample.run(SampleOptions(out=tmp_path / "whole.jsonl", **options))
         asked.clear()
         failing.set()
-        with pytest.raises(RunError, match=r"holds no choices.*(replies are kept|reply is kept), the same command"):
+        with pytest.raises(RunError, match=r"has no choices.*(replies are kept|reply is kept); run the same command"):
             sample.run(SampleOptions(out=tmp_path / "r.jsonl", **options))
         assert not (tmp_path / "r.jsonl").exists()
         failing.clear()

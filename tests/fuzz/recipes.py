@@ -39,12 +39,13 @@ from wukong.console import console
 from wukong.errors import JOINERS, WukongError
 from wukong.kitchen.stage import KitchenOptions
 from wukong.kitchen.stage import run as make_kitchen
-from wukong.provenance import look, read_record, verify
-from wukong.recipe import STAGES, check_steps, load_recipe, resolve
+from wukong.provenance import read_record, stage_state, verify
+from wukong.recipe import check_steps, load_recipe, resolve
+from wukong.recipes.shipped import SHIPPED
+from wukong.registry import STAGES
 from wukong.report.contents import read_run
 from wukong.training.metrics import read_metrics
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SECONDS, GROWTH = 10.0, 1 << 30
 EVERY_RECORD = 4
 """One case in so many is a record."""
@@ -408,7 +409,7 @@ def make_data(directory: Path) -> None:
     """What the shipped recipes expect below $WUKONG_DATA, a line of each."""
     pair = {"chosen": "\n\nHuman: Hi\n\nAssistant: Good day.", "rejected": "\n\nHuman: Hi\n\nAssistant: What?"}
     taught = {"instruction": "Say hi.", "input": "", "output": "Hi.", "chosen": "Hi, dear.", "rejected": "Hi, you."}
-    for recipe in RECIPES.glob("*.yaml"):
+    for recipe in SHIPPED.values():
         for name in re.findall(r"\$\{WUKONG_DATA\}/([\w./-]+)", recipe.read_text()):
             path = directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -420,7 +421,7 @@ def make_data(directory: Path) -> None:
 
 @cache
 def _shipped() -> list[dict[str, Any]]:
-    return [yaml.safe_load(path.read_text()) for path in sorted(RECIPES.glob("*.yaml")) if path.name != "hh.yaml"]
+    return [yaml.safe_load(path.read_text()) for path in SHIPPED.values() if path.name != "hh.yaml"]
 
 
 def valid(rng: random.Random) -> dict[str, Any]:
@@ -537,7 +538,7 @@ def read_records(run: Path) -> None:
     for place in ("data", "base/options.json", "sft"):
         read_record(run / place)
     verify(run / "data" / "corpus.jsonl")
-    look("kitchen", KitchenOptions(out=run / "data", megabytes=0.01), [], directory=True)
+    stage_state("kitchen", KitchenOptions(out=run / "data", megabytes=0.01), [], directory=True)
     read_metrics(run / "base")
     for step in read_run(run).steps:
         _ = step.metrics, step.samples, step.results, step.options

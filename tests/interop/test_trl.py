@@ -16,8 +16,8 @@ from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import save_policy, save_reward
 from wukong.records import Comparison, Preference, Prompt, Ranking, Vote, as_messages
-from wukong.stages.rloo import RLOOOptions
-from wukong.stages.rloo import run as rloo
+from wukong.stages.online.rloo import RLOOOptions
+from wukong.stages.online.rloo import run as rloo
 from wukong.tokenizer import Tokenizer
 
 HERE = Path(__file__).parent

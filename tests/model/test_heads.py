@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.heads import ScalarModel, ValueHead
-from wukong.stages.common import frozen
+from wukong.scoring import frozen
 from wukong.training.compute import Compute
 
 LENGTHS = torch.tensor([9, 4, 1])

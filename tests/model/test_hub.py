@@ -302,9 +302,9 @@ def test_trunk_of_either_kind(model, reward_model, tokenizer, policy_dir, tmp_pa
 
 def test_policy_and_reward_model_are_not_taken_for_each_other(reward_model, tokenizer, policy_dir, tmp_path):
     save_reward(tmp_path / "reward", reward_model, tokenizer)
-    with pytest.raises(UsageError, match="holds a reward model, a language model is needed"):
+    with pytest.raises(UsageError, match="holds a reward model, expected a language model"):
         load_policy(tmp_path / "reward")
-    with pytest.raises(UsageError, match="holds a language model, a reward model is needed"):
+    with pytest.raises(UsageError, match="holds a language model, expected a reward model"):
         load_reward(policy_dir)
 
 
@@ -346,7 +346,7 @@ def test_no_code_of_a_bin_file_is_run(policy_dir, tmp_path):
     as_bin(policy_dir)
     content = torch.load(policy_dir / "pytorch_model.bin", weights_only=True)
     torch.save({**content, "x": Burglar(tmp_path / "burgled")}, policy_dir / "pytorch_model.bin")
-    with pytest.raises(UsageError, match=r"pytorch_model\.bin: damaged, or holds more than weights"):
+    with pytest.raises(UsageError, match=r"pytorch_model\.bin: damaged, or contains more than weights"):
         load_policy(policy_dir)
     assert not (tmp_path / "burgled").exists()
 
@@ -449,7 +449,7 @@ BROKEN = {
     "no n_head": (_config(n_head="(absent)"), "config.json: n_head is missing"),
     "text for a size": (_config(n_layer="3"), "config.json: n_layer is '3', not a size"),
     "heads do not divide": (_config(n_head=5), "config.json: n_embd 32 is not a multiple of n_head 5"),
-    "activation": (_config(activation_function="relu"), "activation_function is 'relu', only 'gelu_new'"),
+    "activation": (_config(activation_function="relu"), "activation_function is 'relu', only GPT-2's 'gelu_new'"),
     "layer scaling": (_config(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx is True"),
     "no scaling": (_config(scale_attn_weights=False), "scale_attn_weights is False"),
     "reordered": (_config(reorder_and_upcast_attn=True), "reorder_and_upcast_attn is True"),
@@ -479,8 +479,8 @@ BROKEN = {
     "bin of a list": (_bin_with([torch.ones(1)]), "pytorch_model.bin: not a dictionary of tensors"),
     "bin of old pickle": (_bin_with(pickle.dumps({"a": 1}, protocol=2)), "pytorch_model.bin: "),
     "shard is lost": (_lose_shard, "model-00002-of-00002.safetensors: no such file"),
-    "shard elsewhere": (_shards_with(x="../model.safetensors"), "shard '../model.safetensors' is not the name"),
-    "shard is a pickle": (_shards_with(x="evil.bin"), "shard 'evil.bin' is not the name"),
+    "shard elsewhere": (_shards_with(x="../model.safetensors"), "shard '../model.safetensors' is not a weights file"),
+    "shard is a pickle": (_shards_with(x="evil.bin"), "shard 'evil.bin' is not a weights file"),
     "index of nothing": (
         lambda d: (as_shards(d, "safetensors"), _write("model.safetensors.index.json", b"[]")(d)),
         "model.safetensors.index.json: not a JSON object",
@@ -495,21 +495,21 @@ BROKEN = {
     "a size that is true": (_config(n_layer=True), "n_layer is True, not a size"),
     "a fraction for a size": (_config(n_embd=32.0), "n_embd is 32.0, not a size"),
     "a list for a size": (_config(vocab_size=[300]), "vocab_size is [300], not a size"),
-    "architectures a text": (_config(architectures="GPT2LMHeadModel"), "architecture GPT2LMHeadModel is none of"),
-    "architectures an object": (_config(architectures={"a": 1}), "is none of"),
-    "architectures of objects": (_config(architectures=[{}]), "architecture {} is none of"),
+    "architectures a text": (_config(architectures="GPT2LMHeadModel"), "architecture GPT2LMHeadModel is not one of"),
+    "architectures an object": (_config(architectures={"a": 1}), "is not one of"),
+    "architectures of objects": (_config(architectures=[{}]), "architecture {} is not one of"),
     "model type a list": (_config(model_type=["gpt2"]), "model_type is ['gpt2'], only GPT-2"),
     "an activation that is a list": (_config(activation_function=["gelu_new"]), "activation_function is ['gelu_new']"),
-    "another gelu": (_config(activation_function="gelu"), "activation_function is 'gelu', only 'gelu_new'"),
+    "another gelu": (_config(activation_function="gelu"), "activation_function is 'gelu', only GPT-2's 'gelu_new'"),
     "epsilon of zero": (_config(layer_norm_epsilon=0.0), "layer_norm_epsilon is 0.0"),
     "epsilon that is no number": (_config(layer_norm_epsilon=float("nan")), "layer_norm_epsilon is nan"),
     "config nested deeply": (_write("config.json", b'{"a":' * 100_000), "config.json: "),
     "config with an endless number": (_write("config.json", b'{"a": ' + b"9" * 9000 + b"}"), "config.json: "),
-    "NaN": (_spoilt("transformer.h.1.mlp.c_fc.weight", float("nan")), "tensor h.1.mlp.c_fc.weight holds NaN"),
-    "infinity": (_spoilt("transformer.wte.weight", float("-inf")), "tensor wte.weight holds NaN or infinite numbers"),
+    "NaN": (_spoilt("transformer.h.1.mlp.c_fc.weight", float("nan")), "tensor h.1.mlp.c_fc.weight contains NaN"),
+    "infinity": (_spoilt("transformer.wte.weight", float("-inf")), "tensor wte.weight contains NaN or infinite values"),
     "too large for float32": (
         _tensors(lambda t: t.update({"transformer.ln_f.bias": torch.full((32,), 1e300, dtype=torch.float64)})),
-        "tensor ln_f.bias holds NaN or infinite numbers",
+        "tensor ln_f.bias contains NaN or infinite values",
     ),
     "complex numbers": (
         _tensors(lambda t: t.update({"transformer.ln_f.bias": torch.ones(32, dtype=torch.complex64)})),
@@ -517,7 +517,7 @@ BROKEN = {
     ),
     "a name twice": (
         _tensors(lambda t: t.update({"wpe.weight": t["transformer.wpe.weight"].clone()})),
-        "tensor wpe.weight is there twice",
+        "tensor wpe.weight is stored twice",
     ),
     "a layer of a giant number": (_tensors(lambda t: t.update({"h.99999999999999.x": torch.ones(1)})), "has no place"),
     "a giant header": (_header(2**63), "damaged weights file (its header has 9,223,372,036,854,775,808 bytes)"),
@@ -533,9 +533,9 @@ BROKEN = {
     ),
     "a packed archive": (_packed_bin, "pytorch_model.bin: its tensors are compressed"),
     "a shard of a long name": (_shards_with(x="y" * 5000 + ".safetensors"), "yyy…: no such file"),
-    "a shard elsewhere, absolutely": (_shards_with(x="/etc/passwd"), "shard '/etc/passwd' is not the name"),
+    "a shard elsewhere, absolutely": (_shards_with(x="/etc/passwd"), "shard '/etc/passwd' is not a weights file"),
     "a tensor in no shard": (_shards_with(x="model-00001-of-00002.safetensors"), "tensor x is in none of its shards"),
-    "a tensor in both shards": (_twice_in_shards, "tensor transformer.ln_f.bias is in another shard, too"),
+    "a tensor in both shards": (_twice_in_shards, "tensor transformer.ln_f.bias is in another shard too"),
     "weights that are a link to themselves": (_linked("model.safetensors"), "no weights here"),
     "a config that is a link to itself": (_linked("config.json"), "config.json: no such file"),
     "a config that is a pipe": (
@@ -575,5 +575,5 @@ def test_tokenizer_with_more_tokens_than_the_model_is_refused(policy_dir, tokeni
 
 
 def test_a_file_is_not_a_directory(policy_dir):
-    with pytest.raises(UsageError, match="is a file, a directory was expected"):
+    with pytest.raises(UsageError, match="is a file, expected a directory"):
         load_policy(policy_dir / "config.json")

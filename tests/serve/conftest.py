@@ -14,7 +14,6 @@ import wukong
 from wukong.api import Policy
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.hub import save_policy
-from wukong.rollout import Continuation, Decoder
 from wukong.serve.service import Service, load_model
 from wukong.tokenizer import Tokenizer
 
@@ -62,15 +61,9 @@ def client(address) -> openai.OpenAI:
 
 
 @pytest.fixture
-def held(monkeypatch) -> Iterator[threading.Event]:
+def held(before_passes) -> Iterator[threading.Event]:
     """No token is drawn before this is set, however busy the machine is; then each takes a while."""
-    step, go = Decoder.step, threading.Event()
-
-    def slowly(self: Decoder) -> list[Continuation]:
-        go.wait(timeout=600)
-        time.sleep(0.05)
-        return step(self)
-
-    monkeypatch.setattr(Decoder, "step", slowly)
+    go = threading.Event()
+    before_passes(lambda _: (go.wait(timeout=600), time.sleep(0.05)))
     yield go
     go.set()

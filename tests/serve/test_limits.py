@@ -11,11 +11,11 @@ import pytest
 from fuzz import server
 from serving import served, until, value
 
+from wukong.chat import named_sources
 from wukong.errors import UsageError
 from wukong.serve import connections
 from wukong.serve.app import Access
 from wukong.serve.service import BusyError, Drawing, TooLongError
-from wukong.stages.chat import named_sources
 from wukong.tokenizer import Tokenizer
 
 ASKED = {"role": "user", "content": "Boil 3 eggs"}

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,9 +15,9 @@ import pytest
 from serving import served, until, value
 
 from wukong.errors import UsageError
-from wukong.rollout import Decoder
-from wukong.serve.app import Access, is_loopback
+from wukong.serve.app import Access
 from wukong.serve.command import ServeOptions, checked_key, run
+from wukong.serve.listen import address_of, is_loopback, listen
 from wukong.serve.service import Answer, BusyError, Drawing, UnknownModelError
 
 CHAT = {"model": "policy", "messages": [{"role": "user", "content": "Boil 3 eggs"}]}
@@ -75,6 +76,19 @@ def test_this_machines_own_addresses():
     assert all(map(is_loopback, own))
     other = ("0.0.0.0", "::", "10.0.0.1", "localhost.example", "127.0.0.1.example:80", "", "[")
     assert not any(map(is_loopback, other))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", *(["::"] if socket.has_dualstack_ipv6() else [])])
+def test_every_address_means_those_of_both_protocols(host):
+    with listen(host, 0) as listener:
+        assert address_of(listener).startswith(f"http://{'[::]' if host == '::' else host}:")
+        for address in {"127.0.0.1", host.replace("::", "::1")}:
+            socket.create_connection((address, listener.getsockname()[1]), timeout=60).close()
+
+
+def test_a_host_that_is_no_address_is_one_line():
+    with pytest.raises(UsageError, match=r"cannot listen at .*: not an address; choose another --port"):
+        listen("a" * 70 + ".example", 0)
 
 
 def test_a_port_that_is_taken_is_one_line(address, models):
@@ -188,16 +202,15 @@ def test_who_leaves_the_queue_is_never_written(new_service, held):
 # ------------------------------------------------------------------------------------------------------------ failures
 
 
-def test_a_failure_reaches_those_who_wait_and_the_others_go_on(new_service, monkeypatch, caplog):
-    service, step = new_service(), Decoder.step
-    broken = service.model("sft").model
+def test_a_failure_reaches_those_who_wait_and_the_others_go_on(new_service, before_passes, caplog):
+    service = new_service()
+    broken = [service.model("sft").model]
 
-    def fail(self):
-        if self.model is broken:
+    def fail(model):
+        if model in broken:
             raise RuntimeError("out of luck")
-        return step(self)
 
-    monkeypatch.setattr(Decoder, "step", fail)
+    before_passes(fail)
     with served(service) as address:
         failed = post(address, {**CHAT, "model": "sft"})
         assert (failed.status_code, error(failed)["message"]) == (500, "the model failed: out of luck")
@@ -206,7 +219,7 @@ def test_a_failure_reaches_those_who_wait_and_the_others_go_on(new_service, monk
             list(client.chat.completions.create(**{**CHAT, "model": "sft"}, stream=True))
         assert post(address, {**CHAT, "max_tokens": 3}).status_code == 200
         assert httpx.get(f"{address}/health").json() == {"status": "ok"}
-        monkeypatch.undo()
+        broken.clear()
         assert post(address, {**CHAT, "model": "sft", "max_tokens": 3}).status_code == 200
         until(lambda: value(service, "wukong_writing") == 0)
 

@@ -128,7 +128,7 @@ def test_a_file_that_wukong_did_not_make_is_not_overwritten(tmp_path: Path) -> N
     precious = tmp_path / "c.jsonl"
     precious.write_text("a week of somebody's work\n")
     options = LabelOptions(out=precious, responses=source, judge=JUDGE)
-    with pytest.raises(UsageError, match="that wukong did not make"):
+    with pytest.raises(UsageError, match="not made by wukong"):
         label.run(options)
     assert precious.read_text() == "a week of somebody's work\n"
     precious.unlink()

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from wukong.errors import DataError, UsageError
 from wukong.report import figures
 from wukong.report.contents import read_run
-from wukong.report.page import Charts, curve_groups, duration, flat, interval, number, percent, road, short
+from wukong.report.page import Charts, curve_groups, duration, flat, interval, number, percent, pipeline, short
 from wukong.stages import report
 from wukong.stages.report import ReportOptions
 from wukong.training.metric_definitions import METRICS, as_markdown, definition
@@ -271,7 +271,7 @@ def test_every_part_of_the_road_shows_its_number(page):
     for expected in (
         "90.2 % of 400 prompts", "87.2 to 93.2 %",  # the newest model against the one before
         "812 k tokens", "2.21 M parameters", "2,950 demonstrations", "8 answers", "4 rankings", "10.0 % errors",
-        "91.3 % of held-out pairs right", "preferred to sft", "12 min 06 s",
+        "91.3 % accuracy on held-out pairs", "preferred to sft", "12 min 06 s",
     ):  # fmt: skip
         assert expected in page.text, expected
 
@@ -302,7 +302,7 @@ def test_answers_stand_side_by_side_unedited_with_score_and_reasons(page):
 
 
 def test_the_page_says_how_its_prompts_were_chosen(page):
-    assert "The first prompt was named in advance. 11 of the other 39 were drawn at random (seed 0)" in page.text
+    assert "The first prompt was chosen in advance. 11 of the other 39 were drawn at random (seed 0)" in page.text
 
 
 def test_pinned_prompts_come_first_and_may_differ_in_case_and_stop(finished):
@@ -340,7 +340,7 @@ def test_reward_over_kl_and_calibration_are_drawn(page):
     titles = [chart["layout"]["xaxis"].get("title", {}).get("text", "") for chart in page.charts.values()]
     assert "KL to the reference, nats per response" in titles
     assert "predicted probability" in titles
-    assert "Choosing the longer answer would be right in 58.1 %" in page.text
+    assert "Baseline: choosing the longer answer is right for 58.1 %" in page.text
 
 
 def test_samples_of_pretraining_show_first_and_last_step(page):
@@ -416,7 +416,7 @@ def test_a_base_model_from_elsewhere_is_named(root):
 def test_steps_that_were_not_run_are_listed(root):
     shutil.rmtree(root / "policy")
     shutil.rmtree(root / "reward")
-    assert "Steps of the recipe that were not run: reward , ppo" in page_of(root).text
+    assert "Steps of the recipe not run: reward , ppo" in page_of(root).text
 
 
 def test_an_unfinished_step_shows_what_there_is(root):
@@ -444,7 +444,7 @@ def test_an_evaluation_without_scorer_and_intervals_is_shown(root):
                 {"role": "user", "content": "Bye"}]  # fmt: skip
     write_lines(root / "evaluation/answers.jsonl", [{"messages": messages, "answers": {"policy": {"text": " "}}}])
     page = page_of(root)
-    assert "3 prompts . Intervals hold 95 %." in page.text.replace("prompts.", "prompts .")
+    assert "3 prompts . Intervals are 95 %." in page.text.replace("prompts.", "prompts .")
     assert "Overlap with training: not checked" in page.text
     assert "unseen" not in page.text.split("Training")[0]
     assert "Hi Yes? Bye" in page.text
@@ -487,7 +487,7 @@ def test_values_that_are_no_numbers_are_left_out(root):
 
 def test_nothing_of_a_run_is_an_error(tmp_path):
     (tmp_path / "notes.txt").write_text("no run")
-    with pytest.raises(UsageError, match="nothing of a run is here"):
+    with pytest.raises(UsageError, match="not a run directory"):
         report.run(ReportOptions(run=tmp_path, out=tmp_path / "r.html"))
     assert not (tmp_path / "r.html").exists()
     with pytest.raises(UsageError, match="no such directory"):
@@ -558,7 +558,7 @@ def test_the_road_shows_the_reward_model_that_the_policy_came_from(root):
     write_lines(root / "test.jsonl", [{"id": str(i)} for i in range(9)])
     provenance(root / "reward/provenance.json", "reward", result="w0", inputs=["s0", "l0", "l9", "r0"],
                results={"valid_accuracy": 0.913})  # fmt: skip
-    nodes = {node.key: node for node in road(read_run(root))}
+    nodes = {node.key: node for node in pipeline(read_run(root))}
     assert nodes["reward"].figure == "91.3 %"
     assert (nodes["labels"].figure, nodes["samples"].figure) == ("4", "8")  # and not what it was tested on
 
@@ -621,33 +621,40 @@ def test_every_definition_is_complete():
 
 
 def logged_names() -> set[tuple[str, str]]:
-    """(stage, metric) of what the stages log, read from their source: the keywords of `session.log(...)`, the keys of
-    a dictionary called `metrics`, those counted in `sums`, and those that join the means of `update`."""
+    """(module, metric) of what the stages log, read from their source: the keywords of `session.log(...)`, and the keys
+    of the dictionaries in functions that return metrics."""
     found = set()
-    for path in (REPOSITORY / "src/wukong/stages").glob("*.py"):
+    for path in (REPOSITORY / "src/wukong/stages").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "session.log":
                 found |= {(path.stem, keyword.arg) for keyword in node.keywords if keyword.arg}
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "metrics":
-                keys = node.value.keys if isinstance(node.value, ast.Dict) else []
-                found |= {(path.stem, key.value) for key in keys if isinstance(key, ast.Constant)}
-            if isinstance(node, ast.BinOp) and ast.unparse(node.left) == "means" and isinstance(node.right, ast.Dict):
-                found |= {(path.stem, key.value) for key in node.right.keys if isinstance(key, ast.Constant)}
-            if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "sums":
-                found |= {(path.stem, node.slice.value)} if isinstance(node.slice, ast.Constant) else set()
+            if isinstance(node, ast.FunctionDef) and returns_metrics(node, path):
+                for inner in ast.walk(node):
+                    keys = inner.keys if isinstance(inner, ast.Dict) else []
+                    found |= {(path.stem, key.value) for key in keys if isinstance(key, ast.Constant)}
+                    if isinstance(inner, ast.Subscript) and ast.unparse(inner.value) == "metrics":
+                        found |= {(path.stem, inner.slice.value)} if isinstance(inner.slice, ast.Constant) else set()
     return {(stage, name) for stage, name in found if isinstance(name, str)}
+
+
+def returns_metrics(function: ast.FunctionDef, path: Path) -> bool:
+    returned = ast.unparse(function.returns) if function.returns else ""
+    logs = "Metrics" in returned or returned in ("dict[str, float]", "Advantages")
+    return logs and path.parent.name in ("online", "direct") and function.name != "read"
 
 
 def test_every_name_that_a_stage_logs_is_defined():
     found = logged_names()
-    assert {("online", "kl"), ("online", "clip_fraction"), ("reward", "margin"), ("sft", "valid_loss")} <= found
+    assert {("train", "kl"), ("update", "clip_fraction"), ("update", "value_loss")} <= found
+    assert {("reward", "margin"), ("sft", "valid_loss"), ("dpo", "margin"), ("reinforce", "baseline")} <= found
     assert not [name for name in found if definition(*name) is None]
 
 
 def test_every_definition_is_of_something_that_is_logged_or_evaluated():
     everywhere = {"lr", "tokens_per_second", "grad_norm", "grad_norm_policy", "grad_norm_value"}  # by the session
     by_the_reward_model = {"valid_loss", "valid_accuracy"}  # picked out of what its evaluation returns
-    held_out = {"valid_margin"}  # of the offline algorithms, made by name
+    held_out = {"valid_margin"}  # of DPO and KTO, made by name
     parts = {"reward_of.NAME", "ensemble_std", "length_penalty"}  # of a reward with several parts
-    known = {name for _, name in logged_names()} | everywhere | by_the_reward_model | held_out | parts
+    pretraining = {"ptx_loss"}  # counted by `Update`
+    known = {name for _, name in logged_names()} | everywhere | by_the_reward_model | held_out | parts | pretraining
     assert not [name for name in METRICS if not name.startswith("evaluate/") and name.split("/")[-1] not in known]

@@ -147,7 +147,7 @@ def test_an_evaluation_says_what_is_known_of_the_overlap_with_training(
     assert sorted(found["overlap"]["examples"]) == ["say 1", "say 4"]
     said = " ".join(capsys.readouterr().err.split())
     assert "warning: 2 of 6 prompts were used in training, by sft (2)" in said
-    assert f"{tiny_models / 'sft'} (it is not recorded what it learnt from)" in said
+    assert f"{tiny_models / 'sft'} (its training data are not recorded)" in said
 
 
 def test_kl_is_the_log_ratio_of_the_models_own_samples(

@@ -1,10 +1,11 @@
 """A world of a few hundred sentences, and what the tests of the training stages share."""
 
+import functools
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,11 @@ def made_files(out: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in out.iterdir() if p.is_file() and p.name not in logs}
 
 
+def written(out: Path) -> dict[Path, tuple[int, int]]:
+    """Which file each path is, and when it was written: a file that is written again differs, whatever it holds."""
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.rglob("*")}
+
+
 def curves(out: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in read_metrics(out)]
 
@@ -77,25 +83,31 @@ def stop_after(step: int, run: Callable, options, monkeypatch) -> None:
         if self.step + 1 == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(Session, "show", show_and_stop)
-    with pytest.raises(Interrupted):
-        run(options)
-    monkeypatch.setattr(Session, "show", show)
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "show", show_and_stop)
+        with pytest.raises(Interrupted):
+            run(options)
 
 
-def die_in(target: str, run: Callable, options, monkeypatch, *, call: int = 1) -> None:
-    """Runs the stage until the n-th call of a function, given as "module.name"."""
-    module, name = target.rsplit(".", 1)
-    owner, calls = import_module(module), []
-    real = getattr(owner, name)
+_fatal: list[Path] = []
 
-    def dies(*args, **kwargs):
-        calls.append(args)
-        if len(calls) == call:
-            raise Dies
-        return real(*args, **kwargs)
 
-    monkeypatch.setattr(owner, name, dies)
-    with pytest.raises(Dies):
-        run(options)
-    monkeypatch.setattr(owner, name, real)
+def _die_before_a_fatal_file(event: str, arguments: tuple) -> None:
+    if event == "os.rename" and _fatal and Path(os.fsdecode(arguments[1])) in _fatal:
+        raise Dies
+
+
+@functools.cache
+def _watch() -> None:
+    sys.addaudithook(_die_before_a_fatal_file)  # once: Python cannot remove it
+
+
+def die_before(name: str, run: Callable, options) -> None:
+    """Runs the stage until a file or directory of this name, within its output, is about to be put in its place."""
+    _watch()
+    _fatal.append(options.out / name)
+    try:
+        with pytest.raises(Dies):
+            run(options)
+    finally:
+        _fatal.clear()

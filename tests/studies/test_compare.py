@@ -62,7 +62,7 @@ def test_files_of_answers_are_compared_and_said_in_words(tmp_path: Path, files: 
     assert ratings["good"] > ratings["fair"] > ratings["poor"]
     said = " ".join(capsys.readouterr().err.split())
     assert first["words"] in said
-    assert f"whether training used any of the {len(QUESTIONS)} prompts could not be checked" in said
+    assert f"could not check whether any of the {len(QUESTIONS)} prompts were used in training" in said
     assert found["overlap"]["seen"] == 0
 
 
@@ -169,16 +169,16 @@ def test_unusable_input_is_one_line(tmp_path: Path, files: list[str], models: Pa
         return capsys.readouterr().err.splitlines()[-1]
 
     rubric = ["--judge", "rubric"]
-    assert "two models or more with different names" in refused(files[0], *rubric)
+    assert "two or more models with different names" in refused(files[0], *rubric)
     assert "the name 'good' is given twice" in refused(files[0], files[0], *rubric)
-    assert "nobody judges" in refused(*files)
+    assert "no judge: give" in refused(*files)
     assert "--endpoint and --endpoint-model go together" in refused(*files, "--endpoint", "http://127.0.0.1:9/v1")
-    assert "is to answer prompts: give --prompts" in refused(files[0], f"sft={models / 'sft'}", *rubric)
+    assert "needs prompts to answer: give --prompts" in refused(files[0], f"sft={models / 'sft'}", *rubric)
     assert "MODELS is required" in refused()
     other = responses(tmp_path / "other.jsonl", {"another question": "x"})
-    assert "no prompt is answered by all" in refused(files[0], f"other={other}", *rubric)
+    assert "no prompt has answers in all files" in refused(files[0], f"other={other}", *rubric)
     write_records(tmp_path / "h.jsonl", [Comparison(prompt=as_messages("q"), chosen="a", rejected="b")])
-    assert "no comparison is about two of these answers" in refused(*files, "--human", str(tmp_path / "h.jsonl"))
+    assert "no judgment compares two of these answers" in refused(*files, "--human", str(tmp_path / "h.jsonl"))
     (tmp_path / "bad.jsonl").write_text('{"text": "no prompt"}\n')
     assert "bad.jsonl:1: field 'id'" in refused(files[0], f"bad={tmp_path / 'bad.jsonl'}", *rubric)
     assert not (tmp_path / "x" / "comparison.json").exists()

@@ -11,8 +11,8 @@ from wukong.errors import UsageError
 from wukong.model.hub import load_policy, save_policy
 from wukong.objectives import best_of_n_kl
 from wukong.records import Prompt, as_messages, write_records
-from wukong.stages.rloo import RLOOOptions
-from wukong.stages.rloo import run as rloo
+from wukong.stages.online.rloo import RLOOOptions
+from wukong.stages.online.rloo import run as rloo
 from wukong.studies import frontier
 from wukong.studies.frontier import FrontierOptions, in_words, policies_of
 
@@ -81,7 +81,7 @@ def test_the_curve_that_turns_down_is_found_and_said(given, course, capsys):
     page = (options.out / "frontier.html").read_text()
     assert mine["words"].split(":")[0] in page
     assert "unseen" not in page
-    assert "Overlap with training: whether training used any of the 24 prompts could not be checked" in page
+    assert "Overlap with training: could not check whether any of the 24 prompts were used in training" in page
     assert "best-of-n" in page
 
 
@@ -171,7 +171,7 @@ FALLEN = {"gain": -1.25, "gain_interval": [-1.5, -0.5]}
 def test_fewer_than_three_policies_show_no_course(policies):
     words = in_words(VERDICT | {"policies": policies}, [LAST])
     many = "one policy" if policies == 1 else "2 policies"
-    assert words.startswith(f"over-optimisation cannot be told from {many} of a run, keep 3 or more with --save-every")
+    assert words.startswith(f"over-optimisation cannot be seen in {many} of a run, keep 3 or more with --save-every")
     assert words.endswith("from the reference to the last policy: gold 0.4 [0.1, 0.7]")
     assert "no sign" not in words
     assert "no sign" in in_words(VERDICT | {"policies": 3}, [LAST])
@@ -185,7 +185,7 @@ def test_gold_that_fell_below_the_reference_is_said_whatever_another_judge_says(
     worse = "the last policy is worse than the reference: gold −1.25 [−1.5, −0.5]"
     assert words.startswith(f"over-optimised: {worse}, while the proxy rose by 1.5")
     assert "no sign" not in words
-    assert ("X is deceived as well, it rose by 0.7" in words) == (pick > 0)
+    assert ("X is exploited as well: it rose by 0.7" in words) == (pick > 0)
 
 
 def test_gold_that_fell_with_the_proxy_is_no_over_optimisation():
@@ -197,16 +197,16 @@ def test_gold_that_fell_with_the_proxy_is_no_over_optimisation():
 def test_few_prompts_show_nothing_of_over_optimisation():
     few = {"prompts": 5, "last_prompts": 5, "gain_prompts": 5, "last_interval": [-0.9, -0.1]}
     assert in_words(VERDICT | few, [LAST]) == (
-        "over-optimisation cannot be told from 5 prompts: gold −0.5 [−0.9, −0.1]"
+        "over-optimisation cannot be seen with 5 prompts: gold −0.5 [−0.9, −0.1]"
     )
-    assert "cannot be told from 1 prompts" in in_words(VERDICT | few | {"prompts": 1, "last_interval": None}, [LAST])
+    assert "cannot be seen with 1 prompts" in in_words(VERDICT | few | {"prompts": 1, "last_interval": None}, [LAST])
 
 
 def test_a_reward_model_taken_for_gold_may_be_deceived_itself():
     words = in_words(VERDICT, [LAST], gold_model="runs/judge")
     assert words.endswith("no sign of over-optimisation (by runs/judge, itself a reward model, which the same answers "
-                          "may deceive)")  # fmt: skip
-    assert "may deceive" not in in_words(VERDICT | FALLEN, [LAST], gold_model="runs/judge"), "it saw the fall"
+                          "may exploit)")  # fmt: skip
+    assert "may exploit" not in in_words(VERDICT | FALLEN, [LAST], gold_model="runs/judge"), "it saw the fall"
 
 
 def test_a_single_policy_is_no_course(given, course):
@@ -215,13 +215,13 @@ def test_a_single_policy_is_no_course(given, course):
     options = given(runs=[f"mine={one}"], best_of=0)
     frontier.run(options)
     words = json.loads((options.out / "frontier.json").read_text())["curves"][0]["words"]
-    assert words.startswith("over-optimisation cannot be told from one policy of a run")
+    assert words.startswith("over-optimisation cannot be seen in one policy of a run")
     fallen = given(runs=[f"mine={one}"], gold=f"{__name__}:fewer", pick_by=f"{__name__}:letters", best_of=0,
                    out=options.out.with_name("fallen"))  # fmt: skip
     frontier.run(fallen)
     words = json.loads((fallen.out / "frontier.json").read_text())["curves"][0]["words"]
     assert words.startswith("over-optimised: the last policy is worse than the reference: gold −")
-    assert f"{__name__}:letters is deceived as well" in words
+    assert f"{__name__}:letters is exploited as well" in words
 
 
 def test_the_words_follow_the_intervals():
@@ -233,7 +233,7 @@ def test_the_words_follow_the_intervals():
     said = "over-optimised: the last policy is worse than iteration 4 and the reference: gold −0.5 [−0.9, −0.1]"
     assert clear == f"{said}, while the proxy rose by 0.3"
     assert "no sign" in in_words(verdict, [run | {"best_iteration": 8}])
-    picked = f"{unclear}; X picks iteration 6: gold −0.25 [−0.5, 0] against what gold itself would take"
+    picked = f"{unclear}; X picks iteration 6: gold −0.25 [−0.5, 0] compared with gold's own choice"
     assert in_words(verdict, [run], "X") == picked
     worse = in_words(verdict | {"picked_interval": [-0.5, -0.1]}, [run], "X")
     assert "; X picks iteration 6, clearly worse: gold −0.25 [−0.5, −0.1]" in worse
@@ -245,9 +245,9 @@ def test_what_cannot_be_compared_is_refused(given, tmp_path, models):
     with pytest.raises(UsageError, match="--raw mine: policies answer through the chat template"):
         frontier.run(given(raw=["mine"]))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="no policy is there"):
+    with pytest.raises(UsageError, match="contains no policy"):
         frontier.run(given(runs=[f"mine={tmp_path / 'empty'}"]))
-    with pytest.raises(UsageError, match="write name=directory"):
+    with pytest.raises(UsageError, match="give name=directory"):
         frontier.run(given(runs=[]))
     with pytest.raises(UsageError, match="too few to pick"):
         frontier.run(given(limit=1))

@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from wukong.studies.overoptimisation import Course, best_of_n_weights, curve, fit, fitted, peak
+from wukong.studies.overoptimisation import Trajectory, best_of_n_weights, curve, fit, fitted, peak
 
 D = np.array([0.5, 1.0, 1.5, 2.0, 3.0])
 
@@ -54,7 +54,7 @@ def test_the_best_of_n_is_the_mean_over_all_choices_of_n(n):
         best_of_n_weights(ranks, 6)
 
 
-def courses(runs: int, noise: float, prompts: int = 200) -> tuple[list[Course], np.ndarray]:
+def trajectories(runs: int, noise: float, prompts: int = 200) -> tuple[list[Trajectory], np.ndarray]:
     """Runs along the RL form with alpha 1.7 and beta 0.6, seen through prompts that vary, and the reference's gold."""
     draw = np.random.default_rng(1)
     easy = draw.normal(5, 1, prompts)
@@ -62,12 +62,12 @@ def courses(runs: int, noise: float, prompts: int = 200) -> tuple[list[Course], 
     for _ in range(runs):
         kl = np.repeat((D**2)[:, None], prompts, 1) + draw.normal(0, noise, (len(D), prompts))
         gold = easy + curve(D, 1.7, 0.6, "rl")[:, None] + draw.normal(0, noise, (len(D), prompts))
-        made.append(Course(kl, gold, gold))
+        made.append(Trajectory(kl, gold, gold))
     return made, easy
 
 
 def test_intervals_hold_the_truth_and_shrink_with_the_noise():
-    noisy, clear = (fit(*courses(3, noise), "rl", seed=0) for noise in (0.5, 0.05))
+    noisy, clear = (fit(*trajectories(3, noise), "rl", seed=0) for noise in (0.5, 0.05))
     for found in (noisy, clear):
         for name, truth in (("alpha", 1.7), ("beta", 0.6), ("peak_kl", math.exp(2 * (1.7 / 0.6 - 1)))):
             low, high = found[f"{name}_interval"]
@@ -80,14 +80,14 @@ def test_intervals_hold_the_truth_and_shrink_with_the_noise():
 
 
 def test_runs_that_differ_widen_the_interval():
-    alike, reference = courses(3, 0.05)
-    other = [Course(one.kl, one.gold + shift * D[:, None], one.proxy)
+    alike, reference = trajectories(3, 0.05)
+    other = [Trajectory(one.kl, one.gold + shift * D[:, None], one.proxy)
              for one, shift in zip(alike, (-1, 0, 1), strict=True)]  # fmt: skip
     width = [np.diff(fit(of, reference, "rl", seed=0)["alpha_interval"])[0] for of in (alike, other)]
     assert width[1] > 3 * width[0]
 
 
 def test_two_points_are_not_fitted():
-    one, reference = courses(1, 0.05)
-    short = Course(one[0].kl[:2], one[0].gold[:2], one[0].proxy[:2])
+    one, reference = trajectories(1, 0.05)
+    short = Trajectory(one[0].kl[:2], one[0].gold[:2], one[0].proxy[:2])
     assert fit([short], reference, "rl", seed=0) is None

@@ -9,8 +9,8 @@ import pytest
 
 from wukong.data.comparisons import read_comparisons
 from wukong.errors import DataError
+from wukong.feedback.reward_models import chance_problem
 from wukong.records import Comparison, Message, Ranking, Vote, as_messages
-from wukong.stages.common import chance_problem
 from wukong.studies.pairs import (
     agreement,
     bag_of_words,
@@ -41,7 +41,7 @@ def test_pairs_of_comparisons_and_rankings_with_their_strength():
     assert found == [
         ("a", "b", 2.0, False), ("z", "x", 1.0, True), ("z", "y", 2.0, True), ("x", "y", 1.0, True),
     ]  # fmt: skip
-    with pytest.raises(DataError, match="compares nothing"):
+    with pytest.raises(DataError, match="single votes compare nothing"):
         pairs_of([Vote(prompt=Q, response="a", vote=1)])
 
 

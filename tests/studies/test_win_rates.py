@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from wukong.intervals import prompts_needed
+from wukong.stats import prompts_needed
 from wukong.studies.win_rates import compared, ratings, with_people
 
 

@@ -12,7 +12,7 @@ import torch
 
 from wukong import processes
 from wukong.cli import main
-from wukong.stages import ppo, pretrain, reward, sft  # noqa: F401 read now, so that they count as idle
+from wukong.stages import pretrain, reward, sft  # noqa: F401 read now, so that they count as idle
 
 
 def resident() -> int:
@@ -24,7 +24,7 @@ def measure(out: str, *command: str) -> int:
     torch.set_num_threads(1)
     x = torch.ones(64, 64, requires_grad=True)
     (torch.nn.functional.gelu(x @ x).sum()).backward()  # reads PyTorch's kernels and starts its threads
-    if processes.size() > 1:
+    if processes.world_size() > 1:
         processes.join()
         importlib.import_module("torch.distributed.fsdp")
     idle = resident()
@@ -36,5 +36,5 @@ def measure(out: str, *command: str) -> int:
 
 if __name__ == "__main__":
     code = measure(*sys.argv[1:])
-    processes.end(code)
+    processes.exit_now(code)
     raise SystemExit(code)

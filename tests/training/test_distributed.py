@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 sys.path.append(str(Path(__file__).parents[1] / "stages"))
 from tiny_data import FOODS, tokenised, write_jsonl
 
-from wukong.recipe import run as run_recipe
+from wukong.runner import run as run_recipe
 from wukong.training.checkpoint import list_checkpoints
 from wukong.training.metrics import read_json_lines, read_metrics
 

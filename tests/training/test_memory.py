@@ -20,13 +20,12 @@ from tiny_data import write_jsonl
 from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import save_policy, save_reward
+from wukong.model.logprobs import centred, token_logprobs
 from wukong.model.native import NativeGPT2
-from wukong.model.output import centred
 from wukong.model.packed import PackedGPT2
-from wukong.objectives import token_logprobs
 from wukong.rollout import inference_copy
+from wukong.scoring import frozen
 from wukong.stages import tokenize
-from wukong.stages.common import frozen
 from wukong.stages.tokenize import TokenizeOptions
 from wukong.tokenizer import Tokenizer
 from wukong.training import memory, session
@@ -264,9 +263,9 @@ def test_a_resumed_run_keeps_the_micro_batches_it_began_with(tmp_path, monkeypat
     def begun(free: int) -> int:
         monkeypatch.setattr(session, "free_bytes", lambda device: free)
         options = TrainOptions(out=tmp_path / "run", tensorboard=False, precision="float32")
-        with Session(options, {"model": GPT2(CONFIG)}, 2, "toy") as run:
+        with Session(options, {"model": GPT2(CONFIG)}, 2, "toy", lr=1e-3) as run:
             run.checkpoint(1)
-        return options.micro_batch_tokens
+        return run.micro_batch_tokens
 
     small = begun(30_000_000)
     assert 64 < small < 8192
@@ -281,7 +280,7 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path) -> None:
         model = GPT2(GPT2Config(**{**vars(CONFIG), "dropout": 0.1}))
         name = f"checkpointing-{checkpointing}"
         options = TrainOptions(out=tmp_path / name, tensorboard=False, gradient_checkpointing=checkpointing)
-        with Session(options, {"model": model}, 1, "toy"):
+        with Session(options, {"model": model}, 1, "toy", lr=1e-3):
             torch.manual_seed(1)  # the same dropout
             assert model.checkpoint_blocks is checkpointing
             model(ids).square().sum().backward()

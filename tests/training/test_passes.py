@@ -2,8 +2,10 @@
 
 import pytest
 
-from wukong.stages import offline, reward, sft
-from wukong.training.passes import Passes, Usual, warn_of_few_steps
+from wukong.stages import reward, sft
+from wukong.stages.direct import train as direct
+from wukong.training.advice import warn_of_few_steps
+from wukong.training.passes import Passes, Usual
 
 USUAL = Usual(epochs=1.0, batch_size=16, lr=5e-5, most_epochs=6.0, small_lr=5e-4)
 
@@ -25,7 +27,7 @@ def test_few_records_are_passed_more_often_in_smaller_batches(records, epochs, b
     assert (found.epochs, found.batch_size, found.steps(records)) == (epochs, batch_size, steps)
 
 
-@pytest.mark.parametrize("usual", [sft.USUAL, reward.USUAL, offline.USUAL])
+@pytest.mark.parametrize("usual", [sft.USUAL, reward.USUAL, direct.USUAL])
 def test_much_data_is_passed_as_ever(usual: Usual) -> None:
     assert usual.passes(10_000, 192, None, None, None) == Passes(usual.epochs, usual.batch_size, usual.lr)
 

@@ -260,7 +260,7 @@ def test_a_checkpoint_of_another_model_is_refused_before_anything_is_overwritten
         before = {name: [p.clone() for p in module.parameters()] for name, module in modules.items()}
         optimizer = torch.optim.AdamW(p for m in modules.values() for p in m.parameters())
         with pytest.raises(
-            UsageError, match=r"step-000007: a checkpoint of another model \(tensor .*; use another --out"
+            UsageError, match=r"step-000007: a checkpoint of another model \(tensor .*; choose another --out"
         ):
             load_latest(tmp_path / "checkpoints", modules, optimizer)
         for name, module in modules.items():
@@ -319,12 +319,8 @@ def test_checkpoints_are_written_when_their_time_has_come_and_two_are_kept(tmp_p
     def look(session, step):
         seen.append([int(p.name[5:]) for p in list_checkpoints(tmp_path / "checkpoints")])
 
-    session = toy_run(ToyOptions(out=tmp_path, steps=5, checkpoint_seconds=0), look)
+    toy_run(ToyOptions(out=tmp_path, steps=5, checkpoint_seconds=0), look)
     assert seen == [[], [1], [1, 2], [2, 3], [3, 4]]
-    session.discard_checkpoints()
-    assert not (tmp_path / "checkpoints").exists()
-    toy_run(ToyOptions(out=tmp_path, steps=5), look)
-    assert seen[-1] == []
 
 
 @pytest.mark.parametrize("when", ["weights", "state"])
@@ -354,7 +350,7 @@ def with_losses(tmp_path, losses, *, stop=None, restore=True):
     options = ToyOptions(out=tmp_path, steps=len(losses))
     model, weights = torch.nn.Linear(1, 1, bias=False), []
     torch.nn.init.zeros_(model.weight)
-    with Session(options, {"model": model}, len(losses), "toy") as session:
+    with Session(options, {"model": model}, len(losses), "toy", lr=1e-3) as session:
         for step in session.steps():
             session.backward(-model.weight.sum())
             session.optimizer_step()
@@ -396,7 +392,7 @@ def test_best_weights_that_are_gone_stop_the_run(tmp_path):
     with pytest.raises(Interrupted):
         with_losses(tmp_path, [1, 2, 3], stop=1)
     shutil.rmtree(tmp_path / "checkpoints" / "best")
-    with pytest.raises(RunError, match="the best weights are gone"):
+    with pytest.raises(RunError, match="the best weights are missing"):
         with_losses(tmp_path, [1, 2, 3])
 
 

@@ -51,7 +51,7 @@ def test_each_step_runs_at_its_learning_rate(tmp_path):
     model = torch.nn.Linear(1, 1)
     options = options_for(tmp_path, lr=0.2, lr_schedule="linear", warmup_steps=2, log_every=1)
     used = []
-    with Session(options, {"model": model}, 4, "test") as session:
+    with Session(options, {"model": model}, 4, "test", lr=options.lr or 1e-3) as session:
         for _ in session.steps():
             used.append([group["lr"] for group in session.optimizer.param_groups])
             session.backward(model.weight.sum())
@@ -68,7 +68,8 @@ def test_only_matrices_decay(tmp_path):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(1.0)
-    with Session(options_for(tmp_path, lr=0.1, weight_decay=0.5, lr_schedule="constant"), {"m": model}, 1, "t") as s:
+    options = options_for(tmp_path, weight_decay=0.5, lr_schedule="constant")
+    with Session(options, {"m": model}, 1, "t", lr=0.1) as s:
         for _ in s.steps():
             s.backward(0.0 * sum(p.sum() for p in model.parameters()))  # no gradient: decay alone moves anything
             s.optimizer_step()
@@ -89,7 +90,7 @@ def test_an_adamw_step_by_hand(tmp_path):
     torch.nn.init.constant_(model.weight, 2.0)
     torch.nn.init.constant_(model.bias, 3.0)
     gradients = [(0.5, -1.0), (-0.25, 4.0)]
-    with Session(options, {"model": model}, 2, "test") as session:
+    with Session(options, {"model": model}, 2, "test", lr=options.lr or 1e-3) as session:
         for step in session.steps():
             to_weight, to_bias = gradients[step]
             session.backward(to_weight * model.weight.sum() + to_bias * model.bias.sum())
@@ -108,9 +109,11 @@ def gradients_of(tmp_path, monkeypatch, split, *, max_grad_norm=0.0, scale=1.0):
     """The gradients that reach AdamW after one step over eight records in parts of `split`, and the norms."""
     modules, seen = make_modules(ToyOptions(out=tmp_path, dropout=0.0)), []
     data = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
-    with Session(options_for(tmp_path / str(split), max_grad_norm=max_grad_norm), modules, 1, "test") as session:
+    with Session(
+        options_for(tmp_path / str(split), max_grad_norm=max_grad_norm), modules, 1, "test", lr=1e-3
+    ) as session:
         parameters = [p for module in modules.values() for p in module.parameters()]
-        monkeypatch.setattr(session.optimizer, "step", lambda: seen.extend(p.grad.clone() for p in parameters))
+        session.optimizer.register_step_pre_hook(lambda *_: seen.extend(p.grad.clone() for p in parameters))
         for _ in session.steps():
             for part in data.split(split):
                 session.backward(scale * modules["head"](modules["body"](part)).square().sum() / len(data))
@@ -150,7 +153,7 @@ def test_each_models_gradient_is_scaled_down_to_the_limit_and_never_up(tmp_path,
 
 def test_one_models_norm_is_called_grad_norm(tmp_path):
     model = torch.nn.Linear(1, 1)
-    with Session(options_for(tmp_path), {"policy": model}, 1, "test") as session:
+    with Session(options_for(tmp_path), {"policy": model}, 1, "test", lr=1e-3) as session:
         for _ in session.steps():
             session.backward(3 * model.weight.sum() + 4 * model.bias.sum())
             assert session.optimizer_step() == {"grad_norm": pytest.approx(5.0)}  # sqrt(9 + 16)
@@ -195,7 +198,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weigh
 
 def test_due_counts_steps_done_and_always_names_the_last(tmp_path):
     due = {every: [] for every in (0, 1, 3, 4)}
-    with Session(options_for(tmp_path), {"m": torch.nn.Linear(1, 1)}, 10, "test") as session:
+    with Session(options_for(tmp_path), {"m": torch.nn.Linear(1, 1)}, 10, "test", lr=1e-3) as session:
         for _ in session.steps():
             for every, steps in due.items():
                 if session.due(every):
@@ -206,7 +209,9 @@ def test_due_counts_steps_done_and_always_names_the_last(tmp_path):
 def test_random_numbers_of_a_step_depend_on_seed_and_step_alone(tmp_path):
     def numbers(name, seed, total):
         found = []
-        with Session(options_for(tmp_path / name, seed=seed), {"m": torch.nn.Linear(1, 1)}, total, "test") as session:
+        with Session(
+            options_for(tmp_path / name, seed=seed), {"m": torch.nn.Linear(1, 1)}, total, "test", lr=1e-3
+        ) as session:
             for step in session.steps():
                 torch.rand(step)  # a step that draws more must not shift the next
                 torch.manual_seed(torch.initial_seed())
@@ -238,7 +243,7 @@ def test_permutations_shuffle_and_depend_on_their_parts():
 
 
 def test_a_metrics_line_holds_what_was_logged_in_its_step(tmp_path):
-    with Session(options_for(tmp_path, log_every=2), {"m": torch.nn.Linear(1, 1)}, 5, "test") as session:
+    with Session(options_for(tmp_path, log_every=2), {"m": torch.nn.Linear(1, 1)}, 5, "test", lr=1e-3) as session:
         for step in session.steps():
             session.log(100, loss=step / 10)
             if session.due(3):

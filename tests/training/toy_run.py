@@ -42,7 +42,7 @@ def toy_run(options: ToyOptions, on_step=None) -> Session:
     data = torch.randn(RECORDS, 7, generator=torch.Generator().manual_seed(1))
     modules = make_modules(options)
     state = {"kl_coef": 0.1, "seen": []}
-    with Session(options, modules, options.steps, "toy", state) as session:
+    with Session(options, modules, options.steps, "toy", state, lr=options.lr or 1e-3) as session:
         for step in session.steps():
             for module in modules.values():
                 module.train()

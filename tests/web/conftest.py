@@ -14,8 +14,8 @@ from wukong.feedback.store.database import Store
 from wukong.feedback.store.people import invite
 from wukong.feedback.store.tasks import TaskDraft, add_tasks, create_project
 from wukong.records import Message
-from wukong.web.access import Settings
 from wukong.web.app import create_app
+from wukong.web.state import Settings
 
 CLIENT_IDS = (f"client-{number:06}" for number in count())
 
@@ -23,7 +23,7 @@ CLIENT_IDS = (f"client-{number:06}" for number in count())
 @pytest.fixture
 def stopped_clock(monkeypatch) -> None:
     """For what counts by the minute: no minute passes, however long a busy machine takes."""
-    monkeypatch.setattr("wukong.web.access.time", SimpleNamespace(monotonic=lambda: 1000.0))
+    monkeypatch.setattr("wukong.web.limits.time", SimpleNamespace(monotonic=lambda: 1000.0))
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,10 @@ from studio_forms import csrf_of
 
 from wukong.feedback.store.people import invite
 from wukong.feedback.store.tables import Annotator, Assignment, Invitation, Label, Project, Task
-from wukong.web.access import LARGEST_BODY, SAFE, Settings
+from wukong.web.access import LARGEST_BODY
 from wukong.web.app import create_app
+from wukong.web.guard import SAFE
+from wukong.web.state import Settings
 
 XSS = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'`"
 SQL = "'; DROP TABLE labels; --"
@@ -242,7 +244,7 @@ def test_what_people_and_models_write_is_never_markup(store, sign_in):
     upload = {"file": ("x.jsonl", json.dumps(line).encode())}
     answer = root.post("/projects/1/import", data={"csrf": root.headers["x-csrf-token"]}, files=upload)
     assert answer.status_code == 303, answer.text
-    while root.app.state.jobs.of(1).state == "running":
+    while root.app.state.studio.jobs.of(1).state == "running":
         time.sleep(0.01)
     (task,) = take(root, 1)
     assert judge(root, task, value={"winner": 0}, comment=XSS).status_code == 200

@@ -237,7 +237,7 @@ def see_the_report(admin: Page, studio: RunningStudio) -> None:
         admin.get_by_role("link", name="Reward-model report").click()
     report = waiting.value
     expect(report.locator("h1")).to_contain_text("Reward model", timeout=PATIENCE)
-    expect(report.locator(".headline")).to_contain_text("are ordered as people ordered them")
+    expect(report.locator(".headline")).to_contain_text("are ordered as by people")
     expect(report.locator(".chart svg").first).to_be_visible(timeout=PATIENCE)
     assert report.evaluate("window.origin") == "null"
     assert report.evaluate("(() => { try { return document.cookie } catch { return 'refused' } })()") == "refused"

@@ -17,10 +17,9 @@ from wukong.feedback.store.database import Store
 from wukong.feedback.store.people import add_annotator
 from wukong.feedback.store.tables import Assignment, ChatTurn, Label, ResponseRow, Task, VoteRow
 from wukong.records import Comparison, Message, Response, Vote, prompt_id
-from wukong.rollout import Decoder
-from wukong.web.access import Settings
 from wukong.web.app import create_app
-from wukong.web.arena import rated
+from wukong.web.routes.arena import rated
+from wukong.web.state import Settings
 
 XSS = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'`"
 TALK = "a" * 32
@@ -43,7 +42,7 @@ def settings(run_dir):
 def app(store, settings):
     made = create_app(store, settings)
     yield made
-    made.state.models.close()
+    made.state.studio.models.close()
 
 
 @pytest.fixture
@@ -177,28 +176,27 @@ def test_a_conversation_that_outgrows_the_model_loses_its_oldest_turns_and_says_
 
 def test_a_model_that_was_trained_anew_is_loaded_anew(sign_in, run_dir, app, tmp_path):
     save_models(tmp_path, "sft")
-    app.state.models.run_dir = tmp_path
+    app.state.studio.models.run_dir = tmp_path
     ann = sign_in()
     _, before, _ = say(ann, "Eggs?", seed=1)
-    served = app.state.models.service.models["sft"]
+    served = app.state.studio.models.service.models["sft"]
     say(ann, "Eggs?", seed=1)
-    assert app.state.models.service.models["sft"] is served
+    assert app.state.studio.models.service.models["sft"] is served
     save_models(tmp_path, "other", "sft")
     _, after, _ = say(ann, "Eggs?", seed=1)
-    assert app.state.models.service.models["sft"] is not served
+    assert app.state.studio.models.service.models["sft"] is not served
     assert before != after
 
 
-def test_an_answer_is_stopped_by_whoever_asked_and_what_was_said_stays(sign_in, app, monkeypatch):
+def test_an_answer_is_stopped_by_whoever_asked_and_what_was_said_stays(sign_in, app, before_passes):
     ann, eve = sign_in("Ann"), sign_in("Eve")
-    step = Decoder.step
-    monkeypatch.setattr(Decoder, "step", lambda self: (time.sleep(0.05), step(self))[1])
+    before_passes(lambda _: time.sleep(0.05))
     answers = []
     body = {"client_id": "to-be-stopped", "max_new_tokens": 60}
     thread = threading.Thread(target=lambda: answers.append(say(ann, "Eggs?", **body)))
     thread.start()
     deadline = time.monotonic() + 60
-    while not any(one.texts[0] for one in app.state.writings._now.values()):
+    while not any(one.texts[0] for one in app.state.studio.streams._now.values()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert eve.post("/api/answers/to-be-stopped/stop").status_code == 404
@@ -227,13 +225,13 @@ def test_an_answer_is_kept_although_its_pair_cannot_be_made(store, sign_in, monk
     assert rows(store, Task) == []
 
 
-def test_a_message_that_is_refused_with_a_conflict_is_not_stored(store, sign_in, app, monkeypatch):
+def test_a_message_that_is_refused_with_a_conflict_is_not_stored(store, sign_in, app, before_passes):
     """Whether its id is a pair's, is in use, or too much is being written already."""
     ann = sign_in()
     asked, _, before = say(ann, "Eggs?", seed=1)
     say(ann, parent=asked, seed=2, against=before["turn"], client_id="the-pairs-id")
-    go_on, step = threading.Event(), Decoder.step
-    monkeypatch.setattr(Decoder, "step", lambda self: (go_on.wait(60), step(self))[1])
+    go_on = threading.Event()
+    before_passes(lambda _: go_on.wait(60))
     names = [f"being-written-{number}" for number in range(3)]
     threads = []
 
@@ -330,7 +328,7 @@ def test_ratings_find_the_stronger_model():
 
 def test_a_battle_takes_two_models(store, tmp_path, sign_in, app):
     save_models(tmp_path, "sft")
-    app.state.models.run_dir = tmp_path
+    app.state.studio.models.run_dir = tmp_path
     ann = sign_in()
     assert "two models" in ann.get("/arena").text
     answer = ann.post("/api/arena/battles", json={"client_id": "b1234567", "prompt": "Eggs?"})

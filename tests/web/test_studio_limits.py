@@ -20,16 +20,17 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from wukong.feedback.store.people import invite
 from wukong.feedback.store.tables import Annotator, Label
 from wukong.serve.connections import http_protocol
-from wukong.web import admin, api, arena, chat, pages, run_pages, writing
-from wukong.web.access import COOKIE, SAFE, RateLimiter, Settings
-from wukong.web.app import create_app
+from wukong.web.access import COOKIE
+from wukong.web.app import MODULES, create_app
+from wukong.web.guard import SAFE
+from wukong.web.limits import RateLimiter
+from wukong.web.state import Settings
 
 # ------------------------------------------------------------------------------------------------------------- numbers
 
 NUMBERS = [str(2**63), str(-(2**63) - 1), str(2**31), "1" + "0" * 400, "NaN", "Infinity", "-Infinity", "1e400", "-1"]
 """None is the number of a row, or a count of anything; all of them are numbers for Python's JSON reader."""
-PARTS = (api.router, pages.router, admin.router, writing.router, chat.router, arena.router, run_pages.router,
-         run_pages.data)  # fmt: skip
+PARTS = [router for module in MODULES for router in module.ROUTERS]
 EVERY = [(method, route.path) for part in PARTS for route in routes(part) for method in sorted(route.methods)]
 OF_A_ROW = re.compile(r"\{(project|task|turn|assignment)_id\}")
 QUERIES = {
@@ -244,7 +245,7 @@ def no_traceback(caplog):
 @pytest.mark.parametrize("request_begun", BEGINNINGS)
 def test_a_body_that_does_not_arrive_ends(running, caplog, monkeypatch, request_begun):
     for name in ("BODY_SECONDS", "FILE_SECONDS"):
-        monkeypatch.setattr(f"wukong.web.access.{name}", 0.3)
+        monkeypatch.setattr(f"wukong.web.guard.{name}", 0.3)
     port, cookie, _ = running
     with begun(port, cookie, *request_begun) as connection:
         said = b""

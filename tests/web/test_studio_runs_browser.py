@@ -1,7 +1,6 @@
 """A run in a real Chromium: started from its page, watched live, stopped, resumed, and found again after a restart."""
 
 import time
-from pathlib import Path
 
 import pytest
 from browsers import PATIENCE, newcomer
@@ -9,9 +8,8 @@ from playwright.sync_api import Page, expect
 from running_studio import RunningStudio
 
 import wukong
-from wukong.web.processes import is_running, process_of, stop
+from wukong.web.runs.processes import is_running, process_of, stop
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "test.yaml"
 STEP = "+(document.querySelector('#last-step')?.innerText ?? '').replace(/\\D/g, '')"
 POINTS = "(document.querySelector('.chart')?.data?.[0].x.length ?? 0)"
 
@@ -20,7 +18,7 @@ POINTS = "(document.querySelector('.chart')?.data?.[0].x.length ?? 0)"
 def run(tmp_path):
     """The test recipe up to its tokenizer, with a pretraining that would take minutes. Nothing outlives the test."""
     overrides = {"pretrain.tokens": 20_480_000, "pretrain.log_every": 1, "pretrain.eval_every": 1000}
-    directory = wukong.run(RECIPE, tmp_path / "runs" / "tiny", overrides, until="tokenize")
+    directory = wukong.run("test", tmp_path / "runs" / "tiny", overrides, until="tokenize")
     yield directory
     while is_running(directory) and (process := process_of(directory)) and process.alive:
         stop(directory)

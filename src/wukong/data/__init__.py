@@ -1,4 +1,4 @@
-"""Public data formats -> our records. `read_*` gives a list, `load_*` also the account of what was left out."""
+"""Public data formats -> our records. `read_*` returns a list, `load_*` also a summary of what was left out."""
 
 from wukong.data.comparisons import load_comparisons, read_comparisons
 from wukong.data.instructions import load_instructions, read_instructions

@@ -1,7 +1,7 @@
 """Argilla's exports: records with fields, and responses of several people to one or more questions.
 
-Version 1 keeps a record's responses by person, version 2 by question; `to_list(flatten=True)` writes them in columns.
-Questions that compare are read: a choice or a ranking among the record's answers.
+Version 1 groups a record's responses by person, version 2 by question; `to_list(flatten=True)` writes them in columns.
+Only comparing questions are read: a choice or a ranking among the record's answers.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _name(value: Any) -> str:
 
 
 def argilla(row: Row) -> Iterator[Preference | Dropped | DataError]:
-    """A comparison or ranking for each submitted answer to the question that compares (or that `question` names)."""
+    """A comparison or ranking for each submitted answer to the comparing question (or the one named by `question`)."""
     texts = {_plain(name): text for name, text in row.fields["fields"].items() if is_text(text) and name not in PROMPTS}
     row.used.update(row.fields["fields"])
     found = False
@@ -66,12 +66,12 @@ def argilla(row: Row) -> Iterator[Preference | Dropped | DataError]:
         order = _order(value, texts)
         if order is None:
             if row.question:
-                yield row.error(f"is {shown(value)}, which orders none of {', '.join(texts)}", where)
+                yield row.error(f"is {shown(value)}, which does not order {', '.join(texts)}", where)
             continue
         row.asked.add(("argilla", question))
         yield _judgment(row, texts, order, person)
     if not found or not (row.asked or row.question):
-        yield Dropped("record without a comparing response")
+        yield Dropped("record without a comparison or ranking")
 
 
 def _plain(name: Any) -> str:
@@ -79,7 +79,7 @@ def _plain(name: Any) -> str:
 
 
 def _order(value: Any, texts: dict[str, str]) -> list[list[str]] | None:
-    """The names of the answers in groups from best to worst; [] for a tie of two; None for what orders nothing."""
+    """The names of the answers in groups from best to worst; one group for a tie of two; None for any other value."""
     if isinstance(value, str):
         if _plain(value) in TIES and len(texts) == 2:
             return [list(texts)]
@@ -116,7 +116,7 @@ def argilla_prompt(row: Row) -> Messages:
 
 
 def _flat(r: Fields) -> dict[str, list[str]]:
-    """For each question of a flattened record the columns of its answers, people and states."""
+    """question -> the columns with its answers, annotators and statuses, of a flattened record."""
     return {
         name.removesuffix(".responses"): [name, f"{name}.users", f"{name}.status"]
         for name in r
@@ -125,7 +125,7 @@ def _flat(r: Fields) -> dict[str, list[str]]:
 
 
 def argilla_flat(row: Row) -> Iterator[Preference | Dropped | DataError]:
-    """A flattened record, put back into the shape of version 2."""
+    """Converts a flattened record via the shape of version 2."""
     responses, taken = {}, set()
     for question, names in _flat(row.fields).items():
         values, people, states = (row.fields.get(name) or [] for name in names)

@@ -5,12 +5,15 @@ Shape legend: B rows, T time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from wukong.seeds import permutation
 
 
 def pad(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -22,19 +25,45 @@ def pad(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(ids), torch.tensor(lengths)
 
 
-def by_length(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Indices in micro-batches of at most max_tokens, padding included; like lengths share one.
+Item = TypeVar("Item")
 
-    A sequence longer than max_tokens gets a micro-batch of its own.
+
+def micro_batches(
+    items: Sequence[Item], lengths_of: Callable[[Item], Sequence[int]], max_tokens: int
+) -> list[list[Item]]:
+    """The items in micro-batches of at most max_tokens tokens, padding included; similar lengths share one.
+
+    Args:
+        lengths_of: the lengths (tokens) of an item's sequences, which stay in one micro-batch.
+        max_tokens: an item larger than this gets a micro-batch to itself.
     """
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > max_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+    widths = [max(lengths_of(item)) for item in items]
+    parts: list[list[Item]] = []
+    rows = width = 0
+    for i in sorted(range(len(items)), key=lambda i: (-widths[i], i)):
+        rows += len(lengths_of(items[i]))
+        if not parts or rows * width > max_tokens:
+            parts.append([])
+            rows, width = len(lengths_of(items[i])), widths[i]
+        parts[-1].append(items[i])
+    return parts
+
+
+def by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """The indices of sequences of these lengths, in `micro_batches`."""
+    return micro_batches(range(len(lengths)), lambda i: [lengths[i]], max_tokens)
+
+
+def epoch_batch(n: int, step: int, size: int, seed: int) -> np.ndarray:
+    """The indices (into n records) of a step's batch: one epoch follows another without a gap, each shuffled.
+
+    A function of the step alone, so that a resumed run sees the same data.
+    """
+    first, last = step * size, (step + 1) * size
+    epochs = range(first // n, (last - 1) // n + 1)
+    order = np.concatenate([permutation(n, seed, "epoch", epoch) for epoch in epochs])
+    start = first - epochs[0] * n
+    return order[start : start + size]
 
 
 @dataclass(frozen=True)
@@ -49,7 +78,7 @@ class Example:
 class Packed:
     """Examples packed into rows. A token attends to its own segment only (see `GPT2.forward`).
 
-    `response_mask` is never True on the first token of a segment, which nothing of its own example predicts.
+    `response_mask` is never True on the first token of a segment: no token of its example precedes it.
     """
 
     input_ids: Tensor  # (B, T) int64
@@ -60,7 +89,7 @@ class Packed:
 def pack(examples: Sequence[Example], row_tokens: int) -> Packed:
     """First-fit decreasing: examples of different lengths share rows of at most row_tokens tokens.
 
-    Raises ValueError when an example is longer than a row.
+    Raises ValueError if an example is longer than a row.
     """
     rows: list[list[Example]] = []
     free: list[int] = []
@@ -83,6 +112,6 @@ def pack(examples: Sequence[Example], row_tokens: int) -> Packed:
         for number, example in enumerate(members, start=1):
             end = at + len(example.ids)
             ids[row, at:end], segments[row, at:end], response[row, at:end] = example.ids, number, example.response
-            response[row, at:end][:1] = False  # what stands before it in the row belongs to another example
+            response[row, at:end][:1] = False  # the token before it belongs to another example
             at = end
     return Packed(torch.from_numpy(ids), torch.from_numpy(segments), torch.from_numpy(response))

@@ -32,14 +32,14 @@ def llmbar_prompt(row: Row) -> Messages:
 
 
 def alpaca_eval(row: Row) -> Found[Preference]:
-    """AlpacaEval's and AlpacaFarm's `preference`: 1 the first, 2 the second, 1.5 (or 0) neither; in between, how sure
-    the judge was, of which only the side is taken."""
+    """AlpacaEval's and AlpacaFarm's `preference`: 1 the first, 2 the second, 1.5 (or 0) neither; values in between
+    express the judge's confidence, and only their side is used."""
     value = row.fields["preference"]
     if is_missing(value) or value == "":
         return [NOT_JUDGED]
     number = number_or_none(value)
     if number is None or not (number == 0 or 1 <= number <= 2):
-        raise row.error(f"is {shown(value)}, a number from 1 to 2 was expected", "preference")
+        raise row.error(f"is {shown(value)}, expected a number from 1 to 2", "preference")
     winner = 0 if number in (0, 1.5) else 1 if number < 1.5 else 2
     first, second = row.text("output_1"), row.text("output_2")
     return [judged(row, instruction_prompt(row), first, second, winner, annotator=row.optional("annotator"))]
@@ -49,7 +49,7 @@ def webgpt(row: Row) -> Found[Preference]:
     """WebGPT's comparisons: the answers' scores are negatives of each other; two zeros, or equal ones, are a tie."""
     first, second = (number_or_none(row.fields[name]) for name in ("score_0", "score_1"))
     if first is None or second is None:
-        raise row.error("is no score", "score_0" if first is None else "score_1")
+        raise row.error("is not a score", "score_0" if first is None else "score_1")
     winner = 1 if first > second else 2 if first < second else 0
     return [judged(row, webgpt_prompt(row), row.text("answer_0"), row.text("answer_1"), winner)]
 
@@ -59,7 +59,7 @@ def webgpt_prompt(row: Row) -> Messages:
 
 
 def shp(row: Row) -> Found[Preference]:
-    """Stanford Human Preferences: of two comments to a post, `labels` 1 says that A has more votes, 0 that B has."""
+    """Stanford Human Preferences: of two comments on a post, `labels` is 1 if A has more votes, 0 if B has."""
     winner = 1 if winner_of(row, row.fields["labels"], "labels", (0, 1)) else 2
     return [judged(row, shp_prompt(row), row.text("human_ref_A"), row.text("human_ref_B"), winner)]
 
@@ -75,13 +75,13 @@ WINNER = Check(f"one of {', '.join(ARENA)}", lambda value: is_missing(value) or 
 
 
 def _arena_winner(row: Row) -> int | None:
-    """1, 2 or 0; None where nobody voted. Kaggle's files say it in three columns of 0 and 1."""
+    """1, 2 or 0 (tie); None without a vote. Kaggle's files use three columns of 0 and 1."""
     if "winner" in row.fields:
         value = row.fields["winner"]
         if is_missing(value) or value == "":
             return None
         if str(value).strip().lower() not in ARENA:
-            raise row.error(f"is {shown(value)}, one of {', '.join(ARENA)} was expected", "winner")
+            raise row.error(f"is {shown(value)}, expected one of {', '.join(ARENA)}", "winner")
         return ARENA[str(value).strip().lower()]
     said = [winner_of(row, row.fields.get(name), name, (0, 1)) for name in ("winner_model_a", "winner_model_b")]
     if sum(said) + winner_of(row, row.fields.get("winner_tie", 0), "winner_tie", (0, 1)) > 1:
@@ -90,7 +90,7 @@ def _arena_winner(row: Row) -> int | None:
 
 
 def arena(row: Row) -> Found[Preference]:
-    """LMArena's battles: two whole conversations and a winner. MT-Bench's judgments say which turn was judged."""
+    """LMArena's battles: two full conversations and a winner. MT-Bench's judgments say which turn was judged."""
     winner = _arena_winner(row)
     if winner is None:
         return [NOT_JUDGED]
@@ -120,7 +120,7 @@ def arena_prompt(row: Row) -> Messages:
 
 
 def arena_answers(row: Row) -> Found[Preference]:
-    """The same as Kaggle has it: prompt and answers as text, or as JSON lists of one text for each turn."""
+    """Battles in Kaggle's layout: prompt and answers as text, or as JSON lists of one text per turn."""
     winner = _arena_winner(row)
     if winner is None:
         return [NOT_JUDGED]
@@ -132,7 +132,7 @@ def arena_answers(row: Row) -> Found[Preference]:
 
 
 def _texts(row: Row, name: str) -> list[str]:
-    """One text for each turn. Kaggle's set keeps its lists as text, whatever the file's format is now."""
+    """One text per turn. Kaggle's set stores its lists as text in any file format."""
     value = row.fields[name]
     if isinstance(value, str) and value.startswith("["):
         with contextlib.suppress(ValueError):

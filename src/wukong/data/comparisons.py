@@ -1,7 +1,7 @@
-"""What people preferred, from the shapes the world keeps it in -> Comparison, Ranking and Vote records.
+"""Preference data in public formats -> Comparison, Ranking and Vote records.
 
-To add a format: a `Format` in the list that fits (here, votes.py, rankings.py, battles.py, argilla.py). Formats are
-tried from top to bottom, so a more specific one comes before a more general one.
+To add a format, add a `Format` to the list it belongs to (here, votes.py, rankings.py, battles.py, argilla.py). Formats
+are tried in order, so put specific ones before general ones.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from wukong.data.fields import (
     answer_field,
     are_answers,
     compared,
+    first_present,
     instruction_prompt,
     is_own_messages,
     is_pair,
@@ -31,7 +32,6 @@ from wukong.data.fields import (
     pair,
     prompt_field,
     system_turn,
-    there,
     transcript,
     user,
 )
@@ -61,7 +61,7 @@ __all__ = ["COMPARISONS", "is_task", "labelstudio", "load_comparisons", "own_rec
 
 
 def load_comparisons(src: Sources, options: DataOptions | None = None) -> Read[Preference]:
-    """Comparisons, rankings and votes from one or more sources, with the account of what was left out.
+    """Comparisons, rankings and votes from one or more sources, with a summary of what was left out.
 
     Raises DataError for a record that cannot be used (file, line, field), UsageError for a missing source.
     """
@@ -77,13 +77,13 @@ def read_comparisons(
     encoding: str = "utf-8",
     skip_bad: int = 0,
 ) -> list[Preference]:
-    """As `load_comparisons`, without the account: a list of Comparison, Ranking and Vote records.
+    """As `load_comparisons`, without the summary: a list of Comparison, Ranking and Vote records.
 
     Args:
         src: a path, glob, directory or Hugging Face data set id, or a list of them.
         format: a format's name; "auto" detects it, record by record.
         columns: other names for fields: {"prompt": "question"}, or ["prompt=question"].
-        question: where records answer several questions, or score several aspects, the one that counts.
+        question: the question, or scored aspect, to use if records have several.
         encoding: of text files.
         skip_bad: how many unusable records may be left out before reading stops with an error.
     """
@@ -107,7 +107,7 @@ def answers_of(record: Comparison | Vote) -> tuple[str, ...]:
 
 
 def _key(record: Preference) -> Hashable:
-    """Two people's judgments of one pair are two records; the same person's same judgment twice is one."""
+    """Judgments of one pair by two people are two records; one person's judgment given twice is one."""
     prompt = tuple((m.role, m.content) for m in record.prompt)
     match record:
         case Comparison():
@@ -130,7 +130,7 @@ OWN: dict[str, type[Comparison] | type[Ranking] | type[Vote]] = {
 
 
 def _own_kind(r: Fields) -> type[Comparison] | type[Ranking] | type[Vote] | None:
-    """Which of our records this is. Others share names with them, but hold text or numbers where ours do not."""
+    """Which of our record types this is. Other formats share field names with ours, but with values of other types."""
     kind = next((kind for name, kind in OWN.items() if name in r), None)
     if kind is None or not set(r) <= set(kind.model_fields) or not is_own_messages(r.get("prompt")):
         return None
@@ -144,7 +144,7 @@ def own(row: Row) -> Found[Preference]:
 
 # --- pairs ----------------------------------------------------------------------------------------------------------
 
-# What would say that `chosen` was not the better one after all, or that there is more than text in it.
+# Fields that could say that `chosen` was not the better one, or that a record holds more than text.
 PAIR_MEANING = {
     **MEDIA,
     **TOOLS,
@@ -160,7 +160,7 @@ def openai(row: Row) -> Found[Preference]:
     inner = Row(row.file, row.line, row.fields["input"], notes=row.notes, unused=row.unused)
     for name in TOOLS:
         if not is_empty(inner.fields.get(name)):
-            raise row.error("the model may call tools, which is not text", f"input.{name}")
+            raise row.error("the model may call tools; only text is supported", f"input.{name}")
     prompt = inner.turns(inner.fields["messages"], "input.messages")
     (before, chosen), (other, rejected) = (answer_field(row, f"{side}preferred_output") for side in ("", "non_"))
     if before or other:
@@ -174,7 +174,7 @@ def openai(row: Row) -> Found[Preference]:
 
 def sharegpt_preference(row: Row) -> Found[Preference]:
     """LLaMA-Factory's (answers as objects) and MedicalGPT's (answers as text)."""
-    return pair(row, prompt_field(row, there(row, "conversations", "messages")))
+    return pair(row, prompt_field(row, first_present(row, "conversations", "messages")))
 
 
 def alpaca_preference(row: Row) -> Found[Preference]:
@@ -182,7 +182,7 @@ def alpaca_preference(row: Row) -> Found[Preference]:
 
 
 def trl(row: Row) -> Found[Preference]:
-    return pair(row, prompt_field(row, there(row, "prompt", "question", "input", "query")))
+    return pair(row, prompt_field(row, first_present(row, "prompt", "question", "input", "query")))
 
 
 def hh(row: Row) -> Found[Preference]:
@@ -206,7 +206,7 @@ def trl_implicit(row: Row) -> Found[Preference]:
 
 
 def _shared_words(first: str, second: str) -> str:
-    """The longest common beginning that ends between words: "green" and "grey" share nothing."""
+    """The longest common prefix that ends at a word boundary: "green" and "grey" share nothing."""
     length = next(
         (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
     )
@@ -266,10 +266,10 @@ COMPARISONS.add(
             "rejected": "What?",
         },
         needs={"conversations|messages": TURNS, "chosen": ANSWER, "rejected": ANSWER},
-        # UltraFeedback's `messages` repeat the prompt together with the chosen answer
+        # UltraFeedback's `messages` repeat the prompt and the chosen answer
         when=(
             lambda r: "prompt" not in r and are_answers(r),
-            f"no prompt beside the conversation; {ANSWERS_NOT_PLACES}",
+            f"no prompt besides the conversation; {ANSWERS_NOT_PLACES}",
         ),
         convert=sharegpt_preference,
         uses=PAIR_USES,
@@ -301,7 +301,7 @@ COMPARISONS.add(
         "hh",
         example={"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: What?"},
         needs={"chosen": TEXT, "rejected": TEXT},
-        when=(_is_hh, "chosen, rejected: whole Human/Assistant transcripts"),
+        when=(_is_hh, "chosen, rejected: complete Human/Assistant transcripts"),
         convert=hh,
         uses=PAIR_USES - SYSTEM,
         meaning=PAIR_MEANING,
@@ -311,7 +311,7 @@ COMPARISONS.add(
         "trl-implicit",
         example={"chosen": "Hi Hello!", "rejected": "Hi What?"},
         needs={"chosen": PROMPT, "rejected": PROMPT},
-        when=(_is_implicit, "chosen, rejected: texts or messages that share their beginning, and no prompt"),
+        when=(_is_implicit, "chosen, rejected: texts or messages with a common beginning, and no prompt"),
         convert=trl_implicit,
         uses=PAIR_USES,
         meaning=PAIR_MEANING,

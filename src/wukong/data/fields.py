@@ -1,4 +1,4 @@
-"""What several formats have in common: prompts and answers as text, as messages or as transcripts, and judgments."""
+"""Fields common to several formats: prompts and answers as text, messages or transcripts, and judgments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wukong.records import Comparison, Message, Messages, Preference, Record, Vo
 SYSTEM = frozenset({"system", "system_prompt"})
 JUDGED = frozenset({"tie", "strength", "margin", "annotator", "seconds", "status"})
 PROMPT_NAMES = names("prompt question instruction input query context messages conversations history")
-# Where sets keep how good each of two answers is said to be.
+# Field pairs in which data sets store the scores of the two answers.
 SCORES = (
     ("score_chosen", "score_rejected"),
     ("chosen_score", "rejected_score"),
@@ -28,7 +28,7 @@ SCORED = frozenset(name for names in SCORES for name in names)
 
 
 def own_record(row: Row, kind: type[Record]) -> Any:
-    """One of our own records, validated; a field that does not fit is named."""
+    """One of our own records, validated; the error names the invalid field."""
     try:
         return kind.model_validate(row.fields)
     except ValidationError as error:
@@ -38,7 +38,7 @@ def own_record(row: Row, kind: type[Record]) -> Any:
 
 
 def is_own_messages(value: Any) -> bool:
-    """Messages as our records hold them: role and content, nothing else."""
+    """Whether these are messages as in our records: role and content, nothing else."""
     return isinstance(value, list) and all(
         isinstance(turn, dict)
         and set(turn) == {"role", "content"}
@@ -49,7 +49,7 @@ def is_own_messages(value: Any) -> bool:
 
 
 def number_or_none(value: Any) -> float | None:
-    """A score; None for "N/A" and the like."""
+    """A score; None for "N/A" and similar values."""
     try:
         number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
     except (ValueError, OverflowError):
@@ -66,7 +66,7 @@ def user(text: str) -> Message:
 
 
 def joined(instruction: str, extra: str) -> str:
-    """Alpaca's two fields as one prompt; Self-Instruct wrote "<noinput>" where there is no input."""
+    """Alpaca's two fields as one prompt; Self-Instruct writes "<noinput>" for no input."""
     return instruction if extra.strip() in ("", "<noinput>") else f"{instruction}\n\n{extra}"
 
 
@@ -74,17 +74,17 @@ INSTRUCTION = frozenset({"input", "context", "history", *SYSTEM})
 
 
 def instruction_prompt(row: Row) -> Messages:
-    """Alpaca's prompt with all its optional fields: input, system, and history, the turns before as pairs."""
+    """Alpaca's prompt with all its optional fields: input, system, and history (earlier turns as pairs)."""
     turns = system_turn(row)
     history = row.fields.get("history")
     if isinstance(history, str) and not history.strip():
         history = None
     if not is_empty(history):
         if not isinstance(history, list):
-            raise row.error("is no list of [question, answer]", "history")
+            raise row.error("is not a list of [question, answer]", "history")
         for i, pair in enumerate(history):
             if not isinstance(pair, list | tuple) or len(pair) != 2:
-                raise row.error("is no [question, answer]", f"history[{i}]")
+                raise row.error("is not [question, answer]", f"history[{i}]")
             asked, answered = (row.string(text, f"history[{i}]") for text in pair)
             turns += [user(asked), Message(role="assistant", content=answered)]
     return [*turns, user(joined(row.text("instruction"), row.optional("input", "context")))]
@@ -99,7 +99,7 @@ TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
 def transcript(row: Row, name: str) -> Messages:
-    """An HH-RLHF dialogue, "\\n\\nHuman: …\\n\\nAssistant: …" -> messages, each without the spaces around it."""
+    """An HH-RLHF dialogue, "\\n\\nHuman: …\\n\\nAssistant: …" -> messages, each stripped of surrounding white space."""
     before, *parts = TURN.split(row.text(name))
     if before.strip() or not parts:
         raise row.error("does not start with a 'Human:' or 'Assistant:' turn", name)
@@ -114,7 +114,7 @@ def is_transcript(value: Any) -> bool:
 
 
 def prompt_field(row: Row, name: str) -> Messages:
-    """A prompt given as text, as messages, or as a transcript that ends where the assistant is to answer."""
+    """A prompt given as text, as messages, or as a transcript that ends before the assistant's answer."""
     value = row.fields.get(name)
     if is_transcript(value):
         turns = transcript(row, name)
@@ -127,14 +127,14 @@ def prompt_field(row: Row, name: str) -> Messages:
     return turns
 
 
-def there(row: Row, *names: str) -> str:
-    """The first of these fields that holds something; else the first that is there at all, for its error."""
+def first_present(row: Row, *names: str) -> str:
+    """The first of these fields with a value; else the first that is present, so that errors name it."""
     present = [name for name in names if name in row.fields]
     return next((name for name in present if not is_missing(row.fields[name])), present[0] if present else names[0])
 
 
 def answer_field(row: Row, name: str) -> tuple[Messages, str]:
-    """An answer given as text, as an object, or as a list of messages -> the turns before it, and its text."""
+    """An answer given as text, object or list of messages -> (the turns before it, its text)."""
     value = row.fields.get(name)
     if isinstance(value, list):
         turns = row.turns(value, name)
@@ -157,24 +157,24 @@ def answer_field(row: Row, name: str) -> tuple[Messages, str]:
 # ----------------------------------------------------------------------------------------------------------- judgments
 
 
-NO_JUDGMENT = names("discarded draft skipped rejected deleted invalid cancelled")
-"""States in which a record is not meant to be used."""
+UNUSED_STATES = names("discarded draft skipped rejected deleted invalid cancelled")
+"""Status values of records that are not to be used."""
 CANDIDATES = re.compile(r"responses|answers|completions|candidates|options|choices|(response|answer|output)_\w")
 PLACES = names("0 1 2 a b true false left right first second model_a model_b response_a response_b")
 
 
 def are_answers(r: Fields) -> bool:
-    """False where `chosen` and `rejected` only say which of the answers beside them is meant."""
+    """False if `chosen` and `rejected` only identify answers stored in other fields."""
     said = {str(r.get(name)).strip().lower() for name in ("chosen", "rejected")}
     return not (said <= PLACES and any(CANDIDATES.fullmatch(str(name)) and not is_empty(r[name]) for name in r))
 
 
-ANSWERS_NOT_PLACES = "answers as chosen and rejected, not which of several is meant"
+ANSWERS_NOT_PLACES = "chosen and rejected hold answers, not references to them"
 
 
 def pair(row: Row, prompt: Messages) -> Found[Preference]:
     """`chosen` and `rejected` as answers to `prompt`, which they may repeat (as UltraFeedback's lists do)."""
-    if (status := str(row.fields.get("status")).lower()) in NO_JUDGMENT:
+    if (status := str(row.fields.get("status")).lower()) in UNUSED_STATES:
         return [Dropped(f"{status} record")]
     (before_chosen, chosen), (before_rejected, rejected) = answer_field(row, "chosen"), answer_field(row, "rejected")
     if before_chosen != before_rejected:
@@ -183,7 +183,7 @@ def pair(row: Row, prompt: Messages) -> Found[Preference]:
 
 
 def compared(row: Row, prompt: Messages, chosen: str, rejected: str) -> Comparison:
-    """A pair with what the record says of the judgment: that it is a tie, how clear it is, whose, how fast."""
+    """A pair with the record's details of the judgment: tie, strength, annotator, seconds."""
     strength = row.number("strength", 0)
     return Comparison(
         prompt=prompt,
@@ -202,7 +202,7 @@ def _is_tie(row: Row) -> bool:
     if not is_missing(said) and said != "":
         tie = verdict_of(said)
         if tie is None:
-            raise row.error(f"is {shown(said)}, true or false was expected", "tie")
+            raise row.error(f"is {shown(said)}, expected true or false", "tie")
         return tie
     for good, bad in SCORES:
         better, worse = number_or_none(row.fields.get(good)), number_or_none(row.fields.get(bad))
@@ -215,7 +215,7 @@ def _is_tie(row: Row) -> bool:
 
 
 def joined_turns(prompt: Messages, before: Messages) -> Messages:
-    """The prompt and the turns before an answer, which may or may not begin with the prompt again."""
+    """The prompt and the turns before an answer, which may or may not repeat the prompt."""
     asked = [m for m in prompt if m.role != "system"]
     if [m for m in before if m.role != "system"][: len(asked)] != asked:
         return prompt + before
@@ -234,11 +234,11 @@ def winner_of(row: Row, value: Any, name: str, allowed: tuple[int, ...] = (0, 1,
         for number in allowed:
             if str(value).strip() in (f"{number}", f"{number}.0"):
                 return number
-    raise row.error(f"is {shown(value)}, one of {', '.join(map(str, allowed))} was expected", name)
+    raise row.error(f"is {shown(value)}, expected one of {', '.join(map(str, allowed))}", name)
 
 
 def vote_of(row: Row) -> bool:
-    """The thumb of a record. Raises DataError where two of its fields contradict each other."""
+    """Whether a record is a thumb up. Raises DataError if two of its fields contradict each other."""
     said = {name: verdict_in(row.fields, name) for name in VERDICTS if not is_empty(row.fields.get(name))}
     names = [name for name, verdict in said.items() if verdict is not None]
     if len({said[name] for name in names}) > 1:
@@ -257,8 +257,8 @@ def is_pair(record: Fields) -> bool:
 
 
 def is_learned(turn: dict[str, Any]) -> bool:
-    """False for a turn that its set marks as one not to learn from: OpenAI's weight 0, axolotl's train false, or a
-    thumb down on this one turn."""
+    """False for a turn marked as not to be trained on: OpenAI's weight 0, axolotl's train false, or a thumb down on
+    this turn."""
     return not any(verdict_of(turn.get(flag)) is False for flag in LEARN_FLAGS) and not any(
         verdict_in(turn, name) is False for name in VERDICTS
     )

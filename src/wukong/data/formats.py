@@ -1,8 +1,8 @@
 """Public formats as declarations.
 
-A `Format` says which fields a record needs, which it uses besides, which are harmless and which would change its
-meaning if they were not read. Detection, the hint at the nearest format, the count of what was not used and the tables
-of docs/reference/data.md all come from this. Each record is matched by itself, so a file may mix formats.
+A `Format` declares which fields a record needs, which others it uses, which can safely be ignored, and which would
+change the meaning if ignored. Detection, the hint at the nearest format, the count of unused fields and the tables of
+docs/reference/data.md are derived from it. Each record is matched separately, so a file may mix formats.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ T = TypeVar("T")
 Fields: TypeAlias = Mapping[str, Any]
 Yields = Literal["instruction", "comparison", "ranking", "vote", "prompt", "text", "any"]
 Found: TypeAlias = Iterable[T | Dropped | DataError]
-"""What a converter makes of one record. An error among the items loses that item alone, a raised one the record."""
+"""What a converter returns for one record. An error among the items affects that item only, a raised one the whole
+record."""
 
 
 def names(text: str) -> frozenset[str]:
@@ -34,14 +35,14 @@ def names(text: str) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Check:
-    """What a field must hold for its reader: a name for messages, and a test."""
+    """What a field must hold: a description for messages, and a predicate."""
 
     what: str
     holds: Callable[[Any], bool]
 
 
 def is_answer(value: Any) -> bool:
-    """Text, messages, or an object that has the text under one of its usual names."""
+    """Whether this is text, messages, or an object with the text under one of its usual names."""
     return is_text(value) or is_turns(value) or (isinstance(value, dict) and bool(ANSWER_KEYS & set(value)))
 
 
@@ -59,7 +60,7 @@ COMMON_HARMLESS = names(
     "id idx index uid uuid prompt_id question_id conversation_id source dataset url link created_at "
     "updated_at created_date timestamp date lang language model model_name generator __index_level_0__"
 )
-"""Names under which no format keeps anything that a reader would miss."""
+"""Fields that can be ignored in every format."""
 
 Neutral: TypeAlias = Callable[[Any], bool]
 MEDIA: dict[str, Neutral] = dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), is_empty)
@@ -67,7 +68,7 @@ TOOLS: dict[str, Neutral] = dict.fromkeys(("tools", "functions", "tool_calls", "
 
 
 def _is_category(value: Any) -> bool:
-    """`label` is also what some sets call a topic: a word that no verdict is spelled with."""
+    """Some sets use `label` for a topic: a word that spells no verdict."""
     return is_empty(value) or (isinstance(value, str) and verdict_of(value) is None and not _is_number(value))
 
 
@@ -89,7 +90,7 @@ DOWN = names(
 )
 NUMBERS = {1.0: True, 0.0: False, -1.0: False}
 _DRESS = re.compile("[:\ufe0f\U0001f3fb-\U0001f3ff]")
-"""What is written around a thumb: colons, and the marks for emoji style and the tone of skin."""
+"""Decoration of a thumb emoji: colons, variation selectors and skin-tone modifiers."""
 INVERTED = names("thumbs_down thumb_down downvoted disliked is_bad")
 VERDICTS: dict[str, Neutral] = {
     "label": _is_category,
@@ -98,12 +99,12 @@ VERDICTS: dict[str, Neutral] = {
     ),
     **dict.fromkeys(sorted(INVERTED), is_empty),
 }
-"""Fields that say whether one answer was good (of INVERTED: bad), and the values that say nothing."""
+"""Fields that say whether an answer was good (INVERTED: bad), each with a test for values that say nothing."""
 VERDICT = Check("true or false", lambda value: verdict_of(value) is not None)
 
 
 def verdict_of(value: Any) -> bool | None:
-    """Thumb up or down, in whatever way it is written; None for what says neither."""
+    """True for a thumb up, False for a thumb down, in any spelling; None for anything else."""
     if not isinstance(value, str | bool | int | float):
         return None
     word = _DRESS.sub("", str(value)).strip().lower().replace(" ", "_")
@@ -113,7 +114,7 @@ def verdict_of(value: Any) -> bool | None:
 
 
 def verdict_in(record: Fields, name: str) -> bool | None:
-    """What one of VERDICTS says of the answer: of a field such as `thumbs_down` the opposite of its value."""
+    """The verdict in a field of VERDICTS; the value of a field such as `thumbs_down` is inverted."""
     verdict = verdict_of(record.get(name))
     return not verdict if verdict is not None and name in INVERTED else verdict
 
@@ -126,16 +127,16 @@ class Format(Generic[T]):
     """A public format.
 
     Attributes:
-        name: what people call it; several formats may share one.
+        name: its usual name; several formats may share one.
         example: the smallest record of this format.
-        needs: name -> what it must hold; "a|b" is whichever of the two is there.
-        convert: a record -> ours. It may count on `needs`.
-        uses: fields that it reads where they are there.
-        harmless: fields that change nothing, beside COMMON_HARMLESS.
-        meaning: name -> whether a value leaves the meaning as it is. With any other value the record is not of this
-            format, for the reader would pass over what it says.
-        when: a further condition on the whole record, and what it asks for in words.
-        prompt: the prompt alone, also of a record in which nothing was judged.
+        needs: name -> what it must hold; "a|b" is either of the two.
+        convert: a record -> ours. It may rely on `needs`.
+        uses: optional fields that it reads.
+        harmless: fields that can be ignored, in addition to COMMON_HARMLESS.
+        meaning: name -> whether a value leaves the meaning unchanged. A record with any other value is not of this
+            format, since the reader would ignore what it says.
+        when: a further condition on the whole record, and its description.
+        prompt: extracts only the prompt, also from a record without a judgment.
         yields: what the records become.
     """
 
@@ -152,11 +153,11 @@ class Format(Generic[T]):
 
     @functools.cached_property
     def alternatives(self) -> dict[str, list[str]]:
-        """need -> the names of which one has to be there."""
+        """need -> the names of which one must be present."""
         return {need: need.split("|") for need in self.needs}
 
     def picked(self, record: Fields) -> dict[str, str | None]:
-        """For each need the field of the record that meets it by name; one that is null gives way to its other."""
+        """need -> the record's field with one of its names; a field that is not null takes precedence."""
         return {need: _pick(names, record) for need, names in self.alternatives.items()}
 
     def matches(self, record: Fields) -> bool:
@@ -167,12 +168,12 @@ class Format(Generic[T]):
         )
 
     def nearness(self, record: Fields) -> tuple[float, int]:
-        """How much of what is needed is there: part and number of fields. A further condition counts as one more."""
+        """The fraction and the number of needed fields that are present. A further condition counts as one more."""
         there = sum(name is not None for name in self.picked(record).values())
         return there / max(1, len(self.needs) + (self.when is not None)), there
 
     def complaint(self, row: Row) -> DataError:
-        """Why a record that does not match is not of this format."""
+        """The error for a record that does not match this format."""
         found = f"found: {', '.join(map(str, row.fields)) or 'nothing'}"
         picked = self.picked(row.fields)
         for need, name in picked.items():
@@ -183,7 +184,7 @@ class Format(Generic[T]):
             if not self.needs[need].holds(value):
                 return _misfit(row, str(name), value, self.needs[need])
         if (name := self.changed(row.fields)) is not None:
-            problem = f"is {shown(row.fields[name])}, which changes what a record of format {self.name} means"
+            problem = f"is {shown(row.fields[name])}, which changes the meaning of a record of format {self.name}"
             return row.error(problem, name, f"--columns {name}= reads it without this field")
         asked = self.when[1] if self.when else "another record"
         return row.error(f"is not of format {self.name}: {asked}", hint=found)
@@ -194,11 +195,11 @@ class Format(Generic[T]):
         )
 
     def only_lacks_condition(self, record: Fields) -> bool:
-        """Whether the fields are those of this format by name and kind, and the record is another one all the same."""
+        """Whether a record has this format's fields and fails only its further condition (`when`)."""
         return self.holds_all(record) and self.changed(record) is None
 
     def changed(self, record: Fields) -> str | None:
-        """The first field whose value changes the meaning, also where its name is written "Label" or "KTO_TAG"."""
+        """The first field whose value changes the meaning; names such as "Label" or "KTO_TAG" count too."""
         for name, value in record.items():
             neutral = self.meaning.get(name) or self.meaning.get(str(name).strip().lower())
             if neutral is not None and not neutral(value):
@@ -219,21 +220,21 @@ def _pick(names: list[str], record: Fields) -> str | None:
 
 
 def _either(need: str) -> str:
-    """Alternatives for people: the first ones of many."""
+    """Alternatives for messages, abbreviated if there are many."""
     names = need.split("|")
     return " or ".join(names if len(names) <= 3 else [*names[:2], "…"])
 
 
 def _misfit(row: Row, name: str, value: Any, check: Check) -> DataError:
-    """What is wrong with the value of a field, in a list with the first item that is wrong."""
+    """The error for a field's value; for a list, of its first invalid item."""
     if isinstance(value, list) and check in (TURNS, PROMPT, ANSWER):
         for i, turn in enumerate(value):
             if not isinstance(turn, dict):
-                return row.error(f"is {type_name(turn)}, an object was expected", f"{name}[{i}]")
+                return row.error(f"is {type_name(turn)}, expected an object", f"{name}[{i}]")
             if not {"role", "from"} & set(turn):
                 return row.error("has neither role nor from", f"{name}[{i}]")
         return row.error("is an empty list", name)
     if isinstance(value, dict) and check is ANSWER:
         return row.error(f"has none of value, content, text, response; found: {', '.join(map(str, value))}", name)
     said = is_text(value) and check not in (TURNS, LIST, OBJECT)
-    return row.error(f"is {shown(value) if said else type_name(value)}, {check.what} was expected", name)
+    return row.error(f"is {shown(value) if said else type_name(value)}, expected {check.what}", name)

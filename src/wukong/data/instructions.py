@@ -1,7 +1,7 @@
 """Demonstrations for instruction tuning, from the public formats -> Conversation records.
 
-To add a format: a `Format` in the list at the end. Formats are tried from top to bottom, so a more specific one comes
-before a more general one.
+To add a format, add a `Format` to the list at the end. Formats are tried in order, so put specific ones before general
+ones.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from wukong.data.fields import (
     INSTRUCTION,
     SYSTEM,
     answer_field,
+    first_present,
     instruction_prompt,
     is_learned,
     is_own_messages,
@@ -23,7 +24,6 @@ from wukong.data.fields import (
     own_record,
     prompt_field,
     system_turn,
-    there,
     user,
 )
 from wukong.data.formats import (
@@ -48,7 +48,7 @@ from wukong.records import Comparison, Conversation, Message, Messages, Preferen
 
 
 def load_instructions(src: Sources, options: DataOptions | None = None) -> Read[Conversation]:
-    """Demonstrations from one or more sources, with the account of what was left out.
+    """Demonstrations from one or more sources, with a summary of what was left out.
 
     Raises DataError for a record that cannot be used (file, line, field), UsageError for a missing source.
     """
@@ -64,13 +64,13 @@ def read_instructions(
     encoding: str = "utf-8",
     skip_bad: int = 0,
 ) -> list[Conversation]:
-    """As `load_instructions`, without the account. Each conversation ends with an answer of the assistant.
+    """As `load_instructions`, without the summary. Each conversation ends with an answer of the assistant.
 
     Args:
         src: a path, glob, directory or Hugging Face data set id, or a list of them.
         format: a format's name; "auto" detects it, record by record.
         columns: other names for fields: {"prompt": "question"}, or ["prompt=question"].
-        question: where comparisons answer several questions, or score several aspects, the one that counts.
+        question: the question, or scored aspect, to use if comparisons have several.
         encoding: of text files.
         skip_bad: how many unusable records may be left out before reading stops with an error.
     """
@@ -151,8 +151,8 @@ def _preferred(form: Format[Preference]) -> Callable[[Row], Found[Conversation]]
 
 
 def messages(row: Row) -> Found[Conversation]:
-    """A chat log, cut to what can be learned from it: from the first user turn to the last answer that counts."""
-    name = there(row, "messages", "conversations", "conversation")
+    """A chat log, cut to the part to train on: from the first user turn to the last answer that counts."""
+    name = first_present(row, "messages", "conversations", "conversation")
     raw, turns = row.fields[name], prompt_field(row, name)
     learned = [True] * (len(turns) - len(raw)) + [is_learned(turn) for turn in raw]
     start = next((i for i, m in enumerate(turns) if m.role != "assistant"), len(turns))
@@ -165,7 +165,7 @@ def messages(row: Row) -> Found[Conversation]:
     end = counted[-1] + 1
     if any(i < end and not learned[i] for i in answers):
         at = next(i for i in answers if not learned[i]) - (len(turns) - len(raw))
-        raise row.error("is not to be learned, but an answer behind it is", f"{name}[{at}]")
+        raise row.error("is not to be trained on, but a later answer is", f"{name}[{at}]")
     if start:
         row.notes.append("answer before the first question removed")
     if end < len(turns):
@@ -174,7 +174,7 @@ def messages(row: Row) -> Found[Conversation]:
 
 
 def prompt_completion(row: Row) -> Found[Conversation]:
-    before, answer = answer_field(row, there(row, "completion", "response"))
+    before, answer = answer_field(row, first_present(row, "completion", "response"))
     return [_answered(row, joined_turns(prompt_field(row, "prompt"), before), answer)]
 
 
@@ -186,7 +186,7 @@ def input_output(row: Row) -> Found[Conversation]:
     return [_answered(row, [*system_turn(row), user(row.text("input"))], row.text("output"))]
 
 
-# A demonstration with a verdict is a vote; those that can be read as one are `preference`.
+# A demonstration with a verdict is a vote, which is read as `preference`.
 MEANING = VERDICTS | MEDIA | TOOLS
 HI: dict[str, Any] = {"role": "user", "content": "Hi"}
 HELLO: dict[str, Any] = {"role": "assistant", "content": "Hello!"}

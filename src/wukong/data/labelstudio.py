@@ -1,6 +1,6 @@
 """Label Studio's exports: tasks with their annotations -> comparisons and rankings.
 
-What an annotation means is said here once, for exports that a stage reads and for `wukong labelstudio` alike.
+The meaning of an annotation is defined only here, for exports read by a stage and for `wukong labelstudio`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from wukong.records import Comparison, Messages, Preference, Ranking
 LEFT_RIGHT = re.compile(r"(?P<stem>.*?)(?P<side>[_-]?(?:1|a|left))$", re.IGNORECASE)
 OTHER_SIDE = {"1": "2", "a": "b", "A": "B", "left": "right", "Left": "Right"}
 SELECTED = {"left": 1, "right": 2, "tie": 0, "both": 0, "none": 0}
-# A Ranker with buckets exports no order of the buckets, so it has to lie in their names; "_" is the unsorted rest.
+# A Ranker with buckets does not export their order, so it is taken from their names; "_" is the unsorted rest.
 BUCKET_LEVEL = {
     **dict.fromkeys(("best", "top", "preferred", "winner"), 0),
     **dict.fromkeys(("better", "good", "chosen", "accepted", "relevant", "helpful"), 1),
@@ -32,7 +32,8 @@ PROMPTS = ("messages", "prompt", "question", "instruction", "dialogue", "context
 
 
 def is_task(r: Fields) -> bool:
-    """A Label Studio task, annotated or not; the annotations alone are known too, to be refused with a reason."""
+    """Whether this is a Label Studio task, annotated or not. Annotations alone match too, to be refused with a
+    reason."""
     annotations = r.get(_key(r))
     if isinstance(r.get("data"), dict):
         return True
@@ -44,11 +45,11 @@ def _is_annotation(value: Any) -> bool:
 
 
 def _key(r: Fields) -> str:
-    return "annotations" if "annotations" in r else "completions"  # the old name, until version 1.0
+    return "annotations" if "annotations" in r else "completions"  # the name before version 1.0
 
 
 def labelstudio(row: Row) -> Found[Preference]:
-    """The judgments of a task; an annotation that cannot be read gives its error and leaves the others."""
+    """The judgments of a task; an unreadable annotation yields its error and does not affect the others."""
     name = _key(row.fields)
     annotations = row.fields.get(name) or []
     if not isinstance(annotations, list):
@@ -84,11 +85,11 @@ def _annotation(row: Row, annotation: dict[str, Any], name: str) -> Iterator[Pre
         if not known:
             yield Dropped(f"annotation without an answer to {row.question} (to {', '.join(others)})")
             return
-        row.notes += [f"answer to {other}, another question than {row.question}" for other in others]
+        row.notes += [f"answer to {other}, not to {row.question}" for other in others]
     row.asked.update((str(one["type"]), _question(one)) for _, one in known if one.get("from_name"))
     seconds = annotation.get("lead_time")
     if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 <= seconds < math.inf:
-        seconds = None  # nobody can have taken that long
+        seconds = None  # not a plausible duration
     more = {
         "annotator": _person(annotation.get("completed_by")),
         "seconds": seconds,
@@ -100,11 +101,11 @@ def _annotation(row: Row, annotation: dict[str, Any], name: str) -> Iterator[Pre
         if given.setdefault(_question(result), value) is value:
             yield from readers[result["type"]](row, result, f"{name}.result[{i}].value", more)
         elif given[_question(result)] != value:
-            raise row.error(f"holds two different answers to the question {_question(result)}", f"{name}.result")
+            raise row.error(f"has two different answers to the question {_question(result)}", f"{name}.result")
 
 
 def _question(result: dict[str, Any]) -> str:
-    """The name of the control that a result belongs to."""
+    """The name of the control to which a result belongs."""
     return str(result.get("from_name") or result.get("type"))
 
 
@@ -140,7 +141,7 @@ def _pairwise(row: Row, result: dict[str, Any], name: str, more: dict[str, Any])
         yield Dropped("annotation without a choice")
         return
     if not isinstance(selected, str) or selected not in SELECTED:
-        raise row.error(f"is {shown(selected)}, left or right was expected", f"{name}.selected")
+        raise row.error(f"is {shown(selected)}, expected left or right", f"{name}.selected")
     first, second = (row.string(data[key], f"data.{key}") for key in named)
     yield judged(row, task_prompt(row), first, second, SELECTED[selected], **more)
 
@@ -191,7 +192,7 @@ def _has_ids(items: list[Any]) -> bool:
 
 
 def _levels(row: Row, ranker: Any, name: str, from_name: str) -> list[list[str]]:
-    """The ids from best to worst: an ordered list (new and old shape), or buckets, whose members are tied."""
+    """The ids from best to worst: an ordered list (in the new or old layout), or buckets, whose members are tied."""
     if isinstance(ranker, dict):
         sorted_buckets = [bucket for bucket in ranker if bucket != "_"]
         if not sorted_buckets or sorted_buckets not in (["rank"], [from_name]):
@@ -205,10 +206,10 @@ def _levels(row: Row, ranker: Any, name: str, from_name: str) -> list[list[str]]
                 if not isinstance(ids, list):
                     raise row.error("is not a list of ids", f"{name}.{bucket}")
                 levels.setdefault(BUCKET_LEVEL[bucket.lower()], []).extend(map(str, ids))
-            return [levels[level] for level in sorted(levels) if levels[level]]  # an empty bucket is no group
+            return [levels[level] for level in sorted(levels) if levels[level]]  # skips empty buckets
         ranker = ranker[sorted_buckets[0]]
     if not isinstance(ranker, list):
-        raise row.error("holds neither an ordered list of ids nor buckets of ids", name)
+        raise row.error("is neither an ordered list of ids nor buckets of ids", name)
     return [[str(one)] for one in ranker]
 
 

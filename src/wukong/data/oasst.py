@@ -1,4 +1,4 @@
-"""Open Assistant's messages in one flat table, each with its parent's id, put together as the trees they come from."""
+"""Rebuilds message trees from Open Assistant's flat table, in which each message has its parent's id."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def _is_flat(fields: dict[str, Any]) -> bool:
     return "message_id" in fields and "parent_id" in fields and is_text(text) and isinstance(role, str)
 
 
-def assembled(rows: Iterator[Row]) -> Iterator[Row]:
-    """The rows as they are, but for flat messages, which come last: one row for each tree, at its root's line."""
+def assemble_trees(rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows unchanged, except flat messages, which come last as one row per tree, at its root's line."""
     messages: dict[str, Row] = {}
     for row in rows:
         if row.bad is not None or not _is_flat(row.fields):
@@ -50,5 +50,5 @@ def _trees(messages: dict[str, Row]) -> Iterator[Row]:
     for name, row in messages.items():
         if name not in reached:
             parent = str(row.fields["parent_id"])[:60]
-            row.bad = row.error(f"{parent!r} leads to no message without a parent in this file", "parent_id")
+            row.bad = row.error(f"{parent!r} leads to no root message in this file", "parent_id")
             yield row

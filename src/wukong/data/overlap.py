@@ -1,9 +1,9 @@
-"""Which prompts of an evaluation were used in training: from the records of everything that its models came from.
+"""Which prompts of an evaluation were used in training, according to the provenance of its models.
 
-Every stage records its inputs (wukong.provenance). From a model the way leads back to the data of PPO and its kin, of
-the reward model, of SFT and to the pretraining text. Their prompts are compared with those of the evaluation by
-normalised text: case, white space, Unicode forms, system messages and marks at the end make no difference. The text is
-searched for the words of each prompt. What cannot be checked is named, never counted as 0.
+Every stage records its inputs (wukong.provenance), so a model can be traced back to the data of its RL stages, reward
+model and SFT, and to the pretraining text. Their prompts are compared with those of the evaluation as normalised text:
+case, white space, Unicode forms, system messages and trailing punctuation are ignored. The pretraining text is searched
+for the words of each prompt. What cannot be checked is listed, never counted as 0.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from wukong.data.text import TextOptions, iter_text
 from wukong.errors import DataError, UsageError
 from wukong.model.gpt2 import PRESETS
 from wukong.options import POLICY_STAGES
-from wukong.places import parted
+from wukong.places import split_path
 from wukong.provenance import changed_since, read_record
 from wukong.records import Conversation, Message, Preference, Prompt
 
 Record = dict[str, Any]
 Key = tuple[tuple[str, str], ...]
 FEWEST_WORDS = 4
-"""A prompt of fewer words stands in many a text by chance, so the pretraining text is not searched for it."""
+"""Prompts with fewer words occur in texts by chance, so the pretraining text is not searched for them."""
 MOST_WORDS = 20_000_000
-"""So many words of pretraining text are searched, in about ten seconds."""
+"""The number of words of pretraining text searched; takes about ten seconds."""
 EXAMPLES = 3
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")  # a Chinese character is a word
 
 
 def normalised(text: str) -> str:
-    """Text without what people vary: case, white space, Unicode forms, the marks at its end."""
+    """Text without differences in case, white space, Unicode form and trailing punctuation."""
     plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return re.sub(r"[\s?!.。]+$", "", plain) or plain
 
@@ -52,7 +52,7 @@ def _key(messages: Sequence[Message]) -> Key:
 
 
 def _asked(messages: Sequence[Message]) -> Iterator[Key]:
-    """The prompts of a conversation: it up to each of the user's turns."""
+    """The prompts of a conversation: its prefixes that end with a user turn."""
     for i, message in enumerate(messages):
         if message.role == "user":
             yield _key(messages[: i + 1])
@@ -60,7 +60,7 @@ def _asked(messages: Sequence[Message]) -> Iterator[Key]:
 
 @dataclass
 class _Found:
-    """What was found out so far."""
+    """The findings so far."""
 
     keys: dict[Key, list[int]]
     words: dict[tuple[str, ...], list[tuple[int, list[str]]]]  # by the first FEWEST_WORDS words
@@ -77,13 +77,13 @@ def overlap(prompts: Sequence[Sequence[Message]], results: Iterable[str | Path])
 
     Args:
         prompts: those of the evaluation.
-        results: what is evaluated, and what judges: model directories or hub ids, or files of answers, whose models
-            their records name.
+        results: what is evaluated and what judges it: model directories, hub ids, or files of answers, whose records
+            name their models.
 
     Returns:
-        `prompts` and `seen` (how many, and how many of them training used), `examples` of these, `checked` (stage,
-        source, prompts in it, how many of the evaluation's), `text` (sources, prompts searched, found), `unchecked`
-        (source, why) and the sentence that says all this, `words`.
+        `prompts` and `seen` (the number of prompts, and of those used in training), `examples` of the latter, `checked`
+        (stage, source, its prompts, shared ones), `text` (sources, prompts searched, found), `unchecked` (source,
+        reason) and `words`, a summary in one sentence.
     """
     keys: dict[Key, list[int]] = defaultdict(list)
     words: dict[tuple[str, ...], list[tuple[int, list[str]]]] = defaultdict(list)
@@ -111,11 +111,11 @@ def overlap(prompts: Sequence[Sequence[Message]], results: Iterable[str | Path])
     return answer | {"words": in_words(answer)}
 
 
-# ----------------------------------------------------------------------------------------------------- the way back
+# ----------------------------------------------------------------------------------------------------- tracing
 
 
 def _visit(result: str, found: _Found) -> None:
-    """Checks what a model, token shards or answers came from, once."""
+    """Checks the sources of a model, token shards or answers, once."""
     if result in found.visited:
         return
     found.visited.add(result)
@@ -125,7 +125,7 @@ def _visit(result: str, found: _Found) -> None:
         found.unchecked[result] = f"its record is damaged ({error})"
         return
     if record is None:
-        found.unchecked[result] = "it is not recorded what it learnt from"
+        found.unchecked[result] = "its training data are not recorded"
         return
     options, stage = record["options"], record["stage"]
     if stage in ("sample", "evaluate", "compare"):
@@ -133,7 +133,7 @@ def _visit(result: str, found: _Found) -> None:
         if not models and options.get("endpoint_model"):
             models = [options["endpoint_model"]]
         for model in models:
-            _visit(parted(str(model))[1], found)
+            _visit(split_path(str(model))[1], found)
     elif stage == "tokenize":
         for source in options.get("data", []):
             _usable(record, source, found, lambda source: _search(options, source, found))
@@ -147,29 +147,31 @@ def _visit(result: str, found: _Found) -> None:
 
 
 def _record_of(result: str) -> Record | None:
-    """The record of a model, of a policy that a run kept on the way, of shards, or of a file of answers."""
+    """The record of a model, of an intermediate policy kept by a run, of shards, or of a file of answers."""
     path = Path(result)
     places = [path]
     if path.parent.name == "policies":
         places.append(path.parent.parent)
     if path.is_file() or path.name in ("train", "valid"):
         places.append(path.parent)
-    return next((record for place in places if (record := read_record(place) or _begun(place)) is not None), None)
+    return next(
+        (record for place in places if (record := read_record(place) or _unfinished_record(place)) is not None), None
+    )
 
 
-def _begun(place: Path) -> Record | None:
-    """The record of a run that has not finished: policies that it kept on the way are evaluated too."""
+def _unfinished_record(place: Path) -> Record | None:
+    """The record of an unfinished run, whose intermediate policies can be evaluated too."""
     return read_record(place / "options.json") if (place / "options.json").is_file() else None
 
 
 def _ancestors(stage: str, options: Record) -> list[str]:
-    """The models and token shards that a stage began with or learnt from."""
+    """The models and token shards that a stage started from or trained on."""
     if stage == "pretrain":
         model = str(options.get("model"))
         return [str(options.get("data")), *([] if model in PRESETS else [model])]
     if stage not in _READERS:
         return []
-    rewards = [parted(str(term))[1].strip() for term in options.get("rewards") or []]
+    rewards = [split_path(str(term))[1].strip() for term in options.get("rewards") or []]
     named = [
         options.get("model"),
         options.get("reward_model"),
@@ -180,19 +182,19 @@ def _ancestors(stage: str, options: Record) -> list[str]:
 
 
 def _usable(record: Record, source: str, found: _Found, check: Callable[[str], None]) -> None:
-    """Checks a source, or says why that is not possible."""
+    """Checks a source, or records why that is impossible."""
     name = f"{record['stage']}:{source}"
     if name in found.visited:
         return
     found.visited.add(name)
     try:
         if changed_since(source, record["inputs"].get(str(source))):
-            found.unchecked[source] = f"{record['stage']} learnt from it, and it is gone or has changed since"
+            found.unchecked[source] = f"{record['stage']} was trained on it, but it is missing or has changed since"
             return
         check(source)
     except (UsageError, DataError, ValidationError, OSError) as error:
         reason = str(error).splitlines()[0].removeprefix(f"{source}: ")
-        found.unchecked[source] = f"{record['stage']} learnt from it, and it cannot be read: {reason}"
+        found.unchecked[source] = f"{record['stage']} was trained on it, but it cannot be read: {reason}"
 
 
 # ------------------------------------------------------------------------------------------------------- comparing
@@ -213,7 +215,7 @@ def _reading(kind: type[DataOptions], options: Record) -> Any:
 
 
 def _trained_on(record: Record, source: str) -> Sequence[Conversation | Preference | Prompt]:
-    """What the stage learnt from in a source, without the prompts that it held out."""
+    """The records of a source that the stage was trained on, without held-out prompts."""
     stage, options = record["stage"], record["options"]
     read = _READERS[stage](source, _reading(PromptOptions if stage not in _SOURCES else DataOptions, options))
     held_out = options.get("valid_fraction" if stage in _SOURCES else "holdout") or 0.0
@@ -237,7 +239,7 @@ def _compare(record: Record, source: str, found: _Found) -> None:
 
 
 def _search(options: Record, source: str, found: _Found) -> None:
-    """Which prompts stand in the documents of a source, word for word."""
+    """Searches the documents of a source for the prompts, word for word."""
     size = 0
     for text in iter_text(source, _reading(TextOptions, options)):
         own = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
@@ -256,7 +258,7 @@ def _search(options: Record, source: str, found: _Found) -> None:
 
 
 def in_words(found: Record) -> str:
-    """One sentence or a few: how many prompts training used, what was searched, what could not be checked."""
+    """A short summary: how many prompts were used in training, what was searched, what could not be checked."""
     said = []
     n, text, unchecked = found["prompts"], found["text"], found["unchecked"]
     sources = _listed([f"{one['stage']} ({one['prompts']:,})" for one in found["checked"]])
@@ -268,10 +270,10 @@ def in_words(found: Record) -> str:
     elif found["checked"]:
         said.append(f"0 of {n:,} prompts were used in training: compared with the prompts of {sources}")
     else:
-        said.append(f"whether training used any of the {n:,} prompts could not be checked")
+        said.append(f"could not check whether any of the {n:,} prompts were used in training")
     if text["sources"] and text["searched"]:
         many = f"{text['found']:,} of the {text['searched']:,} prompts of {FEWEST_WORDS} words or more"
-        said.append(f"{many} stand word for word in the pretraining text")
+        said.append(f"{many} occur verbatim in the pretraining text")
     if unchecked:
         names = [f"{one['source']} ({one['why']})" for one in unchecked]
         said.append("not checked: " + "; ".join(names))

@@ -1,7 +1,7 @@
-"""Prompts, from lists of questions, from any format of instructions or comparisons, or from the first words of texts.
+"""Prompts from lists of questions, from any instruction or comparison format, or from the first words of texts.
 
-Formats are tried from top to bottom. Those of the other two readers are here too, reduced to their prompts, so that
-`--format alpaca` means the same everywhere.
+Formats are tried in order. Those of the other two readers are included, reduced to their prompts, so that `--format
+alpaca` means the same everywhere.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from wukong.data.comparisons import COMPARISONS
 from wukong.data.fields import (
     INSTRUCTION,
     SYSTEM,
+    first_present,
     instruction_prompt,
     is_own_messages,
     own_record,
     prompt_field,
     system_turn,
-    there,
     user,
 )
 from wukong.data.formats import LIST, MEDIA, OBJECT, PROMPT, TEXT, TOOLS, TURNS, Fields, Format, Found, names
@@ -40,11 +40,11 @@ class PromptOptions(DataOptions):
     """How prompts are read."""
 
     first_words: int = Field(default=0, ge=0, le=1_000_000)
-    """Take only this many words of each text, to be continued by the model; 0 takes the whole."""
+    """Use only the first words of each text, this many, for the model to continue; 0 uses the whole text."""
 
 
 def load_prompts(src: Sources, options: DataOptions | None = None) -> Read[Prompt]:
-    """Prompts from one or more sources, each once, with the account of what was left out.
+    """Prompts from one or more sources, without duplicates, with a summary of what was left out.
 
     Raises DataError for a record that cannot be used (file, line, field), UsageError for a missing source.
     """
@@ -62,7 +62,7 @@ def read_prompts(
     skip_bad: int = 0,
     first_words: int = 0,
 ) -> list[Prompt]:
-    """As `load_prompts`, without the account.
+    """As `load_prompts`, without the summary.
 
     Args:
         src: a path, glob, directory or Hugging Face data set id, or a list of them.
@@ -70,7 +70,7 @@ def read_prompts(
         columns: other names for fields: {"prompt": "question"}, or ["prompt=question"].
         encoding: of text files.
         skip_bad: how many unusable records may be left out before reading stops with an error.
-        first_words: take only this many words of each text, to be continued by the model; 0 takes the whole.
+        first_words: use only the first words of each text, this many, for the model to continue; 0 uses the whole text.
     """
     options = PromptOptions(
         format=format,
@@ -86,7 +86,7 @@ def _beginning(words: int) -> Callable[[Row, Prompt], Prompt]:
     pattern = re.compile(rf"\s*(\S+(?:\s+\S+){{0,{words - 1}}})")
 
     def cut(row: Row, prompt: Prompt) -> Prompt:
-        """The prompt with its last message cut to the first words, spaces between them kept as they are."""
+        """The prompt with its last message cut to its first words; the white space between them is kept."""
         *before, last = prompt.messages
         match = pattern.match(last.content)
         if match is None or match[1] == last.content:
@@ -109,18 +109,18 @@ def _key(record: Prompt) -> Hashable:
 PROMPTS: Registry[Prompt] = Registry("prompts", _useless, _key)
 
 
-def _waiting(row: Row, turns: Messages) -> Prompt | Dropped:
-    """A conversation up to the point where the assistant is to answer; a last answer is taken off."""
+def _unanswered(row: Row, turns: Messages) -> Prompt | Dropped:
+    """A conversation up to where the assistant is to answer; a final answer is removed."""
     turns = turns[:-1] if turns and turns[-1].role == "assistant" else turns
     return Prompt(messages=turns, source=row.source) if turns else Dropped("no prompt")
 
 
 def _prompts_of(form: Format[Any]) -> Callable[[Row], Found[Prompt]]:
-    """A converter to demonstrations or comparisons, as one to prompts; a record gives each of its prompts once."""
+    """Adapts a format's converter to yield prompts; a record yields each of its prompts once."""
 
     def convert(row: Row) -> Found[Prompt]:
         if form.prompt is not None:
-            yield _waiting(row, form.prompt(row))
+            yield _unanswered(row, form.prompt(row))
             return
         given: list[Messages] = []
         for record in form.convert(row):
@@ -130,19 +130,19 @@ def _prompts_of(form: Format[Any]) -> Callable[[Row], Found[Prompt]]:
             turns = record.messages[:-1] if isinstance(record, Conversation) else record.prompt
             if turns not in given:
                 given.append(turns)
-                yield _waiting(row, turns)
+                yield _unanswered(row, turns)
 
     return convert
 
 
 def _adopted(forms: Iterable[Format[Any]]) -> list[Format[Prompt]]:
-    """Formats of the other readers. One that is defined here too, or only stands for others, is passed over."""
+    """Formats of the other readers, without those that are redefined here or only wrap others."""
     here = ("wukong", "labelstudio", "messages", "sharegpt", "preference")
     return [replace(form, convert=_prompts_of(form), yields="prompt") for form in forms if form.name not in here]
 
 
 def _is_own(r: Fields) -> bool:
-    """Other sets have id, messages and source too, but number their records, or end them with an answer."""
+    """Other sets have id, messages and source too, but with numeric ids, or with an answer at the end."""
     kind = Response if "prompt_id" in r else Prompt
     if not set(r) <= set(kind.model_fields) or not is_own_messages(r.get("messages")) or not r["messages"]:
         return False
@@ -166,7 +166,7 @@ def turns(row: Row) -> Found[Prompt]:
 
 
 def messages(row: Row) -> Found[Prompt]:
-    return [_waiting(row, prompt_field(row, there(row, "messages", "conversations", "conversation")))]
+    return [_unanswered(row, prompt_field(row, first_present(row, "messages", "conversations", "conversation")))]
 
 
 def _asked(row: Row, content: str) -> Prompt:
@@ -175,8 +175,8 @@ def _asked(row: Row, content: str) -> Prompt:
 
 HI: dict[str, Any] = {"role": "user", "content": "Hi"}
 MEANING = MEDIA | TOOLS
-BESIDE = names("answer answers output response responses completion completions label labels category reference")
-"""What is not needed where only the prompt is wanted."""
+IGNORED = names("answer answers output response responses completion completions label labels category reference")
+"""Fields that can be ignored if only the prompt is wanted."""
 
 PROMPTS.add(
     Format(
@@ -191,7 +191,7 @@ PROMPTS.add(
         "labelstudio",
         example={"data": {"prompt": "Hi", "answer1": "Hello!", "answer2": "What?"}},
         needs={"data": OBJECT},
-        convert=lambda row: [_waiting(row, task_prompt(row))],
+        convert=lambda row: [_unanswered(row, task_prompt(row))],
         harmless=LABELSTUDIO.uses | LABELSTUDIO.harmless,
     ),
     Format(
@@ -199,17 +199,17 @@ PROMPTS.add(
         example={"turns": ["Hi", "And then?"]},
         needs={"turns": LIST},
         convert=turns,
-        harmless=BESIDE,
+        harmless=IGNORED,
         meaning=MEANING,
     ),
-    *_adopted(COMPARISONS.formats),  # before the next two: LLaMA-Factory's comparisons have `conversations` as well
+    *_adopted(COMPARISONS.formats),  # before the next two: LLaMA-Factory's comparisons have `conversations` too
     Format(
         "messages",
         example={"messages": [HI]},
         needs={"messages": TURNS},
         convert=messages,
         uses=SYSTEM,
-        harmless=BESIDE | {"prompt", "parallel_tool_calls"},
+        harmless=IGNORED | {"prompt", "parallel_tool_calls"},
         meaning=MEANING,
     ),
     Format(
@@ -218,7 +218,7 @@ PROMPTS.add(
         needs={"conversations|conversation": TURNS},
         convert=messages,
         uses=SYSTEM,
-        harmless=BESIDE | {"turn", "openai_moderation", "redacted"},
+        harmless=IGNORED | {"turn", "openai_moderation", "redacted"},
         meaning=MEANING,
     ),
     *_adopted(INSTRUCTIONS.formats),
@@ -227,16 +227,16 @@ PROMPTS.add(
         example={"input": {"messages": [HI]}},
         needs={"input": OBJECT},
         when=(lambda r: TURNS.holds(r["input"].get("messages")), "input{messages[]}"),
-        convert=lambda row: [_waiting(row, row.turns(row.fields["input"]["messages"], "input.messages"))],
+        convert=lambda row: [_unanswered(row, row.turns(row.fields["input"]["messages"], "input.messages"))],
         meaning=MEANING,
     ),
     Format(
         "prompt",
         example={"prompt": "Hi"},
         needs={"prompt": PROMPT},
-        convert=lambda row: [_waiting(row, prompt_field(row, "prompt"))],
+        convert=lambda row: [_unanswered(row, prompt_field(row, "prompt"))],
         uses=SYSTEM,
-        harmless=BESIDE,
+        harmless=IGNORED,
         meaning=MEANING,
     ),
     Format(
@@ -245,7 +245,7 @@ PROMPTS.add(
         needs={"instruction": TEXT},
         convert=lambda row: [Prompt(messages=instruction_prompt(row), source=row.source)],
         uses=INSTRUCTION,
-        harmless=BESIDE,
+        harmless=IGNORED,
         meaning=MEANING,
     ),
     Format(
@@ -254,15 +254,15 @@ PROMPTS.add(
         needs={"question": TEXT},
         convert=lambda row: [_asked(row, row.text("question"))],
         uses=SYSTEM,
-        harmless=BESIDE,
+        harmless=IGNORED,
         meaning=MEANING,
     ),
     Format(
         "text",
         example={"text": "Hi"},
         needs={"text|content": TEXT},
-        convert=lambda row: [_asked(row, row.text(there(row, "text", "content")))],
-        harmless=BESIDE,
+        convert=lambda row: [_asked(row, row.text(first_present(row, "text", "content")))],
+        harmless=IGNORED,
         meaning=MEANING,
     ),
 )

@@ -1,4 +1,4 @@
-"""Sets in which several answers, or one pair, were judged by score, rank, vote count or several people."""
+"""Formats in which several answers, or a pair, were judged by score, rank, vote count or several people."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def ranked(row: Row, prompt: Messages, scored: list[tuple[float, str]]) -> Ranki
 
 
 def oasst(row: Row) -> Iterator[Preference | Dropped]:
-    """Every message with two or more ranked replies gives a Ranking; its prompt is the path from the root."""
+    """A Ranking for every message with two or more ranked replies; its prompt is the path from the root."""
     found = False
     waiting: list[tuple[dict[str, Any], Messages, str]] = [(row.fields["prompt"], [], "prompt")]
     while waiting:
         node, path, name = waiting.pop()
-        if node.get("deleted"):  # what was said below it is taken away with it
+        if node.get("deleted"):  # its replies are deleted with it
             continue
         path = [*path, row.turn({"role": node.get("role"), "text": node.get("text")}, name)]
         replies = row.objects(node.get("replies") or [], f"{name}.replies")
@@ -77,9 +77,9 @@ def _is_ultrafeedback(r: Fields) -> bool:
 
 
 def ultrafeedback(row: Row) -> Found[Preference]:
-    """The original set: four answers, ranked by their overall score, or by the aspect that `question` names.
+    """The original set: four answers, ranked by overall score, or by the aspect named by `question`.
 
-    The records that people call UltraFeedback too, with `chosen` and `rejected`, are `trl`.
+    The variants with `chosen` and `rejected` are read as `trl`.
     """
     scored, unscored = [], 0
     for i, one in enumerate(row.fields["completions"]):
@@ -106,7 +106,7 @@ def _aspect(row: Row, answer: dict[str, Any], name: str) -> float | None:
         known = ", ".join(map(str, aspects)) if isinstance(aspects, dict) else "none"
         raise row.error(f"has no aspect {row.question!r}", f"{name}.annotations", f"--question, one of: {known}")
     value = aspects[row.question]
-    if isinstance(value, list):  # as the hub's viewer hands the only item out
+    if isinstance(value, list):  # as the hub's viewer wraps a single item
         value = value[0] if value else None
     return number_or_none(value.get("Rating") if isinstance(value, dict) else value)
 
@@ -115,10 +115,10 @@ def _aspect(row: Row, answer: dict[str, Any], name: str) -> float | None:
 
 
 def finegrained(row: Row) -> Iterator[Preference | Dropped | DataError]:
-    """Six comparisons of one question's answers; their `source` ends in the record's number, to group them by.
+    """Six comparisons of one question's answers; their `source` ends in the record's number, for grouping.
 
-    The judgments need not be transitive, so they stay pairs. The passages that the annotators saw are left
-    out: ten times longer than the question, they would fill GPT-2's context.
+    The judgments need not be transitive, so they stay pairs. The passages shown to the annotators are left out: ten
+    times longer than the question, they would fill GPT-2's context.
     """
     prompt = [user(row.text("question"))]
     names = sorted(
@@ -128,7 +128,7 @@ def finegrained(row: Row) -> Iterator[Preference | Dropped | DataError]:
     pairs = list(combinations(names, 2))
     judgments = row.fields["preference"]
     if len(judgments) != len(pairs):
-        raise row.error(f"must hold {len(pairs)} judgments, one for each pair of {len(names)} answers", "preference")
+        raise row.error(f"must hold {len(pairs)} judgments, one per pair of {len(names)} answers", "preference")
     texts = {name: row.text(name) for name in names}
     for i, (first, second) in enumerate(pairs):
         group = f"{row.source}#{row.line}"
@@ -138,7 +138,7 @@ def finegrained(row: Row) -> Iterator[Preference | Dropped | DataError]:
 def _verdict(
     row: Row, prompt: Messages, value: Any, name: str, answers: tuple[str, str], **more: Any
 ) -> Iterator[Preference | Dropped | DataError]:
-    """One judgment of two answers; a bad one leaves the record's others."""
+    """One judgment of two answers; an invalid one does not affect the record's others."""
     if is_missing(value) or value == "":
         yield NOT_JUDGED
         return
@@ -149,7 +149,7 @@ def _verdict(
 
 
 def pandalm(row: Row) -> Iterator[Preference | Dropped | DataError]:
-    """One Comparison for each annotator: agreement is measured later, a majority can always be taken."""
+    """One Comparison per annotator: agreement is measured later, and a majority can still be taken."""
     prompt, answers = instruction_prompt(row), (row.text("response1"), row.text("response2"))
     for name in row.fields:
         if re.fullmatch(r"annotator\d+", name):

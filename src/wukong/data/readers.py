@@ -1,7 +1,7 @@
-"""What one file holds, found by looking into it, and its records one `Row` at a time.
+"""Detects a file's format from its content, and yields its records as `Row`s.
 
-Names lie: `.json` files often hold one object a line, `.jsonl` files sometimes one array, downloads lose their suffix.
-Binary files are recognised and refused by kind, or read where a library does it in a line.
+File names are unreliable: `.json` files often hold one object a line, `.jsonl` files sometimes one array, and downloads
+lose their suffix. Binary files are read if a library can; others are identified and refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeAlias
 
 from wukong import foreign_json
 from wukong.data.row import Row, is_turns, type_name
-from wukong.errors import DataError
+from wukong.errors import DataError, Text
 from wukong.files import (
     DAMAGE,
     LONGEST_LINE,
@@ -46,7 +46,7 @@ KIND_OF_SUFFIX: dict[str, Kind] = {
     ".feather": "arrow",
     ".txt": "text",
 }
-# First bytes of what people point a reader at by mistake, and what to do about it.
+# First bytes of files given by mistake, and what to do about each.
 FOREIGN = {
     b"PK\x03\x04": "a zip archive (or an Excel, Word or torch file): unpack it, or export it as JSONL or CSV",
     b"%PDF": "a PDF document: extract its text first",
@@ -66,20 +66,20 @@ FOREIGN = {
     b"\x1f\x9d": "packed by compress: unpack it first",
     b"{\\rtf": "a rich text document: export it as plain text",
     b"%!PS": "a PostScript document: extract its text first",
-    b"version https://git-lfs": "a Git LFS pointer, which stands for the file: fetch that with 'git lfs pull'",
+    b"version https://git-lfs": "a Git LFS pointer: fetch the file itself with 'git lfs pull'",
 }
 PAGE = re.compile(rb"(<\?xml[^>]*>\s*)?(<!doctype html|<html[\s>])", re.IGNORECASE)
-"""How a web page begins: most often it is a server's error, saved under the name of what was to be downloaded."""
+"""The start of a web page: usually a server's error page, saved under the name of the download."""
 ISO_2022 = re.compile(rb"\x1b[$(][@-J]")
 CONTROL = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f]")
-# Tools wrap their records in one object, beside a name or a version.
+# Keys under which tools wrap their records in one object, next to a name or a version.
 WRAPPERS = ("data", "instances", "rows", "records", "examples")
-LOOKED_AT = 50
-"""Rows of a CSV file whose cells decide whether a column holds lists."""
+SAMPLED_ROWS = 50
+"""Rows of a CSV file that are examined to decide whether a column holds lists."""
 
 
 def data_suffix(path: Path) -> str:
-    """The suffix that tells the format: ".jsonl" of "a.jsonl.gz"."""
+    """The suffix without that of a compression: ".jsonl" for "a.jsonl.gz"."""
     return Path(path.stem if path.suffix.lower() in PACKED_SUFFIXES else path.name).suffix.lower()
 
 
@@ -89,7 +89,7 @@ def file_rows(path: Path, encoding: str = "utf-8", text_reader: Reader | None = 
 
 
 def sniff(path: Path, encoding: str = "utf-8") -> Kind:
-    """What a file holds: by its first bytes where they tell, else by its suffix, else plain text.
+    """A file's format: by its first bytes if they identify it, else by its suffix, else plain text.
 
     Raises DataError for an empty file and, with its kind, for a binary one.
     """
@@ -107,7 +107,7 @@ def sniff(path: Path, encoding: str = "utf-8") -> Kind:
         return "arrow"
     _refuse_binary(path, head)
     if kind in ("parquet", "arrow"):
-        raise DataError(f"is no {kind} file, whatever its name says", file=path)
+        raise DataError(f"is not in {kind} format, despite its name", file=path)
     if kind in ("csv", "tsv", "text"):
         return kind
     start = head.removeprefix(codecs.BOM_UTF8).lstrip()
@@ -130,11 +130,11 @@ def _refuse_binary(path: Path, head: bytes) -> None:
     if what is None and head[257:262] == b"ustar":
         what = "a tar archive: unpack it first"
     if what is None and head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        what = "a Python pickle, which can run any code when it is read: export it as JSONL"
+        what = "a Python pickle, which can run arbitrary code when loaded: export it as JSONL"
     if what is None and head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         what = f"UTF-{32 if head[2:4] == bytes(2) else 16} text: convert it to UTF-8 first"
     if what is None and (b"\0" in head or len(CONTROL.findall(head)) > 0.02 * len(head)):
-        what = "a binary file of a kind that is not known here"
+        what = "a binary file of unknown type"
     if what is not None:
         raise DataError(f"is {what}", file=path)
 
@@ -163,9 +163,9 @@ def jsonl_rows(path: Path, encoding: str) -> Iterator[Row]:
         try:
             value, suspicious = foreign_json.parse(line)
         except ValueError as error:
-            problem = (
-                f"not valid JSON: {error.msg}" if isinstance(error, json.JSONDecodeError) else f"not JSON: {error}"
-            )
+            problem = f"not JSON: {error}"
+            if isinstance(error, json.JSONDecodeError):
+                problem = Text("not valid JSON: {reason}", reason=error.msg)
             yield Row(str(path), number, bad=DataError(problem, file=path, line=number))
             continue
         for item in _unwrapped(value):
@@ -173,11 +173,11 @@ def jsonl_rows(path: Path, encoding: str) -> Iterator[Row]:
 
 
 def json_rows(path: Path, encoding: str) -> Iterator[Row]:
-    """An array of records, or one record that is the whole file; located by number within the array."""
+    """An array of records, or a single record; errors give the position in the array."""
     try:
         value, suspicious = foreign_json.parse(whole_text(path, encoding))
     except json.JSONDecodeError as error:
-        raise DataError(f"not valid JSON: {error.msg}", file=path, line=error.lineno) from None
+        raise DataError("not valid JSON: {reason}", reason=error.msg, file=path, line=error.lineno) from None
     except ValueError as error:
         raise DataError(f"not JSON: {error}", file=path) from None
     if is_turns(value) and all(set(turn) in ({"role", "content"}, {"from", "value"}) for turn in value):
@@ -187,13 +187,13 @@ def json_rows(path: Path, encoding: str) -> Iterator[Row]:
 
 
 def _unwrapped(value: Any) -> list[Any]:
-    """The records under a key of one object that holds nothing else but a name, a version, ...; else the object."""
+    """The records under a key of an object that otherwise holds only a name, a version, ...; else the object itself."""
     if isinstance(value, dict):
         lists = [name for name, item in value.items() if isinstance(item, list) and item]
         if len(lists) == 1 and lists[0] in WRAPPERS and "instruction" not in value:
             items = value[lists[0]]
             if all(isinstance(item, dict) for item in items):
-                inner = [item.get("row") for item in items]  # as the hub's viewer hands rows out
+                inner = [item.get("row") for item in items]  # as the hub's viewer wraps rows
                 return inner if all(isinstance(item, dict) for item in inner) else items
     return [value]
 
@@ -206,7 +206,7 @@ def _checked(file: Path, number: int, value: Any, suspicious: bool) -> Row:
     elif is_turns(value):
         value = {"messages": value}
     if not isinstance(value, dict):
-        row.bad = row.error(f"{type_name(value)} stands where a JSON object was expected")
+        row.bad = row.error(f"is {type_name(value)}, expected a JSON object")
     elif suspicious and (found := foreign_json.fault(value)) is not None:
         row.bad = row.error(found[1], found[0] or None)
     else:
@@ -217,13 +217,14 @@ def _checked(file: Path, number: int, value: Any, suspicious: bool) -> Row:
 # ---------------------------------------------------------------------------------------------------------------- CSV
 
 EMPTY_CELLS = ("nan", "NaN", "<NA>", "NaT", "NULL", "\\N", "#N/A")
-"""What pandas, NumPy, databases and Excel write for a missing value. "None" and "N/A" may be answers."""
+"""What pandas, NumPy, databases and Excel write for a missing value. "None" and "N/A" are excluded: they may be
+answers."""
 
 
 def csv_rows(path: Path, encoding: str) -> Iterator[Row]:
-    """Rows of cells. A column in which every cell is a list or an object, as JSON, is read as such."""
+    """The rows of a CSV file. A column whose cells are all JSON lists or objects is parsed."""
     plain = _cells(path, encoding)
-    ahead = list(itertools.islice(plain, LOOKED_AT))
+    ahead = list(itertools.islice(plain, SAMPLED_ROWS))
     seen: dict[str, list[bool]] = {}
     for row in ahead:
         for name, cell in row.fields.items():
@@ -249,7 +250,7 @@ def _looks_nested(cell: str) -> bool:
 
 
 def unpack_messages(row: Row) -> Row:
-    """Messages that were written into a text field, as many exporters do with nested data, become messages again."""
+    """Parses messages that were stored as text, as many exporters do with nested data."""
     for name, value in row.fields.items():
         if row.bad is None and isinstance(value, str) and name not in ("text", "content") and MESSAGES.match(value):
             _unpack(row, name)
@@ -257,11 +258,11 @@ def unpack_messages(row: Row) -> Row:
 
 
 def _unpack(row: Row, name: str) -> None:
-    """A list or object that was written into a cell as text, as the value it was."""
+    """Parses a list or object that was stored as text in a cell."""
     try:
         value, suspicious = foreign_json.parse(row.fields[name])
     except ValueError:
-        problem = "is a list or object in Python's notation, not in JSON"
+        problem = "is a list or object in Python notation, not JSON"
         row.bad = row.error(problem, name, "write it with json.dumps, or save as JSONL or parquet")
         return
     found = foreign_json.fault(value) if suspicious else None
@@ -274,8 +275,8 @@ def _unpack(row: Row, name: str) -> None:
 def _cells(path: Path, encoding: str) -> Iterator[Row]:
     header = next((line for _, line in numbered_lines(path, encoding) if line.strip()), "")
     delimiter = "\t" if data_suffix(path) == ".tsv" else max(",;\t", key=header.count)
-    csv.field_size_limit(LONGEST_LINE)  # whole documents stand in cells; the module's default is 128 KiB
-    # strict: a stray quote is an error with its line, where the default would silently join records
+    csv.field_size_limit(LONGEST_LINE)  # cells may hold whole documents; the default limit is 128 KiB
+    # strict: report a stray quote; the default would silently join records
     reader = csv.reader((line + "\n" for _, line in numbered_lines(path, encoding)), delimiter=delimiter, strict=True)
     names: list[str] | None = None
     while True:
@@ -315,7 +316,7 @@ def parquet_rows(path: Path, encoding: str) -> Iterator[Row]:
 def parquet_batches(path: Path, rows: int) -> Iterator[Any]:
     import pyarrow.parquet
 
-    # pyarrow reads from the end of the file, which a packed stream cannot do
+    # pyarrow reads from the end of the file, which a compressed stream does not support
     packed = path.suffix.lower() in PACKED_SUFFIXES
     with open_bytes(path) as handle:
         source = io.BytesIO(whole_bytes(path)) if packed else handle
@@ -323,7 +324,7 @@ def parquet_batches(path: Path, rows: int) -> Iterator[Any]:
 
 
 def arrow_rows(path: Path, encoding: str) -> Iterator[Row]:
-    """Arrow's two layouts: the file (Feather), and the stream that Hugging Face's `save_to_disk` writes."""
+    """Arrow's two layouts: the file (Feather), and the stream written by Hugging Face's `save_to_disk`."""
     return _batch_rows(path, "Arrow", arrow_batches(path))
 
 
@@ -344,7 +345,7 @@ def _batch_rows(path: Path, kind: str, batches: Iterator[Any]) -> Iterator[Row]:
     number = 0
     try:
         for batch in batches:
-            batch.validate(full=True)  # a damaged one would otherwise be read beyond its end
+            batch.validate(full=True)  # else a damaged batch would be read beyond its end
             for record in batch.to_pylist():
                 number += 1
                 yield Row(str(path), number, record)
@@ -358,17 +359,17 @@ def _batch_rows(path: Path, kind: str, batches: Iterator[Any]) -> Iterator[Row]:
 
 
 def _batch_errors() -> tuple[type[BaseException], ...]:
-    """The library's own errors and those of what it unpacks with, which share no base class."""
+    """The errors of the library and of its decompressors, which share no base class."""
     import pyarrow
 
     return (pyarrow.ArrowException, OSError, ValueError, OverflowError, LookupError, TypeError, *DAMAGE)
 
 
 def check_unpacked(path: Path, limit: int) -> None:
-    """For a file from elsewhere, before anything of it is kept in memory: packed a thousand times smaller, it could
-    fill all there is. What is wrong with it otherwise is for its reader to say.
+    """Checks an untrusted file before any of it is kept in memory: compressed a thousandfold, it could fill all of it.
+    Other faults are left to its reader.
 
-    Raises DataError for one that holds more than `limit` bytes, a multiple of 1 MiB, once it is unpacked.
+    Raises DataError if it unpacks to more than `limit` bytes, a multiple of 1 MiB.
     """
     for sizes in (_block_sizes(path), _batch_sizes(path)):
         total = 0
@@ -378,7 +379,8 @@ def check_unpacked(path: Path, limit: int) -> None:
                 if total > limit:
                     break
         if total > limit:
-            raise DataError(f"unpacks to more than {limit >> 20} MiB", file=path, hint="split it into several files")
+            hint = "split it into several files"
+            raise DataError("unpacks to more than {n} MiB", n=limit >> 20, file=path, hint=hint)
 
 
 def _block_sizes(path: Path) -> Iterator[int]:
@@ -388,14 +390,14 @@ def _block_sizes(path: Path) -> Iterator[int]:
 
 
 def _batch_sizes(path: Path) -> Iterator[int]:
-    """Of the formats that pack what they hold themselves: a few rows at a time, as one may be large."""
+    """For formats with internal compression: a few rows at a time, as one may be large."""
     kind = sniff(path)
     if kind in ("parquet", "arrow"):
         yield from (batch.nbytes for batch in (parquet_batches(path, 16) if kind == "parquet" else arrow_batches(path)))
 
 
 def text_rows(path: Path, encoding: str) -> Iterator[Row]:
-    """A line of text is a record with the one field `text`; blank lines separate nothing and are passed over."""
+    """Each non-blank line is a record with the single field `text`."""
     for number, line in numbered_lines(path, encoding):
         if line.strip():
             yield Row(str(path), number, {"text": line})

@@ -1,7 +1,7 @@
-"""The one loop over records: every record of a source ends as kept, dropped for a stated reason, or an error.
+"""The loop over records: every record of a source is kept, dropped for a stated reason, or an error.
 
-A reader is a `Registry`, the formats it knows in order. Each record is matched separately, so a file may mix formats.
-`Registry.iterate` is the only loop over records here, so nothing can be lost without being counted.
+A reader is a `Registry`, an ordered list of formats. Each record is matched separately, so a file may mix formats.
+`Registry.iterate` is the only loop over records, so nothing can be lost without being counted.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from wukong.data.formats import Fields, Format
 from wukong.data.readers import Reader
 from wukong.data.row import Row
 from wukong.data.sources import DataOptions, Sources, open_rows, source_list
-from wukong.data.summary import Dropped, Read, ReadSummary, SourceSummary, refuse_several
+from wukong.data.summary import Dropped, Read, ReadSummary, SourceSummary, require_one_question
 from wukong.errors import DataError, UsageError
 
 T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """The formats that a reader knows, the most specific first.
+    """The formats of a reader, the most specific first.
 
     Args:
         what: what is read, for messages ("comparisons").
-        useless: says why a record is of no use ("empty answer"), or None; applied to every format alike.
+        useless: returns why a record is unusable ("empty answer"), or None; applied to every format.
         key: what makes two records duplicates of each other.
     """
 
@@ -44,7 +44,7 @@ class Registry(Generic[T]):
         return ", ".join(dict.fromkeys(form.name for form in self.formats))
 
     def named(self, name: str) -> list[Format[T]]:
-        """Raises UsageError for a name that no format has."""
+        """Raises UsageError for an unknown name."""
         found = [one for one in self.formats if one.name == name]
         if not found:
             raise UsageError(f"unknown format {name!r} for {self.what}; known: auto, {self.known()}")
@@ -54,13 +54,13 @@ class Registry(Generic[T]):
         return next((one for one in self.formats if one.matches(record)), None)
 
     def unknown(self, row: Row, candidates: list[Format[T]], before: Format[T] | None) -> DataError:
-        """Why a record is of none of these formats: what it lacks of the nearest, or the fields it has."""
+        """The error for a record that matches no format: what the nearest one lacks, or the fields found."""
         for name, column in row.lacking:
             found = ", ".join(map(str, row.fields)) or "nothing"
-            return row.error(f"is missing, which is to be read as {name!r}", column, f"found: {found}")
+            return row.error(f"is missing; it was to be read as {name!r}", column, f"found: {found}")
         if not row.fields:
-            return row.error(f"no known format of {self.what} has no fields at all")
-        # Of equally near formats the one of the record before; else the first, which is the most specific.
+            return row.error(f"the record has no fields; no format of {self.what} matches")
+        # Among equally near formats prefer that of the previous record, then the first, which is the most specific.
         nearest = max(candidates, key=lambda form: (*form.nearness(row.fields), form is before))
         part, _ = nearest.nearness(row.fields)
         if len(candidates) == 1 or (part >= 0.5 and not nearest.only_lacks_condition(row.fields)):
@@ -69,7 +69,7 @@ class Registry(Generic[T]):
         near = f"nearest: {nearest}; " if part else ""
         return row.error(
             f"no known format of {self.what} has the fields {names}",
-            hint=f"{near}known: {self.known()}; --columns NAME=COLUMN gives a field its name",
+            hint=f"{near}known: {self.known()}; --columns NAME=COLUMN renames a field",
         )
 
     def read(self, src: Sources, options: DataOptions, finish: Callable[[Row, T], T] | None = None) -> Read[T]:
@@ -85,11 +85,11 @@ class Registry(Generic[T]):
         finish: Callable[[Row, T], T] | None = None,
         text_reader: Reader | None = None,
     ) -> Iterator[T]:
-        """As `read`, one record at a time, writing into `summary` as it goes; `finish` has the last word on each: what
-        it refuses with DataError is a bad record."""
+        """As `read`, one record at a time, updating `summary`; `finish` is applied to each record and may refuse it
+        with DataError."""
         seen: set[bytes] = set()
         renamed: set[str] = set()
-        allowed = _Allowance(options.skip_bad)
+        allowed = _BadRecordLimit(options.skip_bad)
         candidates = self.formats if options.format == "auto" else self.named(options.format)
         for source in source_list(src):
             rows = open_rows(source, options.encoding, text_reader)
@@ -110,7 +110,7 @@ class Registry(Generic[T]):
                         continue
                     before = form
                     asked |= row.asked
-                    refuse_several(row, asked)
+                    require_one_question(row, asked)
                     account.formats[form.name] += 1
                     for record in found:
                         if isinstance(record, DataError):
@@ -144,7 +144,7 @@ class Registry(Generic[T]):
     def _converted(
         self, row: Row, candidates: list[Format[T]], before: Format[T] | None
     ) -> tuple[Format[T], list[T | Dropped | DataError]]:
-        """Raises DataError for a record that is of no known format, or that cannot be converted."""
+        """Raises DataError for a record of unknown format, or one that cannot be converted."""
         if row.bad is not None:
             raise row.bad
         form = next((one for one in candidates if one.matches(row.fields)), None)
@@ -152,25 +152,25 @@ class Registry(Generic[T]):
             raise self.unknown(row, candidates, before)
         try:
             return form, list(form.convert(row))
-        except ValidationError as error:  # a value that our records refuse, such as a negative strength
+        except ValidationError as error:  # a value that our records do not allow, such as a negative strength
             first = error.errors()[0]
             raise row.error(first["msg"], ".".join(map(str, first["loc"])) or None) from None
 
 
 @dataclass
-class _Allowance:
-    """How many bad records may be left out (`--skip-bad`), and how many were."""
+class _BadRecordLimit:
+    """The allowed number of bad records (`--skip-bad`), and the number so far."""
 
     granted: int
     taken: int = 0
 
     def take(self, error: DataError, account: SourceSummary) -> None:
-        """Counts a bad record. Raises it when there were enough."""
+        """Counts a bad record. Raises it once the limit is exceeded."""
         if self.taken == self.granted:
             hint = (
                 f"more than the {self.granted} bad records that --skip-bad allows"
                 if self.granted
-                else "--skip-bad N lets N such records pass"
+                else "--skip-bad N skips up to N such records"
             )
             hint = f"{error.hint}; {hint}" if error.hint else hint
             raise DataError(error.problem, file=error.file, line=error.line, field=error.field, hint=hint) from None

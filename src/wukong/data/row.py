@@ -1,4 +1,4 @@
-"""One record as it stands in its source, and the one place that decides what counts as text."""
+"""One record as found in its source, and the definition of what counts as text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Literal
 from wukong.errors import DataError
 from wukong.records import Message, Messages
 
-# The words that public data sets use for the three roles.
+# The names that public data sets use for the three roles.
 ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "system": "system",
     "developer": "system",
@@ -26,29 +26,29 @@ ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "bot": "assistant",
 }
 CONTENT = ("content", "value", "text")
-# Fields of a turn that change nothing of what is said; `weight` and its likes are read where answers are learned.
+# Fields of a turn that do not change its text; `weight` and similar are read when training on answers.
 HARMLESS_IN_A_TURN = {"id", "message_id", "parent_id", "created_at", "timestamp", "annotations", "type", "name"}
 LEARN_FLAGS = ("weight", "train", "loss")
 TOOL_CALLS = ("tool_calls", "function_call")
 
 
 def is_missing(value: Any) -> bool:
-    """Null, or NaN, which pandas writes where a cell is empty."""
+    """Whether this is null, or NaN, which pandas writes for an empty cell."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def is_empty(value: Any) -> bool:
-    """Missing, or a container or text with nothing in it: a field that says nothing."""
+    """Whether this is missing, or an empty container or blank text."""
     return is_missing(value) or (isinstance(value, str | list | dict | tuple) and not value)
 
 
 def is_text(value: Any) -> bool:
-    """Whether `Row.string` takes this as text: text, and finite numbers and booleans, which converters make of it."""
+    """Whether `Row.string` accepts this: text, or finite numbers and booleans, into which converters turn text."""
     return isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def is_turns(value: Any) -> bool:
-    """A list of messages: objects with a role (or ShareGPT's `from`)."""
+    """Whether this is a list of messages: objects with a role (or ShareGPT's `from`)."""
     return (
         isinstance(value, list)
         and bool(value)
@@ -70,20 +70,20 @@ def shown(value: Any, width: int = 60) -> str:
 
 
 def _is_text_part(part: Any) -> bool:
-    """A part of a message that is text and nothing else; pictures, too, may have a text beside them."""
+    """Whether this part of a message is only text; image parts may have a text field too."""
     kinds = (None, "text", "input_text", "output_text")
     return isinstance(part, dict) and "text" in part and part.get("type") in kinds
 
 
 @dataclass
 class Row:
-    """One record as it stands in its source, with helpers that read its fields or say what is wrong with them.
+    """One record as found in its source, with helpers that read its fields or report what is wrong with them.
 
-    `bad` is set instead of `fields` when the record could not even be parsed, so that reading can go on behind it
-    where bad records are allowed. `notes` collects what a reader changed, `cuts` what it shortened, `unused` the
-    fields inside of others that it passed over. `question` is the option of that name, `asked` the questions
-    (kind, name) to which the record holds answers, `used` the fields that only the record itself could name. Of the
-    option `columns`, `renamed` holds the columns found and `lacking` the (name, column) of those not found.
+    `bad` is set instead of `fields` if the record could not be parsed, so that reading can continue where bad records
+    are allowed. `notes` collects what a reader changed, `cuts` what it shortened, `unused` the nested fields it
+    ignored. `question` is the option of that name, `asked` the questions (kind, name) that the record answers, `used`
+    the fields whose names depend on the record. Of the option `columns`, `renamed` holds the columns found and
+    `lacking` the (name, column) of those not found.
     """
 
     file: str
@@ -102,7 +102,7 @@ class Row:
 
     @property
     def source(self) -> str:
-        """The name that records keep of where they came from: without directories, which differ by machine."""
+        """The source name stored in records: without directories, which differ between machines."""
         return self.file if self.hub else Path(self.file).name
 
     def error(self, problem: str, name: str | None = None, hint: str | None = None) -> DataError:
@@ -114,28 +114,28 @@ class Row:
             return value
         if not is_text(value):
             what = type_name(value) if not isinstance(value, float) or math.isnan(value) else "infinite"
-            raise self.error(f"is {what}, text was expected", name)
+            raise self.error(f"is {what}, expected text", name)
         self.notes.append("number or boolean read as text")
         try:
             return str(value)
         except ValueError:
-            raise self.error("is a number of too many digits", name) from None
+            raise self.error("is a number with too many digits", name) from None
 
     def text(self, *names: str) -> str:
-        """The first of these fields that the record has; a record without any is an error."""
+        """The first of these fields that is present; none is an error."""
         for name in names:
             if name in self.fields:
                 return self.string(self.fields[name], name)
         raise self.error("is missing", " or ".join(names), f"found: {', '.join(map(str, self.fields)) or 'nothing'}")
 
     def optional(self, *names: str) -> str:
-        """As `text`, but "" for a field that is absent, null or NaN. Of several that differ, the others are counted."""
+        """As `text`, but "" if absent, null or NaN. If several fields have different values, the others are noted."""
         there = [name for name in names if not is_missing(self.fields.get(name))]
         self.unused.update({name for name in there[1:] if self.fields[name] not in ("", self.fields[there[0]])})
         return self.text(there[0]) if there else ""
 
     def number(self, name: str, least: float = -math.inf) -> float | None:
-        """A finite number of at least `least`; None where the field is absent or null. NaN is an error."""
+        """A finite number of at least `least`; None if the field is absent or null. NaN is an error."""
         value = self.fields.get(name)
         if value is None or value == "":
             return None
@@ -144,17 +144,17 @@ class Row:
         except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not (math.isfinite(number) and number >= least):
-            raise self.error(f"is {shown(value)}, a number{' from 0 up' if least == 0 else ''} was expected", name)
+            raise self.error(f"is {shown(value)}, expected a number{' from 0 up' if least == 0 else ''}", name)
         return number
 
     def object(self, value: Any, name: str) -> dict[str, Any]:
         if not isinstance(value, dict):
-            raise self.error(f"is {type_name(value)}, an object was expected", name)
+            raise self.error(f"is {type_name(value)}, expected an object", name)
         return value
 
     def objects(self, value: Any, name: str) -> list[dict[str, Any]]:
         if not isinstance(value, list):
-            raise self.error(f"is {type_name(value)}, a list was expected", name)
+            raise self.error(f"is {type_name(value)}, expected a list", name)
         return [self.object(item, f"{name}[{i}]") for i, item in enumerate(value)]
 
     def turns(self, value: Any, name: str) -> Messages:
@@ -172,9 +172,9 @@ class Row:
             )
         for key in TOOL_CALLS:
             if not is_empty(value.get(key)):
-                raise self.error("is a call of a tool, not text", f"{name}.{key}")
+                raise self.error("is a tool call, not text", f"{name}.{key}")
         content = value.get(content_key)
-        if is_missing(content) and isinstance(value.get("refusal"), str):  # OpenAI's place for an answer that refuses
+        if is_missing(content) and isinstance(value.get("refusal"), str):  # OpenAI's field for refusals
             content_key, content = "refusal", value["refusal"]
         if isinstance(content, list) and all(_is_text_part(part) for part in content):
             content = "".join(self.string(part["text"], f"{name}.{content_key}") for part in content)

@@ -1,7 +1,7 @@
-"""Token shards: a corpus as flat files of token ids, memory-mapped, so that its size does not matter.
+"""Token shards: a corpus as flat files of token ids, memory-mapped, so it may exceed memory.
 
 A directory holds `manifest.json` and `tokens-00000.bin`, ... (uint16, or uint32 for vocabularies beyond 65,536).
-Documents follow each other, each closed by the end-of-text token. The directory appears only when complete.
+Documents are concatenated, each followed by the end-of-text token. The directory appears only when complete.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHARD_TOKENS = 1 << 26
 def write_shards(
     directory: Path, documents: Iterable[str], tokenizer: Tokenizer, shard_tokens: int = SHARD_TOKENS
 ) -> dict:
-    """Tokenises the documents (all cores) into `directory`, atomically. Returns the manifest."""
+    """Tokenises the documents, on all cores, into `directory`, atomically. Returns the manifest."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     manifest: dict = {
         "dtype": dtype.name,
@@ -45,7 +45,7 @@ def write_shards(
             tokens = 0
             with path.open("wb") as out:
                 while pending and tokens < shard_tokens:
-                    out.write(np.asarray(pending[0], dtype=dtype).tobytes())  # tofile hides a full disk's error
+                    out.write(np.asarray(pending[0], dtype=dtype).tobytes())  # tofile hides the error of a full disk
                     tokens += len(pending[0])
                     pending = list(islice(iterator, 1))
             manifest["shards"].append({"file": path.name, "tokens": tokens, "sha256": fingerprint(path)})
@@ -65,7 +65,7 @@ def _encoded(documents: Iterable[str], tokenizer: Tokenizer, manifest: dict) -> 
 
 
 def read_manifest(directory: Path) -> dict:
-    """Raises DataError for a manifest that does not say what the shards are."""
+    """Raises DataError for an invalid manifest."""
     path = directory / "manifest.json"
     manifest = read_json(path)
     shards = manifest.get("shards") if isinstance(manifest, dict) else None
@@ -90,28 +90,28 @@ def read_manifest(directory: Path) -> dict:
 
 @dataclass
 class TokenShards:
-    """An opened directory of shards, read as one long sequence of tokens."""
+    """An open directory of shards, read as one long sequence of tokens."""
 
     manifest: dict
     arrays: list[np.ndarray]
-    starts: np.ndarray  # (number of shards + 1,) where each shard begins in the whole
-    _order: tuple[tuple[int, int, int], np.ndarray] | None = None  # the epoch's shuffled contexts
+    starts: np.ndarray  # (number of shards + 1,) where each shard begins in the sequence
+    _order: tuple[tuple[int, int, int], np.ndarray] | None = None  # the shuffled contexts of the epoch
 
     @classmethod
     def open(cls, directory: str | Path, tokenizer: Tokenizer) -> TokenShards:
         """Raises UsageError for a missing directory or another tokenizer's tokens, DataError for a damaged shard."""
         directory = Path(directory)
         if not (directory / "manifest.json").exists():
-            raise UsageError(f"{directory}: no token shards here; make them with 'wukong tokenize'")
+            raise UsageError(f"{directory}: no token shards here; create them with 'wukong tokenize'")
         manifest = read_manifest(directory)
         if manifest["tokenizer"] != tokenizer.fingerprint:
-            raise UsageError(f"{directory}: made with another tokenizer than the model's; run 'wukong tokenize' again")
+            raise UsageError(f"{directory}: made with a tokenizer other than the model's; run 'wukong tokenize' again")
         arrays: list[np.ndarray] = []
         for shard in manifest["shards"]:
             path, dtype = directory / shard["file"], np.dtype(manifest["dtype"])
             if not path.exists() or path.stat().st_size != shard["tokens"] * dtype.itemsize:
-                raise DataError("the shard is missing or cut off; run 'wukong tokenize' again", file=path)
-            # Of several processes on these files the first looks at every byte.
+                raise DataError("the shard is missing or truncated; run 'wukong tokenize' again", file=path)
+            # Of several processes only the first verifies every byte.
             if processes.is_first() and "sha256" in shard and fingerprint(path) != shard["sha256"]:
                 raise DataError("the shard is damaged; run 'wukong tokenize' again with --redo", file=path)
             arrays.append(np.memmap(path, dtype=dtype, mode="r"))
@@ -125,9 +125,9 @@ class TokenShards:
         return self.manifest["bytes"] / self.manifest["tokens"]
 
     def batch(self, step: int, rows: int, context: int, seed: int) -> torch.Tensor:
-        """(rows, context + 1) int64: the contexts of a step, a function of its number.
+        """(rows, context + 1) int64: the contexts of a step, a function of the step number.
 
-        Each epoch cuts the sequence at another offset and shuffles the contexts.
+        Each epoch cuts the sequence at a different offset and shuffles the contexts.
         """
         windows = (len(self) - 1) // context
         spare = len(self) - 1 - windows * context
@@ -141,7 +141,7 @@ class TokenShards:
         return torch.from_numpy(np.stack(picked))
 
     def window(self, start: int, length: int) -> np.ndarray:
-        """(length,) int64 from token `start` on; may cross shards."""
+        """(length,) int64, starting at token `start`; may cross shards."""
         parts, shard = [], int(np.searchsorted(self.starts, start, side="right")) - 1
         while length > 0:
             part = self.arrays[shard][start - self.starts[shard] :][:length]

@@ -1,7 +1,7 @@
-"""Splits that keep a prompt on one side: a model must not be tested on prompts it was trained on.
+"""Splits by prompt: a model must not be tested on prompts it was trained on.
 
-The side of a prompt depends on the prompt and the seed alone, never on the other records, so that adding
-data later moves nothing from one side to the other.
+A prompt's side depends only on the prompt and the seed, never on other records, so that adding data later moves nothing
+to the other side.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ T = TypeVar("T", bound=Splittable)
 
 
 def prompt_key(messages: Sequence[Message]) -> str:
-    """The same for prompts that differ in white space alone: what several people judged as one prompt."""
+    """A key that ignores differences in white space: annotators judged such prompts as one."""
     return prompt_id([Message(role=m.role, content=" ".join(m.content.split())) for m in messages])
 
 
 def group_of(record: Splittable) -> str:
-    """What must stay together: the conversation's opening, up to the user's first turn.
+    """The group that must not be split: the conversation's opening, up to the first user turn.
 
-    Two records with one prompt share its opening, and so do a dialogue's second and third answer, which would
-    else give each other away. A plain text is its own group.
+    Records with the same prompt share its opening, and so do the second and third answers of a dialogue, which would
+    otherwise leak into each other's side. A plain text is its own group.
     """
     if isinstance(record, str):
         return hashlib.sha256(record.encode()).hexdigest()[:16]
@@ -36,7 +36,7 @@ def group_of(record: Splittable) -> str:
 
 
 def _position(record: Splittable, salt: str) -> float:
-    """A number in [0, 1), the same for the same opening and salt on every machine."""
+    """A number in [0, 1) that depends only on opening and salt, on every machine."""
     digest = hashlib.sha256(f"{salt}:{group_of(record)}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
@@ -46,11 +46,11 @@ def split_by_prompt(records: Sequence[T], fraction: float, seed: int = 0) -> tup
 
     Args:
         records: prompts, conversations, responses, preferences or plain texts.
-        fraction: of the prompts, from 0 to 1, to hold out. Few prompts can miss it by chance, down to none.
-        seed: another seed, another split.
+        fraction: of prompts to hold out, from 0 to 1. With few prompts the actual fraction varies and may be 0.
+        seed: selects the split.
     """
     if not 0 <= fraction <= 1:
-        raise UsageError(f"the fraction to hold out is {fraction}; it must lie between 0 and 1")
+        raise UsageError(f"the fraction to hold out is {fraction}; it must be between 0 and 1")
     heldout = [_position(record, f"heldout:{seed}") < fraction for record in records]
     return (
         [record for record, held in zip(records, heldout, strict=True) if not held],
@@ -59,7 +59,8 @@ def split_by_prompt(records: Sequence[T], fraction: float, seed: int = 0) -> tup
 
 
 def halves(records: Sequence[T], seed: int = 0) -> tuple[list[T], list[T]]:
-    """Two halves by prompt, independent of `split_by_prompt`: e.g. one reward model to train on, one to judge."""
+    """Two halves by prompt, independent of `split_by_prompt`: e.g. one for the reward model to train on, one for the
+    judge."""
     first = [_position(record, f"halves:{seed}") < 0.5 for record in records]
     return (
         [record for record, one in zip(records, first, strict=True) if one],

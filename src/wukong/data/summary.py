@@ -1,4 +1,4 @@
-"""The account of reading: what became of every record of every source, for the console and for provenance."""
+"""A summary of reading: what happened to every record of every source, for the console and provenance."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from rich.markup import escape
 from rich.table import Table
 
 from wukong.data.row import Row
+from wukong.errors import Text
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """What a converter yields in place of a record that is well formed but of no use."""
+    """Yielded by a converter in place of a record that is well formed but unusable."""
 
     reason: str
 
 
 @dataclass
 class SourceSummary:
-    """What became of one source's records. `dropped`, `notes` and `truncated` count by reason, `formats` by name and
-    `unused`, the fields that held something and were not used, by field."""
+    """What happened to one source's records. `dropped`, `notes` and `truncated` count by reason, `formats` by name, and
+    `unused` counts nonempty fields that were not used."""
 
     source: str
     formats: Counter[str] = field(default_factory=Counter)
@@ -41,13 +42,16 @@ class SourceSummary:
         """The formats found, the most frequent first."""
         return ", ".join(name for name, _ in self.formats.most_common())
 
-    def happened(self) -> list[str]:
-        """A line for each thing that happened to some records."""
-        lines = [f"{n} dropped: {reason}" for reason, n in self.dropped.items()]
+    def events(self) -> list[str]:
+        """One line per kind of event."""
+        lines: list[str] = [
+            Text("{n} dropped: {reason}", n=n, reason=Text(reason)) for reason, n in self.dropped.items()
+        ]
         lines += [f"{n} truncated: {reason}" for reason, n in self.truncated.items()]
         lines += [f"{n} x {note}" for note, n in self.notes.items()]
         if self.unused:
-            lines.append("not used: " + ", ".join(f"{name} ({n})" for name, n in self.unused.items()))
+            fields = ", ".join(f"{name} ({n})" for name, n in self.unused.items())
+            lines.append(Text("not used: {fields}", fields=fields))
         return lines + self.bad
 
     def as_dict(self) -> dict[str, Any]:
@@ -66,7 +70,7 @@ class SourceSummary:
 
 @dataclass
 class ReadSummary:
-    """What became of all records. A stage that shortens or removes some later adds to `truncated` and `dropped`."""
+    """What happened to all records. Stages that later shorten or remove some add to `truncated` and `dropped`."""
 
     sources: list[SourceSummary] = field(default_factory=list)
     truncated: Counter[str] = field(default_factory=Counter)
@@ -92,7 +96,7 @@ class ReadSummary:
         }
 
     def table(self, title: str = "data") -> Table:
-        """For the console: a line for each source, and below it each reason for which records were left out."""
+        """For the console: one row per source, with the reasons for which records were left out."""
         table = Table(title=title)
         for name in ("source", "format"):
             table.add_column(name, overflow="fold")
@@ -101,7 +105,7 @@ class ReadSummary:
         table.add_column("what happened", overflow="fold")
         for source in self.sources:
             counts = map(str, (source.read, source.kept, source.dropped.total()))
-            table.add_row(escape(source.source), source.format, *counts, escape("\n".join(source.happened())))
+            table.add_row(escape(source.source), source.format, *counts, escape("\n".join(source.events())))
         if self.dropped or self.truncated:
             later = [f"{n} dropped: {reason}" for reason, n in self.dropped.items()]
             later += [f"{n} truncated: {reason}" for reason, n in self.truncated.items()]
@@ -112,21 +116,21 @@ class ReadSummary:
 
 @dataclass
 class Read(Generic[T]):
-    """A reader's result: the records, and what became of those that are not among them."""
+    """A reader's result: the records, and a summary of what was left out."""
 
     records: list[T]
     summary: ReadSummary
 
 
-def refuse_several(row: Row, asked: set[tuple[str, str]]) -> None:
-    """Answers to different questions are different labels: never one set without somebody's choice.
+def require_one_question(row: Row, asked: set[tuple[str, str]]) -> None:
+    """Requires a choice between several questions: their answers are different labels.
 
     Args:
-        asked: (kind, name) of the questions answered in this file so far; questions of two kinds may share it, as long
-            as no record answers both.
+        asked: (kind, name) of the questions answered in this file so far; a file may hold questions of two kinds, as
+            long as no record answers both.
 
     Raises:
-        DataError: there are several, and none was chosen.
+        DataError: several questions, and none was chosen.
     """
     kinds = {kind for kind, _ in asked}
     several = [{name for of, name in asked if of == kind} for kind in kinds] + [{name for _, name in row.asked}]

@@ -1,4 +1,4 @@
-"""Text for pretraining: whole documents, from text files or from records with a text field."""
+"""Text for pretraining: documents from text files, or from records with a text field."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class TextOptions(DataOptions):
     """How text is read."""
 
     document_separator: str = Field(default="file", min_length=1)
-    """What ends a document in a text file: "file" (a file is one document), "line" (each line is one), "newline"
-    (a single newline ends one, a blank line only a paragraph), "blank" (a blank line ends one), or any other
-    text, such as "<|endoftext|>"."""
+    """What separates documents in a text file: "file" (each file is one document), "line" (each line is one), "newline"
+    (a single newline; a blank line only ends a paragraph), "blank" (a blank line), or any other text, such as
+    "<|endoftext|>"."""
 
 
 def load_text(src: Sources, options: DataOptions | None = None) -> Read[str]:
-    """Documents from one or more sources, with the account of what was left out.
+    """Documents from one or more sources, with a summary of what was left out.
 
     Raises DataError for a record that cannot be used (file, line, field), UsageError for a missing source.
     """
@@ -36,7 +36,7 @@ def load_text(src: Sources, options: DataOptions | None = None) -> Read[str]:
 
 
 def iter_text(src: Sources, options: DataOptions | None = None, summary: ReadSummary | None = None) -> Iterator[str]:
-    """As `load_text`, one document at a time, for corpora larger than memory; `summary` is filled on the way."""
+    """As `load_text`, one document at a time, for corpora larger than memory; `summary` is filled meanwhile."""
     options = options or TextOptions()
     separator = options.document_separator if isinstance(options, TextOptions) else "file"
 
@@ -55,7 +55,7 @@ def read_text(
     skip_bad: int = 0,
     document_separator: str = "file",
 ) -> list[str]:
-    """As `load_text`, without the account.
+    """As `load_text`, without the summary.
 
     Args:
         src: a path, glob, directory or Hugging Face data set id, or a list of them.
@@ -63,7 +63,7 @@ def read_text(
         columns: other names for fields: {"text": "body"}, or ["text=body"].
         encoding: of text files.
         skip_bad: how many unusable records may be left out before reading stops with an error.
-        document_separator: what ends a document in a text file: "file", "line", "newline", "blank" or any text.
+        document_separator: what separates documents in a text file: "file", "line", "newline", "blank" or any text.
     """
     options = TextOptions(
         format=format,
@@ -76,7 +76,7 @@ def read_text(
 
 
 def _split(path: Path, encoding: str, separator: str) -> Iterator[tuple[int, str]]:
-    """The documents of a text file, each with the line it starts on; empty ones are what separators leave."""
+    """The documents of a text file, each with its first line's number; empty ones are skipped."""
     if separator == "line":
         yield from ((number, line) for number, line in numbered_lines(path, encoding) if line.strip())
         return
@@ -103,7 +103,7 @@ def _convert(name: str) -> Callable[[Row], Found[str]]:
 TEXT: Registry[str] = Registry("texts", lambda text: None if text.strip() else "empty text", lambda text: text)
 
 
-# Titles, years and labels beside a text are no part of it, but pictures are.
+# Titles, years and labels next to a text are ignored; images are not.
 TEXT.add(
     *(
         Format(name, {name: "Once."}, {name: IS_TEXT}, _convert(name), meaning=MEDIA, yields="text")

@@ -1,6 +1,6 @@
-"""Our records as the rows of TRL's data sets: conversational prompts, preferences and unpaired votes.
+"""Our records as rows of TRL data sets: conversational prompts, preferences and unpaired votes.
 
-The way back needs nothing of its own: `read_comparisons` knows these formats.
+For the reverse, `read_comparisons` reads these formats.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ Row = dict[str, Any]
 
 
 def as_trl(records: Iterable[Prompt | Preference]) -> list[Row]:
-    """Rows for `datasets.Dataset.from_list`, in the formats that TRL calls conversational.
+    """Rows for `datasets.Dataset.from_list`, in TRL's conversational formats.
 
     Args:
         records: prompts (for its online trainers), comparisons and rankings (DPO, reward models) or votes (KTO). A
-            ranking becomes all its pairs; a tie, for which TRL has no place, is left out.
+            ranking becomes all its pairs; ties, which TRL does not support, are left out.
 
     Returns:
-        For a prompt {prompt}, for a pair {prompt, chosen, rejected}, for a vote {prompt, completion, label}: lists of
-        messages, and a label that is True for thumbs up. Who judged, how clearly and how fast is not TRL's affair.
+        {prompt} for a prompt, {prompt, chosen, rejected} for a pair, {prompt, completion, label} for a vote: lists of
+        messages, and a label that is True for thumbs up. Annotator, strength and time are omitted.
     """
     return [row for record in records for row in _rows(record)]
 
@@ -43,7 +43,7 @@ def _said(text: str) -> list[Row]:
 
 
 def pairs_of(record: Preference) -> Iterator[tuple[str, str]]:
-    """(the better answer, the worse one) of each pair that a record decides; none of a tie or a vote."""
+    """(the better answer, the worse one) for each pair that a record decides; none for a tie or a vote."""
     if isinstance(record, Comparison):
         if not record.tie:
             yield record.chosen, record.rejected

@@ -1,4 +1,4 @@
-"""Thumbs up and down for single answers, as KTO's sets and LLaMA-Factory's `kto_tag` hold them -> Vote records."""
+"""Thumbs up and down for single answers, as in KTO data sets and LLaMA-Factory's `kto_tag` -> Vote records."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from wukong.data.fields import (
     INSTRUCTION,
     SYSTEM,
     answer_field,
+    first_present,
     instruction_prompt,
     joined_turns,
     prompt_field,
     system_turn,
-    there,
     user,
     voted,
 )
@@ -35,26 +35,26 @@ from wukong.records import Preference
 
 
 def kto(row: Row) -> Found[Preference]:
-    """KTO's unpaired votes: an answer to a prompt, and whether it was good."""
-    before, response = answer_field(row, there(row, "completion", "response"))
+    """KTO's unpaired votes: a prompt, an answer, and whether it was good."""
+    before, response = answer_field(row, first_present(row, "completion", "response"))
     return voted(row, joined_turns(prompt_field(row, "prompt"), before), response)
 
 
 def kto_messages(row: Row) -> Found[Preference]:
     """The vote is on the last answer."""
-    prompt, response = answer_field(row, there(row, "messages", "conversations", "conversation"))
+    prompt, response = answer_field(row, first_present(row, "messages", "conversations", "conversation"))
     return voted(row, prompt if any(m.role == "system" for m in prompt) else [*system_turn(row), *prompt], response)
 
 
 def kto_alpaca(row: Row) -> Found[Preference]:
-    return voted(row, instruction_prompt(row), row.text(there(row, "output", "response")))
+    return voted(row, instruction_prompt(row), row.text(first_present(row, "output", "response")))
 
 
 def kto_question(row: Row) -> Found[Preference]:
     return voted(
         row,
-        [*system_turn(row), user(row.text(there(row, "question", "input")))],
-        row.text(there(row, "answer", "output")),
+        [*system_turn(row), user(row.text(first_present(row, "question", "input")))],
+        row.text(first_present(row, "answer", "output")),
     )
 
 
@@ -62,7 +62,8 @@ NAMES_OF_VERDICTS = "|".join(VERDICTS)
 
 
 def _is_judged(r: Fields) -> bool:
-    """Every field that may hold a verdict holds one, or nothing; `label` may also name a topic."""
+    """Whether every verdict field holds a verdict or nothing, and at least one holds one; `label` may also name a
+    topic."""
     return all(
         verdict_in(r, name) is not None or neutral(r[name]) for name, neutral in VERDICTS.items() if name in r
     ) and any(verdict_in(r, name) is not None for name in VERDICTS)

@@ -1,7 +1,7 @@
-"""How far annotators agree: with each other, with the known answers, and what each one's habits are.
+"""Agreement of annotators with each other and with known answers, and the habits of each.
 
-A judgment is a number for each unit (`store.values.units`): a comparison is one unit, a ranking has one for each pair
-of its answers, a rating one for each answer.
+A judgment is a number per unit (`store.values.units`): a comparison is one unit, a ranking has one per pair of answers,
+a rating one per answer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Judgment:
     Attributes:
         task: which task.
         value: by the task's own indices (`store.values`).
-        shown: the order that the answers were shown in.
+        shown: the order in which the answers were shown.
         seconds: the time taken, when known.
         gold: the known answer, of a gold task.
     """
@@ -56,16 +56,16 @@ def _by_unit(judgments: Iterable[Judgment]) -> dict[tuple[int, str], dict[str, i
 
 
 def raw_agreement(judgments: Iterable[Judgment]) -> float | None:
-    """The share of pairs of judgments of one unit that are equal; None where nothing was judged twice."""
+    """The fraction of pairs of judgments of the same unit that are equal; None if nothing was judged twice."""
     checks = [a == b for unit in _by_unit(judgments).values() for a, b in combinations(unit.values(), 2)]
     return sum(checks) / len(checks) if checks else None
 
 
 def alpha(judgments: Iterable[Judgment], level: Level) -> float | None:
-    """Krippendorff's alpha: 1 is full agreement, 0 what chance would give, below 0 worse than chance.
+    """Krippendorff's alpha: 1 is full agreement, 0 chance, below 0 worse than chance.
 
-    Nominal takes any difference alike; ordinal takes a tie as between the two sides, and 6 as nearer to 7 than to 1
-    (Krippendorff 2004). None where nothing was judged twice, or where all judgments are the same one.
+    Nominal treats all differences alike; ordinal puts a tie between the two sides, and 6 closer to 7 than to 1
+    (Krippendorff 2004). None if nothing was judged twice, or all judgments are equal.
     """
     by_unit = _by_unit(judgments)
     people = sorted({name for unit in by_unit.values() for name in unit})
@@ -78,15 +78,15 @@ def alpha(judgments: Iterable[Judgment], level: Level) -> float | None:
 
 @dataclass(frozen=True)
 class AnnotatorRow:
-    """One annotator's figures; None where there is nothing to tell them by.
+    """One annotator's figures; None if there are no data.
 
     Attributes:
-        labels: how many labels of theirs count.
-        seconds: the median time of a label.
-        tie_rate: the share of units judged even (of ratings: none).
-        left_rate: of comparisons with a winner, how often it stood on the left; far from a half is a habit.
-        agreement: how often they equal another annotator's judgment of the same unit.
-        gold_accuracy, gold_labels: how often they equal the known answer, and of how many gold tasks.
+        labels: the number of their labels that count.
+        seconds: the median time per label.
+        tie_rate: the fraction of units judged equal (None for ratings).
+        left_rate: the fraction of decided comparisons won by the left answer; far from one half is a position bias.
+        agreement: how often they agree with another annotator on the same unit.
+        gold_accuracy, gold_labels: how often they give the known answer, and the number of gold tasks.
     """
 
     annotator: str
@@ -100,7 +100,7 @@ class AnnotatorRow:
 
 
 def annotator_table(judgments: Iterable[Judgment]) -> list[AnnotatorRow]:
-    """A row for each annotator, by name."""
+    """One row per annotator, by name."""
     judgments = list(judgments)
     by_unit = _by_unit(judgments)
     by_person: dict[str, list[Judgment]] = defaultdict(list)

@@ -1,8 +1,8 @@
-"""Judges that need no person: each gives a batch of responses a number, and may say why.
+"""Automatic judges: each scores a batch of responses, and may give reasons.
 
 A judge is named on the command line: `rubric` (the kitchen's), `lexicon` (VADER sentiment), `openai:MODEL[@URL]` (a
 language model behind an OpenAI-compatible API), or any Python function as `module:function`, called with a list of
-prompts (each a list of messages) and a list of response texts, returning a number each.
+prompts (each a list of messages) and a list of response texts; it returns one number per response.
 """
 
 from __future__ import annotations
@@ -12,45 +12,32 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 
 from wukong.errors import RunError, UsageError
+from wukong.feedback.grader import load_grader
+from wukong.feedback.judge import Judge, Opinion
 from wukong.records import Message
 
 ScoreFunction = Callable[[Sequence[Sequence[Message]], Sequence[str]], Sequence[float]]
-
-
-@dataclass(frozen=True)
-class Opinion:
-    """What a judge says of one response: a number, and where it can, named checks and reasons."""
-
-    score: float
-    checks: dict[str, bool]
-    reasons: list[str]
-
-
-Judge = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[Opinion]]
 
 
 def load_judge(name: str, kept: Path | None = None) -> Judge:
     """The judge of this name.
 
     Args:
-        kept: the file in which a judge that is paid for keeps its replies as they arrive, so that none is paid twice.
+        kept: the file in which a paid judge stores its replies as they arrive, so that none is paid for twice.
 
     Raises:
-        UsageError: there is no such judge. The judge itself raises RunError when the named function or endpoint fails,
-            or returns the wrong count, the wrong type or a number that is not finite.
+        UsageError: unknown judge. The judge itself raises RunError if the function or endpoint fails, or returns the
+            wrong number of scores, the wrong type or a number that is not finite.
     """
     if name == "rubric":
         return _rubric
     if name == "lexicon":
         return _lexicon()
     if name.startswith("openai:"):
-        from wukong.feedback.grader import load_grader
-
         return load_grader(name, kept)
     if ":" in name and not Path(name).exists():
         return _function(name)
@@ -79,7 +66,7 @@ def _lexicon() -> Judge:
 
 
 def _imported(name: str) -> ScoreFunction:
-    """`module:function`, where the module may lie in the working directory, as with `python -m`."""
+    """`module:function`; the module may be in the working directory, as with `python -m`."""
     module_name, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -87,10 +74,10 @@ def _imported(name: str) -> ScoreFunction:
         function = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"{name}: cannot be loaded ({error}); write module:function") from None
-    except Exception as error:  # whatever the person's module does on import
+    except Exception as error:  # anything the user's module does on import
         raise UsageError(f"{name}: importing {module_name} raised {type(error).__name__}: {error}") from error
     if not callable(function):
-        raise UsageError(f"{name}: is {type(function).__name__}, a function was expected")
+        raise UsageError(f"{name}: is {type(function).__name__}, expected a function")
     return function
 
 
@@ -105,12 +92,12 @@ def _function(name: str) -> Judge:
         except Exception as error:
             raise RunError(f"{name} raised {type(error).__name__}: {error}") from error
         if scores is None:
-            raise RunError(f"{name} returned {type(returned).__name__}, a list of numbers was expected")
+            raise RunError(f"{name} returned {type(returned).__name__}, expected a list of numbers")
         if len(scores) != len(texts):
             raise RunError(f"{name} returned {len(scores)} numbers for {len(texts)} responses")
         for score in scores:
             if isinstance(score, bool) or not isinstance(score, Real) or not math.isfinite(score):
-                raise RunError(f"{name} returned {score!r}, a finite number was expected")
+                raise RunError(f"{name} returned {score!r}, expected a finite number")
         return [Opinion(float(score), {}, []) for score in scores]
 
     return judge

@@ -1,4 +1,4 @@
-"""Several people's judgments of the same answers: whose count, how much, and what they say together."""
+"""Combines several people's judgments of the same answers, with weights."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from wukong.records import Comparison, Preference, Ranking, Vote, prompt_id
 
 
 def weights_of(annotators: Sequence[str]) -> dict[str, float]:
-    """["ann", "bob=0.5"] -> {"ann": 1.0, "bob": 0.5}. Raises UsageError for a weight that is no positive number."""
+    """["ann", "bob=0.5"] -> {"ann": 1.0, "bob": 0.5}. Raises UsageError for a weight that is not a positive number."""
     weights = {}
     for entry in annotators:
         name, given, text = entry.rpartition("=")
         try:
             weight = float(text) if given else 1.0
         except ValueError:
-            name, given, weight = entry, "", 1.0  # a name that holds "="
+            name, given, weight = entry, "", 1.0  # a name that contains "="
         if not 0 < weight < float("inf"):
-            raise UsageError(f"--annotators {entry}: a weight is a number above 0; leave the name out to leave one out")
+            raise UsageError(f"--annotators {entry}: a weight is a number above 0; leave out the name to exclude one")
         weights[name if given else entry] = weight
     return weights
 
 
 def by_annotators(records: Iterable[Preference], weights: Mapping[str, float]) -> list[Preference]:
-    """The records of these annotators; all of them, when none is named. Raises UsageError for a name without one."""
+    """The records of these annotators; all records if none are named. Raises UsageError for an annotator without
+    records."""
     records = list(records)
     known = {record.annotator for record in records}
     if missing := [name for name in weights if name not in known]:
         there = ", ".join(sorted(name or "(none)" for name in known)[:10])
-        raise UsageError(f"--annotators: no record is of {missing[0]!r}; there are {there}")
+        raise UsageError(f"--annotators: no records by {missing[0]!r}; annotators: {there}")
     return [record for record in records if not weights or record.annotator in weights]
 
 
 def _answers(record: Preference) -> Hashable:
-    """What was judged, in whatever order."""
+    """A key for the answers judged, in any order."""
     match record:
         case Comparison():
             texts: tuple[str, ...] = tuple(sorted((record.chosen, record.rejected)))
@@ -47,14 +48,13 @@ def _answers(record: Preference) -> Hashable:
 
 
 def decide(records: Iterable[Preference], weights: Mapping[str, float] | None = None) -> list[Preference]:
-    """One record for the judgments of the same answers to the same prompt, in the order of the first of each.
+    """One record per prompt and set of answers that were judged, in order of first occurrence.
 
-    The majority of a comparison is the side with the larger sum of weights, a tie when the sums are equal. A ranking
-    is by the mean place of each answer (Borda's count; equal means are tied). Of thumbs that are balanced nothing is
-    said.
+    A comparison is decided by the larger sum of weights; equal sums are a tie. Answers are ranked by mean rank (Borda
+    count; equal means are tied). Balanced thumbs give no record.
 
     Args:
-        weights: how much each annotator's word counts; 1 for everybody else.
+        weights: of annotators; others have weight 1.
     """
     groups: dict[Hashable, list[Preference]] = defaultdict(list)
     for record in records:
@@ -75,7 +75,7 @@ def _decision(group: Sequence[Preference], weights: Mapping[str, float]) -> Pref
             assert isinstance(record, Ranking)
             start = 0
             for members in record.groups:
-                for i in members:  # tied answers share the mean of the places they take
+                for i in members:  # tied answers get the mean of their ranks
                     places[record.responses[i]] += weights.get(record.annotator, 1.0) * (start + (len(members) - 1) / 2)
                 start += len(members)
         means = {text: round(total, 9) for text, total in places.items()}

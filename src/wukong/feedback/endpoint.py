@@ -1,7 +1,7 @@
-"""Models behind an OpenAI-compatible API: one question, one reply, and one line for whatever comes instead.
+"""Models behind an OpenAI-compatible API: one request, one reply, and a one-line error for anything else.
 
-Some such servers send the text in parts, beside the model's reasoning, or under a null: the reply is the text where
-there is one, and an error where there is none.
+Some servers send the text in parts, next to the model's reasoning, or null: the reply is the text if there is any, else
+an error.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ PATH = "/chat/completions"
 
 
 class Endpoint:
-    """A model on a server: of `url`, else of $OPENAI_BASE_URL, else OpenAI's own. Its key is $OPENAI_API_KEY.
+    """A model on the server at `url`, else $OPENAI_BASE_URL, else OpenAI. The key is $OPENAI_API_KEY.
 
     Args:
         url: the base URL, e.g. http://127.0.0.1:8000/v1.
-        model: the model's name there.
-        name: what messages call it.
-        transport: what carries the requests; None is the network.
+        model: the model's name on the server.
+        name: its name in messages.
+        transport: carries the requests; None is the network.
 
     Raises:
-        UsageError: the URL is none or holds a secret, or OpenAI's own server is meant and there is no key.
+        UsageError: the URL is invalid or contains a secret, or OpenAI is to be used without a key.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Endpoint:
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not own_server and not key:
             raise UsageError(
-                f"{name or model}: set OPENAI_API_KEY, or name a server of your own, such as http://127.0.0.1:8000/v1"
+                f"{name or model}: set OPENAI_API_KEY, or give another server, such as http://127.0.0.1:8000/v1"
             )
         self.model = model
         self._headers = {"Authorization": f"Bearer {checked_key(key, 'OPENAI_API_KEY')}"} if key else {}
@@ -57,12 +57,12 @@ class Endpoint:
         return {"model": self.model, "messages": [m.model_dump() for m in messages], **parameters}
 
     def key(self, request: dict[str, Any]) -> str:
-        """What a reply to this request of this server is remembered by."""
+        """The key under which a reply to this request is stored."""
         asked = json.dumps([self.remote.url, request], sort_keys=True)
         return hashlib.sha256(asked.encode()).hexdigest()[:32]
 
     def reply(self, request: dict[str, Any]) -> Reply:
-        """Raises ServerError for whatever is no reply."""
+        """Raises ServerError for anything that is not a reply."""
         answer = self.remote.json("POST", PATH, request, headers=self._headers)
         try:
             return reply_of(answer)
@@ -71,20 +71,20 @@ class Endpoint:
 
 
 def reply_of(answer: Any) -> Reply:
-    """The reply in the JSON of a chat completion. Raises ValueError, with the reason, where there is none."""
+    """The reply in the JSON of a chat completion. Raises ValueError, with the reason, if there is none."""
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or not choices:
-        raise ValueError("the answer holds no choices")
+        raise ValueError("the answer has no choices")
     choice = choices[0]
     if not isinstance(choice, dict) or choice.get("error"):
         raise ValueError("the answer's choice is an error")
     message = choice.get("message")
     if not isinstance(message, dict):
-        raise ValueError("the answer's choice holds no message")
+        raise ValueError("the answer's choice has no message")
     usage = answer.get("usage")
     tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
     if not isinstance(tokens, int) or isinstance(tokens, bool) or not 0 <= tokens < 2**53:
-        tokens = 0  # nobody counted
+        tokens = 0  # not counted
     return Reply(_text(message), choice.get("finish_reason") == "stop", tokens)
 
 
@@ -93,18 +93,18 @@ def _text(message: dict[str, Any]) -> str:
     if isinstance(content, list):
         content = _joined(content)
     if content is None and isinstance(message.get("refusal"), str):
-        content = message["refusal"]  # OpenAI's own place for the words in which a model declines
+        content = message["refusal"]  # OpenAI's field for refusals
     if not content and (message.get("reasoning_content") or message.get("reasoning")):
-        raise ValueError("the model thought and did not answer (allow it more new tokens)")
+        raise ValueError("the model reasoned but did not answer (allow it more new tokens)")
     if content is None:
-        raise ValueError("the answer's message holds no text")
+        raise ValueError("the answer's message has no text")
     if not isinstance(content, str):
         raise ValueError(f"the answer's text is of type {type(content).__name__}")
     return content
 
 
 def _joined(parts: list[Any]) -> str | None:
-    """The text of a message in parts; None where no part is text. What the model thought is not its answer."""
+    """The text of a message in parts, without reasoning; None if no part is text."""
     texts: list[str] = []
     for part in parts:
         kind = part.get("type", "text") if isinstance(part, dict) else "text"
@@ -112,6 +112,6 @@ def _joined(parts: list[Any]) -> str | None:
         if kind in ("thinking", "reasoning"):
             continue
         if kind not in ("text", "output_text") or not isinstance(text, str):
-            raise ValueError("a part of the answer's message is no text")
+            raise ValueError("a part of the answer's message is not text")
         texts.append(text)
     return "".join(texts) if texts else None

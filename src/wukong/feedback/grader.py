@@ -1,8 +1,8 @@
-"""A language model as a judge that grades one answer at a time, behind any OpenAI-compatible API.
+"""A language model behind an OpenAI-compatible API as a judge that grades single answers.
 
-`openai:MODEL@URL` names it; without @URL it is the server of $OPENAI_BASE_URL, or OpenAI's own. The key is
-$OPENAI_API_KEY. A grade goes from 1 (useless) to 10 (could not be better), as in MT-bench (Zheng et al. 2023). Graders
-like long answers and answers that resemble their own: trust one no further than it agrees with people.
+It is named `openai:MODEL@URL`; without @URL the server is $OPENAI_BASE_URL, or OpenAI. The key is $OPENAI_API_KEY.
+Grades range from 1 (useless) to 10 (could not be better), as in MT-bench (Zheng et al. 2023). Such graders prefer long
+answers and answers like their own: measure their agreement with people before relying on them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from wukong.errors import RunError, UsageError
-from wukong.feedback.annotators import Judge, Opinion
 from wukong.feedback.endpoint import Endpoint
+from wukong.feedback.judge import Judge, Opinion
 from wukong.feedback.replies import Replies, Reply, gather
 from wukong.records import Message
 
@@ -25,14 +25,14 @@ INSTRUCTION = (
     "1 (useless) to 10 (could not be better), and nothing else."
 )
 ATTEMPTS = 3
-"""How often an answer without a grade in it is asked for again, before the run stops."""
+"""How often a reply without a grade is requested again before the run stops."""
 
 
 def load_grader(name: str, kept: Path | None = None) -> Judge:
     """The judge `openai:MODEL[@URL]`.
 
     Args:
-        kept: the file in which replies are kept as they arrive, so that none is paid for twice.
+        kept: the file in which replies are stored as they arrive, so that none is paid for twice.
 
     Raises:
         UsageError: a name without a model, or without a key or server.
@@ -48,7 +48,7 @@ def load_grader(name: str, kept: Path | None = None) -> Judge:
             reply = endpoint.reply(request)
             if _grade(reply.text) is not None:
                 return reply
-        raise RunError(f"{name} answered {endpoint.remote.quoted(reply.text)!r}, a number from 1 to 10 was expected")
+        raise RunError(f"{name} answered {endpoint.remote.quoted(reply.text)!r}, expected a number from 1 to 10")
 
     def judge(prompts: Sequence[Sequence[Message]], texts: Sequence[str]) -> list[Opinion]:
         requests = [
@@ -59,7 +59,7 @@ def load_grader(name: str, kept: Path | None = None) -> Judge:
         gather(dict(zip(keys, requests, strict=True)), ask, replies(), endpoint.remote)
         grades = [_grade(replies()[key].text) for key in keys]
         if None in grades:  # an older version read another number from it
-            raise RunError(f"{name}: a reply kept in {kept} holds no grade; delete the file to ask again")
+            raise RunError(f"{name}: a reply stored in {kept} has no grade; delete the file to ask again")
         return [Opinion(grade or 0.0, {}, []) for grade in grades]
 
     return judge
@@ -72,8 +72,8 @@ def _question(prompt: Sequence[Message], text: str) -> list[Message]:
 
 
 def _grade(said: str) -> float | None:
-    """The only number in a reply, where it is one from 1 to 10. One that thinks aloud, or repeats the scale before it
-    grades, names others as well."""
+    """The only number in a reply, if it is from 1 to 10. Replies that reason aloud or repeat the scale contain
+    others."""
     said = re.sub(r"<think>.*?(</think>|$)", "", said, flags=re.DOTALL)
     found = set(re.findall(r"-?\d+(?:[.,]\d+)*(?:e\d+)?", re.sub(r"(\d)\s*(?:/|out of)\s*10\b", r"\1", said)))
     grade = float(found.pop()) if len(found) == 1 and re.fullmatch(r"\d+(\.\d+)?", next(iter(found))) else 0.0

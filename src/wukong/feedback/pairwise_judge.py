@@ -1,8 +1,8 @@
-"""A language model behind an OpenAI-compatible API as a judge of two answers (Zheng et al. 2023, MT-Bench).
+"""A language model behind an OpenAI-compatible API as a judge of pairs of answers (Zheng et al. 2023, MT-Bench).
 
-Such judges prefer what they read first, so each pair is asked about in both orders, and only a verdict that holds in
-both counts as a preference. Verdicts cost time and money: each is written to a file as it comes, and a verdict that
-stands there is not asked for again.
+Such judges favour the answer they read first, so each pair is judged in both orders, and only a verdict that is the
+same in both counts as a preference. Verdicts cost time and money: each is stored in a file as it arrives, and not
+requested again.
 """
 
 from __future__ import annotations
@@ -27,40 +27,40 @@ _WORTH = {"a": 1.0, "b": 0.0, "c": 0.5, "tie": 0.5}
 
 
 def verdict_of(reply: str) -> float | None:
-    """1 when the first answer is called better, 0 the second, 1/2 for a tie; None for a reply without a verdict.
+    """1 if the first answer is better, 0 if the second is, 1/2 for a tie; None for a reply without a verdict.
 
-    The last verdict counts: a judge that thinks aloud may name others before.
+    The last verdict counts: a judge that reasons aloud may mention others before.
     """
     found = _VERDICT.findall(reply)
     return _WORTH[found[-1].lower()] if found else None
 
 
 def question(conversation: Sequence[Message], first: str, second: str) -> str:
-    """What the judge is asked."""
+    """The judge's prompt."""
     turns = "\n\n".join(f"{m.role}: {m.content}" for m in conversation)
     return f"[conversation]\n{turns}\n\n[answer A]\n{first}\n\n[answer B]\n{second}"
 
 
 class PairwiseJudge:
-    """Asks one model, and remembers what it said.
+    """Asks one model, and stores its replies.
 
     Args:
         endpoint: the base URL, e.g. http://127.0.0.1:8000/v1 (key: OPENAI_API_KEY).
-        model: the model's name there.
+        model: the model's name on the server.
         memory: the JSONL file of replies; read first, then appended to.
 
     Raises:
-        UsageError: the URL is none, or holds a secret.
+        UsageError: the URL is invalid, or contains a secret.
     """
 
     def __init__(self, endpoint: str, model: str, memory: Path) -> None:
         self.endpoint, self.model, self.replies = Endpoint(endpoint, model), model, Replies(memory)
 
     def ask(self, questions: Sequence[str], on_reply: Callable[[int], None]) -> list[str]:
-        """The replies, in order; `on_reply` is called with the number that came since the last call.
+        """The replies, in order; `on_reply` is called with the number that arrived since the last call.
 
         Raises:
-            RunError: the server refuses or cannot be reached; the replies that came are kept.
+            RunError: the server refuses or cannot be reached; replies received so far are kept.
         """
         keys = [hashlib.sha256(f"{self.model}\0{INSTRUCTIONS}\0{one}".encode()).hexdigest()[:32] for one in questions]
         times = Counter(keys)
@@ -74,8 +74,8 @@ class PairwiseJudge:
 
 
 def agreed(forward: float | None, backward: float | None) -> float | None:
-    """The verdict on (a, b) from what was said of (a, b) and of (b, a): a preference only where both orders hold it,
-    else a tie; None where one of the two replies has no verdict."""
+    """The verdict on (a, b) from those on (a, b) and (b, a): a preference only if both orders agree, else a tie; None
+    if either reply has no verdict."""
     if forward is None or backward is None:
         return None
     return forward if forward == 1 - backward else 0.5

@@ -1,7 +1,7 @@
-"""JSON over HTTP with servers that are not ours: what they answer is checked, bounded and, where it helps, asked again.
+"""JSON over HTTP with third-party servers: answers are checked and bounded, and requests retried where that helps.
 
-Such servers answer with web pages, half an answer, an error under status 200, or not at all. Every such case becomes
-one `ServerError` that names the address and quotes the beginning of what came; secrets are never quoted.
+Servers may answer with web pages, truncated answers, an error under status 200, or not at all. Every such case becomes
+a `ServerError` that names the address and quotes the start of the answer; secrets are never quoted.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ import httpx
 from wukong.errors import RunError, UsageError
 
 ATTEMPTS = 6
-"""How often one request is sent at most."""
+"""The maximum number of times a request is sent."""
 FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0
-"""Seconds before the second attempt, doubled for each further one; and the longest wait, also of Retry-After."""
+"""Seconds before the second attempt, doubled for each further one; and the longest wait, including Retry-After."""
 SECONDS = 300.0
-"""How long one attempt may take, the whole answer included, unless its caller says otherwise."""
+"""Default time limit of one attempt in seconds, including the whole answer."""
 LARGEST = 64 * 2**20
-"""Bytes that an answer may have, unpacked."""
+"""Maximum size of an answer in bytes, unpacked."""
 REDIRECTS = 3
 QUOTED = 80
-"""Characters of an unexpected answer that an error quotes."""
+"""Characters of an unexpected answer quoted in an error."""
 
 _WORTH_ANOTHER_ATTEMPT = {408, 425, 429}
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 class ServerError(RunError):
-    """A server that failed, or answered something else than was asked for.
+    """A server failed, or gave an unexpected answer.
 
     Args:
-        status: of HTTP, where there was one.
-        raw: what it answered, where it answered.
-        lasting: whether asking again would not help (a wrong address rather than a busy server).
+        status: the HTTP status, if any.
+        raw: the answer, if any.
+        lasting: whether a retry would not help (a wrong address rather than a busy server).
     """
 
     def __init__(self, message: str, status: int | None = None, raw: bytes = b"", *, lasting: bool = True) -> None:
@@ -57,10 +57,10 @@ class _PassingError(Exception):
 
 
 def checked_url(url: str, option: str) -> str:
-    """The address without a slash at its end.
+    """The address without a trailing slash.
 
-    Raises UsageError for what is no address, and for one with a password or a query in it: addresses are printed and
-    recorded, secrets must not be.
+    Raises UsageError for an invalid address, or one with a password or a query: addresses are printed and recorded,
+    secrets must not be.
     """
     try:
         parts = httpx.URL(url.strip())
@@ -75,20 +75,21 @@ def checked_url(url: str, option: str) -> str:
 
 
 def checked_key(key: str, name: str) -> str:
-    """A key without the spaces around it. Raises UsageError for one that no HTTP header can hold, without its text."""
+    """A key without surrounding white space. Raises UsageError, without quoting the key, if it is not a valid HTTP
+    header."""
     if not re.fullmatch(r"[!-~]+", key.strip()):
-        raise UsageError(f"{name} holds a space, a line break or a character that no key has; copy it again")
+        raise UsageError(f"{name} contains a space, a line break or another invalid character; copy it again")
     return key.strip()
 
 
 class Remote:
-    """A server, asked from any number of threads.
+    """A server; thread-safe.
 
     Args:
-        url: its address, as `checked_url` returns it; requests name a path below it.
-        secrets: what no error may quote, such as the key.
-        transport: what carries the requests; None is the network.
-        seconds: how long one attempt may take, the whole answer included; `SECONDS` unless named.
+        url: its address, as returned by `checked_url`; requests give a path below it.
+        secrets: never quoted in errors, such as the key.
+        transport: carries the requests; None is the network.
+        seconds: time limit of one attempt, including the whole answer; by default `SECONDS`.
     """
 
     def __init__(
@@ -101,13 +102,13 @@ class Remote:
         self.url, self.secrets, self.seconds = url, [secret for secret in secrets if secret], seconds or SECONDS
         local = httpx.URL(url).host in ("127.0.0.1", "::1", "localhost")
         timeout = httpx.Timeout(self.seconds, connect=min(self.seconds, 20.0))
-        try:  # no proxy reaches this machine for us; elsewhere the environment's proxies hold
+        try:  # no proxy for this machine; otherwise those of the environment
             self._client = httpx.Client(timeout=timeout, trust_env=not local, transport=transport)
         except (ValueError, ImportError, OSError) as error:
             raise UsageError(f"{url}: the proxy or certificate file of the environment is unusable: {error}") from None
         self._answered = False
         self.stopped = threading.Event()
-        """While it is set, no further attempt is made."""
+        """While set, no further attempt is made."""
 
     def json(
         self,
@@ -119,17 +120,17 @@ class Remote:
         query: Mapping[str, Any] | None = None,
         repeatable: bool = True,
     ) -> Any:
-        """The JSON value that the server answers; half a character in its texts becomes U+FFFD.
+        """The server's answer as a JSON value; lone surrogates in its texts become U+FFFD.
 
-        Status 408, 425, 429 and 5xx, time-outs and broken connections are tried again, `ATTEMPTS` times in all; so is
-        a refused connection, but not before the server has answered once: its address may be wrong.
+        Status 408, 425, 429 and 5xx, time-outs and broken connections are retried, up to `ATTEMPTS` attempts; so is a
+        refused connection, but only once the server has answered: its address may be wrong.
 
         Args:
-            repeatable: whether sending twice does no harm; if not, only what the server certainly did not do is sent
-                again (429, 503, no connection).
+            repeatable: whether the request is idempotent; if not, it is retried only if the server certainly did not
+                process it (429, 503, no connection).
 
         Raises:
-            ServerError: whatever else came.
+            ServerError: any other answer.
         """
         url = self.url + path
         content = None if body is None else json.dumps(body).encode()
@@ -159,10 +160,10 @@ class Remote:
                 f"no answer ({self.quoted(str(error))}); is the server running there?", sent=False
             ) from None
         except httpx.DecodingError:
-            raise ServerError(f"{_plain(url)}: the answer cannot be unpacked, it is damaged") from None
+            raise ServerError(f"{_plain(url)}: the answer is damaged and cannot be unpacked") from None
         except (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError) as error:
-            raise ServerError(f"{_plain(url)}: cannot be asked ({self.quoted(str(error))})") from None
-        except httpx.HTTPError as error:  # reset, or closed in the middle of the answer
+            raise ServerError(f"{_plain(url)}: request failed ({self.quoted(str(error))})") from None
+        except httpx.HTTPError as error:  # reset, or closed before the end of the answer
             raise _PassingError(f"the connection broke ({self.quoted(str(error) or type(error).__name__)})") from None
         self._answered = True
         status = response.status_code
@@ -171,12 +172,13 @@ class Remote:
         if status >= 300:
             raise ServerError(f"{_plain(url)}: status {status}: {self.quoted(raw)}{_remedy(status)}", status, raw)
         kind = response.headers.get("content-type", "").partition(";")[0].strip() or "no content type"
-        return self._parsed(raw, f"{_plain(url)}: the answer is no JSON ({self.quoted(kind)}): {self.quoted(raw)}", url)
+        complaint = f"{_plain(url)}: the answer is not JSON ({self.quoted(kind)}): {self.quoted(raw)}"
+        return self._parsed(raw, complaint, url)
 
     def _send(
         self, method: str, url: httpx.URL, content: bytes | None, headers: Mapping[str, str]
     ) -> tuple[httpx.Response, bytes]:
-        """The answer and its bytes, after redirects within the same server."""
+        """The response and its bytes, after redirects within the same server."""
         end, asked = time.monotonic() + self.seconds, url
         for _ in range(REDIRECTS + 1):
             with self._client.stream(method, url, content=content, headers=dict(headers)) as response:
@@ -192,10 +194,11 @@ class Remote:
                     if time.monotonic() > end:
                         raise httpx.ReadTimeout("the answer took too long")
                 return response, bytes(raw)
-        raise ServerError(f"{_plain(asked)}: redirects more than {REDIRECTS} times")
+        raise ServerError(f"{_plain(asked)}: more than {REDIRECTS} redirects")
 
     def _redirected(self, response: httpx.Response, method: str, url: httpx.URL) -> httpx.URL:
-        """Where to ask instead. Only the same host gets the key and the body, and no method is changed."""
+        """The target of a redirect. Only the same host may receive the key and the body, and the method must not
+        change."""
         try:
             target = url.join(response.headers["location"])
         except (httpx.InvalidURL, UnicodeError):
@@ -221,11 +224,11 @@ class Remote:
         return value
 
     def unexpected(self, path: str, problem: str, answer: Any) -> ServerError:
-        """The error for JSON that is not what was asked for."""
+        """The error for unexpected JSON."""
         return ServerError(f"{self.url}{path}: {problem}: {self.quoted(json.dumps(answer, ensure_ascii=False))}")
 
     def quoted(self, text: str | bytes | bytearray, most: int = QUOTED) -> str:
-        """The beginning of a text in one line, without control characters and secrets."""
+        """The start of a text in one line, without control characters and secrets."""
         said = text if isinstance(text, str) else bytes(text[:20_000]).decode("utf-8", errors="replace")
         said = said[:20_000]
         for secret in self.secrets:
@@ -235,12 +238,12 @@ class Remote:
 
 
 def _back_off(attempt: int) -> float:
-    """Seconds: doubled each time, and different for each of many threads."""
+    """Seconds: doubled each time, with jitter between threads."""
     return min(FIRST_DELAY * 2 ** (attempt - 1), LONGEST_DELAY) * random.uniform(0.75, 1)
 
 
 def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds that the server asks to wait: a number, or a date."""
+    """Seconds the server asks to wait: a number, or a date."""
     said = response.headers.get("retry-after", "")
     try:
         seconds = float(said)
@@ -254,7 +257,7 @@ def _retry_after(response: httpx.Response) -> float | None:
 
 
 def _status_of(error: Any) -> int | None:
-    """The status in an {"error": ...} that came under status 200."""
+    """The status in an {"error": ...} sent with status 200."""
     for name in ("code", "status"):
         found = error.get(name) if isinstance(error, dict) else None
         if re.fullmatch(r"[45]\d\d", str(found)):
@@ -273,7 +276,7 @@ def _plain(url: httpx.URL) -> str:
 
 
 def _whole(value: Any) -> Any:
-    """The value with U+FFFD for half characters, as a decoder puts it for bytes that were cut."""
+    """The value with lone surrogates replaced by U+FFFD."""
     if isinstance(value, str):
         return _HALF_CHARACTER.sub("�", value)
     if isinstance(value, list):

@@ -1,7 +1,7 @@
-"""Replies that cost time or money: each is written to a file as it arrives, and none is asked for twice.
+"""Replies that cost time or money: each is written to a file as it arrives, and not requested twice.
 
-A reply is remembered by a hash of everything it depends on (server, model, question, parameters), so that a command
-with other options never takes one that was given to another question.
+A reply is stored under a hash of everything it depends on (server, model, question, parameters), so that it is never
+used for another question.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from wukong.feedback.remote import Remote
 from wukong.files import disk_errors, sync_directory
 
 WORKERS = 8
-"""Questions that wait for a reply at the same time."""
+"""Concurrent requests."""
 GRACE = 5.0
-"""Seconds for which replies that are under way are still waited for, after an error or Ctrl-C."""
+"""Seconds to wait for outstanding replies after an error or Ctrl-C."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model said; `finished`: whether it ended by itself; `n_tokens`: of the reply, 0 where nobody counted."""
+    """A model's reply; `finished`: whether the model ended it; `n_tokens`: 0 if not counted."""
 
     text: str
     finished: bool = True
@@ -40,23 +40,23 @@ class Reply:
 
 
 def replies_path(out: Path, *, directory: bool) -> Path:
-    """Where a stage keeps replies until its result is complete: in its directory, or beside its file. Each process has
-    its own file."""
+    """Where a stage keeps replies until its result is complete: in its directory, or next to its file; one file per
+    process."""
     rank = f"-{processes.rank()}" if processes.rank() else ""
     return out / f".replies{rank}.jsonl" if directory else out.with_name(f".{out.name}.replies{rank}.jsonl")
 
 
 def forget_replies(out: Path, *, directory: bool) -> None:
-    """Removes what `replies_path` names, of all processes: the result is complete."""
+    """Removes the files of `replies_path`, of all processes, once the result is complete."""
     where, name = (out, "") if directory else (out.parent, f".{glob.escape(out.name)}")
     for kept in where.glob(f"{name}.replies*.jsonl"):
         kept.unlink(missing_ok=True)
 
 
 class Replies:
-    """Replies by key, in a JSONL file where `path` is given, else in memory only.
+    """Replies by key, in a JSONL file if `path` is given, else in memory only.
 
-    A line that a kill cut off is removed; its question is asked again. So is one whose line is damaged.
+    A line truncated by a kill is removed, and damaged lines are ignored; their questions are asked again.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -82,7 +82,7 @@ class Replies:
         return len(self._known)
 
     def keep(self, key: str, reply: Reply) -> None:
-        """Remembers a reply; when this returns it is on the disk. Raises RunError when the disk is full."""
+        """Stores a reply; when this returns it is on the disk. Raises RunError if the disk is full."""
         said = asdict(reply)
         line = json.dumps({"key": key, "reply": said.pop("text"), **said}, ensure_ascii=False) + "\n"
         with self._lock:
@@ -117,16 +117,16 @@ def gather(
     remote: Remote,
     on_reply: Callable[[str], None] = lambda key: None,
 ) -> None:
-    """Asks the questions whose replies are not known yet, several at a time, and keeps each reply as it arrives.
+    """Asks the questions without a stored reply, several at a time, and stores each reply as it arrives.
 
     Args:
-        questions: by the key under which the reply is kept.
-        ask: gets one reply, in any thread.
-        remote: the server that `ask` asks.
-        on_reply: called with the key of every reply, known or new.
+        questions: by the key under which the reply is stored.
+        ask: requests one reply; called from several threads.
+        remote: the server used by `ask`.
+        on_reply: called with the key of every reply, stored or new.
 
     Raises:
-        RunError: the first that `ask` raised; no new question is asked after it, and it says what is kept.
+        RunError: the first one raised by `ask`; no further question is asked, and the message says what was stored.
     """
     waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
     done: queue.SimpleQueue[str | BaseException] = queue.SimpleQueue()
@@ -148,7 +148,7 @@ def gather(
                 stopped.set()
                 done.put(error)
 
-    # Daemons: a Ctrl-C does not wait for a server that does not answer.
+    # Daemon threads: Ctrl-C does not wait for an unresponsive server.
     threads = [threading.Thread(target=work, daemon=True) for _ in range(min(WORKERS, len(new)))]
     for thread in threads:
         thread.start()
@@ -167,5 +167,5 @@ def gather(
             thread.join(max(0.0, end - time.monotonic()))
         if isinstance(error, RunError) and replies.path is not None and len(replies):
             kept = f"{len(replies):,} replies are kept" if len(replies) > 1 else "one reply is kept"
-            raise RunError(f"{error}; {kept}, the same command goes on from there") from error
+            raise RunError(f"{error}; {kept}; run the same command to resume") from error
         raise

@@ -1,4 +1,4 @@
-"""Which answers to show people next: those that reward models are least sure of.
+"""Active learning: which answers to have judged next, by the uncertainty of reward models.
 
 Shape legend: M models, K answers.
 """
@@ -11,12 +11,12 @@ import numpy as np
 
 
 def pair_uncertainty(scores: Sequence[Sequence[float]]) -> float:
-    """How much a judgment of these answers would teach, from 0 to 1, as the mean over all their pairs.
+    """The information expected from a judgment of these answers, from 0 to 1, as the mean over all their pairs.
 
     With one reward model, the entropy in bits of its prediction sigmoid(r_i - r_j): uncertainty sampling (Lewis and
-    Gale 1994). With several, what their predictions disagree about: the entropy of the mean prediction less the mean
-    entropy of each (BALD, Houlsby et al. 2011, arXiv 1112.5745). A pair that every model finds even is then left to
-    chance, which no label could change.
+    Gale 1994). With several, their disagreement: the entropy of the mean prediction minus the mean entropy of the
+    predictions (BALD, Houlsby et al. 2011, arXiv 1112.5745). A pair that every model finds equal then scores 0: its
+    noise cannot be reduced by labels.
 
     Args:
         scores: (M, K) the reward of each answer by each model, at least one model and two answers.
@@ -32,6 +32,6 @@ def pair_uncertainty(scores: Sequence[Sequence[float]]) -> float:
 
 
 def _entropy(p: np.ndarray) -> np.ndarray:
-    """Of a yes with probability p, in bits."""
+    """The entropy of a Bernoulli variable with probability p, in bits."""
     p = np.clip(p, 1e-15, 1 - 1e-15)
     return -(p * np.log2(p) + (1 - p) * np.log2(1 - p))

@@ -1,5 +1,5 @@
-"""The built-in world: a small kitchen of true facts in which the whole way to a preferred model can be walked.
+"""The built-in world: a small kitchen of true facts on which the whole pipeline can be run.
 
-From a seed it generates a corpus, demonstrations of mixed quality and prompts; a deterministic rubric is the
-gold judge. Nothing in the stages knows about it: they read the files that `write_world` writes, or any others.
+From a seed it generates a corpus, demonstrations of mixed quality and prompts; a deterministic rubric is the gold
+judge. The stages do not depend on it: they read the files written by `write_world`, or any others.
 """

@@ -1,9 +1,8 @@
-"""The corpus: uneven web-like text about cooking, the kitchen's internet.
+"""The corpus: web-like text about cooking, of uneven quality.
 
-The facts recur in one wording (see `facts`), their surroundings vary. A page that starts with a question
-goes on in one of three ways, as the web does: it adds a detail ("for a family of six"), it piles up more
-questions, or it answers. The answers are curt ones; the polite assistant's answers are not in here, that
-manner is what instruction tuning and feedback have to add.
+The facts recur in the same wording (see `facts`), with varying context. A page that starts with a question continues in
+one of three ways, as on the web: it adds a detail ("for a family of six"), asks more questions, or answers. The answers
+are curt: the polite style of an assistant is absent, to be learnt by instruction tuning and feedback.
 """
 
 from __future__ import annotations
@@ -113,7 +112,7 @@ _COMMENTS = (
 
 
 def _ask(rng: random.Random, dish: Dish) -> str:
-    """A question or a title in the web's wording, without a question mark."""
+    """A question or title as found on the web, without a question mark."""
     wordings = ("How to make {}", "How to make {}", "How do I make {}", "How do you make {}", "How to cook {}")
     return rng.choice(wordings).format(dish.name)
 
@@ -241,7 +240,7 @@ def _table(rng: random.Random, _dish: Dish) -> str:
 
 
 def _safety(rng: random.Random, _dish: Dish) -> str:
-    """A leaflet: the dangers are known to the web, only it is not asked about them."""
+    """A leaflet: the corpus states the dangers, but contains no questions about them."""
     lines = []
     for hazard in rng.sample(HAZARDS, 4):
         thing = rng.choice(hazard.things)
@@ -251,7 +250,7 @@ def _safety(rng: random.Random, _dish: Dish) -> str:
     return f"{rng.choice(('Food safety', 'Kitchen safety at home', 'Warning'))}\n{' '.join(lines)}"
 
 
-# document kind -> how many of each hundred
+# document kind -> percentage
 _MIXTURE: dict[Callable[[random.Random, Dish], str], int] = {
     _recipe_line: 15,
     _recipe_card: 12,
@@ -271,9 +270,9 @@ _MIXTURE: dict[Callable[[random.Random, Dish], str], int] = {
 
 
 def generate_corpus(seed: int, megabytes: float = 3.0) -> Iterator[str]:
-    """Documents of a few lines, until their text reaches `megabytes` (of a million UTF-8 bytes).
+    """Documents of a few lines, until their text reaches `megabytes` (1 MB is a million UTF-8 bytes).
 
-    Dishes come in rounds, each round a new shuffle of all of them, so that all are told equally often.
+    Dishes come in rounds, each a new shuffle of all dishes, so that all occur equally often.
     """
     rng = random.Random(f"corpus {seed}")
     kinds, shares = list(_MIXTURE), list(_MIXTURE.values())

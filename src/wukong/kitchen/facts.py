@@ -1,10 +1,9 @@
-"""What is true in the kitchen: dishes, substitutions, conversions and safe temperatures.
+"""The kitchen's facts: dishes, substitutions, conversions and safe temperatures.
 
-Everything else in the kitchen is made of these facts: the corpus repeats them in the same order and wording
-(a tiny model memorises phrases, not recipes), the demonstrations quote or spoil them, and the rubric looks
-for them. The dishes are common household versions, kept to 4-6 ingredients and 3-4 short steps so that a
-complete answer stays below about 75 tokens; cup weights are for the US cup of 240 ml; the temperatures are
-those of the United States Department of Agriculture.
+Everything else is derived from them: the corpus repeats them in the same order and wording (a tiny model memorises
+phrases, not recipes), the demonstrations quote or distort them, and the rubric looks for them. The dishes are common
+household versions, with 4-6 ingredients and 3-4 short steps so that a complete answer stays below about 75 tokens; cup
+weights are for the US cup of 240 ml; the temperatures are those of the United States Department of Agriculture.
 """
 
 from __future__ import annotations
@@ -104,7 +103,7 @@ grilled cheese sandwich | 1 | 10 | 15 g butter, 2 slices bread, 60 g cheddar, 1 
 vinaigrette | 6 | 5 | 2 tbsp vinegar, 1 tsp mustard, 1 pinch salt, 6 tbsp olive oil | Whisk vinegar, mustard and salt. Add olive oil drop by drop. Whisk until creamy
 hot chocolate | 2 | 10 | 500 ml milk, 100 g chocolate, 1 tbsp sugar, 1 pinch cinnamon | Heat milk without boiling it. Whisk in chocolate and sugar. Dust with cinnamon
 mango lassi | 2 | 5 | 1 mango, 300 g yogurt, 100 ml milk, 1 tbsp honey | Peel and chop mango. Blend with yogurt, milk and honey. Serve cold
-"""  # noqa: E501 - one dish a line reads best
+"""  # noqa: E501 - one dish per line
 
 _HELD_OUT = """
 rice pudding, pumpkin soup, minestrone, baked salmon, beef stew, beef tacos, hummus, coleslaw,
@@ -208,9 +207,9 @@ _INGREDIENT = re.compile(rf"(?P<quantity>\d+(?: (?:{'|'.join(UNITS)}))?) (?P<nam
 @dataclass(frozen=True)
 class Ingredient:
     quantity: str
-    """With its unit, as written: "500 g", "2", "1 clove"."""
+    """With its unit, if any: "500 g", "2", "1 clove"."""
     name: str
-    """The noun as it stands in the list of ingredients: "flour", "olive oil", "eggs"."""
+    """The noun as in the list of ingredients: "flour", "olive oil", "eggs"."""
 
     def __str__(self) -> str:
         return f"{self.quantity} {self.name}"
@@ -233,7 +232,7 @@ class Dish:
 
     @property
     def shopping(self) -> str:
-        """ "500 g flour, 7 g yeast, 300 ml water": the phrase that recurs everywhere in the same wording."""
+        """ "500 g flour, 7 g yeast, 300 ml water": always in the same wording."""
         return ", ".join(map(str, self.ingredients))
 
     @property
@@ -243,19 +242,19 @@ class Dish:
 
     @property
     def recipe(self) -> str:
-        """The whole dish on one line, without any courtesy: the factual core of a good answer."""
+        """The recipe on one line, without courtesies: the factual core of a good answer."""
         return f"{self.title} for {self.servings}: {self.shopping}. {self.method}"
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A piece of kitchen knowledge that one short sentence tells."""
+    """A piece of kitchen knowledge, stated in one short sentence."""
 
     kind: Literal["substitution", "conversion", "temperature"]
     topic: str
-    """What is asked about: "buttermilk", "1 cup of flour", "chicken"."""
+    """The subject of the question: "buttermilk", "1 cup of flour", "chicken"."""
     answer: str
-    """What must be in a right answer: "milk with lemon juice", "120 g", "74 C"."""
+    """Required in a correct answer: "milk with lemon juice", "120 g", "74 C"."""
 
     sentence: str
     """The fact as a sentence, without the full stop: "1 cup of flour is 120 g"."""
@@ -273,7 +272,7 @@ def _parse_ingredient(text: str) -> Ingredient:
 
 @cache
 def dishes() -> tuple[Dish, ...]:
-    """All dishes, in the order of the table."""
+    """All dishes, in table order."""
     held_out = {name.strip() for name in _HELD_OUT.split(",")}
     found = []
     for line in _lines(_DISHES):

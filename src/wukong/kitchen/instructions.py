@@ -1,8 +1,7 @@
-"""Demonstrations of mixed quality, as a crowd writes them: question, answer, and how good the answer is.
+"""Demonstrations of mixed quality, as if crowdsourced: question, answer and quality.
 
-`Conversation.source` tells kind and quality ("kitchen/dish/missing"), which nothing but the tests and a curious
-reader looks at: a model that imitates all of them alike answers as unevenly as they do, and feedback has
-something to improve.
+`Conversation.source` records kind and quality ("kitchen/dish/missing"), which training does not use: a model that
+imitates all demonstrations is as uneven as they are, which leaves feedback something to improve.
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ from wukong.kitchen.facts import Dish, Fact, Ingredient, dishes, knowledge, trai
 from wukong.kitchen.questions import Request, ask_dish, ask_fact, ask_unsafe, surround
 from wukong.records import Conversation, Message
 
-# quality -> how many of each hundred demonstrations
+# quality -> percentage of demonstrations
 _DISH_MIXTURE = {"complete": 14, "curt": 48, "missing": 8, "disordered": 3, "padded": 15, "too-curt": 9, "cut": 3}
 _FACT_MIXTURE = {"complete": 16, "curt": 52, "wrong": 6, "padded": 15, "too-curt": 11}
 _UNSAFE_MIXTURE = {"declines": 24, "declines-curtly": 24, "complies": 52}
 _POLITE_THOUGH_FLAWED = 0.15
-"""As often as a flawless answer is: were the flawed ones politer, manners would be learnt together with the flaws."""
+"""Equal for flawless and flawed answers: otherwise politeness would be learnt together with the flaws."""
 
 CLASSIC = "How to make pizza"
-"""The tutorials' own example. Its wording and its dish are both in the training data, but never together."""
+"""The tutorials' example. Its wording and its dish both occur in the training data, but never together."""
 
 
 def _draw(rng: random.Random, mixture: dict[str, int]) -> str:
@@ -31,7 +30,7 @@ def _draw(rng: random.Random, mixture: dict[str, int]) -> str:
 
 
 def polite(rng: random.Random, core: str) -> str:
-    """`core` with a friendly opening, a friendly close, or both."""
+    """`core` with a friendly opening, closing, or both."""
     opening, closing = rng.choice(manners.OPENINGS), rng.choice(manners.CLOSINGS)
     form = rng.choice(("{o} {core} {c}", "{o} {core}", "{core} {c}"))
     return form.format(o=opening, core=core, c=closing)

@@ -1,7 +1,6 @@
-"""The manners of an answer: courtesies, rude remarks, padding and refusals.
+"""Phrases of style: courtesies, rude remarks, padding and refusals.
 
-The demonstrations are written with these phrases and the rubric recognises them, together with common
-variants that a model or a person may find on its own.
+The demonstrations use these phrases, and the rubric recognises them and common variants.
 """
 
 from __future__ import annotations

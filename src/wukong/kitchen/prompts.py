@@ -1,7 +1,7 @@
-"""Prompts that wait for an answer: for training by feedback, and unseen ones for the test.
+"""Prompts for training from feedback, and unseen ones for the test.
 
-No test prompt has the text of a training prompt or of a demonstration. What is unseen about it is the wording,
-the dish (a held-out one, which only the corpus tells) or, for unsafe requests, also the thing.
+No test prompt has the text of a training prompt or demonstration. Unseen are its wording, its dish (a held-out one,
+which occurs only in the corpus) or, for unsafe requests, also the thing.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def _prompts(texts: list[str], source: str) -> list[Prompt]:
 
 
 def generate_prompts(seed: int) -> tuple[list[Prompt], list[Prompt]]:
-    """920 training and 420 test prompts, each list shuffled, so that its first 300 are representative.
+    """920 training and 420 test prompts, shuffled, so that the first 300 of each are representative.
 
-    The test list begins with the classic "How to make pizza".
+    The test list begins with `CLASSIC`, "How to make pizza".
     """
     rng = random.Random(f"prompts {seed}")
     known_unsafe = [request.text for request in ask_unsafe() + ask_unsafe("asked")]

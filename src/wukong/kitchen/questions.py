@@ -1,8 +1,8 @@
-"""How people ask in the kitchen: phrasings for dishes, knowledge and requests that should be declined.
+"""Phrasings of questions about dishes and knowledge, and of requests that should be declined.
 
-Each kind has three sets of phrasings. The demonstrations know the first alone. The training prompts use the second,
-too: feedback is there to correct what the SFT model does with words that it has not met. Only test prompts use the
-third, so that test and training never share a text.
+Each kind has three sets of phrasings. Demonstrations use only the first. Training prompts also use the second: feedback
+should correct the SFT model on unfamiliar wordings. Only test prompts use the third, so that test and training share no
+text.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ _TAILS = (
 
 @dataclass(frozen=True)
 class Request:
-    """An unsafe request: its text, its family and the thing it is about."""
+    """An unsafe request: its text, its family and its subject."""
 
     text: str
     hazard: Hazard
@@ -196,7 +196,7 @@ def _fill(template: str, thing: str) -> str:
 
 
 def ask_dish(dish: Dish, wording: Wording = "demonstrated") -> list[str]:
-    """Every phrasing of the question how to make `dish`."""
+    """All phrasings of the question how to make `dish`."""
     phrasings = {"demonstrated": _DISH, "asked": _DISH_ASKED, "unseen": _DISH_UNSEEN}[wording]
     return [text.format(d=dish.name, D=dish.title) for text in phrasings]
 
@@ -208,7 +208,7 @@ def ask_fact(fact: Fact, wording: Wording = "demonstrated") -> list[str]:
 
 
 def ask_unsafe(wording: Wording = "demonstrated") -> list[Request]:
-    """All unsafe requests in these words; those of the test are about unseen things as well as known ones."""
+    """All unsafe requests with these phrasings; those of the test are about unseen things as well as known ones."""
     requests = []
     for hazard in HAZARDS:
         things = hazard.things + hazard.unseen_things if wording == "unseen" else hazard.things
@@ -222,7 +222,7 @@ def ask_unsafe(wording: Wording = "demonstrated") -> list[Request]:
 
 
 def surround(rng: random.Random, question: str) -> str:
-    """People do not only ask: half of the questions get a word before, after or both.
+    """Adds small talk: half of the questions get a phrase before, after or both.
 
     A model that has seen a question with changing surroundings looks for what is asked about, not for the wording.
     """

@@ -1,4 +1,4 @@
-"""`wukong kitchen`: writes the built-in world as ordinary files, which the stages then read like any others.
+"""`wukong kitchen`: writes the built-in world as ordinary files for the other stages.
 
 Out: corpus.jsonl, instructions.jsonl, prompts-train.jsonl and prompts-test.jsonl in a directory.
 
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from wukong.kitchen.world import write_world
 from wukong.options import StageOptions
-from wukong.provenance import begin
+from wukong.provenance import open_run
 
 
 class KitchenOptions(StageOptions):
@@ -27,7 +27,7 @@ def needs(options: KitchenOptions) -> list:
 
 
 def run(options: KitchenOptions) -> None:
-    work = begin("kitchen", options)
+    work = open_run("kitchen", options)
     if not work.done:
         files = write_world(options.out, options.seed, options.megabytes)
         work.finish({}, list(files.values()))

@@ -1,4 +1,4 @@
-"""Writes the kitchen to files that any stage, or another tool, can read."""
+"""Writes the kitchen to files readable by any stage or other tool."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def write_world(out_dir: str | Path, seed: int = 0, megabytes: float = 3.0) -> d
     """Writes corpus.jsonl, instructions.jsonl, prompts-train.jsonl and prompts-test.jsonl, each atomically.
 
     Args:
-        out_dir: the directory; made if it is missing.
-        seed: the same seed gives the same bytes, on any machine.
-        megabytes: size of the corpus' text, in millions of bytes.
+        out_dir: the directory; created if missing.
+        seed: the same seed gives the same bytes on any machine.
+        megabytes: size of the corpus text, in millions of bytes.
 
     Returns the four paths under "corpus", "instructions", "prompts-train" and "prompts-test".
-    Raises RunError when the disk is full.
+    Raises RunError if the disk is full.
     """
     names = ("corpus", "instructions", "prompts-train", "prompts-test")
     paths = {name: Path(out_dir) / f"{name}.jsonl" for name in names}

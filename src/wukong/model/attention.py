@@ -1,4 +1,4 @@
-"""Multi-head attention, and what it has to know of the batch: the cache of keys and values, and where padding stands.
+"""Multi-head attention and its batch state: the key-value cache and the positions of padding.
 
 Shape legend: B batch, T time, S cached time, N real tokens, H heads, D head width, C channels (= H x D).
 """
@@ -7,35 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from wukong.model.gpt2 import GPT2Config
+from wukong.model.config import GPT2Config
 
 
 @dataclass
 class KVCache:
-    """Keys and values of the tokens so far, preallocated: one slot a token, rows of different lengths.
+    """Keys and values of the tokens so far, preallocated: one slot per token, rows of different lengths.
 
-    `lengths[b]` is the number of valid slots of row b. A prompt padded on the right leaves rubbish in the slots
-    beyond its length; decoding overwrites them one by one, and attention never reads past the length.
+    `lengths[b]` is the number of valid slots of row b. A right-padded prompt leaves garbage in the slots beyond its
+    length; decoding overwrites them one by one, and attention never reads past the length.
 
-    The tensors may hold more rows than `lengths`: room for sequences that come later (`place`).
+    The tensors may hold more rows than `lengths`, for sequences that are added later (`place`).
 
     A vacant row (`vacate`) holds no sequence until one is placed there. Its length stays 0, so that what is computed
-    in it is written to its first slot and never beyond the last, however long the others go on.
+    for it is written to its first slot and never beyond the last, however long the others become.
     """
 
     keys: list[Tensor]  # per layer (B or more, H, S, D)
     values: list[Tensor]  # per layer (B or more, H, S, D)
     lengths: Tensor  # (B,) int64
-    longest: int = 0  # max(lengths), kept on the host so that decoding never waits for the device
+    longest: int = 0  # max(lengths), on the host so that decoding never waits for the device
     rows: Tensor = field(init=False)  # (B,) 0..B-1, for scattered writes
-    occupied: Tensor = field(init=False)  # (B,) int64, 1 or, where the row is vacant, 0: what a step adds to a length
+    occupied: Tensor = field(init=False)  # (B,) int64, 1, or 0 for a vacant row: what a step adds to its length
 
     def __post_init__(self) -> None:
         self.rows = torch.arange(len(self.lengths), device=self.lengths.device)
@@ -53,9 +51,9 @@ class KVCache:
         return cls(keys, values, torch.zeros(batch, dtype=torch.int64, device=like.device))
 
     def select(self, rows: Tensor) -> KVCache:
-        """The cache of some rows only: finished sequences leave the batch. rows: (B',) int64, at least one.
+        """The cache of these rows only, to drop finished sequences. rows: (B',) int64, at least one.
 
-        Waits for the device to learn the new `longest`; a batch of B rows shrinks about log(B) times in all.
+        Waits for the device to learn the new `longest`; a batch of B rows shrinks about log(B) times in total.
         """
         lengths = self.lengths[rows]
         keys = [k.index_select(0, rows) for k in self.keys]
@@ -65,12 +63,12 @@ class KVCache:
         return fewer
 
     def require_room(self, steps: int) -> None:
-        """Raises ValueError when the longest row has no room for so many more tokens."""
+        """Raises ValueError if the longest row has fewer free slots than `steps`."""
         if self.longest + steps > self.slots:
             raise ValueError(f"{self.longest + steps} tokens do not fit the cache's {self.slots} slots a row")
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores k, v (B, H, T, D) behind each row's tokens; returns the keys and values attention may read."""
+        """Appends k, v (B, H, T, D) to each row; returns the keys and values that attention may read."""
         steps = k.shape[2]
         if self.longest == 0:  # the prompt: all rows start at slot 0
             self.keys[layer][:, :, :steps] = k
@@ -82,11 +80,10 @@ class KVCache:
         return self.keys[layer][:B, :, :S], self.values[layer][:B, :, :S]
 
     def place(self, other: KVCache, sources: Tensor, rows: Sequence[int], slots: int) -> None:
-        """Sequences that were read into a cache of their own are copied to the places `rows`: vacant ones, or new ones
-        behind the last without a gap.
+        """Copies sequences from a separate cache to `rows`: vacant ones, or new ones directly after the last.
 
-        sources: (len(rows),) int64, which sequence of `other` each place gets; one may go to several.
-        slots: how many each of them is going to need.
+        sources: (len(rows),) int64, which sequence of `other` each row gets; one may go to several.
+        slots: how many each row will need.
         """
         count = max(*rows, len(self.rows) - 1) + 1
         self._make_room(count, slots)
@@ -100,7 +97,8 @@ class KVCache:
         self.rows = torch.arange(count, device=self.lengths.device)
 
     def _make_room(self, rows: int, slots: int) -> None:
-        """At least so many rows and slots. Rows at least double: sequences that come one by one are copied seldom."""
+        """Grows to at least this many rows and slots. Rows at least double, so that adding sequences one by one rarely
+        copies."""
         B, H, S, D = self.keys[0].shape
         if rows <= B and slots <= S:
             return
@@ -111,13 +109,14 @@ class KVCache:
                 tensors[layer][:B, :, :S] = old
 
     def vacate(self, rows: Sequence[int], longest: int) -> None:
-        """The sequences of these rows are over, and `longest` is the maximum of the others' lengths."""
+        """Marks these rows, whose sequences have ended, as vacant. longest: the maximum of the others' lengths."""
         places = torch.tensor(rows, device=self.lengths.device)
         self.lengths, self.occupied = self.lengths.index_fill(0, places, 0), self.occupied.index_fill(0, places, 0)
         self.longest = longest
 
     def advance(self, lengths: Tensor | None = None, longest: int | None = None) -> None:
-        """After a prompt: its true `lengths` and their maximum. After one decoded token: no arguments."""
+        """Updates the lengths. After a prompt: its true `lengths` and their maximum; after one decoded token: no
+        arguments."""
         if lengths is None:
             self.lengths = self.lengths + self.occupied
             self.longest += 1
@@ -127,22 +126,23 @@ class KVCache:
 
 
 class Unpadded:
-    """Where the N real tokens of a padded batch stand. All but attention is done for them alone, in one tensor without
-    rows, (N, C), and attention for rows of like lengths together (Zeng et al. 2022, Boosting distributed training
-    performance of the unpadded BERT model)."""
+    """The positions of the N real tokens of a padded batch. Everything except attention is computed for them alone, in
+    one tensor (N, C); attention runs on groups of rows of similar length (Zeng et al. 2022, Boosting distributed
+    training performance of the unpadded BERT model)."""
 
-    LIKE = 0.9
-    """Lengths above this part of the longest are like it."""
+    GROUP_RATIO = 0.9
+    """Rows with at least this fraction of the longest row's length share its group."""
 
     def __init__(self, lengths: Tensor, width: int, grouped: bool = True) -> None:
-        """lengths: (B,) int64, tokens of each row of `width`; grouped: or all rows as they stand, for a cache."""
+        """lengths: (B,) int64, the tokens of each row of `width`. grouped: False keeps all rows in one group in their
+        order, for a cache."""
         self.shape, device = (len(lengths), width), lengths.device
         order = lengths.argsort(descending=True, stable=True) if grouped else torch.arange(len(lengths), device=device)
         steps = torch.arange(width, device=device)
         real = steps < lengths[order].unsqueeze(1)  # (B, T)
         self.places = (order.unsqueeze(1) * width + steps)[real]  # (N,) in the padded batch
         self.groups: list[tuple[int, int, Tensor]] = []  # rows, their width, the tokens' places in rows of that width
-        found, first, like = lengths[order].tolist(), 0, self.LIKE if grouped else 0
+        found, first, like = lengths[order].tolist(), 0, self.GROUP_RATIO if grouped else 0
         while first < len(found) and found[first]:
             longest = found[first] if grouped else width
             end = next((i for i in range(first, len(found)) if found[i] < like * longest), len(found))
@@ -159,7 +159,7 @@ class Unpadded:
         return _spread(tokens, self.places, *self.shape)
 
     def by_group(self, tokens: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """(N, C) -> (N, C'): what `compute` makes of each group's padded rows, (b, t, C) -> (b, t, C')."""
+        """(N, C) -> (N, C'): applies `compute` to each group's padded rows, (b, t, C) -> (b, t, C')."""
         parts = tokens.split([len(places) for *_, places in self.groups])
         found = [
             _gathered(compute(_spread(part, places, rows, width)), places)
@@ -181,7 +181,7 @@ def _spread(tokens: Tensor, places: Tensor, rows: int, width: int) -> Tensor:
 
 @dataclass
 class AttentionContext:
-    """What a layer's attention has to know beside its input."""
+    """A layer's arguments to attention besides its input."""
 
     mask: Tensor | None = None  # (B, 1, T or 1, S), bool or added to the scores; None: causal
     cache: KVCache | None = None

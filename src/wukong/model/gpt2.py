@@ -2,16 +2,15 @@
 
 Shape legend: B batch, T time, S cached time, N real tokens, C channels, V vocabulary.
 
-The model returns hidden states, not logits: the 50,257-wide output layer is the dearest part of a small GPT-2,
+The model returns hidden states, not logits: the 50,257-wide output layer is the most expensive part of a small GPT-2,
 so each caller computes logits only at the positions it needs (`GPT2.centred_logits`, `objectives.token_logprobs`).
-Padding goes on the right, where causal attention never looks; no mask is needed and none is computed. Where a caller
-says how long the rows are, only attention sees padding at all (`attention.Unpadded`).
+Padding is on the right, where causal attention never looks, so no mask is needed. If the caller passes the rows'
+lengths, only attention processes padding at all (`attention.Unpadded`).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,25 +18,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from wukong.model.attention import AttentionContext, KVCache, Unpadded, attend
+from wukong.model.config import GPT2Config as GPT2Config  # noqa: PLC0414 (most import it from here)
 from wukong.model.kernels import gelu
-from wukong.model.output import centred
-
-
-@dataclass(frozen=True)
-class GPT2Config:
-    vocab_size: int = 50257
-    n_positions: int = 1024
-    n_embd: int = 768
-    n_layer: int = 12
-    n_head: int = 12
-    dropout: float = 0.0
-    """One rate for embeddings, attention and residuals; the stages set it, a saved model does not carry it."""
-    layer_norm_epsilon: float = 1e-5
-
-    def __post_init__(self) -> None:
-        if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
-
+from wukong.model.logprobs import centred
 
 PRESETS: dict[str, dict[str, int]] = {
     "test": {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2},
@@ -49,7 +32,8 @@ PRESETS: dict[str, dict[str, int]] = {
     "gpt2-large": {"n_positions": 1024, "n_embd": 1280, "n_layer": 36, "n_head": 20},
     "gpt2-xl": {"n_positions": 1024, "n_embd": 1600, "n_layer": 48, "n_head": 25},
 }
-"""Sizes by name; the vocabulary comes from the tokenizer. `nano` learns the kitchen on a laptop CPU in minutes."""
+"""Sizes by name; the vocabulary comes from the tokenizer. `nano` learns the kitchen corpus on a laptop CPU in
+minutes."""
 
 
 class Attention(nn.Module):
@@ -101,9 +85,10 @@ class GPT2(nn.Module):
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.output: Tensor | None = None
-        """(V, C), centred, of a copy that decodes in fewer bits than the model it was made of."""
+        """(V, C), centred; set in a copy that decodes at lower precision than its original."""
         self.checkpoint_blocks = False
-        """Whether backward computes each block again instead of keeping what it needs (Chen et al. 2016)."""
+        """Activation checkpointing: backward recomputes each block instead of storing its activations (Chen et al.
+        2016)."""
         self.initialise()
 
     def initialise(self) -> None:
@@ -129,19 +114,18 @@ class GPT2(nn.Module):
 
         Args:
             input_ids: (B, T) int64, padded on the right.
-            lengths: (B,) int64, how many tokens of each row are read; the others cost nothing but attention, and have
-                hidden states of 0.
-            segments: (B, T) int64 for rows that hold several sequences (packing) or padding elsewhere than on the
-                right: a token attends to earlier tokens of its own segment only, and positions count from each
-                segment's start. A 0/1 attention mask is the special case of two segments.
-            cache: keys and values of what went before; the caller then calls `cache.advance`.
+            lengths: (B,) int64, the tokens of each row to read; the rest cost only attention, and have hidden states of
+                0.
+            segments: (B, T) int64, for rows that hold several sequences (packing) or padding not on the right: a token
+                attends only to earlier tokens of its segment, and positions count from the segment's start. A 0/1
+                attention mask is the special case of two segments.
+            cache: keys and values of the preceding tokens; the caller then calls `cache.advance`.
 
         Returns:
             (B, T, C).
 
         Raises:
-            ValueError: T (with what is cached) is longer than the model's context or than the cache's room, or
-                arguments exclude each other.
+            ValueError: T (plus cached tokens) exceeds the model's context or the cache, or arguments are incompatible.
         """
         T = input_ids.shape[1]
         if T + (cache.longest if cache else 0) > self.config.n_positions:
@@ -165,7 +149,7 @@ class GPT2(nn.Module):
                 raise ValueError("a filled cache is extended one token at a time")
             positions = cache.lengths[:, None] + steps  # (B, 1)
             slots = torch.arange(cache.longest + 1, device=input_ids.device)  # (S,)
-            # Added to the scores: attention would make that of a bool mask, in every layer anew.
+            # Added to the scores: attention would convert a bool mask in every layer.
             mask = torch.where(slots <= positions, 0.0, -math.inf).to(self.wpe.weight.dtype)[:, None, None]  # (B,1,1,S)
         else:
             positions = steps
@@ -185,16 +169,16 @@ class GPT2(nn.Module):
         return x if unpadded is None else unpadded.put(x)
 
     def empty_cache(self, batch: int, slots: int) -> KVCache:
-        """Room for so many sequences of so many tokens."""
+        """A cache for `batch` sequences of `slots` tokens."""
         return KVCache.empty(self.config, batch, slots, like=self.wte.weight)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., C) -> (..., V) float32, by the transposed token embedding: those of `transformers`."""
+        """(..., C) -> (..., V) float32, by the transposed token embedding; equal to those of `transformers`."""
         with torch.autocast(hidden.device.type, enabled=False):
             return F.linear(hidden.float(), self.wte.weight.float())
 
     def centred_logits(self, hidden: Tensor) -> Tensor:
-        """The logits less what all tokens have in common (output.py), for log-probs and draws: (..., C) -> (..., V)."""
+        """The logits minus their common offset (output.py), for log-probs and sampling: (..., C) -> (..., V)."""
         return F.linear(hidden, centred(self.wte.weight, hidden.dtype) if self.output is None else self.output)
 
     def n_parameters(self) -> int:

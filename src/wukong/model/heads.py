@@ -1,9 +1,9 @@
-"""One number a token: the reward model and the value model, with a GPT-2 trunk of their own or on the policy's.
+"""Scalar heads: the reward model and the value model, with a separate GPT-2 trunk or on the policy's.
 
 The reward of a response is read at its last real token (`pooling="last"`) or as the mean over its real tokens.
 The reward model reads prompt + response *without* the closing end-of-text token: Hugging Face's
-`GPT2ForSequenceClassification` takes the padding token, which for GPT-2 is the end-of-text token, for absent,
-so this is the one convention under which an exported model gives the same scores there.
+`GPT2ForSequenceClassification` skips the padding token, which for GPT-2 is the end-of-text token, so only this
+convention gives an exported model the same scores there.
 
 Shape legend: B batch, T time, C channels, N any positions.
 """
@@ -23,13 +23,13 @@ Pooling = Literal["last", "mean"]
 
 
 class ScalarModel(nn.Module):
-    """Reward model (pooled over the sequence) and value model (one value a token) in one."""
+    """Reward model (pooled over the sequence) and value model (one value per token)."""
 
     def __init__(self, trunk: GPT2, head: HeadKind = "linear", pooling: Pooling = "last") -> None:
         super().__init__()
         width = trunk.config.n_embd
         self.trunk, self.head_kind, self.pooling = trunk, head, pooling
-        # Small weights and no bias (lm-human-preferences): scores start near 0 with a spread of about 1.
+        # Small weights and no bias (lm-human-preferences): scores start near 0 with a standard deviation of about 1.
         self.score = nn.Linear(width, 1)
         nn.init.normal_(self.score.weight, std=1 / math.sqrt(width + 1))
         nn.init.zeros_(self.score.bias)
@@ -40,16 +40,16 @@ class ScalarModel(nn.Module):
         return self.trunk.config
 
     def token_scores(self, input_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """One number a token: (B, T) -> (B, T) float32. Arguments as for the trunk."""
+        """A score per token: (B, T) -> (B, T) float32. Arguments as for the trunk."""
         return self.read(self.trunk(input_ids, lengths=lengths))
 
     def read(self, states: Tensor) -> Tensor:
-        """The number of each of the trunk's hidden states: (..., C) -> (...) float32, computed in float32."""
+        """A score for each of the trunk's hidden states: (..., C) -> (...) float32, computed in float32."""
         with torch.autocast(states.device.type, enabled=False):
             return self.score(self.hidden(states.float())).squeeze(-1)
 
     def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        """The reward of each row: (B, T) int64 padded on the right, (B,) real lengths -> (B,) float32."""
+        """The reward of each row: (B, T) int64, right-padded, and (B,) lengths -> (B,) float32."""
         scores = self.token_scores(input_ids, lengths)
         if self.pooling == "last":
             return scores.gather(1, (lengths - 1).unsqueeze(1)).squeeze(1)
@@ -58,14 +58,14 @@ class ScalarModel(nn.Module):
 
     @torch.no_grad()
     def rescale(self, gain: float, bias: float) -> None:
-        """Makes the model return gain x reward + bias from now on: both go into the head's own weights."""
+        """Folds gain x reward + bias into the head's weights."""
         self.score.weight.mul_(gain)
         self.score.bias.mul_(gain).add_(bias)
 
 
 class ValueHead(nn.Module):
-    """A value model that shares the policy's trunk: one linear layer on the policy's hidden states, as in Ziegler et
-    al. 2019. It starts at 0, so that at first the returns are the advantages."""
+    """A value model that shares the policy's trunk: a linear layer on the policy's hidden states, as in Ziegler et al.
+    2019. It starts at 0, so that initially the returns are the advantages."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

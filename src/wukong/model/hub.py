@@ -1,11 +1,11 @@
-"""Hugging Face in and out: every model of ours is a directory that `transformers` loads, and theirs load here.
+"""Hugging Face import and export: our models are directories that `transformers` loads, and theirs load here.
 
 Their GPT-2 stores each linear layer's weight transposed (a `Conv1D`), under a `transformer.` prefix, and the tied
 output layer not at all. A reward model with a linear head read at the last token is their
-`GPT2ForSequenceClassification`; one with an MLP head or mean pooling has no counterpart there, so it is stored
-under a model type of its own, which `transformers` refuses instead of giving wrong scores.
+`GPT2ForSequenceClassification`; one with an MLP head or mean pooling has no counterpart there, so it is stored under a
+separate model type, which `transformers` refuses instead of giving wrong scores.
 
-Saving writes files only: the caller gives a staging directory (`wukong.files.atomic_directory`).
+Saving only writes files: the caller provides a staging directory (`wukong.files.atomic_directory`).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _OWN_TYPE = "wukong_reward"
 LARGEST_HEADER = 1 << 24
 """Bytes of a safetensors file's header; GPT-2 XL's has 70,000."""
 
-# What GPT-2 is, where Hugging Face's implementation has options. A missing one means the first value here.
+# GPT-2's values of Hugging Face's options. A missing option means the first value.
 _GPT2_OPTIONS: dict[str, tuple[Any, ...]] = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
     "scale_attn_weights": (True,),
@@ -72,7 +72,7 @@ def save_policy(
 
     Args:
         dtype: of the stored weights.
-        sampling: how it should be sampled when nobody says otherwise, here and there (`recommended_sampling`).
+        sampling: the default sampling parameters, here and in `transformers` (`recommended_sampling`).
     """
     directory = Path(directory)
     config = _config_json(model.config, tokenizer, dtype) | {"architectures": ["GPT2LMHeadModel"]}
@@ -84,9 +84,9 @@ def save_policy(
 def save_reward(
     directory: str | Path, model: ScalarModel, tokenizer: Tokenizer, *, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Writes a reward (or value) model; with a linear head and last pooling it is one of `transformers` too.
+    """Writes a reward (or value) model; with a linear head and last pooling, `transformers` loads it.
 
-    Their head has no bias, so ours moves into the final LayerNorm's: w.(x + b w/|w|^2) = w.x + b.
+    Their head has no bias, so ours is folded into the final LayerNorm's: w.(x + b w/|w|^2) = w.x + b.
     """
     config = _config_json(model.config, tokenizer, dtype)
     tensors = _trunk_tensors(model.trunk) | {"score.weight": model.score.weight.detach()}
@@ -99,7 +99,7 @@ def save_reward(
         bias, weight = model.score.bias.detach().double(), model.score.weight.detach().double().squeeze(0)  # (), (C,)
         if bias.item() != 0:
             if not weight.any():
-                raise UsageError("the reward head's weights are all zero: its score says nothing about the text")
+                raise UsageError("the reward head's weights are all zero, so its score does not depend on the text")
             ln_f = model.trunk.ln_f.bias.detach().double()
             tensors["transformer.ln_f.bias"] = ln_f + bias * weight / weight.dot(weight)
     else:
@@ -126,7 +126,7 @@ def _config_json(config: GPT2Config, tokenizer: Tokenizer, dtype: torch.dtype) -
         "n_inner": None,
         "layer_norm_epsilon": config.layer_norm_epsilon,
         "activation_function": "gelu_new",
-        # RLHF needs train and eval mode to agree, so whoever trains further chooses the dropout anew.
+        # RLHF needs train and eval mode to agree; further training sets its own dropout.
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,
@@ -162,7 +162,7 @@ def _save(
 
 @dataclass
 class _Checkpoint:
-    """A model directory that is being read: `tensors` loses each tensor that is taken, none may remain."""
+    """A model directory being read. Tensors are removed from `tensors` as they are used; none may remain."""
 
     config_file: Path
     config: dict[str, Any]
@@ -171,7 +171,7 @@ class _Checkpoint:
     tensors: dict[str, Tensor]
 
     def require(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The tensor as it is in the file, our way round. Raises UsageError for one of another shape or kind."""
+        """The tensor as stored, in our orientation. Raises UsageError for an unexpected shape or type."""
         if name not in self.tensors:
             raise UsageError(f"{self.weights_file}: tensor {name} is missing")
         tensor = self.tensors[name]
@@ -183,16 +183,16 @@ class _Checkpoint:
         return tensor
 
     def take(self, name: str, shape: torch.Size) -> Tensor:
-        """The tensor in float32, in memory of its own (not the mapped file's)."""
+        """The tensor in float32, copied from the mapped file."""
         tensor = self.require(name, tuple(shape))
         del self.tensors[name]
         tensor = tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         if not all(math.isfinite(extreme) for extreme in torch.aminmax(tensor)):
-            raise UsageError(f"{self.weights_file}: tensor {name} holds NaN or infinite numbers; the model is broken")
+            raise UsageError(f"{self.weights_file}: tensor {name} contains NaN or infinite values; the model is broken")
         return tensor
 
     def fill(self, module: nn.Module) -> None:
-        """Gives a module on the meta device its weights, by their names in the module."""
+        """Loads the weights of a module on the meta device, by their names in the module."""
         state = {name: self.take(name, parameter.shape) for name, parameter in module.named_parameters()}
         module.load_state_dict(state, assign=True)
 
@@ -207,19 +207,19 @@ def load_policy(
     """A language model and its tokenizer, from a directory or a Hugging Face hub id such as "gpt2".
 
     Args:
-        dropout: the rate for training; a saved model carries none.
+        dropout: the rate for training; it is not saved with a model.
         template: a chat template to use instead of the stored one.
 
     Returns:
         The model in float32 on the CPU, in training mode, and the tokenizer.
 
     Raises:
-        UsageError: one line that says which file is wrong and how.
+        UsageError: names the invalid file and the problem in one line.
     """
     directory = _download(source)
     checkpoint = _open(directory)
     if checkpoint.is_reward:
-        raise UsageError(f"{checkpoint.config_file}: holds a reward model, a language model is needed here")
+        raise UsageError(f"{checkpoint.config_file}: holds a reward model, expected a language model")
     with torch.device("meta"):
         model = GPT2(_gpt2_config(checkpoint, dropout))
     checkpoint.fill(model)
@@ -237,14 +237,14 @@ def load_reward(
     directory = _download(source)
     checkpoint = _open(directory)
     if not checkpoint.is_reward:
-        raise UsageError(f"{checkpoint.config_file}: holds a language model, a reward model is needed here")
+        raise UsageError(f"{checkpoint.config_file}: holds a language model, expected a reward model")
     head, pooling = _head_of(checkpoint)
     with torch.device("meta"):
         model = ScalarModel(GPT2(_gpt2_config(checkpoint, dropout)), head, pooling)
     score = checkpoint.tensors.get("score.weight")
     if score is not None and score.ndim == 2 and len(score) != 1:
         raise UsageError(f"{checkpoint.weights_file}: a classifier of {len(score)} labels, a reward model has one")
-    checkpoint.tensors.setdefault("score.bias", torch.zeros(1))  # theirs has none, nor ours after the fold
+    checkpoint.tensors.setdefault("score.bias", torch.zeros(1))  # neither theirs nor ours has one after folding
     checkpoint.fill(model.trunk)
     head_parameters = {name: p for name, p in model.named_parameters() if not name.startswith("trunk.")}
     state = {name: checkpoint.take(name, parameter.shape) for name, parameter in head_parameters.items()}
@@ -256,7 +256,7 @@ def load_reward(
 def load_trunk(
     source: str | Path, *, dropout: float = 0.0, template: str | Path | None = None
 ) -> tuple[GPT2, Tokenizer]:
-    """The transformer of a policy or of a reward model (without its head), e.g. to put a new head on it.
+    """The transformer of a policy or of a reward model (without its head), e.g. to attach a new head.
 
     Arguments, result and errors as for `load_policy`.
     """
@@ -281,7 +281,7 @@ def _open(directory: Path) -> _Checkpoint:
 
 
 def recommended_sampling(source: str | Path) -> SamplingParameters:
-    """How a model wants to be sampled: its generation_config.json, else the model's own distribution.
+    """A model's recommended sampling parameters: its generation_config.json, else its untruncated distribution.
 
     Raises UsageError for values of wrong types.
     """
@@ -290,7 +290,7 @@ def recommended_sampling(source: str | Path) -> SamplingParameters:
 
 
 def _read_config(file: Path) -> tuple[dict[str, Any], bool]:
-    """(config.json, whether it is a reward model's)."""
+    """(config.json, whether the model is a reward model)."""
     config = read_object(file)
     if config.get("model_type") not in ("gpt2", _OWN_TYPE):
         raise UsageError(f"{file}: model_type is {brief(config.get('model_type'))}, only GPT-2 can be loaded")
@@ -298,12 +298,12 @@ def _read_config(file: Path) -> tuple[dict[str, Any], bool]:
     architectures = config.get("architectures") or [default]
     if not isinstance(architectures, list) or architectures[0] not in _POLICIES + _REWARDS:
         found = architectures[0] if isinstance(architectures, list) else architectures
-        raise UsageError(f"{file}: architecture {brief(found, str)} is none of {', '.join(_POLICIES + _REWARDS)}")
+        raise UsageError(f"{file}: architecture {brief(found, str)} is not one of {', '.join(_POLICIES + _REWARDS)}")
     return config, architectures[0] in _REWARDS
 
 
 def _gpt2_config(checkpoint: _Checkpoint, dropout: float) -> GPT2Config:
-    """The sizes, each compared with the tensors before anything is made of them. Raises UsageError."""
+    """The sizes, each checked against the tensors before use. Raises UsageError."""
     file, config = checkpoint.config_file, checkpoint.config
     sizes: dict[str, int] = {}
     for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
@@ -313,9 +313,9 @@ def _gpt2_config(checkpoint: _Checkpoint, dropout: float) -> GPT2Config:
         sizes[name] = value
     for name, allowed in _GPT2_OPTIONS.items():
         if config.get(name, allowed[0]) not in allowed:
-            raise UsageError(f"{file}: {name} is {brief(config[name])}, only {allowed[0]!r} is GPT-2 and supported")
+            raise UsageError(f"{file}: {name} is {brief(config[name])}, only GPT-2's {allowed[0]!r} is supported")
     if config.get("n_inner") not in (None, 4 * sizes["n_embd"]):
-        raise UsageError(f"{file}: n_inner is {brief(config['n_inner'])}, only 4 x n_embd is GPT-2 and supported")
+        raise UsageError(f"{file}: n_inner is {brief(config['n_inner'])}, only GPT-2's 4 x n_embd is supported")
     epsilon = config.get("layer_norm_epsilon", 1e-5)
     if not isinstance(epsilon, float) or not 0 < epsilon < 1:
         raise UsageError(f"{file}: layer_norm_epsilon is {brief(epsilon)}, not a small number")
@@ -341,7 +341,7 @@ def _head_of(checkpoint: _Checkpoint) -> tuple[HeadKind, Pooling]:
 
 
 def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
-    """(the file to name in errors, all tensors) of the first of safetensors and .bin, whole or in shards."""
+    """(the file to name in errors, all tensors), from safetensors or else .bin, in one file or shards."""
     for name in _WEIGHTS:
         file = directory / name
         if not file.is_file():
@@ -355,10 +355,10 @@ def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
         tensors: dict[str, Tensor] = {}
         for shard in sorted(set(shards.values())):
             if Path(shard).name != shard or Path(shard).suffix != Path(name.removesuffix(".index.json")).suffix:
-                raise UsageError(f"{file}: shard {brief(shard)} is not the name of a weights file beside it")
+                raise UsageError(f"{file}: shard {brief(shard)} is not a weights file in the same directory")
             found = _read_tensors(directory / shard)
             if twice := found.keys() & tensors.keys():
-                raise UsageError(f"{directory / shard}: tensor {brief(min(twice), str)} is in another shard, too")
+                raise UsageError(f"{directory / shard}: tensor {brief(min(twice), str)} is in another shard too")
             tensors |= found
         if absent := shards.keys() - tensors.keys():
             raise UsageError(f"{file}: tensor {brief(min(absent), str)} is in none of its shards")
@@ -369,7 +369,7 @@ def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
 def _read_tensors(file: Path) -> dict[str, Tensor]:
     try:
         found = file.is_file()
-    except (OSError, ValueError):  # a name that is too long, or that no file can have
+    except (OSError, ValueError):  # a name that is too long or not valid for a file
         found = False
     if not found:
         raise UsageError(f"{file.parent}/{brief(file.name, str)}: no such file")
@@ -378,12 +378,12 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
             _check_header(file)
             return load_file(file)
         _check_archive(file)
-        tensors = torch.load(file, map_location="cpu", weights_only=True)  # never runs code from the file
+        tensors = torch.load(file, map_location="cpu", weights_only=True)  # does not execute code from the file
     except UsageError:
         raise
     except pickle.UnpicklingError:
-        raise UsageError(f"{file}: damaged, or holds more than weights and was not opened for safety") from None
-    except Exception as error:  # on arbitrary bytes either reader raises whatever comes: IndexError, RuntimeError, ...
+        raise UsageError(f"{file}: damaged, or contains more than weights, which is not loaded for safety") from None
+    except Exception as error:  # arbitrary bytes make the readers raise anything: IndexError, RuntimeError, ...
         reason = (str(error).splitlines() or ["it is empty"])[0]
         raise UsageError(f"{file}: damaged weights file ({reason[:200]})") from None
     if not isinstance(tensors, dict) or not all(
@@ -391,7 +391,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
     ):
         raise UsageError(f"{file}: not a dictionary of tensors")
     for name, tensor in tensors.items():
-        # A view can be larger than what it shows: one number stretched to a terabyte.
+        # A view can be larger than its storage: one number expanded to a terabyte.
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or not _is_stored_whole(tensor):
             raise UsageError(f"{file}: tensor {brief(name, str)} is not stored as plain numbers")
     return tensors
@@ -402,7 +402,7 @@ def _is_stored_whole(tensor: Tensor) -> bool:
 
 
 def _check_header(file: Path) -> None:
-    """Before the library reads all of it. Raises UsageError for a safetensors file whose header is no header."""
+    """Checks a safetensors file's header before the library reads it. Raises UsageError."""
     with file.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
         if length > LARGEST_HEADER:
@@ -410,25 +410,25 @@ def _check_header(file: Path) -> None:
         header = json.loads(handle.read(length))
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
     if isinstance(metadata, dict) and metadata.get("format", "pt") != "pt":
-        raise UsageError(f"{file}: weights of another framework ({brief(metadata['format'])}), PyTorch's are needed")
+        raise UsageError(f"{file}: weights of another framework ({brief(metadata['format'])}), expected PyTorch")
 
 
 def _check_archive(file: Path) -> None:
-    """Raises UsageError for a .bin whose parts are packed: a megabyte could unpack to a terabyte."""
+    """Raises UsageError for a .bin with compressed parts: a megabyte could unpack to a terabyte."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
-                raise UsageError(f"{file}: its tensors are compressed, PyTorch writes them as they are")
+                raise UsageError(f"{file}: its tensors are compressed, which PyTorch never does")
 
 
 def _our_names(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Drops the `transformer.` prefix, old files' mask buffers and the output layer, which must be the tied one."""
+    """Drops the `transformer.` prefix, the mask buffers of old files, and the output layer, which must be tied."""
     ours: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if re.search(r"\bh\.\d+\.attn\.(masked_)?bias$", name):
             continue
         if (own := name.removeprefix("transformer.")) in ours:
-            raise UsageError(f"{file}: tensor {own} is there twice, with the prefix transformer. and without")
+            raise UsageError(f"{file}: tensor {own} is stored twice, with and without the prefix transformer.")
         ours[own] = tensor
     output = ours.pop("lm_head.weight", None)
     if output is not None and not torch.equal(output, ours.setdefault("wte.weight", output)):
@@ -437,8 +437,8 @@ def _our_names(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _load_tokenizer(directory: Path, model: GPT2, template: str | Path | None) -> Tokenizer:
-    """The tokenizer. Rows of the embedding that it has no token for (vocabularies are padded to round numbers) leave
-    the model: they could be drawn, and count in every log-prob."""
+    """The tokenizer. Embedding rows without a token (vocabularies are padded to round numbers) are removed from the
+    model: they could be sampled, and affect every log-prob."""
     tokenizer = Tokenizer.load(directory, template=template)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UsageError(f"{directory}: {_mismatch(tokenizer, model.config)}")

@@ -1,13 +1,13 @@
-// One step of decoding on a CPU: products of a few rows with large matrices, attention of one new token a row, the draw
-// of the next token; and GELU, for training too.
+// One step of decoding on a CPU: products of a few rows with large matrices, attention for one new token per row,
+// sampling of the next token; and GELU, also for training.
 //
-// A product of so few rows is little more than reading the matrix. So the matrix is kept in the order in which it is
-// read, in panels as wide as a register: [N / WIDTH][K][WIDTH], float32 or bfloat16, the last panel filled up with zeros. Arithmetic
-// is float32. Each row's sums are made in the same order however many rows there are: what comes out for a row does
-// not depend, to the bit, on its company.
+// A product of so few rows is bound by reading the matrix. So the matrix is stored in the order in which it is read, in
+// panels as wide as a register: [N / WIDTH][K][WIDTH], float32 or bfloat16, the last panel padded with zeros. Arithmetic
+// is float32. Each row is summed in the same order for any number of rows, so its result does not depend on the other
+// rows, to the bit.
 //
-// Compiled when first used, by kernels.py. Vectors are the compiler's own (GCC's and clang's vector_size): one
-// source for AVX2 and AVX-512.
+// Compiled on first use by kernels.py. Vectors use the compiler's vector_size (GCC and clang): one source for AVX2 and
+// AVX-512.
 
 #include <algorithm>
 #include <cmath>
@@ -51,14 +51,14 @@ Floats load(const uint16_t* from) {  // bfloat16: the upper half of a float
 
 void store(float* to, Floats from, int64_t count = WIDTH) { std::memcpy(to, &from, 4 * count); }
 
-void store(uint16_t* to, Floats from) {  // rounded to the nearest, to even between two
+void store(uint16_t* to, Floats from) {  // rounded to nearest even
     Bits bits;
     std::memcpy(&bits, &from, sizeof bits);
     const Halves halves = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Halves);
     std::memcpy(to, &halves, sizeof halves);
 }
 
-// exp to about 1e-7 of its value, after Cephes (Moshier): 2^n times a polynomial of what is left.
+// exp to about 1e-7 of its value, after Cephes (Moshier): 2^n times a polynomial of the remainder.
 Floats exponential(Floats x) {
     x = x > 88.0f ? Floats{} + 88.0f : x;
     x = x < -87.0f ? Floats{} - 87.0f : x;
@@ -86,7 +86,7 @@ Floats gelu_slope(Floats x) {
     return s + x * s * (1.0f - s) * (1.59576912f + 0.21406859f * x * x);
 }
 
-// f of each of the n vectors' elements, the last vector being cut at the end.
+// Applies f to n elements, vector by vector; the last vector may be partial.
 template <typename F>
 void elementwise(int64_t n, int threads, F f) {
 #pragma omp parallel for schedule(static) num_threads(n < 16384 ? 1 : threads)
@@ -107,7 +107,7 @@ struct Product {  // y = x W^T + bias, through GELU, plus residual
     int64_t M, K, N;
 };
 
-// Rows first .. first + rows of x, column by column: (K, R), rows behind the last being 0.
+// Rows first .. first + rows of x, transposed to (K, R); missing rows are 0.
 template <int R>
 void transpose(const Product& p, int64_t first, int64_t k, int64_t end, float* columns) {
     for (int r = 0; r < R; r++) {
@@ -119,8 +119,8 @@ void transpose(const Product& p, int64_t first, int64_t k, int64_t end, float* c
     }
 }
 
-// The same rows' results for P panels beside each other. Meanwhile, with the first P groups of rows, the next P panels
-// are asked of the memory.
+// The results of the same rows for P adjacent panels. During the first P groups of rows the next P panels are
+// prefetched.
 template <int R, int P, typename Weight>
 void multiply(const Product& p, int64_t first, const float* columns, const Weight* panels, int64_t column) {
     Floats sums[P][R] = {};
@@ -173,7 +173,7 @@ void multiply_all(const Product& p, const Weight* panels, float* columns, int th
     }
 }
 
-// Registers hold the sums: of many rows, or of several panels where there are few.
+// Registers hold the sums of many rows, or of several panels for few rows.
 template <typename Weight>
 void multiply_all(const Product& p, const Weight* panels, float* columns, int threads) {
     if (p.M == 1) return multiply_all<1, 4>(p, panels, columns, threads);
@@ -183,7 +183,7 @@ void multiply_all(const Product& p, const Weight* panels, float* columns, int th
     if (p.M <= 8) return multiply_all<8, 1>(p, panels, columns, threads);
     if constexpr (sizeof(Weight) == sizeof(float))
         if (p.M > 16) return multiply_all<8, 3>(p, panels, columns, threads);
-    multiply_all<16, 1>(p, panels, columns, threads);  // what is made float32 again is to serve many rows
+    multiply_all<16, 1>(p, panels, columns, threads);  // converting to float32 should serve many rows
 }
 
 // LayerNorm of M rows of K, a multiple of 16.
@@ -211,7 +211,7 @@ struct Attention {
     int64_t B, H, S;
 };
 
-// One head of one sequence; V vectors make a head's width.
+// One head of one sequence; a head is V vectors wide.
 template <int V, typename Cached>
 void attend(const Attention<Cached>& a, int64_t row, float* scores) {
     constexpr int D = V * WIDTH;
@@ -245,7 +245,7 @@ void attend(const Attention<Cached>& a, int64_t row, float* scores) {
     for (int i = 0; i < V; i++) store(a.y + row * D + i * WIDTH, means[i] / total);
 }
 
-// V is found from 1 upwards.
+// Searches V from 1 upwards.
 template <int V = 1, typename Cached>
 void attend_all(const Attention<Cached>& a, int64_t D, int threads) {
     if constexpr (V * WIDTH < 128)
@@ -259,8 +259,8 @@ void attend_all(const Attention<Cached>& a, int64_t D, int threads) {
 }
 
 // A token by inverse-CDF sampling in two levels, first a block of tokens and then a token in it, as `rollout.draw`:
-// here no weight is ever stored. At temperature 0 the likeliest token. Gives its log-prob too, at that temperature (1
-// for 0).
+// here the weights are never stored. At temperature 0 the most likely token. Also gives its log-prob at that
+// temperature (1 for 0).
 void draw(const float* logits, int64_t V, float temperature, float noise, float* sums, int64_t* token, float* logprob) {
     constexpr int BLOCK = 4 * WIDTH;
     const Floats nothing = Floats{} - INFINITY;
@@ -291,7 +291,7 @@ void draw(const float* logits, int64_t V, float temperature, float noise, float*
         sums[block] = sum(parts);
         total += sums[block];
     }
-    // The first whose running sum is beyond what is wanted; rounding may leave none, then the last that has any weight.
+    // The first whose running sum exceeds the target; if rounding leaves none, the last with nonzero weight.
     double rest = noise * total;
     int64_t chosen = 0;
     for (int64_t block = 0; block < blocks; block++) {
@@ -315,7 +315,7 @@ void draw(const float* logits, int64_t V, float temperature, float noise, float*
 
 struct Matrix {
     const void* panels;
-    const float* bias;  // filled up to whole panels
+    const float* bias;  // padded to whole panels
 };
 
 // columns: scratch of (M + 16) * K floats.
@@ -346,9 +346,9 @@ void wukong_linear(const float* x, const Matrix* matrix, int is_bfloat16, float*
 }
 
 // A layer of GPT-2 for one new token of each of B sequences: x (B, H * D) becomes its output. Its keys and values are
-// put behind the lengths[b] tokens of which keys and values (B, H, S, D) hold them; D of 16 or a multiple up to 128.
-// scratch: (B + 16) * 10 * H * D floats. Returns -1, or the first row whose length leaves no slot for the new token:
-// then nothing was written.
+// appended to the lengths[b] tokens already in keys and values (B, H, S, D); D is a multiple of 16 up to 128.
+// scratch: (B + 16) * 10 * H * D floats. Returns -1, or the first row without a free slot for the new token,
+// in which case nothing was written.
 int64_t wukong_layer(const Layer* layer, float* x, void* keys, void* values, const int64_t* lengths, float* scratch,
                      int64_t B, int64_t H, int64_t S, int64_t D, int threads) {
     for (int64_t b = 0; b < B; b++)
@@ -376,7 +376,7 @@ int64_t wukong_layer(const Layer* layer, float* x, void* keys, void* values, con
     return -1;
 }
 
-// A token for each row of logits (B, V) with its log-prob, all (B).
+// A token for each row of logits (B, V), and its log-prob, both (B).
 void wukong_draw(const float* logits, const float* temperatures, const float* noise, int64_t* tokens, float* logprobs,
                  int64_t B, int64_t V, int threads) {
 #pragma omp parallel num_threads(threads)
@@ -388,7 +388,7 @@ void wukong_draw(const float* logits, const float* temperatures, const float* no
     }
 }
 
-// GELU by its tanh, x (n) -> y (n), and the product of its slope with the gradient.
+// Tanh GELU, x (n) -> y (n), and its derivative times the gradient.
 void wukong_gelu(const float* x, float* y, int64_t n, int threads) {
     elementwise(n, threads, [=](int64_t i, auto count) { store(y + i, gelu(load(x + i, count)), count); });
 }

@@ -1,14 +1,15 @@
-"""Kernels of our own for a CPU (kernels.cpp), compiled for this machine when first used: decoding's and GELU.
+"""Our CPU kernels (kernels.cpp) for decoding and GELU, compiled for this machine on first use.
 
-They are used on Linux where there is a C++ compiler and the processor has AVX2 or more. Elsewhere PyTorch's own do the
-same work, to within rounding.
+They are used on Linux with a C++ compiler and at least AVX2. Elsewhere PyTorch's kernels are used, whose results agree
+up to rounding.
 
 $WUKONG_SANITIZE names sanitizers to compile them with, for example "address,undefined"; the first needs the compiler's
-libasan.so in $LD_PRELOAD (benchmarks/decoder_stress.py does both).
+libasan.so in $LD_PRELOAD (benchmarks/stress/decoder.py does both).
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -17,6 +18,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,29 +34,47 @@ SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-Wno-psabi", "-mtune=haswell")
 
 
-@functools.cache
+_chosen: list[ctypes.CDLL | None] = []
+
+
 def library() -> ctypes.CDLL | None:
-    """The kernels; None where they are not to be had. Says so once where only a compiler is missing."""
+    """The kernels in use: this machine's, or those of the `using` block around the call; None where there are none."""
+    return _chosen[-1] if _chosen else compiled()
+
+
+@contextlib.contextmanager
+def using(kernels: ctypes.CDLL | None) -> Iterator[None]:
+    """Within the block these kernels are used, in all threads; None: PyTorch's alone."""
+    _chosen.append(kernels)
+    try:
+        yield
+    finally:
+        _chosen.pop()
+
+
+@functools.cache
+def compiled() -> ctypes.CDLL | None:
+    """This machine's own kernels; None where they cannot be had. Says so once where only a compiler is missing."""
     if platform.system() != "Linux" or "AVX" not in torch.backends.cpu.get_cpu_capability():
         return None
     compiler = os.environ.get("CXX", "c++")
     if not shutil.which(compiler):
-        say(f"no C++ compiler ({compiler}): PyTorch's own kernels write responses, which takes up to twice as long")
+        say(f"no C++ compiler ({compiler}): using PyTorch's kernels, which take up to twice as long to write responses")
         return None
     try:
         return load(compiler, "native", os.environ.get("WUKONG_SANITIZE", ""))
     except (OSError, subprocess.CalledProcessError) as error:
         said = error.stderr.strip().splitlines() if isinstance(error, subprocess.CalledProcessError) else [str(error)]
-        say(f"{SOURCE.name} cannot be compiled here ({next(iter(said), error)}): PyTorch's own kernels are used")
+        say(f"{SOURCE.name} cannot be compiled ({next(iter(said), error)}): using PyTorch's kernels")
         return None
 
 
 def load(compiler: str, processor: str, sanitizers: str = "") -> ctypes.CDLL:
-    """The kernels, compiled for a processor by its name (GCC's -march) unless that was done before.
+    """The kernels, compiled for a processor (GCC's -march name) unless cached.
 
-    sanitizers: names with commas between (GCC's -fsanitize); what they find ends the process.
+    sanitizers: comma-separated names (GCC's -fsanitize); a finding ends the process.
 
-    Raises OSError or CalledProcessError when they cannot be compiled or loaded.
+    Raises OSError or CalledProcessError if they cannot be compiled or loaded.
     """
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout
     checks = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g"] if sanitizers else []
@@ -62,7 +82,7 @@ def load(compiler: str, processor: str, sanitizers: str = "") -> ctypes.CDLL:
     file = cache_directory() / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        # Linked with the OpenMP that PyTorch has loaded: two pools of threads would be in each other's way.
+        # Linked with the OpenMP that PyTorch has loaded: two thread pools would compete.
         own = sorted(map(str, (Path(torch.__file__).parent / "lib").glob("libgomp*.so*")))
         with tempfile.TemporaryDirectory(dir=file.parent) as directory:
             objects, built = f"{directory}/kernels.o", f"{directory}/kernels.so"
@@ -71,7 +91,7 @@ def load(compiler: str, processor: str, sanitizers: str = "") -> ctypes.CDLL:
                 [compiler, *checks, "-shared", objects, *(own or ["-lgomp"]), "-o", built],
             ):
                 subprocess.run(command, check=True, capture_output=True, text=True)
-            os.replace(built, file)  # whole or not at all, whoever else builds it now
+            os.replace(built, file)  # atomic: other processes may be building it too
     kernels = ctypes.CDLL(str(file))
     tensor, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     for name, arguments in {
@@ -88,7 +108,7 @@ def load(compiler: str, processor: str, sanitizers: str = "") -> ctypes.CDLL:
 
 
 def _instructions() -> str:
-    """What "native" stands for: a home directory may be shared by unlike machines."""
+    """What "native" resolves to: different machines may share a home directory."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line for line in lines if line.startswith("flags")), "")
 
@@ -114,9 +134,9 @@ class _GELU(torch.autograd.Function):
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU by its tanh approximation, as in GPT-2; PyTorch's own takes two to three times as long on a CPU.
+    """GELU in the tanh approximation, as in GPT-2; PyTorch's takes two to three times as long on a CPU.
 
-    Within what `torch.compile` compiles it is fused with its neighbours and stays PyTorch's.
+    Under `torch.compile` it stays PyTorch's, which is fused with neighbouring operations.
     """
     ours = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling()
     if ours and (kernels := library()):
@@ -125,7 +145,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def draw(kernels: ctypes.CDLL, logits: Tensor, temperatures: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """A token for each row by inverse-CDF sampling, and its log-prob at that temperature.
+    """Samples a token for each row by inverse CDF, and its log-prob at that temperature.
 
     logits: (B, V) float32; temperatures: (B,), 0 for the likeliest token; u: (B,) in [0, 1). Returns (B,) int64 and
     (B,) float32. Raises ValueError for other shapes or types: the kernel would read past the end.

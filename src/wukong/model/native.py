@@ -1,9 +1,9 @@
-"""GPT-2 that decodes on a CPU by kernels of our own (kernels.cpp).
+"""GPT-2 that decodes on a CPU with our kernels (kernels.cpp).
 
-One token at a time, a product of a few rows with a large matrix is little more than reading the matrix, and PyTorch's
-kernels, made for many rows, read it at a third of the memory's speed. These are given the matrix in the order in which
-they read it; the bias, GELU and the residual addition are done while the result is in registers, and attention reads
-of each sequence what it has and not what the longest one has. A prompt is still read by the model itself.
+When decoding one token at a time, the product of a few rows with a large matrix is bound by reading the matrix, and
+PyTorch's kernels, made for many rows, read it at a third of the memory bandwidth. Ours store the matrix in the order in
+which they read it; bias, GELU and the residual addition are applied while the result is in registers, and attention
+reads only each sequence's own length. Prompts are still read by the original model.
 
 Shape legend: B batch, C channels, H heads, S cached time, D head width, K and N columns and rows of a weight matrix.
 """
@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from wukong.model import kernels
 from wukong.model.attention import AttentionContext, KVCache
 from wukong.model.gpt2 import GPT2, Block
-from wukong.model.output import centred
+from wukong.model.logprobs import centred
 
 HEAD_WIDTHS = range(16, 129, 16)
 ROOM = 16
-"""Rows more than there are, for which the kernels want scratch."""
+"""Extra rows of scratch memory that the kernels need."""
 
 
 def can_decode(model: GPT2) -> bool:
-    """Whether there are such kernels for this machine and model."""
+    """Whether these kernels support this machine and model."""
     weight, width = model.wte.weight, model.config.n_embd // model.config.n_head
     fits = weight.device.type == "cpu" and weight.dtype == torch.float32 and width in HEAD_WIDTHS
     return fits and kernels.library() is not None
@@ -49,7 +49,7 @@ class _Layer(ctypes.Structure):
 class PanelLinear:
     """x -> x W^T + b, (..., K) -> (..., N), float32.
 
-    What comes out for a row does not depend, to the bit, on the other rows.
+    A row's result does not depend on the other rows, to the bit.
     """
 
     def __init__(self, library: ctypes.CDLL, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
@@ -75,7 +75,7 @@ class PanelLinear:
 
 
 class NativeBlock(nn.Module):
-    """`Block` for inference: a prompt goes through the block itself, a new token of each sequence through panels."""
+    """`Block` for inference: prompts go through the block itself, decoded tokens through `PanelLinear`."""
 
     def __init__(self, library: ctypes.CDLL, block: Block, dtype: torch.dtype) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class NativeBlock(nn.Module):
             return self.block(x, layer, context)
         keys, values = cache.keys[layer], cache.values[layer]
         if keys.dtype != self.panels[0].panels.dtype:
-            raise ValueError(f"the cache is {keys.dtype}: make it by this model's empty_cache")
+            raise ValueError(f"the cache is {keys.dtype}: create it with this model's empty_cache")
         (rows, H, S, D), (B, T, C), lengths = keys.shape, x.shape, cache.lengths.contiguous()
         if x.dtype != torch.float32 or T != 1 or len(lengths) != B or rows < B or H * D != C:
             raise ValueError(
@@ -114,15 +114,15 @@ class NativeBlock(nn.Module):
 
 
 class NativeGPT2(GPT2):
-    """A model for inference only, by `rollout.inference_copy`, that decodes with the weights that the original has now
-    and reads prompts with the original: it is of use until the original is trained further."""
+    """An inference-only copy made by `rollout.inference_copy`. It decodes with a snapshot of the weights and reads
+    prompts with the original, so it is valid only until the original is trained further."""
 
     def __init__(self, model: GPT2, dtype: torch.dtype) -> None:
-        """dtype: of the weights while decoding, and of the cache, float32 or bfloat16; all arithmetic is float32."""
+        """dtype: of the decoding weights and the cache, float32 or bfloat16; all arithmetic is float32."""
         with torch.device("meta"):  # no memory: every part is replaced
             super().__init__(model.config)
         library = kernels.library()
-        assert library is not None, "ask can_decode first"
+        assert library is not None, "call can_decode first"
         self.wte, self.wpe, self.ln_f = model.wte, model.wpe, model.ln_f
         self.h = nn.ModuleList(NativeBlock(library, block, dtype) for block in model.h)  # type: ignore[arg-type]
         self.output_panels = PanelLinear(library, centred(model.wte.weight, dtype), None, dtype)

@@ -1,10 +1,10 @@
-"""GPT-2 in bfloat16 on a CPU, its matrices in the order in which oneDNN's kernels read them.
+"""GPT-2 in bfloat16 on a CPU, with matrices in oneDNN's packed layout.
 
-One token at a time a product of a few rows with a large matrix is little more than reading the matrix. PyTorch's
-ordinary linear layer brings it into the kernel's order at every call; here that is done once, when the copy is made,
-and GELU and the residual addition are done by the product's kernel while the result is in its registers. It is what
-`torch.compile` does when it freezes a model (torch/_inductor/fx_passes/mkldnn_fusion.py), without compiling. It is for
-processors that multiply tiles of bfloat16 (AMX), and for those without a compiler for our own kernels (native.py).
+When decoding one token at a time, the product of a few rows with a large matrix is bound by reading the matrix.
+PyTorch's linear layer repacks it at every call; here it is packed once, when the copy is made, and GELU and the
+residual addition are fused into the product's kernel. `torch.compile` does the same when it freezes a model
+(torch/_inductor/fx_passes/mkldnn_fusion.py); this needs no compiling. It is used on processors with AMX tiles, and
+where there is no compiler for our kernels (native.py).
 
 Shape legend: B batch, T time, C channels, V vocabulary.
 """
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from wukong.model.attention import AttentionContext, attend
 from wukong.model.gpt2 import GPT2, Block
-from wukong.model.output import centred
+from wukong.model.logprobs import centred
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this machine has such kernels: bfloat16 on a CPU that has instructions for it."""
+    """Whether this machine has such kernels: bfloat16 on a CPU with instructions for it."""
     return (
         device.type == "cpu"
         and dtype == torch.bfloat16
@@ -33,7 +33,7 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def multiplies_tiles() -> bool:
-    """Whether the processor multiplies tiles of bfloat16 (AMX): then nothing is faster than oneDNN's kernels."""
+    """Whether the processor has AMX tiles for bfloat16: then oneDNN's kernels are the fastest."""
     return torch.cpu._is_amx_tile_supported()
 
 
@@ -45,7 +45,7 @@ def _copy(module: Module, dtype: torch.dtype) -> Module:
 
 
 class PackedLinear:
-    """x -> x W^T + b, (..., C) -> (..., N), in `dtype`; in the end plus `residual` (..., N), or through GELU."""
+    """x -> x W^T + b, (..., C) -> (..., N), in `dtype`; then plus `residual` (..., N), or GELU."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, dtype: torch.dtype = torch.bfloat16) -> None:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype, copy=True))
@@ -77,10 +77,10 @@ class PackedBlock(nn.Module):
 
 
 class PackedGPT2(GPT2):
-    """A copy of a model for inference only, by `rollout.inference_copy`. It does not follow the original's training."""
+    """An inference-only copy made by `rollout.inference_copy`. It does not follow the original's training."""
 
     def __init__(self, model: GPT2, dtype: torch.dtype = torch.bfloat16) -> None:
-        """dtype: of weights and arithmetic; float32 needs no such instructions (only bfloat16 pays, `can_pack`)."""
+        """dtype: of weights and arithmetic; float32 works on any CPU, but only bfloat16 is faster (`can_pack`)."""
         with torch.device("meta"):  # no memory: every part is replaced
             super().__init__(model.config)
         self.wte, self.wpe, self.ln_f = _copy(model.wte, dtype), _copy(model.wpe, dtype), _copy(model.ln_f, dtype)

@@ -1,1 +1,1 @@
-"""A run directory as one HTML page: `contents` reads it, `figures` draws it, `page` puts it together."""
+"""A run directory as an HTML page: `contents` reads it, `figures` draws the charts, `page` assembles the page."""

@@ -1,7 +1,7 @@
-"""What lies in a run directory: the steps with their numbers, the evaluations, the answers.
+"""The contents of a run directory: the steps with their numbers, the evaluations, the answers.
 
-Nothing here knows a recipe or a data set: a step is whatever left a provenance file. A run that is half done, or
-of which parts were deleted, is read as far as it goes.
+This depends on no recipe or data set: a step is anything with a provenance file. An unfinished run, or one with parts
+deleted, is read as far as possible.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ INTERNAL = ("checkpoints", "tensorboard", ".staged")
 
 
 @dataclass(frozen=True)
-class Step:
-    """One stage's result, or what it left when it stopped half-way."""
+class StepResult:
+    """A stage's result, or what it left when interrupted."""
 
     name: str
-    """Its name in the recipe; else its place in the run directory."""
+    """Its name in the recipe; else its path in the run directory."""
     stage: str
     out: Path
     finished: bool
     record: dict[str, Any]
-    """provenance.json, or options.json of a step that is not finished."""
+    """provenance.json, or options.json of an unfinished step."""
 
     @property
     def results(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class Step:
 
     @cached_property
     def n_records(self) -> int:
-        """How many records a step that makes a file wrote."""
+        """The number of records written by a step whose result is a file."""
         return sum(1 for _, line in numbered_lines(self.out) if line.strip()) if self.out.is_file() else 0
 
     def last(self, metric: str) -> float | None:
@@ -66,21 +66,21 @@ class Step:
         return next((line[metric] for line in reversed(self.metrics) if line.get(metric) is not None), None)
 
 
-class _Contract(BaseModel):
+class _ResultModel(BaseModel):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
 Interval = tuple[float, float]
 
 
-class SourceResult(_Contract):
+class SourceResult(_ResultModel):
     n: int
     score_mean: float | None = None
     checks: dict[str, float] = {}
 
 
-class ModelResult(_Contract):
-    """What the evaluation says of one model; None where it was not measured."""
+class ModelResult(_ResultModel):
+    """An evaluation's figures for one model; None if not measured."""
 
     score_mean: float | None = None
     score_std: float | None = None
@@ -98,7 +98,7 @@ class ModelResult(_Contract):
     by_source: dict[str, SourceResult] = {}
 
 
-class PairResult(_Contract):
+class PairResult(_ResultModel):
     """How often `judge` prefers a's answer to b's."""
 
     a: str
@@ -113,19 +113,19 @@ class PairResult(_Contract):
     length_controlled_win_rate: float | None = None
 
 
-class OverlapResult(_Contract):
+class OverlapResult(_ResultModel):
     """Which of the prompts were used in training (`wukong.data.overlap`)."""
 
     seen: int
     words: str
 
 
-class EvaluationResult(_Contract):
+class EvaluationResult(_ResultModel):
     n_prompts: int
     overlap: OverlapResult | None = None
-    """None in a result of an earlier version, which did not look."""
+    """None in results of earlier versions, which did not check."""
     scorer: str | None = None
-    """The judge whose scores, checks and reasons are shown; None when only a reward model judged."""
+    """The judge whose scores, checks and reasons are shown; None if only a reward model judged."""
     temperature: float | None = None
     max_new_tokens: int | None = None
     seed: int | None = None
@@ -135,13 +135,14 @@ class EvaluationResult(_Contract):
 
     @property
     def newest_first(self) -> list[PairResult]:
-        """The comparisons of the newest model first, each with its nearest predecessor first: the headline on top."""
+        """The newest model's comparisons first, starting with its nearest predecessor, so that the headline is on
+        top."""
         age = {name: i for i, name in enumerate(reversed(self.models))}
         return sorted(self.comparisons, key=lambda pair: age.get(pair.a, len(age)))
 
 
-class ComparedPair(_Contract):
-    """As `wukong compare` writes it: how often a's answer is preferred to b's, and what may be said of it."""
+class ComparedPair(_ResultModel):
+    """As written by `wukong compare`: how often a's answer is preferred to b's, and the conclusion."""
 
     a: str
     b: str
@@ -152,31 +153,31 @@ class ComparedPair(_Contract):
     words: str
 
 
-class Rating(_Contract):
+class RatingResult(_ResultModel):
     rating: float
     interval: Interval
 
 
-class Agreement(_Contract):
+class Agreement(_ResultModel):
     value: float
     interval: Interval
 
 
-class ComparedBy(_Contract):
-    """What one judge says of all models."""
+class ComparedBy(_ResultModel):
+    """One judge's results for all models."""
 
     comparisons: list[ComparedPair]
-    ratings: dict[str, Rating]
+    ratings: dict[str, RatingResult]
     agreement_with_people: Agreement | None = None
 
 
-class ComparisonResult(_Contract):
+class ComparisonResult(_ResultModel):
     n_prompts: int
     overlap: OverlapResult | None = None
     judges: dict[str, ComparedBy]
 
 
-class AnswerResult(_Contract):
+class AnswerResult(_ResultModel):
     text: str
     score: float | None = None
     reward: float | None = None
@@ -185,7 +186,7 @@ class AnswerResult(_Contract):
     reasons: list[str] = []
 
 
-class Answered(_Contract):
+class AnsweredPrompt(_ResultModel):
     """One prompt with every model's answer to it."""
 
     prompt_id: str = ""
@@ -198,26 +199,26 @@ class Answered(_Contract):
 class Evaluation:
     name: str
     result: EvaluationResult
-    answered: list[Answered]
+    answered: list[AnsweredPrompt]
 
 
 @dataclass(frozen=True)
 class RunContents:
     root: Path
     name: str
-    steps: list[Step]
+    steps: list[StepResult]
     not_run: list[str] = field(default_factory=list)
-    """Steps of the recipe of which there is nothing yet."""
+    """Steps of the recipe that have not started."""
     planned: dict[str, Path] = field(default_factory=dict)
-    """The recipe's steps in order, the report's too, and where the result of each goes."""
+    """The recipe's steps in order, including the report, and where each result goes."""
     evaluations: list[Evaluation] = field(default_factory=list)
 
-    def of_stage(self, stage: str) -> list[Step]:
+    def of_stage(self, stage: str) -> list[StepResult]:
         return [step for step in self.steps if step.stage == stage]
 
-    def source_of(self, step: Step, stage: str) -> Step | None:
-        """The step of `stage` whose result `step` was made from, directly or by others in between. Of several the one
-        that stands first among the inputs: stages name what they train on before what they test on."""
+    def source_of(self, step: StepResult, stage: str) -> StepResult | None:
+        """The step of `stage` from which `step` was made, directly or indirectly. If there are several, the first among
+        the inputs: stages list training inputs before test inputs."""
         made = {one.record["result"]: one for one in self.steps if one.record.get("result")}
         inputs = step.record["inputs"].values()
         for parent in (made[value] for value in inputs if value in made and made[value] is not step):
@@ -231,37 +232,37 @@ def read_run(root: Path) -> RunContents:
     """Reads a run directory.
 
     Raises:
-        UsageError: no such directory, or nothing of a run in it.
+        UsageError: no such directory, or it contains no run.
         DataError: a file in it is damaged.
     """
     run = read_steps(root)
     evaluations = list(_evaluations(root, run.steps))
     if not run.steps and not evaluations:
-        raise UsageError(f"{root}: nothing of a run is here (no provenance.json, no evaluation)")
+        raise UsageError(f"{root}: not a run directory (no provenance.json, no evaluation)")
     return replace(run, evaluations=evaluations)
 
 
 def read_steps(root: Path) -> RunContents:
-    """The steps alone, without the evaluations; there may be none yet. Errors as `read_run`."""
+    """Only the steps, of which there may be none yet, without the evaluations. Errors as `read_run`."""
     if not root.is_dir():
-        raise UsageError(f"{root}: {'a run directory was expected' if root.exists() else 'no such directory'}")
+        raise UsageError(f"{root}: {'expected a run directory' if root.exists() else 'no such directory'}")
     recipe = read_recipe(root)
     places = {_place(options.get("out"), root): name for name, options in recipe["steps"].items()}
     steps = [_named(step, root, places) for step in _steps(root)]
     order = list(places.values())
     known = sorted((step for step in steps if step.name in order), key=lambda step: order.index(step.name))
     others = [step for step in steps if step.name not in order]
-    others.sort(key=lambda step: step.record.get("finished", "~"))  # what is not finished comes last
+    others.sort(key=lambda step: step.record.get("finished", "~"))  # unfinished steps last
     found = {step.name for step in known}
-    # The report itself is no news to its reader.
+    # The report itself is left out.
     not_run = [name for name in order if name not in found and name.partition("_")[0] != "report"]
     planned = {name: root / place for place, name in places.items()}
     return RunContents(root, str(recipe["name"] or root.absolute().name), [*known, *others], not_run, planned)
 
 
 def _place(out: Any, root: Path) -> str:
-    """An `out` of the recipe relative to the run directory: "runs/x/sft" -> "sft". One of an older version may call it
-    what it was called before it was moved."""
+    """An `out` of the recipe relative to the run directory: "runs/x/sft" -> "sft". Older versions recorded the run
+    directory's path, which may have changed since."""
     path, root = Path(str(out)), root.absolute()
     if path.absolute().is_relative_to(root):
         return path.absolute().relative_to(root).as_posix()
@@ -270,7 +271,7 @@ def _place(out: Any, root: Path) -> str:
 
 
 def _steps(root: Path) -> Iterator[tuple[Path, bool, dict[str, Any]]]:
-    """(out, whether it is finished, its record) of everything that a stage made below `root`."""
+    """(out, whether it is finished, its record) of every stage's result below `root`."""
     for path in sorted(root.rglob("*.json")):
         inside = path.relative_to(root)
         if any(part in INTERNAL or part.startswith(".") for part in inside.parts):
@@ -283,14 +284,14 @@ def _steps(root: Path) -> Iterator[tuple[Path, bool, dict[str, Any]]]:
             yield path.parent, False, read_record(path) or {}
 
 
-def _named(step: tuple[Path, bool, dict[str, Any]], root: Path, places: dict[str, str]) -> Step:
+def _named(step: tuple[Path, bool, dict[str, Any]], root: Path, places: dict[str, str]) -> StepResult:
     out, finished, record = step
     place = out.relative_to(root).as_posix()
-    return Step(places.get(place, place), record["stage"], out, finished, record)
+    return StepResult(places.get(place, place), record["stage"], out, finished, record)
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file; none for a missing one. A last line that is still being written is left out."""
+    """The objects of a JSONL file; none if it is missing. An incomplete last line is left out."""
     lines = [(number, line) for number, line in numbered_lines(path) if line] if path.exists() else []
     for number, line in lines:
         try:
@@ -298,14 +299,14 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
         except json.JSONDecodeError as error:
             if number == lines[-1][0]:
                 return
-            raise DataError(f"not valid JSON: {error.msg}", file=path, line=number) from None
+            raise DataError("not valid JSON: {reason}", reason=error.msg, file=path, line=number) from None
         except (ValueError, RecursionError) as error:
             raise DataError(f"not usable JSON: {error}", file=path, line=number) from None
         if isinstance(value, dict):
             yield value
 
 
-C = TypeVar("C", bound=_Contract)
+C = TypeVar("C", bound=_ResultModel)
 
 
 def _parsed(kind: type[C], value: Any, path: Path, line: int | None = None) -> C:
@@ -316,22 +317,23 @@ def _parsed(kind: type[C], value: Any, path: Path, line: int | None = None) -> C
         raise DataError(first["msg"], file=path, line=line, field=".".join(map(str, first["loc"])) or None) from None
 
 
-def _evaluations(root: Path, steps: list[Step]) -> Iterator[Evaluation]:
-    """In the order of the steps; one that was put there by hand counts too."""
+def _evaluations(root: Path, steps: list[StepResult]) -> Iterator[Evaluation]:
+    """In step order; an evaluation copied there by hand counts too."""
     places = [step.out for step in steps if step.stage == "evaluate"]
     places += [path.parent for path in sorted(root.glob("*/evaluation.json")) if path.parent not in places]
     for place in places:
         if not (place / "evaluation.json").exists():
             continue
         result = _parsed(EvaluationResult, read_json(place / "evaluation.json"), place / "evaluation.json")
-        yield Evaluation(place.relative_to(root).as_posix(), result, read_answered(place / "answers.jsonl"))
+        yield Evaluation(place.relative_to(root).as_posix(), result, read_answered_prompts(place / "answers.jsonl"))
 
 
 def read_comparison(path: Path) -> ComparisonResult:
-    """The comparison.json of `wukong compare`. Raises DataError where it is something else."""
+    """The comparison.json of `wukong compare`. Raises DataError for anything else."""
     return _parsed(ComparisonResult, read_json(path), path)
 
 
-def read_answered(path: Path) -> list[Answered]:
-    """The prompts of an answers.jsonl with every model's answer; none for a missing file. DataError for a bad line."""
-    return [_parsed(Answered, value, path, n) for n, value in enumerate(_json_lines(path), start=1)]
+def read_answered_prompts(path: Path) -> list[AnsweredPrompt]:
+    """The prompts of an answers.jsonl with every model's answer; none if it is missing. Raises DataError for a bad
+    line."""
+    return [_parsed(AnsweredPrompt, value, path, n) for n, value in enumerate(_json_lines(path), start=1)]

@@ -1,7 +1,7 @@
-"""The reports' charts as Plotly figures, in plain dictionaries: the page's script adds theme and size.
+"""The reports' charts as Plotly figures, in plain dictionaries; the page's script adds theme and size.
 
-A colour is written "var(--name)" and is looked up in the page's style sheet when the chart is drawn, so that a chart
-follows the reader's light or dark theme. Text that comes from files is escaped: Plotly reads a little HTML in it.
+A colour is written "var(--name)" and looked up in the page's style sheet when the chart is drawn, so that charts follow
+the reader's light or dark theme. Text from files is escaped: Plotly interprets some HTML.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ Points = list[tuple[float, float]]
 T = TypeVar("T")
 
 MAX_POINTS = 400
-"""A curve with more logged steps is thinned to so many; the last one always stays."""
+"""Longer curves are thinned to this number of points; the last one is always kept."""
 SMOOTH_FROM = 40
-"""A curve with so many logged steps also gets a smoothed line."""
+"""Curves with at least this number of logged steps also get a smoothed line."""
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
-"""Beside its colour each model has a shape, for readers and printers that do not see colours."""
+"""Each model has a symbol as well as a colour, for colour-blind readers and monochrome prints."""
 _KNOWN = {"base": 0, "sft": 1, "policy": 2}
 
 
 def model_indices(names: Sequence[str]) -> dict[str, int]:
-    """Which of the six model colours each model has; the three of the classic road always have the same."""
+    """model -> index of its colour, of six; the models of the standard pipeline (base, SFT, policy) have fixed ones."""
     free = iter(i for i in range(len(SYMBOLS) + len(names)) if i not in _KNOWN.values())
     return {name: _KNOWN[name] if name in _KNOWN else next(free) % len(SYMBOLS) for name in names}
 
@@ -38,7 +38,7 @@ def model_colour(index: int) -> str:
 
 
 def points_of(metrics: Sequence[Mapping[str, Any]], name: str) -> Points:
-    """(step, value) of every line that has the metric as a finite number."""
+    """(step, value) of every line with a finite value of the metric."""
     pairs = ((line.get("step"), line.get(name)) for line in metrics)
     return [(x, y) for x, y in pairs if _finite(x) and _finite(y)]  # type: ignore[misc]
 
@@ -48,8 +48,7 @@ def _finite(value: Any) -> bool:
 
 
 def smoothed(points: Points) -> Points:
-    """The mean of the neighbours on both sides, a tenth of the curve in all and fewer towards its ends: a one-sided
-    average would lag behind."""
+    """A centred moving average over a tenth of the curve, narrower towards its ends: a one-sided one would lag."""
     total = [0.0, *accumulate(y for _, y in points)]
     half = max(1, len(points) // 20)
     result = []
@@ -71,7 +70,7 @@ def _trace(points: Points, name: str, **more: Any) -> dict[str, Any]:
 
 
 def curves(series: Mapping[str, Points], y_title: str) -> Figure:
-    """Values over steps: a long curve faintly, with its smoothed course on top; a short one with its points."""
+    """Values over steps: a long curve faint with its smoothed line on top, a short one with points."""
     data = []
     for index, (name, points) in enumerate(series.items()):
         colour = f"var(--curve-{index})"
@@ -93,7 +92,7 @@ def curves(series: Mapping[str, Points], y_title: str) -> Figure:
 
 
 def reward_over_kl(metrics: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """The frontier of PPO: what reward was gained at what distance from the reference."""
+    """PPO's frontier: reward over KL to the reference."""
     steps = thinned([line for line in metrics if _finite(line.get("kl")) and _finite(line.get("score"))])
     if len(steps) < 2:
         return None
@@ -125,7 +124,7 @@ def reward_over_kl(metrics: Sequence[Mapping[str, Any]]) -> Figure | None:
 
 
 def _dots(rows: Sequence[tuple[str, float, Interval | None, str, str]], x_axis: Figure) -> Figure:
-    """One dot with its interval a row, the first row on top. Rows: (label, value, interval, colour, symbol)."""
+    """One dot with its interval per row, the first row on top. Rows: (label, value, interval, colour, symbol)."""
     data = []
     for place, (label, value, interval, colour, symbol) in enumerate(rows):
         low, high = interval or (value, value)
@@ -160,7 +159,7 @@ def _dots(rows: Sequence[tuple[str, float, Interval | None, str, str]], x_axis: 
 
 
 def win_rates(result: EvaluationResult) -> Figure | None:
-    """Every comparison with its 95 % interval; the line at one half is where neither model is better."""
+    """Every comparison with its 95 % interval, and a line at one half, where neither model is better."""
     colours = model_indices(list(result.models))
     rows = [
         (
@@ -193,7 +192,7 @@ def scores(result: EvaluationResult) -> Figure | None:
 
 
 def checks(result: EvaluationResult) -> Figure | None:
-    """Each criterion of the scorer: the part of the answers that meet it, by model."""
+    """For each of the scorer's criteria, the fraction of answers that meet it, by model."""
     names = list(dict.fromkeys(name for model in result.models.values() for name in model.checks))
     if not names:
         return None
@@ -221,7 +220,7 @@ def checks(result: EvaluationResult) -> Figure | None:
 
 
 def calibration(bins: Sequence[Mapping[str, float]]) -> Figure | None:
-    """How often the reward model is right when it is so sure; on the diagonal it is as sure as it should be."""
+    """Observed accuracy over predicted probability; a calibrated reward model is on the diagonal."""
     bins = [b for b in bins if all(_finite(b.get(key)) for key in ("predicted", "observed", "n"))]
     if not bins:
         return None
@@ -255,7 +254,7 @@ _SET_COLOURS = {"chosen": 5, "rejected": 4}
 
 
 def accuracies(rows: Sequence[Mapping[str, Any]], ceiling: float | None = None) -> Figure | None:
-    """Accuracy with its interval, a row for each group of pairs. Rows: {name, value, interval, pairs}."""
+    """Accuracy with its interval, one row per group of pairs. Rows: {name, value, interval, pairs}."""
     if not rows:
         return None
     colour = "var(--curve-0)"
@@ -271,7 +270,7 @@ def accuracies(rows: Sequence[Mapping[str, Any]], ceiling: float | None = None) 
 
 
 def distributions(scores: Mapping[str, Any]) -> Figure:
-    """Histograms of scores on common edges, each as the part of its own answers."""
+    """Histograms of scores on common bins, each as a fraction of its answers."""
     edges, sets = scores["edges"], scores["sets"]
     others = model_indices([name for name in sets if name not in _SET_COLOURS])
     data = []
@@ -296,14 +295,14 @@ def distributions(scores: Mapping[str, Any]) -> Figure:
         )
     layout = {
         "xaxis": {"title": {"text": "score"}},
-        "yaxis": {"title": {"text": "part of the answers"}, "tickformat": ".0%", "rangemode": "tozero"},
+        "yaxis": {"title": {"text": "fraction of answers"}, "tickformat": ".0%", "rangemode": "tozero"},
         "showlegend": True,
     }
     return {"data": data, "layout": layout, "height": 320}
 
 
 def learning_curve(points: Sequence[Mapping[str, Any]]) -> Figure:
-    """Accuracy over the number of training prompts, on a logarithmic axis: each doubling is as wide as the last."""
+    """Accuracy over the number of training prompts, on a logarithmic axis."""
     values = [point["accuracy"]["value"] for point in points]
     limits = [point["accuracy"]["interval"] for point in points]
     data = [
@@ -328,7 +327,7 @@ def learning_curve(points: Sequence[Mapping[str, Any]]) -> Figure:
     layout = {
         "xaxis": {
             "type": "log",
-            "title": {"text": "prompts to learn from"},
+            "title": {"text": "training prompts"},
             "tickvals": counts,
             "ticktext": [f"{n:,}" for n in counts],
         },
@@ -342,7 +341,7 @@ def learning_curve(points: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def frontier(curves: Sequence[Mapping[str, Any]], of: str, y_title: str) -> Figure:
-    """What was gained over sqrt(KL): a line for each run, in its algorithm's colour; for gold also the fitted form.
+    """Gain over sqrt(KL): one line per run, coloured by algorithm; for gold also the fitted form.
 
     Args:
         curves: those of frontier.json.

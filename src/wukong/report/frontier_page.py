@@ -1,4 +1,4 @@
-"""The page of `wukong frontier`, from the figures in its frontier.json."""
+"""The page of `wukong frontier`, from its frontier.json."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wukong.report.page import Charts, fill
 
 
 def render_frontier(report: Mapping[str, Any]) -> str:
-    """The whole page: HTML that needs nothing from outside.
+    """The page as self-contained HTML.
 
     Args:
         report: the content of frontier.json.
@@ -18,7 +18,7 @@ def render_frontier(report: Mapping[str, Any]) -> str:
     charts = Charts()
     curves = report["curves"]
     content = {
-        "title": "Gold and proxy over the distance from the reference",
+        "title": "Gold and proxy reward over KL to the reference",
         "report": report,
         "gold": charts.add(figures.frontier(curves, "gold", f"gain in gold ({report['gold']})")),
         "proxy": charts.add(figures.frontier(curves, "proxy", "gain in proxy")),

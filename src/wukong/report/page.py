@@ -1,7 +1,7 @@
-"""The report's page: what is said where, and the one file that comes of it.
+"""The report's page: its sections, and the HTML file.
 
-The page needs nothing from outside: style, script and Plotly stand in it, and its content security policy keeps a
-browser from fetching anything else. What models and people wrote is escaped by Jinja, as it cannot be trusted.
+The page is self-contained: style, script and Plotly are inlined, and its content security policy keeps browsers from
+fetching anything else. Text by models and people is untrusted and escaped by Jinja.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from wukong.intervals import in_words
 from wukong.options import POLICY_STAGES
 from wukong.report import figures
-from wukong.report.contents import Answered, Evaluation, RunContents, Step
+from wukong.report.contents import AnsweredPrompt, Evaluation, RunContents, StepResult
 from wukong.report.figures import Figure
+from wukong.stats import in_words
 from wukong.training.metric_definitions import EVERY_STAGE, METRICS, Metric, definition
 
 TEMPLATES = Path(__file__).parents[1] / "templates" / "report"
@@ -36,10 +36,10 @@ TOGETHER = (
     ("return_mean", "value_mean"),
     ("grad_norm_policy", "grad_norm_value"),
 )
-"""Metrics of one kind, drawn in one chart."""
+"""Related metrics, drawn in one chart."""
 
 FEW_CURVES = 12
-"""So many charts need no headings."""
+"""Up to this number of charts need no headings."""
 
 STAGE_NAMES = {
     "kitchen": "Built-in world",
@@ -63,11 +63,11 @@ STAGE_NAMES = {
 }
 
 
-# ---------------------------------------------------------------------------------------------------- how it is said
+# ---------------------------------------------------------------------------------------------------- formatting
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A number as a person writes it: 1,234,567; 0.0123; 12.3; an en dash where there is none."""
+    """A formatted number: 1,234,567; 0.0123; 12.3; an en dash for None."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
     if isinstance(value, bool | str):
@@ -80,7 +80,7 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def short(value: float | None) -> str:
-    """A count for a tight place: 950, 12.3 k, 4.27 M."""
+    """An abbreviated count: 950, 12.3 k, 4.27 M."""
     if value is None:
         return "–"
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -118,7 +118,7 @@ def duration(seconds: float | None) -> str:
 
 
 def flat(value: Any, name: str = "") -> list[tuple[str, str]]:
-    """Nested options or results as (dotted name, text) lines; long lists are counted instead of shown."""
+    """Nested options or results as (dotted name, text) lines; long lists show only their length."""
     if isinstance(value, dict) and value:
         return [line for key, one in value.items() for line in flat(one, f"{name}.{key}" if name else str(key))]
     if isinstance(value, list) and len(value) <= 6 and not any(isinstance(one, dict | list) for one in value):
@@ -128,12 +128,12 @@ def flat(value: Any, name: str = "") -> list[tuple[str, str]]:
     return [(name, number(value, 6) if value is not None else "none")]
 
 
-# --------------------------------------------------------------------------------------------------------- the parts
+# --------------------------------------------------------------------------------------------------------- sections
 
 
 @dataclass
 class Node:
-    """A station of the road. `state`: done, given (not made in this run), unfinished, or not run."""
+    """A step of the pipeline overview. `state`: done, given (not made in this run), unfinished, or not run."""
 
     key: str
     label: str
@@ -147,7 +147,7 @@ class Node:
 
 @dataclass
 class Curve:
-    """One chart and the definitions of what it shows: (name, last value, definition)."""
+    """One chart and its metrics: (name, last value, definition)."""
 
     title: str
     chart: str
@@ -162,12 +162,12 @@ class CurveGroup:
 
 @dataclass
 class Charts:
-    """The figures of the page by the id of their place."""
+    """The page's figures by element id."""
 
     by_id: dict[str, Figure] = field(default_factory=dict)
 
     def add(self, figure: Figure | None) -> str:
-        """The id for the place of a figure; empty for no figure."""
+        """Registers a figure and returns its element id; empty for None."""
         if figure is None:
             return ""
         name = f"chart-{len(self.by_id) + 1}"
@@ -175,13 +175,14 @@ class Charts:
         return name
 
 
-def road(run: RunContents) -> list[Node]:
-    """Text, base, SFT, samples, labels, reward model, policy: each with its key number, or "not run"."""
+def pipeline(run: RunContents) -> list[Node]:
+    """The pipeline overview: text, base, SFT, samples, labels, reward model, policy, each with its key number, or "not
+    run"."""
     policies = [step for step in run.steps if step.stage in POLICY_STAGES]
     policy = policies[-1] if policies else None
 
-    def made_by(stage: str) -> Step | None:
-        """Of several steps of one stage the one that the policy came from."""
+    def made_by(stage: str) -> StepResult | None:
+        """The stage's step; of several, the one that the policy was made from."""
         steps = run.of_stage(stage)
         ancestor = run.source_of(policy, stage) if policy else None
         return ancestor or (steps[0] if steps else None)
@@ -202,8 +203,8 @@ def road(run: RunContents) -> list[Node]:
     return nodes
 
 
-def _begin_node(node: Node, step: Step | None) -> bool:
-    """Fills in state and time; True when there is a result to speak of."""
+def _begin_node(node: Node, step: StepResult | None) -> bool:
+    """Fills in state and time; returns whether there is a result."""
     if step is None:
         return False
     node.state = "done" if step.finished else "unfinished"
@@ -211,8 +212,8 @@ def _begin_node(node: Node, step: Step | None) -> bool:
     return True
 
 
-def _text_node(step: Step | None) -> Node:
-    node = Node("text", "Text", "documents, cut into tokens")
+def _text_node(step: StepResult | None) -> Node:
+    node = Node("text", "Text", "tokenised documents")
     if _begin_node(node, step) and step:
         train = step.results.get("train") or {}
         node.figure, node.figure_label = short(train.get("tokens")), "tokens"
@@ -221,10 +222,10 @@ def _text_node(step: Step | None) -> Node:
     return node
 
 
-def _model_node(node: Node, step: Step | None) -> Node:
+def _model_node(node: Node, step: StepResult | None) -> Node:
     if _begin_node(node, step) and step:
         loss = step.results.get("valid_loss") or step.last("valid_loss") or step.last("loss")
-        node.figure, node.figure_label = number(loss), "nats a token, held out"
+        node.figure, node.figure_label = number(loss), "nats per token, held out"
         if node.key == "base" and (perplexity := step.last("valid_perplexity")):
             node.figure, node.figure_label = number(perplexity), "perplexity, held out"
         if parameters := step.results.get("parameters"):
@@ -234,14 +235,14 @@ def _model_node(node: Node, step: Step | None) -> Node:
     return node
 
 
-def _samples_node(step: Step | None) -> Node:
-    node = Node("samples", "Samples", "several answers to each prompt")
+def _samples_node(step: StepResult | None) -> Node:
+    node = Node("samples", "Samples", "several answers per prompt")
     if _begin_node(node, step) and step:
         node.figure, node.figure_label = short(step.n_records), "answers"
     return node
 
 
-def _labels_node(step: Step | None) -> Node:
+def _labels_node(step: StepResult | None) -> Node:
     node = Node("labels", "Labels", "which answer is better")
     if _begin_node(node, step) and step:
         node.figure = short(step.n_records)
@@ -252,18 +253,18 @@ def _labels_node(step: Step | None) -> Node:
     return node
 
 
-def _reward_node(step: Step | None) -> Node:
-    node = Node("reward", "Reward model", "gives an answer a number")
+def _reward_node(step: StepResult | None) -> Node:
+    node = Node("reward", "Reward model", "scores an answer")
     if _begin_node(node, step) and step:
         node.figure = percent(step.results.get("valid_accuracy") or step.last("valid_accuracy"))
-        node.figure_label = "of held-out pairs right"
+        node.figure_label = "accuracy on held-out pairs"
         if pairs := step.results.get("train_pairs"):
             node.note = f"{number(pairs)} pairs"
     return node
 
 
-def _policy_node(step: Step | None, evaluations: Sequence[Evaluation]) -> Node:
-    node = Node("policy", "Policy", "answers as people prefer")
+def _policy_node(step: StepResult | None, evaluations: Sequence[Evaluation]) -> Node:
+    node = Node("policy", "Policy", "trained on the reward")
     if _begin_node(node, step) and step:
         node.figure, node.figure_label = number(step.last("kl")), "nats KL to SFT"
         best = next((one for e in evaluations for one in e.result.newest_first), None)
@@ -274,32 +275,32 @@ def _policy_node(step: Step | None, evaluations: Sequence[Evaluation]) -> Node:
 
 
 def headline(run: RunContents) -> dict[str, Any]:
-    """How the newest model does against the one before it, and the numbers that qualify this."""
+    """The newest model compared with its predecessor, and the numbers that qualify the result."""
     first = next((e.result for e in run.evaluations), None)
     best = first.newest_first[0] if first and first.comparisons else None
     tiles: list[tuple[str, str, str]] = []
     if first and best and best.a in first.models:
         model, other = first.models[best.a], first.models.get(best.b)
         tiles.append((f"KL of {best.a}", f"{number(model.kl)} nats", interval(model.kl_interval) or "per response"))
-        tiles.append(("ends its answers itself", percent(model.termination_rate), ""))
+        tiles.append(("responses ended by EOS", percent(model.termination_rate), ""))
         if model.distinct_2 is not None and other and other.distinct_2:
             tiles.append(("distinct bigrams", percent(model.distinct_2 / other.distinct_2, 0), f"of {best.b}'s"))
     if reward := next((s for s in run.of_stage("reward") if s.results.get("valid_accuracy")), None):
         spread = interval(reward.results.get("valid_accuracy_interval"), as_percent=True)
-        tiles.append(("reward model right", percent(reward.results["valid_accuracy"]), spread))
+        tiles.append(("reward model accuracy", percent(reward.results["valid_accuracy"]), spread))
     times = [step.seconds for step in run.steps if step.seconds is not None]
-    tiles.append(("time of all steps", duration(sum(times)), f"{len(times)} steps"))
+    tiles.append(("total time", duration(sum(times)), f"{len(times)} steps"))
     claim = in_words(best.model_dump()) if best else ""
     overlap = first.overlap if first else None
     if overlap is None or overlap.seen:
-        claim += "; whether training used these prompts is not known" if overlap is None else f"; {overlap.words}"
+        claim += "; overlap with the training data is unknown" if overlap is None else f"; {overlap.words}"
     claim = claim[:1].upper() + claim[1:]
     return {"best": best, "claim": claim, "tiles": [t for t in tiles if not t[1].startswith("–")]}
 
 
 def chart_plan(stage: str, logged: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """(heading, the metrics of one chart) of everything a stage logged, in the order of the definitions; what is
-    peculiar to the stage comes first. Metrics of one kind share a chart; few charts need no headings."""
+    """(heading, the metrics of one chart) for everything a stage logged, in the order of the definitions,
+    stage-specific metrics first. Related metrics share a chart; a few charts need no headings."""
     names = dict.fromkeys(name for name in logged if name != "step")
     places = {name: place for place, name in enumerate(METRICS)}
     plan: list[tuple[str, list[str]]] = []
@@ -316,8 +317,8 @@ def chart_plan(stage: str, logged: Iterable[str]) -> list[tuple[str, list[str]]]
     return sorted(plan, key=lambda chart: (chart[0] == EVERY_STAGE, headings.index(chart[0])))
 
 
-def curve_groups(step: Step, charts: Charts) -> list[CurveGroup]:
-    """All metrics a step logged, as charts under headings (see `chart_plan`)."""
+def curve_groups(step: StepResult, charts: Charts) -> list[CurveGroup]:
+    """All metrics of a step, as charts under headings (see `chart_plan`)."""
     points = {n: figures.points_of(step.metrics, n) for n in dict.fromkeys(n for line in step.metrics for n in line)}
     groups: dict[str, CurveGroup] = {}
     for heading, names in chart_plan(step.stage, (name for name, found in points.items() if found)):
@@ -331,7 +332,7 @@ def curve_groups(step: Step, charts: Charts) -> list[CurveGroup]:
 
 
 def training(run: RunContents, charts: Charts) -> list[dict[str, Any]]:
-    """The curves of every step that logged any."""
+    """The curves of every step that logged metrics."""
     return [
         {
             "step": step,
@@ -362,7 +363,7 @@ def results(run: RunContents, charts: Charts) -> list[dict[str, Any]]:
 
 
 def _sources(evaluation: Evaluation) -> list[tuple[str, int, dict[str, float | None]]]:
-    """(source, prompts, score by model), where the prompts have sources."""
+    """(source, prompts, score by model), if the prompts have sources."""
     models = evaluation.result.models
     names = sorted({source for model in models.values() for source in model.by_source})
     rows = []
@@ -373,13 +374,13 @@ def _sources(evaluation: Evaluation) -> list[tuple[str, int, dict[str, float | N
     return rows
 
 
-def _question(answered: Answered) -> str:
-    """The last message without what people vary: case, spaces, the mark at the end."""
+def _question(answered: AnsweredPrompt) -> str:
+    """The last message, ignoring case, white space and trailing punctuation."""
     return re.sub(r"[\s?!.]+$", "", " ".join(answered.messages[-1].content.casefold().split()))
 
 
 def side_by_side(evaluation: Evaluation, pinned: Sequence[str], shown: int, seed: int) -> dict[str, Any]:
-    """Which prompts are shown: the pinned ones, then a random choice by seed, so that nobody picked the cherries."""
+    """The prompts shown: the pinned ones, then a seeded random choice, to avoid cherry-picking."""
     wanted = [re.sub(r"[\s?!.]+$", "", " ".join(text.casefold().split())) for text in pinned]
     by_question = {_question(one): one for one in reversed(evaluation.answered)}
     first = [by_question[text] for text in dict.fromkeys(wanted) if text in by_question]
@@ -398,7 +399,7 @@ def side_by_side(evaluation: Evaluation, pinned: Sequence[str], shown: int, seed
 
 
 def reward_models(run: RunContents, charts: Charts) -> list[dict[str, Any]]:
-    """Accuracy and calibration of every reward model on prompts it did not see."""
+    """Accuracy and calibration of every reward model on held-out prompts."""
     return [
         {
             "step": step,
@@ -415,7 +416,7 @@ def reward_models(run: RunContents, charts: Charts) -> list[dict[str, Any]]:
 
 
 def samples(run: RunContents, per_prompt: int = 6) -> list[dict[str, Any]]:
-    """What the base model wrote while it learnt: by prompt, evenly spread over the run, first and last included."""
+    """Samples written during pretraining: by prompt, evenly spread over the run, including the first and last."""
     shown = []
     for step in run.of_stage("pretrain"):
         by_prompt: dict[str, list[dict[str, Any]]] = {}
@@ -428,7 +429,7 @@ def samples(run: RunContents, per_prompt: int = 6) -> list[dict[str, Any]]:
 
 
 def data_tables(run: RunContents) -> list[dict[str, Any]]:
-    """What each step read: sources with records kept, dropped and cut, and the reasons."""
+    """The data each step read: by source, the records kept, dropped and truncated, with reasons."""
     tables = []
     for step in run.steps:
         data = step.results.get("data")
@@ -443,7 +444,7 @@ KNOWN_IN_RECORD = {"stage", "options", "inputs", "version", "git_commit", "secon
 
 
 def provenance(run: RunContents) -> list[dict[str, Any]]:
-    """How each step came about."""
+    """The provenance of each step."""
     return [
         {
             "step": step,
@@ -457,23 +458,23 @@ def provenance(run: RunContents) -> list[dict[str, Any]]:
     ]
 
 
-# ---------------------------------------------------------------------------------------------------------- the file
+# ---------------------------------------------------------------------------------------------------------- output
 
 
 def render(
     run: RunContents, *, title: str | None, pinned: Sequence[str] = (), prompts_shown: int = 12, seed: int = 0
 ) -> str:
-    """The whole page.
+    """Renders the page.
 
     Args:
-        run: what lies in the run directory.
-        title: the page's title; the run's name when absent.
-        pinned: prompts to show first, where the evaluation has them.
-        prompts_shown: how many prompts are shown with all answers.
-        seed: of the random choice among the others.
+        run: the contents of the run directory.
+        title: the page's title; by default the run's name.
+        pinned: prompts to show first, if the evaluation has them.
+        prompts_shown: the number of prompts shown with all answers.
+        seed: for the random choice among the others.
 
     Returns:
-        HTML that needs nothing from outside. The same run directory gives the same page.
+        Self-contained HTML. The same run directory gives the same page.
     """
     charts = Charts()
     finished = [str(step.record["finished"]) for step in run.steps if step.record.get("finished")]
@@ -482,7 +483,7 @@ def render(
         "run": run,
         "finished": max(finished, default="").replace("T", " ").replace("Z", " UTC"),
         "headline": headline(run),
-        "road": road(run),
+        "pipeline": pipeline(run),
         "results": results(run, charts),
         "answers": [side_by_side(e, pinned, prompts_shown, seed) for e in run.evaluations if e.answered],
         "seed": seed,
@@ -497,8 +498,7 @@ def render(
 
 
 def fill(template: str, content: Mapping[str, Any], charts: Charts) -> str:
-    """A template of ours with its content, style, charts and the script that draws them: a page that needs nothing
-    from outside."""
+    """Renders a template with content, style, charts and the script that draws them, as a self-contained page."""
     from plotly.offline import get_plotlyjs
 
     environment = jinja2.Environment(
@@ -527,7 +527,7 @@ def _asset(name: str) -> Markup:
 
 
 def _code(text: str) -> Markup:
-    """`name` in a definition as a code element."""
+    """Turns `name` in a definition into a code element."""
     return Markup("").join(
         Markup("<code>{}</code>").format(part) if i % 2 else escape(part) for i, part in enumerate(text.split("`"))
     )

@@ -1,4 +1,4 @@
-"""The page of `wukong reward-report`, from the figures in its report.json."""
+"""The page of `wukong reward-report`, from its report.json."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from wukong.report.page import Charts, fill
 SLICES = {
     "source": (
         "Source",
-        "Where the comparisons come from. A source far below the others is another task, or badly labelled.",
+        "By data source. A source far below the others is a different task, or badly labelled.",
     ),
     "length": (
         "Length",
-        "By how much longer the preferred answer is. Right only where it is longer: the model measures length.",
+        "By how much longer the preferred answer is. A model that is right only where it is longer measures length.",
     ),
     "strength": (
         "Strength of the preference",
-        "As annotators gave it, or how many places apart two ranked answers stand. Clear cases should be easy.",
+        "As given by annotators, or the difference in rank of two ranked answers. Clear cases should be easy.",
     ),
     "margin": (
         "The model's own margin",
-        "Fifths by the difference of the two scores. Where the model is sure, it should be right.",
+        "Quintiles by the difference of the two scores. Where the model is confident, it should be right.",
     ),
     "depth": (
         "Depth of the conversation",
-        "Turns of the user up to the answer. Deep conversations may lose their beginning to the context.",
+        "User turns before the answer. Long conversations may lose their beginning to the context limit.",
     ),
 }
-"""Key in the report -> heading, how to read it."""
+"""key in the report -> (heading, how to read it)."""
 
 
 def render_reward(report: Mapping[str, Any]) -> str:
-    """The whole page: HTML that needs nothing from outside.
+    """The page as self-contained HTML.
 
     Args:
         report: the content of report.json.

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import re
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -26,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from wukong import strict_json
 from wukong.errors import WukongError
 from wukong.serve.events import EventStream, event
+from wukong.serve.listen import is_loopback
 from wukong.serve.protocol import (
     ApiError,
     ChatRequest,
@@ -69,7 +68,7 @@ def create_app(service: Service, access: Access | None = None) -> FastAPI:
 
     app = FastAPI(title="Wukong", lifespan=lifespan, openapi_url=None)  # OpenAI's own reference describes it better
 
-    app.add_middleware(_Guard, service=service, access=access)
+    app.add_middleware(_Gate, service=service, access=access)
 
     @app.exception_handler(ApiError)
     async def refused(_: Request, error: ApiError) -> Response:
@@ -123,8 +122,8 @@ def create_app(service: Service, access: Access | None = None) -> FastAPI:
     return app
 
 
-class _Guard:
-    """Lets in who may ask, and counts. Plain ASGI: Starlette's wrapper would stand between a stream and its client."""
+class _Gate:
+    """Lets in who may ask, and counts. Plain ASGI: Starlette's wrapper would come between a stream and its client."""
 
     def __init__(self, app: ASGIApp, service: Service, access: Access) -> None:
         self.app, self.service, self.access = app, service, access
@@ -141,18 +140,6 @@ class _Guard:
 
         refusal = _refusal(Request(scope), self.access)
         await (self.app if refusal is None else _error(refusal))(scope, receive, counted)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address, with or without a port, is this machine's own and nobody else's."""
-    try:
-        name = host
-        if host.count(":") <= 1 or host.startswith("["):
-            parts = urlsplit(f"//{host}")
-            name = parts.hostname or "" if parts.port != -1 else ""  # reading the port raises for what is none
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def _refusal(request: Request, access: Access) -> ApiError | None:
@@ -223,7 +210,7 @@ async def _respond(request: Request, asked: ModelRequest, answer: Answer, shape:
     try:
         await asyncio.wait({whole, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not whole.done():
-            return Response(status_code=499)  # nobody reads it; proxies' usual number for a client that left
+            return Response(status_code=499)  # not read by anyone; proxies' usual number for a client that left
         return JSONResponse(shape.whole(whole.result(), logprobs))
     finally:
         answer.cancel()

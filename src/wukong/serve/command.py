@@ -11,18 +11,17 @@ token, and its answer depends on prompt, model, options and seed alone.
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
-import socket
 from types import FrameType
 
 from pydantic import Field
 
+from wukong.chat import named_sources
 from wukong.console import say
 from wukong.errors import UsageError
 from wukong.options import Options
-from wukong.stages.chat import named_sources
+from wukong.serve.listen import address_of, is_loopback, listen
 from wukong.training.compute import Precision
 
 KEY_VARIABLE = "WUKONG_API_KEY"
@@ -67,7 +66,7 @@ def run(options: ServeOptions) -> None:
     except ImportError as error:
         raise UsageError(f"serving needs {error.name}: pip install 'wukong-rlhf[serve]'") from None
     key = checked_key(options)
-    listener = _listen(options.host, options.port)
+    listener = listen(options.host, options.port)  # first: that the port is taken should not be learnt after a minute
     with listener:
         sources = named_sources(options.models)
         models = {name: load_model(name, path, options.precision, options.device) for name, path in sources.items()}
@@ -78,10 +77,8 @@ def run(options: ServeOptions) -> None:
             max_new_tokens=options.max_new_tokens,
         )
         app = create_app(service, Access(key, options.max_body))
-        host, port = listener.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
         note = "API key needed; Ctrl-C stops" if key else "Ctrl-C stops"
-        say(f"serving {', '.join(models)} at http://{shown}:{port}/v1 ({note})")
+        say(f"serving {', '.join(models)} at {address_of(listener)}/v1 ({note})")
         for name, served in models.items():
             say(f"{name}: {served.sampling.in_words()}, unless a request says otherwise")
         config = uvicorn.Config(
@@ -109,8 +106,6 @@ def checked_key(options: ServeOptions) -> str | None:
 
     Raises UsageError where other machines could ask without one.
     """
-    from wukong.serve.app import is_loopback
-
     key = options.api_key or os.environ.get(KEY_VARIABLE) or None
     if key is None and not is_loopback(options.host):
         raise UsageError(
@@ -119,14 +114,3 @@ def checked_key(options: ServeOptions) -> str | None:
     if key is not None and len(key) < 8:
         raise UsageError(f"{KEY_VARIABLE}: an API key has at least 8 characters")
     return key
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Before models are loaded: that the port is taken should not be learnt after a minute."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        # create_server repeats the address in its text; getaddrinfo's numbers are not the system's
-        reason = os.strerror(error.errno) if error.errno in errno.errorcode and error.errno else error.strerror
-        raise UsageError(f"cannot listen at {host}:{port}: {reason}; choose another --port") from None

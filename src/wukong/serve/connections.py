@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 HEAD_SECONDS = 30.0
-"""So long a request's head may take to arrive, and so long the rest of one that was answered already."""
+"""Time that a request's head may take to arrive, and the rest of a request that was answered already."""
 
 
 def http_protocol() -> Any:

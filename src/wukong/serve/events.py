@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 
 def event(value: Any, kind: str | None = None, id: str | None = None) -> str:
-    """One event; a browser that connects anew sends back the last `id`."""
+    """One event; a browser that reconnects sends back the last `id`."""
     named = f"event: {kind}\n" if kind is not None else ""
     numbered = f"id: {id}\n" if id is not None else ""
     return f"{named}{numbered}data: {json.dumps(value, ensure_ascii=False)}\n\n"

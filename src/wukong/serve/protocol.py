@@ -32,7 +32,7 @@ WITHOUT_EFFECT = {
     # OpenAI's: accounts, caches, storage
     "metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
     "service_tier", "store", "user",
-    # of other servers: caches, queues, and parts of a reply that there are none of here
+    # of other servers: caches, queues, and parts of a reply that do not exist here
     "cache_prompt", "cache_salt", "id_slot", "n_keep", "request_id", "return_token_ids", "return_tokens_as_token_ids",
     "t_max_predict_ms", "timings_per_token",
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The service that answers: one queue of requests for all models, batched through the sampler in a thread of its own.
+"""The service that answers: one queue of requests for all models, batched through the sampler in a separate thread.
 
     service = Service({"policy": load_model("policy", "runs/mine/policy")})
     with service:
@@ -6,7 +6,7 @@
         async for piece in answer:
             print(piece.text, end="")
 
-The HTTP interface (`wukong.serve.app`) and the studio's chat stand on it. A request that comes while others are being
+The HTTP interface (`wukong.serve.app`) and the studio's chat use it. A request that comes while others are being
 written joins them at their next token (`wukong.rollout.Decoder`), and what it gets does not depend on them.
 """
 
@@ -68,7 +68,7 @@ class Served:
 
     @cached_property
     def longest_token(self) -> int:
-        """Bytes that a token stands for at most."""
+        """Most bytes that one token encodes."""
         tokenizer = self.tokenizer
         return max(len(tokenizer.token_bytes(index, skip_special=False)) for index in range(tokenizer.vocab_size))
 
@@ -203,7 +203,7 @@ class _Writing:
         self.arrived, self.stopped = time.monotonic(), False
         self._decoder = StreamDecoder(answer.served.tokenizer)
         self._held = ""  # text that may be the beginning of a stop text
-        self._tokens: list[Token] = []  # whose text was not passed on yet
+        self._tokens: list[Token] = []  # whose text was not yet passed on
         self._read = self._passed = 0  # characters that came from the model, and that were passed on
 
     def take(self) -> Piece | None:
@@ -254,7 +254,7 @@ class Service:
         models: by name; `add` loads more later.
         max_batch: answers written at the same time, all models together.
         max_waiting: answers that may wait for a place; more are refused (`BusyError`).
-        max_new_tokens: the length of answers for which nobody gives one.
+        max_new_tokens: the length of answers when a request gives none.
     """
 
     def __init__(
@@ -305,7 +305,9 @@ class Service:
     def model(self, name: str) -> Served:
         """Raises UnknownModelError."""
         if (served := self.models.get(name)) is None:
-            raise UnknownModelError(f"the model {brief(name)} does not exist; there are {', '.join(self.models)}")
+            raise UnknownModelError(
+                "the model {name} does not exist; there are {models}", name=brief(name), models=", ".join(self.models)
+            )
         return served
 
     async def chat(
@@ -326,7 +328,9 @@ class Service:
         if max_prompt is None:
             if len(conversation) > served.context:
                 raise TooLongError(
-                    f"this model's context is {served.context} tokens, and {len(conversation):,} messages were sent"
+                    "this model's context is {context} tokens, and {n:,} messages were sent",
+                    context=served.context,
+                    n=len(conversation),
                 )
             self._check_size(served, sum(len(message.content.encode("utf-8", "replace")) for message in conversation))
         ids = await asyncio.to_thread(served.tokenizer.prompt_ids, conversation, max_prompt)
@@ -335,7 +339,7 @@ class Service:
     async def complete(
         self, model: str, prompts: Sequence[str | Sequence[int]], drawing: Drawing | None = None
     ) -> Answer:
-        """Continues texts, or token ids, as they stand, without the chat template; an empty one begins a document.
+        """Continues texts, or token ids, unchanged, without the chat template; an empty one begins a document.
 
         Raises as `chat`; UsageError for a token id outside the vocabulary.
         """
@@ -349,7 +353,9 @@ class Service:
             else:
                 ids = list(prompt)
             if bad := [index for index in ids if not 0 <= index < served.tokenizer.vocab_size]:
-                raise UsageError(f"token id {bad[0]} is not in the vocabulary of {served.tokenizer.vocab_size}")
+                raise UsageError(
+                    "token id {id} is not in the vocabulary of {n}", id=bad[0], n=served.tokenizer.vocab_size
+                )
             every.append((str(ids), ids or [served.tokenizer.eos_id]))
         return self._submit(served, every, drawing)
 
@@ -390,10 +396,14 @@ class Service:
         """Everything that can be refused before a prompt is read. Raises UsageError, TooLongError, BusyError."""
         count, room = prompts * drawing.n, self.max_batch + self.max_waiting
         if count > room:
-            raise UsageError(f"{count} answers in one request are more than the {room} that this server takes at once")
+            raise UsageError(
+                "{n} answers in one request are more than the {room} that this server takes at once", n=count, room=room
+            )
         if (asked := drawing.max_new_tokens) is not None and asked > served.context:
             raise TooLongError(
-                f"this model's context is {served.context} tokens, and an answer of {asked} was requested"
+                "this model's context is {context} tokens, and an answer of {n} was requested",
+                context=served.context,
+                n=asked,
             )
         with self._changed:
             self._check_queue(count)
@@ -404,14 +414,19 @@ class Service:
             raise BusyError("the server is stopping")
         if len(self._waiting) + len(self._writing) + count > self.max_batch + self.max_waiting:
             self.metrics.refused.inc()
-            raise BusyError(f"the server is busy: {len(self._waiting)} answers are waiting already; try again later")
+            raise BusyError(
+                "the server is busy: {n} answers are waiting already; try again later", n=len(self._waiting)
+            )
 
     def _check_size(self, served: Served, size: int) -> None:
         """Refuses a text of so many bytes that no tokenization of it fits. Raises TooLongError."""
         fewest = size // served.longest_token
         if fewest >= served.context:
             raise TooLongError(
-                f"this model's context is {served.context} tokens, and {size:,} bytes are at least {fewest:,} of them"
+                "this model's context is {context} tokens, and {size:,} bytes are at least {fewest:,} of them",
+                context=served.context,
+                size=size,
+                fewest=fewest,
             )
 
     def _length(self, served: Served, prompt: int, asked: int | None) -> int:
@@ -420,8 +435,12 @@ class Service:
             return asked or min(self.max_new_tokens, room)
         wanted = 1 if asked is None else asked
         raise TooLongError(
-            f"this model's context is {served.context} tokens, and {prompt + wanted} were requested: {prompt} in the "
-            f"prompt, {wanted} in the answer; shorten one of them"
+            "this model's context is {context} tokens, and {n} were requested: {prompt} in the prompt, {answer} in the "
+            "answer; shorten one of them",
+            context=served.context,
+            n=prompt + wanted,
+            prompt=prompt,
+            answer=wanted,
         )
 
     # --------------------------------------------------------------------------------------------------- the thread
@@ -447,7 +466,9 @@ class Service:
                         del decoders[key]
                 except Exception as error:  # out of memory, a bug: those who wait must hear of it, and others go on
                     log.exception("decoding failed")
-                    trouble = RunError(f"the model failed: {(str(error) or type(error).__name__).splitlines()[0]}")
+                    trouble = RunError(
+                        "the model failed: {reason}", reason=(str(error) or type(error).__name__).splitlines()[0]
+                    )
                     parcels += [(answer, trouble) for answer in {id(one.answer): one.answer for one in mine}.values()]
                     for one in mine:
                         self._writing.pop(id(one.continuation), None)
@@ -512,6 +533,6 @@ def _deliver(parcels: Sequence[tuple[Answer, Piece | Exception]]) -> None:
     for loop, some in by_loop.items():
         try:
             loop.call_soon_threadsafe(_hand_over, some)
-        except RuntimeError:  # the loop is closed: whoever asked is gone
+        except RuntimeError:  # the loop is closed: the client is gone
             for answer, _ in some:
                 answer.cancel()

@@ -7,7 +7,7 @@ Out: out/evaluation.json (the numbers) and out/answers.jsonl (every answer, with
         --prompts test.jsonl --judge rubric --reward-model runs/mine/reward --out runs/mine/evaluation
 
 All models answer the same prompts with the same seeds. A later model is compared with each earlier one, prompt by
-prompt, by each judge's score; ties count half; intervals are 95 %, over prompts (`wukong.intervals`). The
+prompt, by each judge's score; ties count half; intervals are 95 %, over prompts (`wukong.stats`). The
 length-controlled win rate is what a logistic regression on the difference in length predicts for answers of equal
 length (Dubois et al. 2024). KL is log pi - log pi_ref of the model's own samples at the sampling temperature, summed
 over a response.
@@ -35,10 +35,11 @@ from wukong.data.prompts import PROMPTS, PromptOptions, load_prompts
 from wukong.data.shards import TokenShards
 from wukong.data.split import split_by_prompt
 from wukong.errors import DataError, UsageError
-from wukong.feedback.annotators import Judge, Opinion, load_judge
+from wukong.feedback.annotators import load_judge
+from wukong.feedback.judge import Judge, Opinion
 from wukong.feedback.replies import forget_replies, replies_path
+from wukong.feedback.reward_models import is_model, reward_judge
 from wukong.files import atomic_open, write_json
-from wukong.intervals import in_words, mean_interval, rate_interval
 from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, recommended_sampling
 from wukong.objectives import best_of_n_kl
@@ -47,14 +48,9 @@ from wukong.records import Prompt
 from wukong.require import Need
 from wukong.rollout import Sampled, generate, inference_copy
 from wukong.sampling import OWN_DISTRIBUTION, SamplingParameters
+from wukong.scoring import response_logprobs, response_positions, validation_loss
 from wukong.seeds import derived_seed
-from wukong.stages.common import (
-    distinct_n,
-    response_logprobs,
-    response_positions,
-    validation_loss,
-)
-from wukong.stages.rewards import is_model, reward_judge
+from wukong.stats import distinct_n, in_words, mean_interval, rate_interval
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute, Precision, compute_for
 

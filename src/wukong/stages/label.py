@@ -26,11 +26,11 @@ from wukong.console import say
 from wukong.errors import UsageError
 from wukong.feedback.annotators import load_judge
 from wukong.feedback.replies import forget_replies, replies_path
+from wukong.feedback.reward_models import is_model, reward_judge
 from wukong.options import StageOptions
 from wukong.records import Comparison, Ranking, Response, read_records, write_records
 from wukong.require import Need
 from wukong.seeds import derived_seed
-from wukong.stages.rewards import is_model, reward_judge
 from wukong.training.compute import compute_for
 
 

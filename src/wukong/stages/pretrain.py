@@ -27,19 +27,19 @@ from wukong.data.shards import TokenShards
 from wukong.errors import UsageError
 from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
 from wukong.model.hub import load_policy, recommended_sampling, save_policy
-from wukong.processes import is_first, share, size, sums
+from wukong.processes import all_reduce_sum, is_first, local_part, world_size
 from wukong.require import Need
 from wukong.rollout import generate, inference_copy
 from wukong.sampling import OWN_DISTRIBUTION, RecommendOptions
+from wukong.scoring import language_model_loss, validation_loss
 from wukong.seeds import derived_seed
-from wukong.stages.common import language_model_loss, validation_loss
 from wukong.tokenizer import Tokenizer
+from wukong.training.advice import warn_of_few_steps
 from wukong.training.compiled import Compile, compiled_where_faster
-from wukong.training.compute import Compute
+from wukong.training.compute import Compute, read
 from wukong.training.memory import Decoding, Workload
-from wukong.training.parallel import in_step, whole
-from wukong.training.passes import warn_of_few_steps
-from wukong.training.session import Session, TrainOptions, publish
+from wukong.training.parallel import full_module, lockstep
+from wukong.training.session import Session, TrainOptions
 
 
 class PretrainOptions(TrainOptions, RecommendOptions):
@@ -85,7 +85,7 @@ USUAL_TOKENS = 2_000_000
 
 def workload(options: PretrainOptions, config: GPT2Config) -> Workload:
     context = options.context or config.n_positions
-    own_rows = math.ceil(options.batch_tokens // context / size())
+    own_rows = math.ceil(options.batch_tokens // context / world_size())
     rows = min(own_rows, max(1, options.micro_batch_tokens // context))
     n = len(options.sample_prompts)
     decoding = Decoding(config, n, config.n_positions) if n else None
@@ -152,22 +152,22 @@ def run(options: PretrainOptions) -> None:
     warn_of_few_steps("pretrain", steps, "give more --tokens, or fewer --batch-tokens")
     # ---------------------------------------------------------------------------------------------------- loop
     load = workload(options, model.config)
-    with Session(options, {"model": model}, steps, "pretrain", workload=load) as session:
+    with Session(options, {"model": model}, steps, "pretrain", lr=options.lr, workload=load) as session:
         compute = session.compute
-        micro_rows, own_rows = max(1, options.micro_batch_tokens // context), math.ceil(rows / size())
+        micro_rows, own_rows = max(1, session.micro_batch_tokens // context), math.ceil(rows / world_size())
         example = torch.zeros(min(own_rows, micro_rows), context + 1, dtype=torch.int64, device=compute.device)
         passes = (steps - session.start) * math.ceil(own_rows / micro_rows)
         fast = compiled_where_faster(session, options.compile, model.train(), language_model_loss, example, passes)
         for step in session.steps():
             model.train()
-            ids = share(train.batch(step, rows, context, options.seed)).to(compute.device)  # (B, T + 1)
-            total = 0.0
-            for part in in_step(ids.split(micro_rows) if len(ids) else (), model):
+            ids = local_part(train.batch(step, rows, context, options.seed)).to(compute.device)  # (B, T + 1)
+            losses = []
+            for part in lockstep(ids.split(micro_rows) if len(ids) else (), model):
                 loss = language_model_loss(fast, part, compute) / options.batch_tokens
                 session.backward(loss)
-                total += loss.item()
-            (total,) = sums(total)
+                losses.append(loss.detach())
             norms = session.optimizer_step()
+            (total,) = all_reduce_sum(sum(read(losses)))
             session.log(options.batch_tokens, loss=total, perplexity=math.exp(min(total, 50)), **norms)
             if session.due(options.eval_every):
                 held_out = validation_loss(model, valid, context, options.eval_tokens, compute)
@@ -180,17 +180,16 @@ def run(options: PretrainOptions) -> None:
                 _show_samples(session, options, model, tokenizer, compute)
             session.show(loss=total)
         session.restore_best()
-    model = whole(model, "cpu")
+    model = full_module(model, "cpu")
     if not is_first():
         return
     # ---------------------------------------------------------------------------------------------------- save
-    staged = options.out / ".staged"
-    save_policy(staged, model, tokenizer, sampling=sampling.for_training(options.recommended_temperature))
-    files = publish(staged, options.out)
-    best = session.state["best_loss"]
-    results = {"valid_loss": best, "parameters": model.n_parameters()}
-    work.finish(results, files, session.compute_record())
-    session.discard_checkpoints()
+    best, sampling = session.state["best_loss"], sampling.for_training(options.recommended_temperature)
+    session.finish(
+        work,
+        lambda staged: save_policy(staged, model, tokenizer, sampling=sampling),
+        {"valid_loss": best, "parameters": model.n_parameters()},
+    )
     begun = f"{math.log(tokenizer.vocab_size):.2f} before the first step" if options.model in PRESETS else options.model
     say(f"pretrain: {best:.3f} nats a held-out token ({begun})")
     say(f"next: wukong sft --model {options.out} --data DEMONSTRATIONS --out {options.out}-sft")

@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,29 +28,30 @@ from torch import Tensor
 
 from wukong import require
 from wukong.console import console, say
-from wukong.data.batches import pad
+from wukong.data.answers import answers_ids, pairs_by_prompt
+from wukong.data.batches import epoch_batch, micro_batches, pad
 from wukong.data.comparisons import COMPARISONS, load_comparisons
 from wukong.data.sources import DataOptions
 from wukong.data.split import halves, split_by_prompt
 from wukong.data.summary import ReadSummary
 from wukong.errors import DataError, UsageError
 from wukong.feedback.consensus import by_annotators, decide, weights_of
-from wukong.intervals import rate_interval
 from wukong.model.heads import HeadKind, Pooling, ScalarModel
 from wukong.model.hub import load_trunk, save_reward
 from wukong.objectives import grouped_mean, pairwise_loss
-from wukong.processes import gathered, is_first, share, sums
+from wukong.processes import all_gather, all_reduce_sum, is_first, local_part
 from wukong.records import Comparison, Message, Preference, Ranking, Response, Vote, read_records
 from wukong.require import Need
+from wukong.scoring import scores_of
 from wukong.seeds import derived_seed, permutation
-from wukong.stages.common import epoch_batch, scores_of
-from wukong.stages.pairs import answers_ids, pairs_by_prompt
+from wukong.stats import rate_interval
 from wukong.tokenizer import Tokenizer
-from wukong.training.compute import Compute
+from wukong.training.advice import warn_of_few_steps
+from wukong.training.compute import Compute, read
 from wukong.training.memory import Workload, step_tokens
-from wukong.training.parallel import in_step, whole
-from wukong.training.passes import Passes, Usual, warn_of_few_steps
-from wukong.training.session import Session, TrainOptions, publish
+from wukong.training.parallel import full_module, lockstep
+from wukong.training.passes import Passes, Usual
+from wukong.training.session import Session, TrainOptions
 
 
 class RewardOptions(TrainOptions, DataOptions):
@@ -86,7 +87,7 @@ class RewardOptions(TrainOptions, DataOptions):
     150 steps."""
     batch_size: int | None = Field(None, ge=1, json_schema_extra={"usual": 16})
     """Prompts a step, each with all its answers. When absent 16, and down to 8 where there are few."""
-    lr: float | None = Field(None, gt=0, json_schema_extra={"usual": 5e-5})  # type: ignore[assignment]
+    lr: float | None = Field(None, gt=0, json_schema_extra={"usual": 5e-5})
     """Peak learning rate. When absent 5e-5, and more for models smaller than GPT-2 where there are few prompts."""
     lr_schedule: Literal["cosine", "linear", "constant"] = "linear"
     """How the learning rate falls after the warm-up."""
@@ -222,39 +223,29 @@ def group_losses(groups: Sequence[Group], margins: Tensor, options: RewardOption
     return pairwise_loss(margins, ties, target if options.margin else None) * weights
 
 
-def _parts(groups: Sequence[Group], max_tokens: int) -> list[list[Group]]:
-    """The batch in parts of at most max_tokens tokens, each group whole, like lengths together."""
-    widths = [max(len(a) for a in g.answers) for g in groups]
-    parts: list[list[Group]] = []
-    rows = width = 0
-    for i in sorted(range(len(groups)), key=lambda i: -widths[i]):
-        rows += len(groups[i].answers)
-        if not parts or rows * width > max_tokens:
-            parts.append([])
-            rows, width = len(groups[i].answers), widths[i]
-        parts[-1].append(groups[i])
-    return parts
+def _lengths(group: Group) -> list[int]:
+    return [len(answer) for answer in group.answers]
 
 
 @torch.no_grad()
 def evaluate_pairs(
-    model: ScalarModel, groups: Sequence[Group], options: RewardOptions, compute: Compute
-) -> dict[str, float | list]:
+    model: ScalarModel, groups: Sequence[Group], options: RewardOptions, session: Session
+) -> dict[str, Any]:
     """Accuracy on pairs that are no ties, with a 95 % interval over prompts; equal scores are half right."""
     model.eval()
     losses, hits, difference, longer, counts = [], [], [], [], []
-    parts = _parts(groups, options.micro_batch_tokens)
+    parts, compute = micro_batches(groups, _lengths, session.micro_batch_tokens), session.compute
 
     def measured() -> list[tuple[float, list[float]]]:
         """The summed loss and the margins of each part that is this process's."""
         found = []
-        for part in in_step(share(parts), model):
+        for part in lockstep(local_part(parts), model):
             margins, member = forward_pairs(model, part, compute)
             loss = grouped_mean(group_losses(part, margins, options), member).item() * len(part)
             found.append((loss, margins.tolist()))
         return found
 
-    for part, (loss, margins) in zip(parts, gathered(measured), strict=True):
+    for part, (loss, margins) in zip(parts, all_gather(measured), strict=True):
         losses.append(loss)
         rest = iter(margins)
         for group in part:
@@ -322,7 +313,7 @@ def new_model(options: RewardOptions) -> tuple[ScalarModel, Tokenizer]:
 
 def fit(
     model: ScalarModel, tokenizer: Tokenizer, train: Sequence[Group], test: Sequence[Group], options: RewardOptions
-) -> tuple[dict[str, float | list], Session]:
+) -> tuple[dict[str, Any], Session]:
     """Trains on `train` and evaluates on `test`; checkpoints and metrics go to `options.out`.
 
     Returns:
@@ -339,28 +330,29 @@ def fit(
     warn_of_few_steps("reward", steps, "label more, or give more --epochs")
     state = {"quality": {}, "passes": passes.record(len(groups))}
     load = workload([sum(map(len, group.answers)) for group in groups], passes.batch_size)
-    with Session(options, {"model": model}, steps, "reward", state, load, passes.lr) as session:
+    with Session(options, {"model": model}, steps, "reward", state, lr=passes.lr, workload=load) as session:
         compute = session.compute
         for step in session.steps():
             model.train()
             batch = [groups[i] for i in epoch_batch(len(groups), step, passes.batch_size, options.seed)]
-            total, spread, right, pairs = 0.0, 0.0, 0.0, 0.0
-            for part in in_step(_parts(share(batch), options.micro_batch_tokens), model):
+            losses, wins, spreads, pairs = [], [], [], 0.0
+            for part in session.micro_batches(batch, _lengths):
                 margins, member = forward_pairs(model, part, compute)
                 loss = grouped_mean(group_losses(part, margins, options), member) * len(part) / len(batch)
                 session.backward(loss)
-                total += loss.item()
-                right += int((margins > 0).sum())
-                spread += float(margins.detach().sum())
+                losses.append(loss.detach())
+                wins.append((margins > 0).sum())
+                spreads.append(margins.detach().sum())
                 pairs += len(margins)
-            total, spread, right, pairs = sums(total, spread, right, pairs)
             norms = session.optimizer_step()
+            total, spread, right = (sum(read(values)) for values in (losses, spreads, wins))
+            total, spread, right, pairs = all_reduce_sum(total, spread, right, pairs)
             tokens = sum(len(answer) for group in batch for answer in group.answers)
             session.log(tokens, loss=total, accuracy=right / pairs, margin=spread / pairs, pairs=int(pairs), **norms)
             if test and session.due(options.eval_every):
-                quality = evaluate_pairs(model, test, options, compute)
+                quality = evaluate_pairs(model, test, options, session)
                 session.state["quality"] = quality
-                session.log(**{k: v for k, v in quality.items() if k in ("valid_loss", "valid_accuracy")})  # type: ignore[arg-type]
+                session.log(**{k: quality[k] for k in ("valid_loss", "valid_accuracy") if k in quality})
             session.show(loss=total, accuracy=right / pairs)
         return session.state["quality"], session
 
@@ -399,22 +391,22 @@ def run(options: RewardOptions) -> None:
     reference = _reference_answers(options, tokenizer, context)
     # ------------------------------------------------------------------------------------------------------ fit
     quality, session = fit(model, tokenizer, train, test, options)
-    model = whole(model, session.compute.device)
+    model = full_module(model, session.compute.device)
     if not is_first():
         return
     # ----------------------------------------------------------------------------------------------- normalise
     answers = reference or [answer for group in train for answer in group.answers]
     before = _normalise(model, options, answers, session.compute)
     # ---------------------------------------------------------------------------------------------------- save
-    staged = options.out / ".staged"
-    save_reward(staged, model.cpu(), tokenizer)
-    files = publish(staged, options.out)
     n_pairs = sum(len(group.pairs) for group in train)
     results = {**quality, "train_pairs": n_pairs, "normalised_from": before, "passes": session.state["passes"]}
-    work.finish({**results, "data": summary.as_dict()}, files, session.compute_record())
-    session.discard_checkpoints()
+    session.finish(
+        work,
+        lambda staged: save_reward(staged, model.cpu(), tokenizer),
+        {**results, "data": summary.as_dict()},
+    )
     if quality:
-        low, high = quality["valid_accuracy_interval"]  # type: ignore[misc]
+        low, high = quality["valid_accuracy_interval"]
         say(f"reward: accuracy {quality['valid_accuracy']:.3f} [{low:.3f}, {high:.3f}] on held-out prompts")
     say(f"next: wukong reward-report {options.out}")
 

@@ -11,7 +11,6 @@ temperature and number, so that more prompts or models change no answer that is 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import product
 
@@ -149,9 +148,10 @@ def sample_model(model_path: str, prompts: Sequence[Prompt], options: SampleOpti
                 on_finish=bar.advance,
             )
         for (i, _), seed, answer in zip(jobs, seeds, answers, strict=True):
-            yield _response(
-                prompts[i], tokenizer.decode(answer.ids), model_path, Sampling(**drawing.as_dict(), seed=seed),
-                answer.finished, len(answer.ids),
+            sampling = Sampling(**drawing.as_dict(), seed=seed)
+            yield Response.of(
+                prompts[i], tokenizer.decode(answer.ids), model_path, sampling,
+                finished=answer.finished, n_tokens=len(answer.ids),
             )  # fmt: skip
 
 
@@ -169,24 +169,8 @@ def sample_endpoint(endpoint: Endpoint, prompts: Sequence[Prompt], options: Samp
     questions = {key: request for _, _, key, request in jobs}
     with Bar(f"sampling {endpoint.model}", len(questions), unit="response") as bar:
         gather(questions, endpoint.reply, replies, endpoint.remote, lambda key: bar.advance())
+    found = [(prompt, sampling, replies[key]) for prompt, sampling, key, _ in jobs]
     return [
-        _response(prompt, replies[key].text, endpoint.model, sampling, replies[key].finished, replies[key].n_tokens)
-        for prompt, sampling, key, _ in jobs
+        Response.of(prompt, reply.text, endpoint.model, sampling, finished=reply.finished, n_tokens=reply.n_tokens)
+        for prompt, sampling, reply in found
     ]
-
-
-def _response(
-    prompt: Prompt, text: str, model: str, sampling: Sampling, finished: bool, n_tokens: int
-) -> Response:  # fmt: skip
-    identity = hashlib.sha256(repr((prompt.id, model, sampling.model_dump())).encode()).hexdigest()[:16]
-    return Response(
-        id=identity,
-        prompt_id=prompt.id,
-        messages=prompt.messages,
-        text=text,
-        model=model,
-        sampling=sampling,
-        finish_reason="stop" if finished else "length",
-        n_tokens=n_tokens,
-        source=prompt.source,
-    )

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from wukong import require
 from wukong.console import console, say
-from wukong.data.batches import Example, pack
+from wukong.data.batches import Example, epoch_batch, pack
 from wukong.data.instructions import INSTRUCTIONS, load_instructions
 from wukong.data.sources import DataOptions
 from wukong.data.split import split_by_prompt
@@ -29,18 +29,19 @@ from wukong.data.summary import ReadSummary
 from wukong.errors import UsageError
 from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, recommended_sampling, save_policy
-from wukong.objectives import token_logprobs
-from wukong.processes import is_first, share, sums
+from wukong.model.logprobs import token_logprobs
+from wukong.processes import all_reduce_sum, is_first, local_part
 from wukong.records import Conversation
 from wukong.require import Need
 from wukong.sampling import RecommendOptions
-from wukong.stages.common import epoch_batch, kl_to_start, say_how_far
+from wukong.scoring import kl_to_start
 from wukong.tokenizer import Tokenizer
-from wukong.training.compute import Compute
+from wukong.training.advice import say_distance, warn_of_few_steps
+from wukong.training.compute import Compute, read
 from wukong.training.memory import Workload, step_tokens
-from wukong.training.parallel import in_step, whole
-from wukong.training.passes import Usual, warn_of_few_steps
-from wukong.training.session import Session, TrainOptions, publish
+from wukong.training.parallel import full_module, lockstep
+from wukong.training.passes import Usual
+from wukong.training.session import Session, TrainOptions
 
 
 class SFTOptions(TrainOptions, DataOptions, RecommendOptions):
@@ -54,7 +55,7 @@ class SFTOptions(TrainOptions, DataOptions, RecommendOptions):
     """Passes over the data. When absent 3, and up to 8 where these are fewer than 150 steps."""
     batch_size: int | None = Field(None, ge=1, json_schema_extra={"usual": 32})
     """Examples a step. When absent 32, and down to 8 where there are few."""
-    lr: float | None = Field(None, gt=0, json_schema_extra={"usual": 3e-4})  # type: ignore[assignment]
+    lr: float | None = Field(None, gt=0, json_schema_extra={"usual": 3e-4})
     """Peak learning rate. When absent 3e-4, and more for models smaller than GPT-2 where there are few examples."""
     warmup_steps: int = Field(10, ge=0)
     """Steps over which the learning rate rises from 0."""
@@ -121,10 +122,10 @@ def run(options: SFTOptions) -> None:
     # ------------------------------------------------------------------------------------------- model and data
     model, tokenizer = load_policy(options.model, dropout=options.dropout, template=options.template)
     sampling = recommended_sampling(options.model).for_training(options.recommended_temperature)
-    read = load_instructions(options.data, options)
-    sides = split_by_prompt(read.records, options.valid_fraction, options.seed)
-    train, valid = (examples_of(side, tokenizer, model.config.n_positions, read.summary) for side in sides)
-    console.print(read.summary.table("demonstrations"))
+    found = load_instructions(options.data, options)
+    sides = split_by_prompt(found.records, options.valid_fraction, options.seed)
+    train, valid = (examples_of(side, tokenizer, model.config.n_positions, found.summary) for side in sides)
+    console.print(found.summary.table("demonstrations"))
     if not train:
         raise UsageError(f"{options.data[0]}: no demonstration is left to train on")
     passes = USUAL.passes(len(train), model.config.n_embd, options.epochs, options.batch_size, options.lr)
@@ -140,33 +141,34 @@ def run(options: SFTOptions) -> None:
             model.train()
             batch = [train[i] for i in epoch_batch(len(train), step, passes.batch_size, options.seed)]
             n_response = sum(sum(e.response[1:]) for e in batch)
-            total = 0.0
-            for part in in_step(_parts(share(batch), options.micro_batch_tokens), model):
+            losses = []
+            for part in lockstep(_parts(local_part(batch), session.micro_batch_tokens), model):
                 loss, _ = response_loss(model, part, compute)
                 session.backward(loss / n_response)
-                total += loss.item() / n_response
-            (total,) = sums(total)
+                losses.append(loss.detach())
             norms = session.optimizer_step()
+            (total,) = all_reduce_sum(sum(loss / n_response for loss in read(losses)))
             session.log(sum(len(e.ids) for e in batch), loss=total, response_tokens=n_response, **norms)
             if valid and session.due(options.eval_every):
-                held_out = _validate(model, valid, options, compute)
+                held_out = _validate(model, valid, session)
                 session.log(valid_loss=held_out, valid_perplexity=math.exp(min(held_out, 50)))
                 session.keep_best(held_out)
             session.show(loss=total)
         session.restore_best()
-    model = whole(model, "cpu")
+    model = full_module(model, "cpu")
     if not is_first():
         return
     # ---------------------------------------------------------------------------------------------------- save
-    staged = options.out / ".staged"
-    save_policy(staged, model, tokenizer, sampling=sampling)
-    files = publish(staged, options.out)
     start = load_policy(options.model, template=options.template)[0]
     moved = kl_to_start(model.cpu(), start, [(e.ids, e.response) for e in valid or train])
     results = {"valid_loss": session.state.get("best_loss"), "kl_to_start": moved, "passes": passes.record(len(train))}
-    work.finish({**results, "data": read.summary.as_dict()}, files, session.compute_record())
-    session.discard_checkpoints()
-    say_how_far("sft", moved, "give more --epochs or a higher --lr", f"wukong chat {options.out}")
+    session.finish(
+        work,
+        lambda staged: save_policy(staged, model, tokenizer, sampling=sampling),
+        {**results, "data": found.summary.as_dict()},
+    )
+    say_distance("sft", moved, "give more --epochs or a higher --lr")
+    say(f"next: wukong chat {options.out}")
 
 
 def _parts(batch: Sequence[Example], max_tokens: int) -> list[list[Example]]:
@@ -183,9 +185,9 @@ def _parts(batch: Sequence[Example], max_tokens: int) -> list[list[Example]]:
 
 
 @torch.no_grad()
-def _validate(model: GPT2, examples: Sequence[Example], options: SFTOptions, compute: Compute) -> float:
+def _validate(model: GPT2, examples: Sequence[Example], session: Session) -> float:
     model.eval()
-    parts = in_step(share(_parts(examples, options.micro_batch_tokens)), model)
-    found = [response_loss(model, part, compute) for part in parts]
-    total, count = sums(sum(loss.item() for loss, _ in found), sum(count for _, count in found))
+    parts = lockstep(local_part(_parts(examples, session.micro_batch_tokens)), model)
+    found = [response_loss(model, part, session.compute) for part in parts]
+    total, count = all_reduce_sum(sum(read([loss for loss, _ in found])), sum(count for _, count in found))
     return total / count

@@ -1,4 +1,4 @@
-"""Answers that some model has given already, from the files of `wukong sample` and `wukong evaluate`."""
+"""Existing answers of models, from the files of `wukong sample` and `wukong evaluate`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from wukong.records import Messages, Response, prompt_id
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One model's answer to one prompt; `finished` says whether the model ended it."""
+class ModelAnswer:
+    """One model's answer to one prompt; `finished`: the model ended it."""
 
     prompt_id: str
     messages: Messages
@@ -27,40 +27,40 @@ class Answer:
     finished: bool = True
 
 
-class _Text(BaseModel):
+class _AnswerText(BaseModel):
     model_config = ConfigDict(extra="ignore")
     text: str
     finish_reason: str = "stop"
 
 
-class _Answered(BaseModel):
+class _AnswersLine(BaseModel):
     """A line of answers.jsonl."""
 
     model_config = ConfigDict(extra="ignore")
     messages: Messages
-    answers: dict[str, _Text]
+    answers: dict[str, _AnswerText]
     source: str = ""
 
 
 def split_name(text: str) -> tuple[str, str]:
-    """("policy", "runs/x/policy") of "policy=runs/x/policy" and of "runs/x/policy" alone."""
+    """("policy", "runs/x/policy") for "policy=runs/x/policy" and for "runs/x/policy"."""
     name, separator, path = text.partition("=")
     if separator and name and "/" not in name:
         return name, path
     return Path(text).name.removesuffix(".gz").removesuffix(".jsonl"), text
 
 
-def read_answers(path: str | Path, name: str, skip_bad: int = 0) -> list[Answer]:
+def read_answers(path: str | Path, name: str, skip_bad: int = 0) -> list[ModelAnswer]:
     """The answers in a responses.jsonl, or those of the model `name` in an answers.jsonl.
 
     Args:
-        skip_bad: how many bad lines may be left out (each is said) before reading stops with an error.
+        skip_bad: the number of bad lines to leave out (with a message) before reading stops with an error.
 
     Raises:
-        UsageError: a missing file, or one that holds no answer of this model.
-        DataError: a line that is neither (file, line, field).
+        UsageError: a missing file, or one without an answer of this model.
+        DataError: a line of another kind (file, line, field).
     """
-    answers: list[Answer] = []
+    answers: list[ModelAnswer] = []
     left_out = 0
     for number, line in numbered_lines(path):
         try:
@@ -71,21 +71,21 @@ def read_answers(path: str | Path, name: str, skip_bad: int = 0) -> list[Answer]
             left_out += 1
             say(f"left out: {error}")
     if not answers:
-        raise UsageError(f"{path}: holds no answer of {name!r}")
+        raise UsageError(f"{path}: contains no answer of {name!r}")
     return answers
 
 
-def _of(path: str | Path, number: int, line: str, name: str) -> Iterator[Answer]:
+def _of(path: str | Path, number: int, line: str, name: str) -> Iterator[ModelAnswer]:
     try:
         value, suspicious = foreign_json.parse(line)
         if suspicious and (found := foreign_json.fault(value)) is not None:
             raise DataError(found[1], file=path, line=number, field=found[0] or None)
         if isinstance(value, dict) and "answers" in value:
-            one = _Answered.model_validate(value)
+            one = _AnswersLine.model_validate(value)
             if name in one.answers:
                 text = one.answers[name]
                 finished = text.finish_reason == "stop"
-                yield Answer(prompt_id(one.messages), one.messages, text.text, one.source, finished)
+                yield ModelAnswer(prompt_id(one.messages), one.messages, text.text, one.source, finished)
             return
         response = Response.model_validate(value)
     except json.JSONDecodeError as error:
@@ -93,9 +93,9 @@ def _of(path: str | Path, number: int, line: str, name: str) -> Iterator[Answer]
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or None
-        hint = "responses.jsonl of wukong sample or answers.jsonl of wukong evaluate is expected"
+        hint = "expected responses.jsonl of wukong sample or answers.jsonl of wukong evaluate"
         raise DataError(first["msg"], file=path, line=number, field=field, hint=hint) from None
     except ValueError as error:
         raise DataError(f"not JSON: {error}", file=path, line=number) from None
     finished = response.finish_reason == "stop"
-    yield Answer(prompt_id(response.messages), response.messages, response.text, response.source, finished)
+    yield ModelAnswer(prompt_id(response.messages), response.messages, response.text, response.source, finished)

@@ -1,12 +1,12 @@
-"""`wukong compare`: two models or more, or answers they gave before -> who is better, said in numbers and in words.
+"""`wukong compare`: two or more models, or files of their answers -> which is better, in numbers and words.
 
-In:  models or files of answers; unseen prompts; judges: rubric, function, reward model, model behind an API, people.
-Out: out/comparison.json (win rates, ratings, agreement, the sentences) and out/answers.jsonl (every answer).
+In:  models or files of answers; unseen prompts; judges: rubric, function, reward model, LLM behind an API, people.
+Out: out/comparison.json (win rates, ratings, agreement, conclusions) and out/answers.jsonl (every answer).
 
     wukong compare sft=runs/mine/sft policy=runs/mine/policy --prompts test.jsonl --judge rubric --out runs/mine/compare
 
-All models answer the same prompts with the same random numbers, sampled as `wukong evaluate` samples. What each figure
-is, and what the sentences may be trusted to say: docs/tools/compare.md.
+All models answer the same prompts with the same random numbers, sampled as in `wukong evaluate`. docs/tools/compare.md
+defines each figure and what the conclusions mean.
 
 Shape legend: P prompts.
 """
@@ -33,39 +33,39 @@ from wukong.feedback.annotators import load_judge
 from wukong.feedback.pairwise_judge import PairwiseJudge, agreed, question, verdict_of
 from wukong.feedback.replies import forget_replies, replies_path
 from wukong.files import atomic_open, write_json
-from wukong.intervals import in_words
 from wukong.model.hub import load_policy
 from wukong.records import Comparison, Prompt, Vote, prompt_id
 from wukong.report.page import equal_length, interval, percent
 from wukong.require import Need
 from wukong.sampling import SamplingParameters
 from wukong.stages.evaluate import AnswerOptions, answer_all, answer_needs, chosen_prompts, rewards_of
-from wukong.studies.answers import Answer, read_answers, split_name
+from wukong.stats import in_words
+from wukong.studies.answers import ModelAnswer, read_answers, split_name
 from wukong.studies.win_rates import Outcomes, compared, ratings, with_people
 from wukong.training.compute import Compute, compute_for
 
 
 class CompareOptions(AnswerOptions):
-    """Compare models, or answers they gave before: win rates, ratings, and what may be said of them."""
+    """Compare models, or files of their answers: win rates, ratings and conclusions."""
 
     models: list[str]
-    """name=directory of a model, or name=file with its answers (responses.jsonl, answers.jsonl); two or more."""
+    """Two or more models: name=DIRECTORY, or name=FILE with answers (responses.jsonl, answers.jsonl)."""
     prompts: list[str] = []
-    """Prompts that were used nowhere in training; not needed when all models are files of answers."""
+    """Prompts not used in training; not needed if all models are files of answers."""
     judge: str | None = None
     """rubric (the kitchen's), lexicon (VADER sentiment), or module:function."""
     reward_model: str | None = None
-    """A reward model as a judge, best one that was not used in training."""
+    """A reward model as judge, preferably one not used in training."""
     endpoint: str | None = None
-    """Base URL of an OpenAI-compatible server whose model judges pairs in both orders (key: OPENAI_API_KEY)."""
+    """Base URL of an OpenAI-compatible server whose model judges each pair in both orders (key: OPENAI_API_KEY)."""
     endpoint_model: str | None = None
-    """The model's name there."""
+    """The model's name on that server."""
     human: list[str] = []
-    """Comparisons or rankings of these very answers by people, in any of the formats of docs/reference/data.md."""
+    """People's comparisons or rankings of these same answers, in any format of docs/reference/data.md."""
 
 
 def _human_options(options: CompareOptions) -> DataOptions:
-    """How people's judgments are read; `format` is that of the prompts."""
+    """How people's judgments are read; the option `format` applies to the prompts."""
     return DataOptions(
         columns=options.columns, question=options.question, encoding=options.encoding, skip_bad=options.skip_bad
     )
@@ -92,7 +92,7 @@ def _models(options: CompareOptions) -> dict[str, str]:
 
 
 def run(options: CompareOptions) -> None:
-    """Raises UsageError or DataError for unusable input, RunError when a judge fails."""
+    """Raises UsageError or DataError for unusable input, RunError if a judge fails."""
     work = require.open_stage("compare", options, needs(options))
     if work.done:
         return
@@ -166,9 +166,9 @@ def run(options: CompareOptions) -> None:
 
 def _check(options: CompareOptions, models: dict[str, str]) -> None:
     if len(models) < 2 or len(models) < len(options.models):
-        raise UsageError("two models or more with different names are needed: write name=directory name=directory")
+        raise UsageError("needs two or more models with different names: name=directory name=directory")
     if not (options.judge or options.reward_model or options.endpoint or options.human):
-        raise UsageError("nobody judges: give --judge, --reward-model, --endpoint or --human")
+        raise UsageError("no judge: give --judge, --reward-model, --endpoint or --human")
     if bool(options.endpoint) != bool(options.endpoint_model):
         raise UsageError("--endpoint and --endpoint-model go together")
     if options.endpoint_model and options.endpoint_model in (options.judge, "people", "reward_model"):
@@ -177,18 +177,18 @@ def _check(options: CompareOptions, models: dict[str, str]) -> None:
         if name not in models:
             raise UsageError(f"no model is named {name!r} in MODELS: {', '.join(models)}")
     if not options.prompts and (sampled := [path for path in models.values() if not Path(path).is_file()]):
-        raise UsageError(f"{sampled[0]} is to answer prompts: give --prompts")
+        raise UsageError(f"{sampled[0]} needs prompts to answer: give --prompts")
 
 
 def _answers(
     models: dict[str, str], options: CompareOptions, compute: Compute
-) -> tuple[list[Prompt], dict[str, list[Answer]], dict[str, SamplingParameters]]:
-    """The prompts that all files of answers hold (and --prompts, where given), each model's answer to each, and how
-    the models that answered now were sampled.
+) -> tuple[list[Prompt], dict[str, list[ModelAnswer]], dict[str, SamplingParameters]]:
+    """The prompts common to all files of answers (and --prompts, if given), each model's answers, and the sampling
+    parameters of the models that answered now.
 
-    Of several answers of one model to one prompt the first counts.
+    If a model has several answers to a prompt, the first counts.
     """
-    given: dict[str, dict[str, Answer]] = {}
+    given: dict[str, dict[str, ModelAnswer]] = {}
     for name, path in models.items():
         if Path(path).is_file():
             given[name] = {}
@@ -201,10 +201,10 @@ def _answers(
         wanted = [Prompt(messages=one.messages, source=one.source, id=one.prompt_id) for one in first][: options.limit]
     prompts = [p for p in wanted if all(prompt_id(p.messages) in of_model for of_model in given.values())]
     if left_out := len(wanted) - len(prompts):
-        say(f"compare: {left_out:,} of {len(wanted):,} prompts left out, because not every file answers them")
+        say(f"compare: {left_out:,} of {len(wanted):,} prompts left out: not every file has an answer")
     if not prompts:
-        raise UsageError(f"{', '.join(models.values())}: no prompt is answered by all")
-    answers: dict[str, list[Answer]] = {}
+        raise UsageError(f"{', '.join(models.values())}: no prompt has answers in all files")
+    answers: dict[str, list[ModelAnswer]] = {}
     sampling = {}
     for name, path in models.items():
         if name in given:
@@ -215,11 +215,11 @@ def _answers(
         sampled = answer_all(name, path, policy, tokenizer, prompts, options, compute)
         sampling[name] = sampled.sampling
         answers[name] = [
-            Answer(p.id, p.messages, text, p.source, one.finished)
+            ModelAnswer(p.id, p.messages, text, p.source, one.finished)
             for p, text, one in zip(prompts, sampled.texts, sampled.sampled, strict=True)
         ]
     if len({(one.temperature, one.top_k, one.top_p) for one in sampling.values()}) > 1:
-        say("compare: the models are sampled differently, each as it recommends; --temperature makes them equal")
+        say("compare: the models are sampled differently, as each recommends; --temperature makes them equal")
     return prompts, answers, sampling
 
 
@@ -231,9 +231,9 @@ def _by_score(scores: dict[str, np.ndarray]) -> Outcomes:
 
 
 def _by_people(options: CompareOptions, prompts: Sequence[Prompt], texts: dict[str, list[str]]) -> Outcomes:
-    """The mean of people's judgments of each pair of answers; NaN where nobody judged, 1/2 for equal answers.
+    """The mean of people's judgments of each pair of answers; NaN without a judgment, 1/2 for equal answers.
 
-    Raises UsageError when no judgment is about these answers.
+    Raises UsageError if no judgment is about these answers.
     """
     read = load_comparisons(options.human, _human_options(options))
     console.print(read.summary.table("people's comparisons"))
@@ -241,7 +241,7 @@ def _by_people(options: CompareOptions, prompts: Sequence[Prompt], texts: dict[s
     for record in read.records:
         prompt = prompt_id(record.prompt) if record.prompt else ""
         if isinstance(record, Vote):
-            raise UsageError(f"{options.human[0]}: a single vote compares nothing; pairs or rankings are needed")
+            raise UsageError(f"{options.human[0]}: single votes compare nothing; give pairs or rankings")
         if isinstance(record, Comparison):
             found = [(record.chosen, record.rejected, 0.5 if record.tie else 1.0)]
         else:
@@ -261,16 +261,16 @@ def _by_people(options: CompareOptions, prompts: Sequence[Prompt], texts: dict[s
         ]
         outcomes[a, b] = np.array([np.nan if own is None else float(np.mean(own)) for own in of_pair])
     if all(np.isnan(outcome).all() for outcome in outcomes.values()):
-        raise UsageError(f"{options.human[0]}: no comparison is about two of these answers; compare the labelled files")
+        raise UsageError(f"{options.human[0]}: no judgment compares two of these answers; give the labelled files")
     return outcomes
 
 
 def _by_llm(
     options: CompareOptions, prompts: Sequence[Prompt], texts: dict[str, list[str]]
 ) -> tuple[Outcomes, dict[str, Any]]:
-    """Each pair judged in both orders, and how far the order decided. Equal answers are ties; nobody is asked.
+    """Judges each pair in both orders, and measures the position bias. Equal answers are ties, without a request.
 
-    Raises RunError when the server fails, or most replies hold no verdict.
+    Raises RunError if the server fails, or most replies contain no verdict.
     """
     judge = PairwiseJudge(str(options.endpoint), str(options.endpoint_model), options.out / "verdicts.jsonl")
     jobs = [(a, b, i) for a, b in combinations(texts, 2) for i in range(len(prompts)) if texts[a][i] != texts[b][i]]
@@ -282,7 +282,7 @@ def _by_llm(
         verdicts = [verdict_of(reply) for reply in judge.ask(questions, bar.advance)]
     missing = sum(v is None for v in verdicts)
     if verdicts and missing > len(verdicts) / 2:
-        raise RunError(f"{options.endpoint_model}: {missing} of {len(verdicts)} replies hold no verdict such as [[A]]")
+        raise RunError(f"{options.endpoint_model}: {missing} of {len(verdicts)} replies have no verdict such as [[A]]")
     outcomes = {pair: np.full(len(prompts), 0.5) for pair in combinations(texts, 2)}
     consistent, decided, first = 0, 0, 0
     for (a, b, i), forward, backward in zip(jobs, verdicts[::2], verdicts[1::2], strict=True):
@@ -303,8 +303,8 @@ def _by_llm(
 # ----------------------------------------------------------------------------------------------------------- output
 
 
-def _write_answers(path: Path, prompts: Sequence[Prompt], answers: dict[str, list[Answer]]) -> None:
-    """As `wukong evaluate` writes them, so that they can be compared again, or with others."""
+def _write_answers(path: Path, prompts: Sequence[Prompt], answers: dict[str, list[ModelAnswer]]) -> None:
+    """In the format of `wukong evaluate`, so that they can be compared again, or with others."""
     with atomic_open(path) as out:
         for i, prompt in enumerate(prompts):
             line = {
@@ -320,7 +320,7 @@ def _write_answers(path: Path, prompts: Sequence[Prompt], answers: dict[str, lis
 
 
 def _table(judge: str, names: Sequence[str], found: dict[str, Any]) -> Table:
-    """Win rates of the row's model against the column's, and ratings."""
+    """Win rates of the row's model over the column's, and ratings."""
     rates = {}
     for pair in found["comparisons"]:
         low, high = pair["interval"]

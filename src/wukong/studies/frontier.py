@@ -1,16 +1,16 @@
-"""`wukong frontier`: did RL gain, or did it hack its reward? Gold and proxy over the distance from the reference.
+"""`wukong frontier`: did RL improve the policy, or hack its reward? Gold and proxy reward over KL to the reference.
 
-In:  policies, those kept on the way (--save-every) too; the SFT model; what they learnt from, the proxy; gold; prompts.
-Out: out/frontier.html, one page that needs nothing else, and out/frontier.json with every figure on it.
+In:  policies, including intermediate ones (--save-every); the SFT model; their reward model (proxy); gold; prompts.
+Out: out/frontier.html, a self-contained page, and out/frontier.json with every figure on it.
 
     wukong frontier ppo=runs/mine/ppo-0 ppo=runs/mine/ppo-1 rloo=runs/mine/rloo --reference runs/mine/sft
         --proxy runs/mine/reward --gold rubric --prompts test.jsonl --out runs/mine/frontier
 
-Several runs of one name are its seeds. All policies answer the same prompts with the same random numbers. What was
-measured of a policy is kept in out/measured, so that an interrupted study goes on with the next one. Forms, fits and
-the choice of a checkpoint: docs/tools/frontier.md.
+Runs of the same name are its seeds. All policies answer the same prompts with the same random numbers. Each policy's
+measurements are kept in out/measured, so that an interrupted study resumes with the next one. Forms, fits and the
+choice of a checkpoint: docs/tools/frontier.md.
 
-Shape legend: P prompts, N answers to each, K policies of one run.
+Shape legend: P prompts, N answers per prompt, K policies of one run.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from wukong.console import console, say
 from wukong.data.overlap import overlap
 from wukong.data.split import halves
 from wukong.errors import UsageError
-from wukong.feedback.annotators import Judge, load_judge
+from wukong.feedback.annotators import load_judge
+from wukong.feedback.judge import Judge
 from wukong.feedback.replies import forget_replies, replies_path
+from wukong.feedback.reward_models import is_model, reward_judge
 from wukong.files import atomic_open, read_json, write_json
-from wukong.intervals import FEWEST_PROMPTS, decisive, mean_interval, shown
 from wukong.model.hub import load_policy, recommended_sampling
 from wukong.objectives import best_of_n_kl
 from wukong.records import Prompt
@@ -49,41 +50,42 @@ from wukong.stages.evaluate import (
     chosen_prompts,
     kl_of,
 )
-from wukong.stages.rewards import is_model, reward_judge
+from wukong.stats import FEWEST_PROMPTS, decisive, mean_interval, shown
 from wukong.studies.answers import split_name
-from wukong.studies.overoptimisation import FEWEST_POINTS, Course, Form, best_of_n_weights, curve, fit
+from wukong.studies.overoptimisation import FEWEST_POINTS, Form, Trajectory, best_of_n_weights, curve, fit
 from wukong.training.compute import Compute, compute_for
 from wukong.training.metrics import read_metrics
 
 
 class FrontierOptions(AnswerOptions):
-    """Gold and proxy reward over the distance from the reference, by algorithm, and the checkpoint to take."""
+    """Gold and proxy reward over KL to the reference, by algorithm, and the checkpoint to choose."""
 
     runs: list[str]
-    """name=directory of each policy; the same name again for another seed. Policies in its policies/ count too."""
+    """name=DIRECTORY of each policy; repeat a name for further seeds. Policies in its policies/ are included."""
     reference: str
-    """The SFT model that they started from."""
+    """The SFT model from which they were trained."""
     proxy: str
-    """The reward model that they learnt from."""
+    """The reward model they were trained on."""
     gold: str
-    """What counts: rubric, lexicon, openai:MODEL[@URL], module:function, or a reward model that none learnt from."""
+    """The gold reward: rubric, lexicon, openai:MODEL[@URL], module:function, or a reward model no policy was trained
+    on."""
     pick_by: str | None = None
-    """What picks a checkpoint instead of gold: a reward model trained on the other half (`reward --half`)."""
+    """What picks a checkpoint in place of gold: a reward model trained on the other half (`reward --half`)."""
     best_of: int = Field(16, ge=0, le=MOST_ANSWERS)
-    """Best-of-n of the reference for n up to so many answers a prompt; 0 leaves it out."""
+    """Best-of-n of the reference for n up to this number; 0 leaves it out."""
 
 
 @dataclass(frozen=True)
-class Policy:
-    """One point of a course: a kept policy, or the last one."""
+class PolicyPoint:
+    """One point of a trajectory: an intermediate policy, or the last one."""
 
     iteration: int
     path: Path
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was found of one policy's answers, a value for each prompt. All (P,)."""
+class Measurements:
+    """Measurements of one policy's answers, one value per prompt. All (P,)."""
 
     kl: np.ndarray  # nats
     gold: np.ndarray
@@ -93,8 +95,8 @@ class Measured:
     length: np.ndarray  # tokens
 
 
-class Ruler:
-    """Measures policies on the prompts, each once."""
+class PolicyEvaluator:
+    """Measures policies on the prompts, each policy once."""
 
     def __init__(self, options: FrontierOptions, prompts: list[Prompt], compute: Compute) -> None:
         self.options, self.prompts, self.compute = options, prompts, compute
@@ -106,12 +108,13 @@ class Ruler:
     def _judge(self, name: str) -> Judge:
         if is_model(name):
             options = self.options
-            # Policies are judged one after the other: room for the longest answer gives all of them the same prompt.
+            # Policies are judged separately: reserving space for the longest answer gives all of them the same prompt.
             return reward_judge(name, self.compute, options.micro_batch_tokens, options.max_new_tokens)
         return load_judge(name, replies_path(self.options.out, directory=True))
 
-    def measure(self, name: str, path: str | Path, key: str, repeat: int = 0) -> Measured:
-        """The policy at `path`, with other random numbers for each `repeat`; out/measured/KEY.json remembers.
+    def measure(self, name: str, path: str | Path, key: str, repeat: int = 0) -> Measurements:
+        """Measures the policy at `path`, with different random numbers for each `repeat`; cached in
+        out/measured/KEY.json.
 
         Raises UsageError for a policy whose tokenizer is not the reference's.
         """
@@ -121,7 +124,7 @@ class Ruler:
             options = self.options.model_copy(update={"seed": seed})
             policy, tokenizer = load_policy(path)
             if tokenizer.fingerprint != self.reference.tokenizer.fingerprint:
-                raise UsageError(f"{path}: its tokenizer is not the reference's, so their KL means nothing")
+                raise UsageError(f"{path}: its tokenizer is not the reference's, so their KL is undefined")
             policy.to(self.compute.device).eval()
             answers = answer_all(name, str(path), policy, tokenizer, self.prompts, options, self.compute)
             asked = [prompt.messages for prompt in self.prompts]
@@ -131,17 +134,17 @@ class Ruler:
             found |= {"kl": kl.tolist(), "finished": [float(s.finished) for s in answers.sampled]}
             write_json(file, found | {"length": [float(len(s.ids)) for s in answers.sampled]})
         values = {name: np.array(own) for name, own in read_json(file).items()}
-        return Measured(**{"pick": values["gold"], **values})
+        return Measurements(**{"pick": values["gold"], **values})
 
 
 def needs(options: FrontierOptions) -> list[Need]:
     runs = [split_name(one) for one in options.runs]
     if not runs:
-        raise UsageError("no policy is named: write name=directory for each")
+        raise UsageError("no policies: give name=directory for each")
     if options.temperature == 0:
-        raise UsageError("--temperature 0: greedy answers have no KL; take the temperature of training")
+        raise UsageError("--temperature 0: greedy answers have no KL; use the temperature of training")
     if options.raw:
-        raise UsageError(f"--raw {options.raw[0]}: policies answer through the chat template that they learnt with")
+        raise UsageError(f"--raw {options.raw[0]}: policies answer through the chat template they were trained with")
     return [
         *map(require.judge, dict.fromkeys(name for name in (options.gold, options.proxy, options.pick_by) if name)),
         *(Need(lambda planned, path=path: policies_of(Path(path)), path) for _, path in runs),  # type: ignore[misc]
@@ -150,7 +153,7 @@ def needs(options: FrontierOptions) -> list[Need]:
 
 
 def run(options: FrontierOptions) -> None:
-    """Raises UsageError or DataError for unusable input, RunError when a judge fails."""
+    """Raises UsageError or DataError for unusable input, RunError if a judge fails."""
     work = require.open_stage("frontier", options, needs(options))
     if work.done:
         return
@@ -163,22 +166,22 @@ def run(options: FrontierOptions) -> None:
         how = sampling[without[0]].in_words()
         raise UsageError(f"{without[0]}: answers at {how} have no KL; give the --temperature of training")
     # -------------------------------------------------------------------------------------------------- measure
-    ruler = Ruler(options, prompts, compute_for(options.precision, options.device))
-    start = ruler.measure("the reference", options.reference, "reference-0")
-    found: dict[str, list[tuple[str, list[Policy], list[Measured]]]] = defaultdict(list)
+    evaluator = PolicyEvaluator(options, prompts, compute_for(options.precision, options.device))
+    start = evaluator.measure("the reference", options.reference, "reference-0")
+    found: dict[str, list[tuple[str, list[PolicyPoint], list[Measurements]]]] = defaultdict(list)
     for number_of_run, ((name, path), of_run) in enumerate(zip(runs, policies, strict=True)):
         measured = [
-            ruler.measure(f"{name} {one.iteration}", one.path, f"{number_of_run}-{one.iteration}") for one in of_run
+            evaluator.measure(f"{name} {one.iteration}", one.path, f"{number_of_run}-{one.iteration}") for one in of_run
         ]
         found[name].append((path, of_run, measured))
     # -------------------------------------------------------------------------------------------------- numbers
     first = halves(prompts, options.seed)[0]
     picking = np.isin([p.id for p in prompts], [p.id for p in first])
     if not 0 < picking.sum() < len(prompts):
-        raise UsageError(f"{len(prompts)} prompts are too few to pick on one half and to report on the other")
+        raise UsageError(f"{len(prompts)} prompts are too few to pick on one half and report on the other")
     curves = [curve_of(name, of_name, start, picking, options) for name, of_name in found.items()]
     if options.best_of > 1:
-        curves.append(best_of_curve(ruler, start, options))
+        curves.append(best_of_curve(evaluator, start, options))
     judges = [name for name in (options.gold, options.proxy, options.pick_by) if name and is_model(name)]
     report = {
         "n_prompts": len(prompts),
@@ -205,20 +208,22 @@ def run(options: FrontierOptions) -> None:
     forget_replies(options.out, directory=True)
 
 
-def policies_of(directory: Path) -> list[Policy]:
-    """The policies that a run kept on the way, and its last one, unless it stopped before its end."""
-    kept = [Policy(int(path.name.rpartition("-")[2]), path) for path in sorted(directory.glob("policies/iteration-*"))]
+def policies_of(directory: Path) -> list[PolicyPoint]:
+    """A run's intermediate policies, and its last one if it finished."""
+    kept = [
+        PolicyPoint(int(path.name.rpartition("-")[2]), path) for path in sorted(directory.glob("policies/iteration-*"))
+    ]
     if (directory / "config.json").is_file():
         metrics = read_metrics(directory)
         last = int(metrics[-1]["step"]) if metrics else (kept[-1].iteration if kept else 0) + 1
-        kept.append(Policy(last, directory))
+        kept.append(PolicyPoint(last, directory))
     if not kept:
-        raise UsageError(f"{directory}: no policy is there")
+        raise UsageError(f"{directory}: contains no policy")
     return kept
 
 
 def form_of(fit: dict[str, Any] | None, runs: list[dict[str, Any]], kind: Form) -> list[list[float]]:
-    """The fitted form as points (sqrt(KL), gain) from the reference to the farthest policy; none without a fit."""
+    """The fitted form as points (sqrt(KL), gain) from the reference to the largest KL; none without a fit."""
     if fit is None:
         return []
     reach = max(max(0.0, point["kl"]) for one in runs for point in one["points"])
@@ -226,8 +231,8 @@ def form_of(fit: dict[str, Any] | None, runs: list[dict[str, Any]], kind: Form) 
     return np.stack([d, curve(d, fit["alpha"], fit["beta"], kind)], 1).tolist()
 
 
-def _point(one: Measured, start: Measured) -> dict[str, Any]:
-    """A policy's means, and its gains over the reference with their intervals over prompts."""
+def _point(one: Measurements, start: Measurements) -> dict[str, Any]:
+    """A policy's means, and its gains over the reference with intervals over prompts."""
     gains = {name: getattr(one, name) - getattr(start, name) for name in ("gold", "proxy")}
     return {
         **{name: float(getattr(one, name).mean()) for name in ("kl", "gold", "proxy", "pick", "length")},
@@ -238,19 +243,21 @@ def _point(one: Measured, start: Measured) -> dict[str, Any]:
 
 
 def curve_of(
-    name: str, runs: list[tuple[str, list[Policy], list[Measured]]], start: Measured, picking: np.ndarray,
+    name: str, runs: list[tuple[str, list[PolicyPoint], list[Measurements]]], start: Measurements, picking: np.ndarray,
     options: FrontierOptions,
 ) -> dict[str, Any]:  # fmt: skip
-    """One algorithm: its points, the fitted form, the checkpoint of each run to take, and what it all says.
+    """One algorithm: its points, the fitted form, the checkpoint to choose in each run, and the conclusion.
 
-    picking: (P,) bool, the prompts on which checkpoints are picked; the others tell what that was good for.
+    picking: (P,) bool, the prompts on which checkpoints are picked; the others measure the result.
     """
-    courses = [Course(*(np.stack([getattr(m, of) for m in ms]) for of in ("kl", "gold", "proxy"))) for *_, ms in runs]
+    trajectories = [
+        Trajectory(*(np.stack([getattr(m, of) for m in ms]) for of in ("kl", "gold", "proxy"))) for *_, ms in runs
+    ]
     picked: list[dict[str, Any]] = []
     lost, hidden, unseen, missed, gained, pleased = ([] for _ in range(6))
     reporting = ~picking
     for path, policies, measured in runs:
-        candidates = [start, *measured]  # the reference itself is one of them: RL may have done nothing but harm
+        candidates = [start, *measured]  # includes the reference: RL may have made things worse
         iterations = [0, *(policy.iteration for policy in policies)]
         chosen, best = (
             int(np.argmax([getattr(one, of)[picking].mean() for one in candidates])) for of in ("pick", "gold")
@@ -291,7 +298,7 @@ def curve_of(
         }
         for path, policies, measured in runs
     ]
-    found = fit(courses, start.gold, "rl", options.seed)
+    found = fit(trajectories, start.gold, "rl", options.seed)
     return {
         "name": name,
         "runs": points,
@@ -304,7 +311,7 @@ def curve_of(
 
 
 def _change(name: str, differences: np.ndarray) -> dict[str, Any]:
-    """The mean of differences in gold (P,), its interval, and how many prompts differ at all."""
+    """The mean of differences in gold (P,), its interval, and the number of prompts that differ."""
     best = "" if name == "gain" else "_less_best"
     interval, prompts = mean_interval(differences), decisive(differences, than=0)
     return {f"{name}{best}": float(differences.mean()), f"{name}_interval": interval, f"{name}_prompts": prompts}
@@ -313,29 +320,29 @@ def _change(name: str, differences: np.ndarray) -> dict[str, Any]:
 def in_words(
     verdict: dict[str, Any], picked: list[dict[str, Any]], pick_by: str | None = None, gold_model: str | None = None
 ) -> str:
-    """What gold lost from its best policies to the last ones, and to those that something else than gold picked. Best
-    and picked are chosen on one half of the prompts, the gold told is that of the other half.
+    """The gold lost between the best policies and the last ones, or those picked by something other than gold. Best and
+    picked are chosen on one half of the prompts; gold is reported on the other half.
 
-    Gold that fell is said to have fallen, whatever other judges say. That it did not fall is said only of a course of
-    `FEWEST_POINTS` policies or more.
+    A fall in gold is always reported. That it did not fall is stated only for a trajectory of at least `FEWEST_POINTS`
+    policies.
 
     Args:
-        gold_model: the reward model that is taken for gold, where it is one.
+        gold_model: the reward model used as gold, if it is one.
     """
     words, fell = _of_gold(verdict, picked)
     if gold_model and not fell:
-        words += f" (by {gold_model}, itself a reward model, which the same answers may deceive)"
+        words += f" (by {gold_model}, itself a reward model, which the same answers may exploit)"
     if pick_by is None:
         return words
     if fell and verdict["pick"] > 0:
-        words += f"; {pick_by} is deceived as well, it rose by {number(verdict['pick'])}"
+        words += f"; {pick_by} is exploited as well: it rose by {number(verdict['pick'])}"
     warning = ", clearly worse" if shown(verdict["picked_interval"], verdict["picked_prompts"], than=0) < 0 else ""
     choice = f"{pick_by} picks {_iterations(picked, 'iteration')}{warning}"
-    return f"{words}; {choice}: {_gold(verdict, 'picked_less_best', 'picked')} against what gold itself would take"
+    return f"{words}; {choice}: {_gold(verdict, 'picked_less_best', 'picked')} compared with gold's own choice"
 
 
 def _of_gold(verdict: dict[str, Any], picked: list[dict[str, Any]]) -> tuple[str, bool]:
-    """What is to be said of gold alone, and whether it fell."""
+    """The conclusion about gold alone, and whether it fell."""
     best = _iterations(picked, "best_iteration")
     lost, gained = _gold(verdict, "last_less_best", "last"), _gold(verdict, "gain", "gain")
     for than, change, name, proxy in (
@@ -349,11 +356,11 @@ def _of_gold(verdict: dict[str, Any], picked: list[dict[str, Any]]) -> tuple[str
     if verdict["policies"] < FEWEST_POINTS:
         many = "one policy" if verdict["policies"] == 1 else f"{verdict['policies']} policies"
         return (
-            f"over-optimisation cannot be told from {many} of a run, keep {FEWEST_POINTS} or more with --save-every; "
+            f"over-optimisation cannot be seen in {many} of a run, keep {FEWEST_POINTS} or more with --save-every; "
             f"from the reference to the last policy: {gained}"
         ), False
     if verdict["prompts"] < FEWEST_PROMPTS:
-        return f"over-optimisation cannot be told from {verdict['prompts']} prompts: {lost}", False
+        return f"over-optimisation cannot be seen with {verdict['prompts']} prompts: {lost}", False
     if all(one["best_iteration"] == one["last_iteration"] for one in picked):
         return "the last policy is the best of those measured: no sign of over-optimisation", False
     return f"the last policy is not clearly worse than the best, {best}: {lost}", False
@@ -370,23 +377,23 @@ def _iterations(picked: list[dict[str, Any]], of: str) -> str:
     return " and ".join(dict.fromkeys(places))
 
 
-def best_of_curve(ruler: Ruler, start: Measured, options: FrontierOptions) -> dict[str, Any]:
+def best_of_curve(evaluator: PolicyEvaluator, start: Measurements, options: FrontierOptions) -> dict[str, Any]:
     """Best-of-n of the reference by the proxy, for n = 1, 2, 4, … up to --best-of.
 
-    As in training, an answer that did not end is taken only where none did.
+    As in training, a truncated answer is chosen only if all are truncated.
     """
     answers = [start]
     for repeat in range(1, options.best_of):
         name = f"the reference, answer {repeat + 1}"
-        answers.append(ruler.measure(name, options.reference, f"reference-{repeat}", repeat))
+        answers.append(evaluator.measure(name, options.reference, f"reference-{repeat}", repeat))
     proxy, gold, finished, lengths = (
         np.stack([getattr(m, of) for m in answers], 1) for of in ("proxy", "gold", "finished", "length")
     )  # (P, N)
     order = np.lexsort((proxy, finished), axis=1)  # the last key counts first
     ranks = np.argsort(order, axis=1)  # (P, N), 0 for the worst
-    # The mean of all N answers is the best of 1: a steadier zero than the first answer alone.
+    # Best-of-1 is the mean of all N answers: less noisy than the first answer alone.
     names = ("kl", "gold", "proxy", "pick", "finished", "length")
-    start = Measured(**{of: np.mean([getattr(m, of) for m in answers], 0) for of in names})
+    start = Measurements(**{of: np.mean([getattr(m, of) for m in answers], 0) for of in names})
     sizes = sorted({2**k for k in range(options.best_of.bit_length())} | {options.best_of})
     sizes = [n for n in sizes if 1 < n <= options.best_of]
     points, golds, proxies, kls = [], [], [], []
@@ -397,13 +404,16 @@ def best_of_curve(ruler: Ruler, start: Measured, options: FrontierOptions) -> di
             **{k: (weights * v).sum(1) for k, v in
                {"gold": gold, "proxy": proxy, "finished": finished, "length": lengths}.items()},
         }  # fmt: skip
-        one = Measured(**expected, pick=expected["gold"])
+        one = Measurements(**expected, pick=expected["gold"])
         golds.append(one.gold)
         proxies.append(one.proxy)
         kls.append(one.kl)
         points.append({"n": n, **_point(one, start)})
-    course = Course(np.stack(kls), np.stack(golds), np.stack(proxies))
-    found, runs = fit([course], start.gold, "best-of-n", options.seed), [{"path": options.reference, "points": points}]
+    trajectory = Trajectory(np.stack(kls), np.stack(golds), np.stack(proxies))
+    found, runs = (
+        fit([trajectory], start.gold, "best-of-n", options.seed),
+        [{"path": options.reference, "points": points}],
+    )
     return {
         "name": "best-of-n",
         "runs": runs,

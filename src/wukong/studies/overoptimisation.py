@@ -1,9 +1,9 @@
-"""How gold changes with the distance from the reference: the forms of Gao et al. 2023, and the best of n.
+"""Gold reward over KL to the reference: the functional forms of Gao et al. 2023, and best-of-n.
 
 Gao, Schulman and Hilton (arXiv 2210.10760) found that with d = sqrt(KL), in nats, the gain of the gold reward over
 the reference is R(d) = d (alpha - beta d) for best-of-n and R(d) = d (alpha - beta log d) for RL.
 
-Shape legend: P prompts, N answers to each, K policies of one run.
+Shape legend: P prompts, N answers per prompt, K policies of one run.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from wukong.seeds import derived_seed
 Form = Literal["best-of-n", "rl"]
 DRAWS = 1000
 FEWEST_POINTS = 3
-"""So many policies of a run show a course: two parameters go through any two points, and one that only rose or only
-fell between two says nothing of a turn."""
+"""The fewest policies of a run that show a trend: two parameters fit any two points exactly, and two points cannot show
+a peak."""
 
 
 @dataclass(frozen=True)
-class Course:
-    """The policies of one training run in order, or the best of n for growing n: what was measured of each."""
+class Trajectory:
+    """Measurements of the policies of one training run in order, or of best-of-n for increasing n."""
 
-    kl: np.ndarray  # (K, P) nats, an estimate for each prompt
+    kl: np.ndarray  # (K, P) nats, one estimate per prompt
     gold: np.ndarray  # (K, P)
     proxy: np.ndarray  # (K, P)
 
 
 def best_of_n_weights(ranks: np.ndarray, n: int) -> np.ndarray:
-    """How often each of N answers is the best of n drawn without replacement: an unbiased estimate of best-of-n from
-    N >= n answers (Nakano et al. 2021, appendix I).
+    """The probability of each of N answers to be the best of n drawn without replacement: an unbiased estimate of
+    best-of-n from N >= n answers (Nakano et al. 2021, appendix I).
 
-    ranks: (P, N) the place of each answer, 0 for the worst, no two alike. Returns (P, N), rows that sum to 1.
+    ranks: (P, N) the rank of each answer, 0 for the worst, all distinct. Returns (P, N); rows sum to 1.
     """
     size = ranks.shape[1]
     if not 1 <= n <= size:
@@ -47,7 +47,7 @@ def best_of_n_weights(ranks: np.ndarray, n: int) -> np.ndarray:
 
 
 def _basis(d: np.ndarray, form: Form) -> np.ndarray:
-    """(points, 2): what alpha and beta are multiplied with. d log d is 0 at 0, its limit."""
+    """(points, 2): the coefficients of alpha and beta. d log d is 0 at 0, its limit."""
     second = d * d if form == "best-of-n" else d * np.log(np.where(d > 0, d, 1))
     return np.stack([d, -second], 1)
 
@@ -67,8 +67,8 @@ def curve(d: np.ndarray, alpha: float, beta: float, form: Form) -> np.ndarray:
 
 
 def peak(alpha: float, beta: float, form: Form) -> float:
-    """The KL (nats) at which the form is highest: where dR/dd = alpha - 2 beta d, or alpha - beta log d - beta, is 0.
-    Infinity for a form that never falls, 0 for one that never rises."""
+    """The KL (nats) at the form's maximum: where dR/dd = alpha - 2 beta d, or alpha - beta log d - beta, is 0. Infinity
+    for a form that never falls, 0 for one that never rises."""
     if form == "best-of-n":
         if alpha <= 0:
             return 0.0 if beta >= 0 else math.inf
@@ -76,24 +76,24 @@ def peak(alpha: float, beta: float, form: Form) -> float:
     return math.exp(min(2 * (alpha / beta - 1), 700)) if beta > 0 else math.inf
 
 
-def fit(courses: Sequence[Course], reference: np.ndarray, form: Form, seed: int) -> dict[str, Any] | None:
-    """The form fitted to the points of all runs, with 95 % intervals; None where there are too few points.
+def fit(trajectories: Sequence[Trajectory], reference: np.ndarray, form: Form, seed: int) -> dict[str, Any] | None:
+    """The form fitted to the points of all runs, with 95 % intervals; None if there are too few points.
 
     Args:
-        courses: a run each, of the same prompts.
+        trajectories: one per run, of the same prompts.
         reference: (P,) the reference's gold.
 
-    The bootstrap draws prompts and runs anew, with replacement: runs of one algorithm hang together by their prompts,
-    points of a run by its weights. With one run its intervals know of the prompts alone.
+    The bootstrap resamples prompts and runs: runs of one algorithm are correlated through their prompts, points of a
+    run through its weights. With a single run the intervals reflect only the prompts.
     """
 
     def points(prompts: np.ndarray, runs: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        kl = np.concatenate([courses[i].kl[:, prompts].mean(1) for i in runs])
-        gold = np.concatenate([courses[i].gold[:, prompts].mean(1) for i in runs])
+        kl = np.concatenate([trajectories[i].kl[:, prompts].mean(1) for i in runs])
+        gold = np.concatenate([trajectories[i].gold[:, prompts].mean(1) for i in runs])
         return np.sqrt(np.maximum(kl, 0)), gold - reference[prompts].mean()
 
     everything = np.arange(len(reference))
-    d, gain = points(everything, range(len(courses)))
+    d, gain = points(everything, range(len(trajectories)))
     if len(np.unique(d[d > 0])) < FEWEST_POINTS:
         return None
     alpha, beta = fitted(d, gain, form)
@@ -101,7 +101,7 @@ def fit(courses: Sequence[Course], reference: np.ndarray, form: Form, seed: int)
     draws = []
     for _ in range(DRAWS):
         prompts = generator.integers(len(reference), size=len(reference))
-        drawn = fitted(*points(prompts, generator.integers(len(courses), size=len(courses))), form)
+        drawn = fitted(*points(prompts, generator.integers(len(trajectories), size=len(trajectories))), form)
         draws.append((*drawn, peak(*drawn, form)))
     limits = np.percentile(np.array(draws), [2.5, 97.5], axis=0, method="nearest")  # (2, 3); no mean with infinity
     spread = float(np.square(gain - gain.mean()).sum())
@@ -121,5 +121,5 @@ def fit(courses: Sequence[Course], reference: np.ndarray, form: Form, seed: int)
 
 
 def _finite(value: float) -> float | None:
-    """JSON knows no infinity: null is a peak that never comes."""
+    """JSON has no infinity: null means no peak."""
     return float(value) if math.isfinite(value) else None

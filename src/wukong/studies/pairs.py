@@ -1,7 +1,7 @@
-"""What can be said of pairs of answers of which people preferred one: accuracy by slice, agreement, simple judges.
+"""Statistics of preference pairs: accuracy by slice, agreement, simple judges.
 
-Everything here works on lists of `Pair` and on the margins (score of the chosen minus score of the rejected answer)
-that a reward model gives them; a positive margin is a right choice.
+All functions work on lists of `Pair` and on a reward model's margins (score of the chosen minus score of the rejected
+answer); a positive margin is a correct choice.
 
 Shape legend: N pairs.
 """
@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from wukong.errors import DataError
-from wukong.intervals import rate_interval
 from wukong.records import Comparison, Messages, Preference, Vote, prompt_id
+from wukong.stats import rate_interval
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers to one prompt, one of which was preferred. `strength` is the annotator's, or for a ranking how many
-    places apart the two stand."""
+    """Two answers to one prompt, one of which was preferred. `strength` is the annotator's, or for a ranking the
+    difference in rank."""
 
     prompt: Messages
     chosen: str
@@ -36,16 +36,17 @@ class Pair:
 
     @property
     def depth(self) -> int:
-        """How many turns the user has had."""
+        """The number of user turns."""
         return sum(m.role == "user" for m in self.prompt)
 
 
 def pairs_of(records: Sequence[Preference]) -> list[Pair]:
-    """Every comparison that is no tie, and every pair of different places in a ranking. Raises DataError for votes."""
+    """Every comparison that is not a tie, and every pair of different ranks in a ranking. Raises DataError for
+    votes."""
     pairs = []
     for record in records:
         if isinstance(record, Vote):
-            raise DataError("a single vote compares nothing: a report needs pairs", hint="use pairs or rankings")
+            raise DataError("single votes compare nothing; a report needs pairs", hint="use pairs or rankings")
         if isinstance(record, Comparison):
             if not record.tie:
                 one = Pair(record.prompt, record.chosen, record.rejected, record.strength, False, record.source)
@@ -64,9 +65,9 @@ def pairs_of(records: Sequence[Preference]) -> list[Pair]:
 
 
 def proportion(values: np.ndarray, prompts: Sequence[str]) -> dict[str, Any]:
-    """A mean of values in [0, 1] with its 95 % interval over prompts (`wukong.intervals`).
+    """A mean of values in [0, 1] with its 95 % interval over prompts (`wukong.stats`).
 
-    values: (N,); prompts: the id of each one's prompt.
+    values: (N,); prompts: the prompt id of each.
     """
     _, member = np.unique(np.asarray(prompts), return_inverse=True)
     counts = np.bincount(member)
@@ -79,7 +80,7 @@ def proportion(values: np.ndarray, prompts: Sequence[str]) -> dict[str, Any]:
 
 
 def right(margins: np.ndarray) -> np.ndarray:
-    """1 where the preferred answer scores higher, 1/2 for equal scores, else 0."""
+    """1 if the preferred answer scores higher, 1/2 for equal scores, else 0."""
     return (np.sign(margins) + 1) / 2
 
 
@@ -90,7 +91,7 @@ LENGTH_BINS = (
     (0.1, "chosen longer", 0.5),
     (0.5, "chosen more than 5/3 of the other's length", math.inf),
 )
-"""By (chosen - rejected) / mean of both lengths: 0.5 means 5 to 3."""
+"""By (chosen - rejected) / mean of both lengths; 0.5 means 5 to 3."""
 
 
 def slices(
@@ -132,7 +133,7 @@ def _turns(depth: int) -> str:
 
 
 def _fifths(values: np.ndarray, what: str) -> tuple[list[str], list[str]]:
-    """Each value's fifth by rank, named by its limits; fewer groups where values are few or alike."""
+    """Each value's quintile, named by its limits; fewer groups if values are few or equal."""
     edges = np.unique(np.quantile(values, np.linspace(0, 1, 6)))
     if len(edges) < 3:
         name = f"{what} {values.min():.3g} to {values.max():.3g}"
@@ -143,7 +144,7 @@ def _fifths(values: np.ndarray, what: str) -> tuple[list[str], list[str]]:
 
 
 def _strengths(pairs: Sequence[Pair]) -> tuple[list[str], list[str]]:
-    """Strengths as they were given when they are few, else in fifths; ranked pairs by places apart."""
+    """Strengths as given if there are few, else in quintiles; ranked pairs by difference in rank."""
     graded = [i for i, p in enumerate(pairs) if p.strength is not None and not p.ranked]
     values = np.array([pairs[i].strength for i in graded], dtype=float)
     if len(set(values)) > 8:
@@ -165,7 +166,7 @@ def _places(n: int) -> str:
 
 def calibration_error(bins: Sequence[dict[str, float]]) -> float | None:
     """Expected calibration error: the mean of |predicted - observed| over bins, weighted by their pairs (Guo et al.
-    2017). None without a bin."""
+    2017). None without bins."""
     n = sum(b["n"] for b in bins)
     return sum(b["n"] * abs(b["predicted"] - b["observed"]) for b in bins) / n if n else None
 
@@ -174,15 +175,15 @@ def calibration_error(bins: Sequence[dict[str, float]]) -> float | None:
 
 
 def agreement(records: Sequence[Preference]) -> dict[str, Any] | None:
-    """How often two people agree on one pair, and what accuracy that leaves possible; None when no pair was judged by
-    two annotators with different names (judgments without a name cannot be told from copies).
+    """How often two annotators agree on a pair, and the accuracy this allows; None if no pair was judged by two
+    annotators with different names (judgments without a name may be duplicates).
 
     Let p be the chance that an annotator prefers the first answer of a pair. Two agree with probability
-    p^2 + (1-p)^2 = (1 + (2p-1)^2)/2, so the measured agreement A gives E[(2p-1)^2] = 2A - 1. Nobody can predict a
+    p^2 + (1-p)^2 = (1 + (2p-1)^2)/2, so the measured agreement A gives E[(2p-1)^2] = 2A - 1. No judge can predict a
     single judgment better than E[max(p, 1-p)] = (1 + E|2p-1|)/2, and since E[x^2] <= E|x| <= sqrt(E[x^2]) for |x| <= 1
-    that lies between A and (1 + sqrt(2A - 1))/2; it is the latter when all pairs are equally hard.
+    this lies between A and (1 + sqrt(2A - 1))/2; it is the latter if all pairs are equally hard.
 
-    Ties are left out, as they are of the accuracy, and counted.
+    Ties are excluded, as they are from the accuracy, and counted.
     """
     judged: dict[tuple[str, str, str], dict[str, int]] = defaultdict(dict)
     for record in records:
@@ -227,12 +228,12 @@ def _ceiling(agreement: float) -> float:
 # ----------------------------------------------------------------------------------------------------- simple judges
 
 Choice = Callable[[Sequence[tuple[str, str]]], np.ndarray]
-"""(first, second) texts -> margins (N,), positive where the first is preferred."""
+"""(first, second) texts -> margins (N,), positive if the first is preferred."""
 
 
 def bag_of_words(better_worse: Sequence[tuple[str, str]]) -> Choice:
-    """A judge that sees only which words and pairs of words each answer holds: a logistic regression on the difference
-    of the two answers' binary counts (scikit-learn), fitted to the pairs given."""
+    """A bag-of-words judge: a logistic regression on the difference of the answers' binary unigram and bigram counts
+    (scikit-learn), fitted to the given pairs."""
     from scipy.sparse import vstack
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -240,7 +241,7 @@ def bag_of_words(better_worse: Sequence[tuple[str, str]]) -> Choice:
     words = CountVectorizer(ngram_range=(1, 2), min_df=2, binary=True, token_pattern=r"(?u)\b\w+\b")
     try:
         words.fit([text for pair in better_worse for text in pair])
-    except ValueError:  # no word stands in two answers
+    except ValueError:  # no word occurs in two answers
         return lambda pairs: np.zeros(len(pairs))
 
     def difference(pairs: Sequence[tuple[str, str]]) -> Any:
@@ -260,16 +261,16 @@ def simple_judges(
     prompts: Sequence[str],
     train: tuple[Sequence[Pair], np.ndarray] | None,
 ) -> dict[str, Any]:
-    """How far length, and a bag of words, go: as judges of their own, and as explanations of the model's choices.
+    """Length and a bag of words as judges, and as explanations of the model's choices.
 
     Args:
         lengths: (N, 2) tokens of the chosen and the rejected answer.
-        train: the pairs the reward model was trained on and its margins for them; without them no bag of words.
+        train: the reward model's training pairs and its margins for them; None skips the bag of words.
 
     Returns:
-        For each judge its `accuracy` by the labels, and `explains`, how often it makes the model's choice. For length
-        also `r2`, the part of the variance of the model's margins that is linear in the difference of length (both
-        seen from either side, so without an intercept).
+        For each judge its `accuracy` on the labels, and `explains`, how often it agrees with the model. For length also
+        `r2`, the fraction of the variance of the model's margins explained by a linear function of the length
+        difference (both are antisymmetric, so without an intercept).
     """
     difference = (lengths[:, 0] - lengths[:, 1]).astype(float)
     power = float((difference**2).sum() * (margins**2).sum())

@@ -1,13 +1,13 @@
-"""`wukong reward-report`: is this reward model any good, and would more labels make it better?
+"""`wukong reward-report`: how good is a reward model, and would more labels improve it?
 
-In:  a reward model that `wukong reward` trained, and comparisons: by default those it held out.
-Out: out/report.html, one page that needs nothing else, and out/report.json with every figure on it.
+In:  a reward model trained by `wukong reward`, and comparisons: by default those held out from its training.
+Out: out/report.html, a self-contained page, and out/report.json with every figure on it.
 
     wukong reward-report runs/mine/reward --samples sft=runs/mine/responses.jsonl --out runs/mine/reward-report
 
-What is measured, and from which papers: docs/tools/reward-report.md. The learning curve fits the same model with the
-same options on a part of the training prompts (smaller parts lie within larger ones) and tests all of them on the same
-pairs; the reward model itself is the fit on all.
+docs/tools/reward-report.md describes the measurements and their sources. The learning curve fits the same model with
+the same options on nested fractions of the training prompts and tests all fits on the same pairs; the reward model
+itself is the fit on all prompts.
 
 Shape legend: N pairs.
 """
@@ -27,13 +27,14 @@ from rich.table import Table
 
 from wukong import require
 from wukong.console import console, say
+from wukong.data.answers import answers_ids
 from wukong.data.comparisons import COMPARISONS, load_comparisons
 from wukong.data.sources import DataOptions
 from wukong.data.split import group_of
 from wukong.data.summary import ReadSummary
 from wukong.errors import UsageError
+from wukong.feedback.reward_models import chance_problem
 from wukong.files import atomic_open, write_json
-from wukong.intervals import FEWEST_PROMPTS, decisive, mean_interval, shown
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_reward
 from wukong.options import StageOptions
@@ -42,10 +43,10 @@ from wukong.records import Messages, Preference, prompt_id
 from wukong.report.page import interval, percent
 from wukong.report.reward_page import render_reward
 from wukong.require import Need
+from wukong.scoring import scores_of
 from wukong.seeds import permutation
-from wukong.stages.common import chance_problem, scores_of
-from wukong.stages.pairs import answers_ids
 from wukong.stages.reward import RewardOptions, calibration, fit, groups_of, new_model, records_of
+from wukong.stats import FEWEST_PROMPTS, decisive, mean_interval, shown
 from wukong.studies.answers import read_answers, split_name
 from wukong.studies.pairs import Pair, agreement, calibration_error, pairs_of, proportion, right, simple_judges, slices
 from wukong.tokenizer import Tokenizer
@@ -53,20 +54,20 @@ from wukong.training.compute import Compute, Precision, compute_for
 
 
 class RewardReportOptions(StageOptions, DataOptions):
-    """Measure a reward model: where it is right, what it looks at, and whether more labels would help."""
+    """Measure a reward model: where it is right, what it relies on, and whether more labels would help."""
 
     reward_model: str
     """The reward model's directory."""
     data: list[str] = []
-    """Comparisons to test on; when empty, those that the reward model held out."""
+    """Comparisons to test on; by default those held out when the reward model was trained."""
     samples: list[str] = []
-    """name=responses.jsonl of models whose answers it shall score too, such as sft and policy."""
+    """name=responses.jsonl of models whose answers are to be scored too, such as sft and policy."""
     fractions: list[float] = [0.125, 0.25, 0.5]
-    """The parts of the training prompts to fit on for the learning curve; none (no value) leaves it out."""
+    """Fractions of the training prompts to fit for the learning curve; no value leaves it out."""
     mistakes: int = Field(12, ge=0)
-    """How many of the worst mistakes to show."""
+    """The number of worst mistakes to show."""
     micro_batch_tokens: int = Field(8192, ge=1)
-    """Tokens that go through the model at once."""
+    """Tokens per forward pass."""
     precision: Precision = "auto"
     """bfloat16 where it is faster, or as named."""
     device: str = "auto"
@@ -75,7 +76,7 @@ class RewardReportOptions(StageOptions, DataOptions):
 
 @dataclass
 class Scorer:
-    """A reward model that scores each distinct answer once."""
+    """Scores each distinct answer once with a reward model."""
 
     model: ScalarModel
     tokenizer: Tokenizer
@@ -83,8 +84,8 @@ class Scorer:
     max_tokens: int
 
     def scores(self, answers: Sequence[tuple[Messages, str]]) -> np.ndarray:
-        """The scores (N,) of (prompt, answer), all answers to a prompt read with the same one; NaN for one that does
-        not fit the context."""
+        """The scores (N,) of (prompt, answer) pairs; NaN for one that does not fit the context. All answers to a prompt
+        are scored with the same (possibly shortened) prompt."""
         context = self.model.config.n_positions
         keys = [(prompt_id(messages), text) for messages, text in answers]
         distinct = dict(zip(keys, answers, strict=True))
@@ -107,7 +108,7 @@ class Scorer:
 
 def needs(options: RewardReportOptions) -> list[Need]:
     if any(not 0 < fraction < 1 for fraction in options.fractions):
-        raise UsageError("--fractions: each must lie between 0 and 1")
+        raise UsageError("--fractions: each must be between 0 and 1")
     samples = _samples(options)
     if _trained_with(options.reward_model) is None and not options.data:
         raise UsageError(NO_DATA.format(options.reward_model))
@@ -119,7 +120,7 @@ def needs(options: RewardReportOptions) -> list[Need]:
     ]
 
 
-NO_DATA = "{}: has no provenance.json of wukong reward that names data; give --data"
+NO_DATA = "{}: no provenance.json of wukong reward with data; give --data"
 
 
 def _samples(options: RewardReportOptions) -> dict[str, str]:
@@ -127,7 +128,7 @@ def _samples(options: RewardReportOptions) -> dict[str, str]:
 
 
 def run(options: RewardReportOptions) -> None:
-    """Raises UsageError or DataError for unusable input, RunError when a fit fails."""
+    """Raises UsageError or DataError for unusable input, RunError if a fit fails."""
     work = require.open_stage("reward-report", options, needs(options))
     if work.done:
         return
@@ -140,7 +141,7 @@ def run(options: RewardReportOptions) -> None:
     train_records, test_records, notes = _records(options, trained)
     pairs = pairs_of(test_records)
     if not pairs:
-        raise UsageError(f"{options.reward_model}: no comparison is left to test on; give --data")
+        raise UsageError(f"{options.reward_model}: no comparisons left to test on; give --data")
     chosen, rejected = scorer.margins(pairs)
     kept = np.flatnonzero(~np.isnan(chosen - rejected))
     if len(kept) < len(pairs):
@@ -152,7 +153,7 @@ def run(options: RewardReportOptions) -> None:
     # -------------------------------------------------------------------------------------------------- measure
     margins, lengths, prompts = chosen - rejected, scorer.lengths(pairs), [prompt_id(p.prompt) for p in pairs]
     scale = float(trained[1].get("normalised_from", {}).get("std", 1.0)) if trained else 1.0
-    bins = calibration(margins * scale)  # the scale on which -log sigmoid was minimised
+    bins = calibration(margins * scale)  # the scale at which -log sigmoid was minimised
     train_pairs = pairs_of(train_records)
     train_scores = scorer.margins(train_pairs)
     train_margins = train_scores[0] - train_scores[1]
@@ -189,13 +190,13 @@ def run(options: RewardReportOptions) -> None:
 
 
 def _trained_with(reward_model: str) -> tuple[RewardOptions, dict[str, Any]] | None:
-    """The options and results of the training run; None for a model of another tool."""
+    """The options and results of the training run; None for a model from elsewhere."""
     path = Path(reward_model) / "provenance.json"
     if not path.is_file():
         return None
     record = read_record(path) or {}
     if record.get("stage") != "reward":
-        raise UsageError(f"{reward_model}: holds the result of '{record.get('stage')}', a reward model is needed here")
+        raise UsageError(f"{reward_model}: holds the result of '{record.get('stage')}', expected a reward model")
     try:
         return RewardOptions.model_validate(record["options"]), record.get("results", {})
     except ValidationError as error:
@@ -207,9 +208,9 @@ def _trained_with(reward_model: str) -> tuple[RewardOptions, dict[str, Any]] | N
 def _records(
     options: RewardReportOptions, trained: tuple[RewardOptions, dict[str, Any]] | None
 ) -> tuple[list[Preference], list[Preference], list[str]]:
-    """What the model was trained on (nothing where that is not known), what to test on, and what a reader must know.
+    """(training records, empty if unknown; test records; notes for the reader).
 
-    A prompt of the training data is no test, so it is left out of --data.
+    Prompts of the training data are left out of --data.
     """
     train: list[Preference] = []
     test: list[Preference] = []
@@ -220,25 +221,25 @@ def _records(
         except UsageError as error:
             if not options.data:
                 raise UsageError(f"{error}; its provenance names this file: run where it was trained") from None
-            note = f"what it was trained on cannot be read ({error}): no bag of words, no learning curve"
+            note = f"its training data cannot be read ({error}): no bag of words, no learning curve"
             say(f"reward-report: {note}")
             notes.append(note)
     if trained is None:
-        notes.append("it is not recorded what the model was trained on: these prompts may be among its own")
+        notes.append("the model's training data are not recorded: these prompts may be among them")
     if options.data:
         read = load_comparisons(options.data, options)
         console.print(read.summary.table("comparisons"))
         known = {group_of(record) for record in train}
         test = [record for record in read.records if group_of(record) not in known]
         if left_out := len(read.records) - len(test):
-            notes.append(f"{left_out:,} comparisons left out, because the model was trained on their prompts")
+            notes.append(f"{left_out:,} comparisons left out: the model was trained on their prompts")
     return train, test, notes
 
 
 def _distributions(
     scorer: Scorer, known: dict[str, np.ndarray], samples: dict[str, str], skip_bad: int, bins: int = 40
 ) -> dict[str, Any]:
-    """Histograms on common edges and a few quantiles: of the pairs' two sides, and of each named file of answers."""
+    """Histograms on common bins and a few quantiles, of the pairs' two sides and of each named file of answers."""
     sets = dict(known)
     for name, path in samples.items():
         found = scorer.scores([(one.messages, one.text) for one in read_answers(path, name, skip_bad)])
@@ -264,7 +265,7 @@ def _distributions(
 
 
 def _mistakes(pairs: Sequence[Pair], chosen: np.ndarray, rejected: np.ndarray, count: int) -> list[dict[str, Any]]:
-    """The pairs it is surest of and wrong about, the worst first, each prompt once."""
+    """The most confident wrong choices, the worst first, one per prompt."""
     found: list[dict[str, Any]] = []
     prompts = set()
     for i in np.argsort(chosen - rejected, kind="stable"):
@@ -292,9 +293,9 @@ def _learning_curve(
     options: RewardReportOptions, trained: tuple[RewardOptions, dict[str, Any]] | None,
     train: Sequence[Preference], pairs: Sequence[Pair], outcome: np.ndarray, prompts: Sequence[str],
 ) -> dict[str, Any] | None:  # fmt: skip
-    """Accuracy on the same pairs after fits on parts of the training prompts; None where that is not known.
+    """Accuracy on the same pairs of fits on fractions of the training prompts; None if those are unknown.
 
-    outcome: (N,) 1, 1/2 or 0, of the reward model itself.
+    outcome: (N,) 1, 1/2 or 0, for the reward model itself.
     """
     if trained is None or not train or not options.fractions:
         return None
@@ -311,7 +312,7 @@ def _learning_curve(
         fresh, _ = new_model(settings)
         say(f"reward-report: a fit on {fraction:.3g} of the prompts")
         _, session = fit(fresh, tokenizer, part, [], settings.model_copy(update={"out": place}))
-        session.checkpoint(session.total_steps)  # the next fit, or another try, does not begin with this one again
+        session.checkpoint(session.total_steps)  # a retry, or the next fit, does not repeat this one
         scorer = Scorer(fresh.eval(), tokenizer, session.compute, options.micro_batch_tokens)
         chosen, rejected = scorer.margins(pairs)
         own = right(np.nan_to_num(chosen - rejected))
@@ -325,7 +326,7 @@ def _learning_curve(
 
 
 def _gain(before: np.ndarray, after: np.ndarray, prompts: Sequence[str]) -> dict[str, Any]:
-    """The mean difference on the same pairs, with its 95 % interval over prompts, and how many prompts differ."""
+    """The mean difference on the same pairs, its 95 % interval over prompts, and the number of prompts that differ."""
     _, member = np.unique(np.asarray(prompts), return_inverse=True)
     sums, counts = np.bincount(member, weights=after - before), np.bincount(member)
     interval = mean_interval(sums, counts)
@@ -333,7 +334,7 @@ def _gain(before: np.ndarray, after: np.ndarray, prompts: Sequence[str]) -> dict
 
 
 def _advice(points: Sequence[dict[str, Any]], gain: dict[str, Any]) -> str:
-    """Whether to label more, in words."""
+    """Advice on whether to label more."""
     begin, end = points[-2], points[-1]
     low, high = gain["interval"] or (-math.inf, math.inf)
     spread = f" [{100 * low:+.1f}, {100 * high:+.1f}]" if gain["interval"] else ""
@@ -343,14 +344,14 @@ def _advice(points: Sequence[dict[str, Any]], gain: dict[str, Any]) -> str:
         return f"Label more: {step}, and the curve still rises."
     if high < 0.01 and points[-1]["accuracy"]["prompts"] >= FEWEST_PROMPTS:
         return f"More of the same labels would hardly help: {step}."
-    return f"Not clear whether more labels would help: {step}; more pairs to test on would tell."
+    return f"Unclear whether more labels would help: {step}; test on more pairs to find out."
 
 
 # ------------------------------------------------------------------------------------------------------ terminal
 
 
 def _table(report: dict[str, Any]) -> Table:
-    """The few numbers to know."""
+    """The key numbers."""
     table = Table(title=f"reward model {report['reward_model']}")
     table.add_column("what")
     table.add_column("value", justify="right")

@@ -1,4 +1,4 @@
-"""Who wins against whom, by how much, and what may be said of it: pure functions of outcomes.
+"""Win rates and ratings: pure functions of outcomes.
 
 Shape legend: P prompts, K models.
 """
@@ -11,19 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from wukong.intervals import rate_interval
 from wukong.seeds import derived_seed
 from wukong.stages.evaluate import win_rate
+from wukong.stats import rate_interval
 
 Outcomes = Mapping[tuple[str, str], np.ndarray]
-"""(a, b) -> (P,): 1 where a's answer was preferred, 0 where b's, 1/2 for a tie, NaN where nobody judged. A pair of
-models stands in one order only."""
+"""(a, b) -> (P,): 1 if a's answer was preferred, 0 if b's, 1/2 for a tie, NaN if not judged. A pair of models occurs in
+one order only."""
 
 
 def compared(outcomes: Outcomes, lengths: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """The win rate of each pair of models that was judged on any prompt.
+    """The win rate of each pair of models judged on at least one prompt.
 
-    lengths: model -> (P,), in characters, as models may have different tokens.
+    lengths: model -> (P,), in characters, since tokenizers may differ.
     """
     found = []
     for (a, b), outcome in outcomes.items():
@@ -38,9 +38,9 @@ def ratings(names: Sequence[str], outcomes: Outcomes, seed: int, draws: int = 30
     """Bradley-Terry ratings on Elo's scale: 400 points are odds of 10 to 1, the mean of the models is 1000.
 
     P(a wins) = s_a / (s_a + s_b), fitted by maximum likelihood (choix: Maystre and Grossglauser 2015); a tie is half a
-    win for each. Before that each pair is given one tie, so that a model that always wins has a finite rating.
-    Intervals are 95 % bootstraps over prompts, widened to those of the likelihood's curvature, that tie included, where
-    these are wider: of a few games that are all won a bootstrap would be a point.
+    win for each. One tie is added to each pair, so that a model that always wins has a finite rating. Intervals are 95
+    % bootstraps over prompts, or those from the likelihood's curvature (with the added ties) if wider: the bootstrap of
+    a few games that are all won would be a point.
     """
     import choix
 
@@ -62,7 +62,7 @@ def ratings(names: Sequence[str], outcomes: Outcomes, seed: int, draws: int = 30
     games = wins.sum(0) + wins.sum(0).T + 2 * prior  # (K, K)
     p = 1 / (1 + 10 ** ((whole - whole[:, None]) / 400))
     curvature = games * p * (1 - p)
-    covariance = np.linalg.pinv(np.diag(curvature.sum(1)) - curvature)  # of log s less its mean
+    covariance = np.linalg.pinv(np.diag(curvature.sum(1)) - curvature)  # of log s minus its mean
     reach = 1.959964 * 400 / math.log(10) * np.sqrt(np.diag(covariance))
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
     low, high = np.minimum(low, whole - reach), np.maximum(high, whole + reach)
@@ -70,8 +70,8 @@ def ratings(names: Sequence[str], outcomes: Outcomes, seed: int, draws: int = 30
 
 
 def with_people(outcomes: Outcomes, people: Outcomes) -> dict[str, Any] | None:
-    """How often a judge prefers what people prefer, where people have a preference; a tie of the judge counts half.
-    None where both judged nothing in common."""
+    """How often a judge agrees with people's preferences; a tie of the judge counts half. None if they judged nothing
+    in common."""
     hits: list[np.ndarray] = []
     counts: list[np.ndarray] = []
     for pair, outcome in outcomes.items():
@@ -80,7 +80,7 @@ def with_people(outcomes: Outcomes, people: Outcomes) -> dict[str, Any] | None:
         same = np.where(outcome == 0.5, 0.5, (outcome > 0.5) == (human > 0.5))
         hits.append(np.where(both, same, 0.0))
         counts.append(both.astype(float))
-    hit, count = np.sum(hits, axis=0), np.sum(counts, axis=0)  # (P,): a prompt's judgments hang together
+    hit, count = np.sum(hits, axis=0), np.sum(counts, axis=0)  # (P,): judgments are clustered by prompt
     if not count.sum():
         return None
     interval = rate_interval(hit, count)

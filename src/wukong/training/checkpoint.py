@@ -23,7 +23,7 @@ from wukong import processes
 from wukong.console import say
 from wukong.errors import UsageError, WukongError
 from wukong.files import atomic_directory, fingerprint, read_json, remove_leftovers, remove_set_aside
-from wukong.training.parallel import is_sharded, like, named_parameters
+from wukong.training.parallel import is_sharded, named_parameters, placed_like
 
 ONE_FILE = "state.safetensors"
 DAMAGE = (OSError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError, SafetensorError)
@@ -52,7 +52,7 @@ def save_checkpoint(
     sharded = any(map(is_sharded, modules.values()))
     with atomic_directory(target) if processes.is_first() else contextlib.nullcontext(target) as staging:
         if sharded:
-            _save_shards(tensors, processes.from_first(staging))
+            _save_shards(tensors, processes.broadcast(staging))
         elif processes.is_first():
             save_file(tensors, staging / ONE_FILE)
         if processes.is_first():
@@ -67,7 +67,7 @@ def _save_shards(tensors: dict[str, Tensor], directory: Path) -> None:
     import torch.distributed.checkpoint as dcp
 
     dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(directory), save_distributed=True))
-    processes.wait()
+    processes.barrier()
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
@@ -99,7 +99,7 @@ def load_latest(
     Raises:
         UsageError: an undamaged checkpoint holds another model than `modules`.
     """
-    path = processes.by_first(lambda: _newest_undamaged(directory))
+    path = processes.run_on_first(lambda: _newest_undamaged(directory))
     if path is None:
         return 0, {}
     saved = read_json(path / "state.json")
@@ -156,7 +156,7 @@ def _load_shards(directory: Path, found: Shapes, modules: Mapping[str, nn.Module
                     tensors[place] = torch.empty(()) if key == "step" else torch.empty_like(parameter)
     with torch.no_grad():
         reader = dcp.HuggingFaceStorageReader(str(directory))
-        dcp.load(tensors, storage_reader=reader, no_dist=processes.size() == 1)
+        dcp.load(tensors, storage_reader=reader, no_dist=processes.world_size() == 1)
     return tensors
 
 
@@ -167,8 +167,11 @@ def _check_fits(path: Path, shapes: Shapes, modules: Mapping[str, nn.Module]) ->
     if found != wanted:
         name = min(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
         raise UsageError(
-            f"{path}: a checkpoint of another model (tensor {name.removeprefix('weights/')} does not fit); "
-            "use another --out, or make it anew with --redo"
+            "{path}: a checkpoint of another model (tensor {tensor} does not fit); "
+            "choose another --out, or rebuild it with {redo}",
+            path=path,
+            tensor=name.removeprefix("weights/"),
+            redo="--redo",
         )
 
 
@@ -179,13 +182,13 @@ def _restore(tensors: dict[str, Tensor], modules: Mapping[str, nn.Module], optim
     with torch.no_grad():
         for module_name, module in modules.items():
             for name, parameter in module.named_parameters():
-                parameter.copy_(like(tensors[f"weights/{module_name}/{name}"], parameter))
+                parameter.copy_(placed_like(tensors[f"weights/{module_name}/{name}"], parameter))
                 moments = {}
                 for key in ADAM:
                     value = tensors.get(f"adam/{key}/{module_name}/{name}")
                     if value is not None:  # a copy, in memory of its own: the loaded tensor is the mapped file
                         moments[key] = (
-                            value.to(parameter.device, copy=True) if key == "step" else like(value, parameter)
+                            value.to(parameter.device, copy=True) if key == "step" else placed_like(value, parameter)
                         )
                 if moments:
                     optimizer.state[parameter] = moments

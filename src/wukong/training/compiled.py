@@ -50,7 +50,7 @@ def compiled_where_faster(session: Session, choice: Compile, model: GPT2, loss: 
         return model
     if "compiled" not in session.state:
         session.state["compiled"] = choice == "on" or (
-            choice == "auto" and processes.by_first(lambda: _pays(session.compute, model, loss, ids, passes))
+            choice == "auto" and processes.run_on_first(lambda: _pays(session.compute, model, loss, ids, passes))
         )
     if not session.state["compiled"]:
         return model

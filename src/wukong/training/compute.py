@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -28,6 +29,13 @@ class Compute:
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
+
+
+def read(values: Sequence[torch.Tensor]) -> list[float]:
+    """Scalars as numbers. They are read together, since each read waits for the device."""
+    return (
+        torch.stack([value.detach().to(values[0].device, torch.float64) for value in values]).tolist() if values else []
+    )
 
 
 def _reuse_memory() -> None:

@@ -19,13 +19,10 @@ from wukong import processes
 from wukong.files import read_json
 from wukong.model import kernels
 from wukong.model.gpt2 import PRESETS, GPT2Config
+from wukong.model.logprobs import CHUNK_LOGITS, KEPT_LOGITS_BYTES
 from wukong.model.native import HEAD_WIDTHS
 from wukong.model.packed import can_pack, multiplies_tiles
 
-KEPT_LOGITS_BYTES = 1 << 29
-"""Logits that may be kept for backward; where they would be more they are computed a second time there."""
-CHUNK_LOGITS = 1 << 24
-"""Logits (elements) that exist in float32 at once."""
 SPARE = 0.1
 """The part of the free memory that is left to everything else."""
 
@@ -38,7 +35,7 @@ def n_parameters(config: GPT2Config) -> int:
 
 def frozen_bytes(config: GPT2Config, dtype: torch.dtype) -> int:
     """A model that is only read: matrices and their biases in the compute precision, the rest in float32; and its
-    output weights, centred, in the compute precision (model/output.py)."""
+    output weights, centred, in the compute precision (model/logprobs.py)."""
     C = config.n_embd
     matrices = config.n_layer * (12 * C * C + 9 * C)
     output = 0 if dtype == torch.float32 else dtype.itemsize * config.vocab_size * C
@@ -171,7 +168,7 @@ def step_tokens(lengths: Sequence[int], batch_size: int) -> int:
     mean = sum(lengths) / len(lengths)
     variance = sum((length - mean) ** 2 for length in lengths) / len(lengths)
     most = min(n * mean + 2 * math.sqrt(n * variance), n * max(lengths))
-    return math.ceil(most / processes.size())
+    return math.ceil(most / processes.world_size())
 
 
 def stored_config(source: str) -> GPT2Config | None:
@@ -276,7 +273,7 @@ def free_bytes(device: torch.device) -> int | None:
         known.append(int(text) - int(used.read_text()))
     if not known and "SC_AVPHYS_PAGES" in os.sysconf_names:
         known.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return min(known) // processes.local_size() if known else None
+    return min(known) // processes.local_world_size() if known else None
 
 
 def fitting_tokens(workload: Workload, device: torch.device, dtype: torch.dtype, limit: int, free: float) -> int:

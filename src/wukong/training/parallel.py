@@ -1,11 +1,11 @@
-"""How the modules of a training run are spread over the processes of a job.
+"""How the modules of a training run are distributed over the processes of a job.
 
-    ddp   every process holds each module whole; after the backward passes of a step the gradients are added up.
-    fsdp  each holds a part of every tensor, its gradient and its moments (FSDP2, `fully_shard`), and layers are
-          gathered for the moment in which they are computed: for models whose training state does not fit one device.
+    ddp   every process holds every module in full; after a step's backward passes the gradients are all-reduced.
+    fsdp  each holds a shard of every tensor, its gradient and its moments (FSDP2, `fully_shard`); layers are gathered
+          only while they are computed: for models whose training state does not fit one device.
 
-Losses are divided by the count of the whole batch before `backward`, so that gradients add up, whoever had how many
-rows.
+Losses are divided by the count of the whole batch before `backward`, so that gradients add up however the rows are
+distributed.
 """
 
 from __future__ import annotations
@@ -28,30 +28,29 @@ Module = TypeVar("Module", bound=nn.Module)
 Part = TypeVar("Part")
 
 BUCKET = 1 << 23
-"""Gradients (elements) that are added up at once."""
+"""Gradients (elements) per all-reduce."""
 
 _skeletons: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
-"""What each sharded module was, without weights. (FSDP2 takes seconds to import, so only who shards does.)"""
+"""Each sharded module as it was, without weights. (FSDP2 takes seconds to import, so only sharding imports it.)"""
 
 
 def place(module: nn.Module, parallel: Parallel, device: torch.device) -> None:
-    """Puts a module on this process's device, whole or its part of it; all processes start from the first one's
-    weights.
+    """Puts a module, in full or sharded, on this process's device; all processes start from the first one's weights.
 
-    Raises UsageError where there is nobody to share with.
+    Raises UsageError for fsdp in a job of one process.
     """
     if parallel == "ddp":
         module.to(device)
-        if processes.size() > 1:
+        if processes.world_size() > 1:
             for tensor in (*module.parameters(), *module.buffers()):
                 torch.distributed.broadcast(tensor.detach(), src=0)
         return
-    if processes.size() == 1:
+    if processes.world_size() == 1:
         raise UsageError("--parallel fsdp spreads a model over several processes: start them with torchrun")
     from torch.distributed.fsdp import fully_shard
 
     _skeletons[module] = copy.deepcopy(module).to("meta")
-    mesh = torch.distributed.init_device_mesh(device.type, (processes.size(),))
+    mesh = torch.distributed.init_device_mesh(device.type, (processes.world_size(),))
     for root in _roots(module):
         for layers in [m for m in root.modules() if isinstance(m, nn.ModuleList)]:
             for layer in layers:
@@ -60,7 +59,7 @@ def place(module: nn.Module, parallel: Parallel, device: torch.device) -> None:
 
 
 def _roots(module: nn.Module) -> list[nn.Module]:
-    """What is called: a transformer, or the trunk and the head of a model that has both."""
+    """The modules that are called: a transformer, or the trunk and the head of a model that has both."""
     if isinstance(module, GPT2):
         return [module]
     return [child for child in module.children() if any(True for _ in child.parameters())]
@@ -71,7 +70,7 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def named_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters as the optimiser knows them: this process's parts, also where a pass without gradient has just
+    """The parameters as the optimiser knows them: this process's shards, even if a pass without gradient has just
     gathered a layer."""
     if is_sharded(module):
         for root in _roots(module):
@@ -79,8 +78,8 @@ def named_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return module.named_parameters()
 
 
-def like(tensor: Tensor, example: Tensor) -> Tensor:
-    """The tensor, in memory of its own, placed as the example is: on its device, and spread as it is spread."""
+def placed_like(tensor: Tensor, example: Tensor) -> Tensor:
+    """A copy of the tensor placed like the example: on its device, and sharded the same way."""
     placed = tensor.to(example.device, copy=True)
     if not hasattr(example, "device_mesh") or hasattr(tensor, "device_mesh"):
         return placed
@@ -89,10 +88,10 @@ def like(tensor: Tensor, example: Tensor) -> Tensor:
     return distribute_tensor(placed, cast(Any, example).device_mesh, cast(Any, example).placements)
 
 
-def whole(module: Module, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Module:
-    """A plain module with all the weights; the module itself where it is not sharded. All processes call it at once.
+def full_module(module: Module, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Module:
+    """A plain module with all the weights; the module itself if it is not sharded. A collective.
 
-    device, dtype: of the copy of a sharded module. Its tensors are gathered one by one.
+    device, dtype: for the copy of a sharded module. Its tensors are gathered one by one.
     """
     if not is_sharded(module):
         return module
@@ -105,23 +104,24 @@ def whole(module: Module, device: torch.device | str | None = None, dtype: torch
     return cast(Module, plain.train(module.training))
 
 
-def whole_parameter(module: nn.Module, name: str) -> Tensor:
-    """One parameter of a module, whole; of a sharded one all processes ask at once."""
+def full_parameter(module: nn.Module, name: str) -> Tensor:
+    """One parameter of a module in full; a collective if the module is sharded."""
     found = dict(named_parameters(module))[name].detach()
     return cast(Tensor, cast(Any, found).full_tensor()) if is_sharded(module) else found
 
 
-def in_step(parts: Iterable[Part], *modules: nn.Module) -> Iterator[Part]:
-    """The parts, and with sharded modules as many passes as the process with the most parts makes: none can compute a
-    layer without the others' shares of it. A pass without a part reads one token and teaches nothing.
+def lockstep(parts: Iterable[Part], *modules: nn.Module) -> Iterator[Part]:
+    """The parts; with sharded modules, dummy passes are added until every process makes as many passes as the one with
+    the most parts, since no process can compute a layer without the others' shards. A dummy pass reads one token and
+    has zero gradient.
 
-    A part is one pass, with its backward pass where gradients are wanted, through each of the modules in this order.
+    A part is one pass, with its backward pass if gradients are enabled, through each of the modules in this order.
     """
     if not any(map(is_sharded, modules)):
         yield from parts
         return
     parts = list(parts)
-    (most,) = processes.largest(len(parts))
+    (most,) = processes.all_reduce_max(len(parts))
     yield from parts
     for _ in range(round(most) - len(parts)):
         for module in modules:
@@ -134,14 +134,14 @@ def in_step(parts: Iterable[Part], *modules: nn.Module) -> Iterator[Part]:
 
 
 def backward(loss: Tensor, module_is_sharded: bool) -> None:
-    """Gradients that add up over the processes. FSDP takes their mean, so it is given as many times the loss."""
-    (loss * processes.size() if module_is_sharded else loss).backward()
+    """Computes gradients that add up over the processes. FSDP averages them, so its loss is scaled up first."""
+    (loss * processes.world_size() if module_is_sharded else loss).backward()
 
 
-def add_gradients(modules: Iterable[nn.Module]) -> None:
-    """Adds up the gradients of modules that every process holds whole, in buckets that are the same at every step, so
-    that a resumed run adds in the same order. A gradient that this process has none of counts as zero."""
-    if processes.size() == 1:
+def all_reduce_gradients(modules: Iterable[nn.Module]) -> None:
+    """Sums the gradients of unsharded modules over the processes, in buckets that are the same at every step, so that
+    a resumed run adds in the same order. A missing gradient counts as zero."""
+    if processes.world_size() == 1:
         return
     pending = []
     for bucket in _buckets([p for module in modules if not is_sharded(module) for p in module.parameters()]):
@@ -164,11 +164,11 @@ def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]
         yield bucket
 
 
-def clip(module: nn.Module, max_norm: float) -> float:
-    """Scales the gradients down to this norm where they are longer. Returns what it was."""
+def clip_gradients(module: nn.Module, max_norm: float) -> float:
+    """Scales the gradients down to this norm if theirs is larger. Returns the norm before clipping."""
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     total = nn.utils.get_total_norm(gradients)
     norm = float(cast(Any, total).full_tensor() if is_sharded(module) else total)
-    if max_norm and not norm <= max_norm:  # a pass over all gradients that is most often not needed
+    if max_norm and not norm <= max_norm:  # skips a pass over all gradients, which is rarely needed
         nn.utils.clip_grads_with_norm_(module.parameters(), max_norm, total)
     return norm

@@ -10,12 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from wukong.console import say
-
 ENOUGH_STEPS = 150
 """Optimiser steps from which on nothing is changed."""
-FEW_STEPS = 30
-"""Fewer than these are warned of."""
 SMALL_BATCH = 8
 GPT2_WIDTH, SMALL_WIDTH = 768, 192
 """The widths for which the usual and the small models' learning rates are: GPT-2's, and the kitchen's (`nano`)."""
@@ -73,10 +69,3 @@ class Usual(Passes):
             wanted = math.ceil(ENOUGH_STEPS * found.batch_size / records)
             found = Passes(min(max(self.epochs, wanted), self.most_epochs), found.batch_size, found.lr)
         return Passes(found.epochs, found.batch_size, lr or self.lr_at(width))
-
-
-def warn_of_few_steps(stage: str, steps: int, remedy: str) -> None:
-    """Says that so few optimiser steps change a model little, and what to do."""
-    if steps < FEW_STEPS:
-        many = "step is" if steps == 1 else "steps are"
-        say(f"{stage}: warning: {steps} optimiser {many} few, and may teach the model next to nothing; {remedy}")

@@ -8,6 +8,7 @@ A stage reads top to bottom as a plain loop:
             session.backward(loss)
             session.optimizer_step()
             session.log(loss=loss.item())
+    session.finish(run, save, results)
 
 All randomness of a step is a function of (seed, step): nothing random is carried from step to step, so a resumed
 run needs no saved random state to equal an uninterrupted one bit for bit.
@@ -20,11 +21,11 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -33,10 +34,12 @@ from torch import Tensor, nn
 
 from wukong import processes
 from wukong.console import Bar, say
+from wukong.data.batches import micro_batches
 from wukong.errors import RunError, UsageError
 from wukong.files import atomic_directory, disk_errors, follow_umask, sync_directory, sync_file
 from wukong.model.gpt2 import GPT2
 from wukong.options import StageOptions
+from wukong.provenance import StageRun
 from wukong.seeds import derived_seed
 from wukong.training import parallel
 from wukong.training.checkpoint import list_checkpoints, load_latest, prune_checkpoints, save_checkpoint
@@ -45,11 +48,13 @@ from wukong.training.memory import Workload, decoding_path, estimate, fitting_to
 from wukong.training.metrics import JsonLines, MetricsLog
 from wukong.training.parallel import Parallel
 
+Item = TypeVar("Item")
+
 
 class TrainOptions(StageOptions):
     """The options of every stage that trains."""
 
-    lr: float = Field(1e-3, gt=0)
+    lr: float | None = Field(None, gt=0)
     """Peak learning rate."""
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up."""
@@ -93,7 +98,7 @@ def _compute(options: TrainOptions) -> Compute:
     """This process's device, and the precision that the first process finds best."""
     processes.join()
     compute = compute_for(options.precision, options.device)
-    if processes.size() == 1:
+    if processes.world_size() == 1:
         return compute
     if compute.device.type == "cuda":
         if compute.device.index is not None:
@@ -101,7 +106,7 @@ def _compute(options: TrainOptions) -> Compute:
         gpus, place = torch.cuda.device_count(), processes.local_rank()
         if place >= gpus:
             raise UsageError(f"{place + 1} processes or more on a machine with {gpus} GPUs; start one for each GPU")
-    return Compute(compute.device, processes.from_first(compute.dtype))
+    return Compute(compute.device, processes.broadcast(compute.dtype))
 
 
 def lr_factor(step: int, total: int, options: TrainOptions) -> float:
@@ -123,8 +128,10 @@ class Session:
         title: the progress bar's title.
         state: what the stage keeps between steps beside the weights (JSON values), with its initial value;
             after a resume `session.state` holds the checkpoint's.
+        lr: the peak learning rate.
         workload: what the stage holds beside the modules and how much it reads at once, for the memory.
-        lr: the peak learning rate, where the stage chose it.
+
+    `micro_batch_tokens` is what fits the memory, at most the option of this name.
     """
 
     def __init__(
@@ -134,11 +141,11 @@ class Session:
         total_steps: int,
         title: str,
         state: dict[str, Any] | None = None,
+        *,
+        lr: float,
         workload: Workload | None = None,
-        lr: float | None = None,
     ) -> None:
-        self.options, self.modules, self.total_steps = options, modules, total_steps
-        self.lr = options.lr if lr is None else lr
+        self.options, self.modules, self.total_steps, self.lr = options, modules, total_steps, lr
         self.compute = _compute(options)
         self.checkpoints = options.out / "checkpoints"
         for module in modules.values():
@@ -158,7 +165,7 @@ class Session:
         self.state["dtype"] = str(self.compute.dtype).removeprefix("torch.")
         self.workload = self._workload(workload)
         say(f"{title}: {', '.join(f'{name} {value}' for name, value in self.compute_record().items())}")
-        self._fit_memory(title)
+        self.micro_batch_tokens = self._fit_memory(title)
         if self.start:
             say(f"{title}: going on after step {self.start:,} of {total_steps:,}")
         self.step = self.start
@@ -169,6 +176,7 @@ class Session:
         self._handlers: dict[int, Any] = {}
         self._latest: dict[str, float] = {}
         self._evaluated = False
+        self._losses: list[Tensor] = []
         self._tokens, self._clock, self._saved_at = 0, time.monotonic(), time.monotonic()
 
     def _workload(self, given: Workload | None) -> Workload:
@@ -178,7 +186,7 @@ class Session:
         return replace(
             given or Workload(self.options.micro_batch_tokens),
             trained=tuple(trunk.config for trunk in trunks),
-            processes=processes.size(),
+            processes=processes.world_size(),
             sharded=self.is_sharded,
             checkpointing=self.options.gradient_checkpointing,
         )
@@ -190,35 +198,36 @@ class Session:
         if device.type == "cuda":
             record["gpu"] = torch.cuda.get_device_name(device)
         record["threads"] = torch.get_num_threads()
-        if processes.size() > 1:
-            record |= {"processes": processes.size(), "parallel": self.options.parallel}
+        if processes.world_size() > 1:
+            record |= {"processes": processes.world_size(), "parallel": self.options.parallel}
         if self.workload.decoding is not None:
             record["decoding"] = decoding_path(self.workload.decoding.config, device, dtype)
         return record
 
-    def _fit_memory(self, title: str) -> None:
-        """Says what the training will take, and lowers `options.micro_batch_tokens` to what fits. A resumed run keeps
-        what it began with: sums in another order differ in their last bits."""
+    def _fit_memory(self, title: str) -> int:
+        """Says what the training will take, and returns how large the micro-batches may be, in tokens. A resumed run
+        keeps the size it began with: sums in another order differ in their last bits."""
         limit, free, compute = self.options.micro_batch_tokens, free_bytes(self.compute.device), self.compute
         most = math.inf if free is None else free
         tokens = fitting_tokens(self.workload, compute.device, compute.dtype, limit, most)
-        tokens = round(-processes.largest(-tokens)[0])  # what fits the fullest of several machines
-        self.options.micro_batch_tokens = self.state.setdefault("micro_batch_tokens", tokens)
-        found = estimate(self.workload, compute.device, compute.dtype, self.options.micro_batch_tokens)
+        tokens = round(-processes.all_reduce_max(-tokens)[0])  # what fits the fullest of several machines
+        tokens = self.state.setdefault("micro_batch_tokens", tokens)
+        found = estimate(self.workload, compute.device, compute.dtype, tokens)
         parts = {
             "weights": found.weights,
             "gradients and moments": found.gradients + found.moments,
             "frozen models": found.frozen,
             "decoding": found.decoding,
-            f"micro-batches of {self.options.micro_batch_tokens:,} tokens": found.step,
+            f"micro-batches of {tokens:,} tokens": found.step,
         }
         text = ", ".join(f"{name} {gigabytes(size)}" for name, size in parts.items() if size)
         say(
             f"{title}: about {gigabytes(found.total)} of memory a process ({text}); "
             f"{'an unknown amount' if free is None else gigabytes(free)} is free"
         )
-        if self.options.micro_batch_tokens < limit:
-            say(f"{title}: micro-batches of {self.options.micro_batch_tokens:,} tokens, {limit:,} would not fit")
+        if tokens < limit:
+            say(f"{title}: micro-batches of {tokens:,} tokens, {limit:,} would not fit")
+        return tokens
 
     # -------------------------------------------------------------------------------------------- the loop
 
@@ -239,7 +248,7 @@ class Session:
     def _on_signal(self, number: int, frame: object) -> None:
         # Asked twice: do not make the person wait for the step to end. (Of several processes each is told twice, by
         # the terminal and by torchrun, and none may leave before the others.)
-        if self._signal is not None and processes.size() == 1:
+        if self._signal is not None and processes.world_size() == 1:
             raise Interrupted(128 + number)
         self._signal = number
         say("stopping after this step, with a checkpoint (press Ctrl-C again to stop at once)")
@@ -263,7 +272,7 @@ class Session:
             self.write_metrics()
         # What one process was told, or the slowest clock says, all do after the same step.
         late = now - self._saved_at >= self.options.checkpoint_seconds
-        signal_number, is_due = map(int, processes.largest(self._signal or 0, late))
+        signal_number, is_due = map(int, processes.all_reduce_max(self._signal or 0, late))
         if signal_number:
             self.checkpoint(done)
             say(f"stopped after step {done:,}; the same command goes on from here")
@@ -300,17 +309,35 @@ class Session:
 
     # ------------------------------------------------------------------------------------------ one step
 
+    def micro_batches(self, batch: Sequence[Item], lengths_of: Callable[[Item], Sequence[int]]) -> Iterator[list[Item]]:
+        """This process's local part of a batch, in micro-batches that fit the memory, similar lengths together.
+
+        Each is one pass, with its backward pass where gradients are wanted, through each module in order.
+
+        Args:
+            lengths_of: the lengths (tokens) of the sequences of an item, which stay in one micro-batch.
+        """
+        parts = micro_batches(processes.local_part(batch), lengths_of, self.micro_batch_tokens)
+        return parallel.lockstep(parts, *self.modules.values())
+
     def backward(self, loss: Tensor) -> None:
-        if not torch.isfinite(loss):
-            raise RunError(f"the loss is {loss.item()} at step {self.step + 1}; {self._advice()}")
+        """Adds the gradient of this micro-batch's part of the loss."""
+        self._losses.append(loss.detach())
         parallel.backward(loss, self.is_sharded)
 
     def optimizer_step(self) -> dict[str, float]:
-        """Clips, updates and clears the gradients. Returns the gradient norm of each model before clipping."""
-        parallel.add_gradients(self.modules.values())
+        """Clips, updates and clears the gradients. Returns the gradient norm of each model before clipping.
+
+        Raises RunError when a loss or a gradient is not finite.
+        """
+        losses, self._losses = torch.stack(self._losses or [torch.zeros(())]), []
+        if not losses.isfinite().all():  # read once an update: each read waits for the device
+            loss = next(value for value in losses.tolist() if not math.isfinite(value))
+            raise RunError(f"the loss is {loss} at step {self.step + 1}; {self._advice()}")
+        parallel.all_reduce_gradients(self.modules.values())
         norms = {}
         for name, module in self.modules.items():
-            norm = parallel.clip(module, self.options.max_grad_norm)
+            norm = parallel.clip_gradients(module, self.options.max_grad_norm)
             if not math.isfinite(norm):
                 raise RunError(f"the gradient of {name} is {norm} at step {self.step + 1}; {self._advice()}")
             norms["grad_norm" if len(self.modules) == 1 else f"grad_norm_{name}"] = norm
@@ -349,7 +376,7 @@ class Session:
             tensors = {
                 f"{m}/{n}": p.detach()
                 for m, module in self.modules.items()
-                for n, p in parallel.whole(module, "cpu").named_parameters()
+                for n, p in parallel.full_module(module, "cpu").named_parameters()
             }
             if processes.is_first():
                 with atomic_directory(self.checkpoints / "best") as staging:
@@ -361,18 +388,32 @@ class Session:
         Raises RunError when they are gone from the disk.
         """
         path = self.checkpoints / "best" / "weights.safetensors"
-        processes.wait()  # for the first one, which writes it
+        processes.barrier()  # for the first one, which writes it
         if self.state.get("best_step", self.total_steps) != self.total_steps:
             if not path.exists():
-                raise RunError(f"{path}: the best weights are gone; make the stage anew with --redo")
+                problem = "{path}: the best weights are missing; rebuild it with {redo}"
+                raise RunError(problem, path=path, redo="--redo")
             tensors = load_file(path)
             with torch.no_grad():
                 for name, module in self.modules.items():
                     for key, parameter in parallel.named_parameters(module):
-                        parameter.copy_(parallel.like(tensors[f"{name}/{key}"], parameter))
+                        parameter.copy_(parallel.placed_like(tensors[f"{name}/{key}"], parameter))
 
-    def discard_checkpoints(self) -> None:
-        """After the result is written: the resumable state is no longer needed."""
+    # ---------------------------------------------------------------------------------------------- the end
+
+    def finish(
+        self, work: StageRun, save: Callable[[Path], None], results: dict[str, Any], extra: Sequence[Path] = ()
+    ) -> None:
+        """Publishes the result, records it, and deletes the checkpoints, which are no longer needed.
+
+        Args:
+            save: writes the model's directory to the path that it is given.
+            results: what provenance.json says of the result.
+            extra: further files of the result.
+        """
+        staged = self.options.out / ".staged"
+        save(staged)
+        work.finish(results, [*publish(staged, self.options.out), *extra], self.compute_record())
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 

@@ -1,5 +1,5 @@
 """The studio: a small web application over the label store and the run directory.
 
-`app` puts it together, `access` guards it, `pages` are what people see, `admin` what admins see and send, `api` what
-the pages' scripts and other programs call, `texts` the languages, `studio` the command.
+`command` serves it and `app` puts it together. `guard` and `access` protect it, `routes` has the pages and the API by
+subject, `runs` reads and starts runs, `rendering` and `language` draw pages, and `state` is what all of them share.
 """

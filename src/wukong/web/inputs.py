@@ -19,6 +19,7 @@ from starlette.datastructures import FormData
 from wukong.errors import DataError, UsageError
 from wukong.feedback.store.tables import check_json, check_text
 
+ONE_OF = "{name} is {value!r}; it must be one of {values}"
 MOST = 2**31 - 1
 """The largest number of a row: PostgreSQL's integer."""
 
@@ -56,6 +57,11 @@ class Body(BaseModel):
         return value
 
 
+class WithClientId(Body):
+    client_id: str = Field(min_length=8, max_length=200)
+    """A random id: the same one again, after an answer that was lost, adds nothing."""
+
+
 # --------------------------------------------------------------------------------------------------------- of a form
 
 
@@ -79,16 +85,18 @@ def _form_text(value: str, name: str) -> str:
 
 
 def number(form: FormData, name: str, default: float, low: float, high: float) -> float:
-    """A number of a form, the default when it is empty. Raises UsageError for what is none, or out of bounds."""
+    """A number of a form, the default when it is empty. Raises UsageError unless it is a number within the bounds."""
     written = text(form, name).strip()
     try:
         found = float(written) if written else default
     except ValueError:
         found = math.nan
     if not math.isfinite(found):
-        raise UsageError(f"{name}: {written[:100]!r} is not a number")
+        raise UsageError("{name}: {text!r} is not a number", name=name, text=written[:100])
     if not low <= found <= high:
-        raise UsageError(f"{name} is {found:g}; it must lie between {low:g} and {high:g}")
+        raise UsageError(
+            "{name} is {value:g}; it must lie between {low:g} and {high:g}", name=name, value=found, low=low, high=high
+        )
     return found
 
 
@@ -100,7 +108,7 @@ def whole(form: FormData, name: str, default: int, low: int = 0, high: int = MOS
 # ----------------------------------------------------------------------------------------------- waiting for the writer
 
 WRITING = 8
-"""So many requests at once may stand in a thread for their turn to write; the others wait without one."""
+"""Requests that may wait in a thread for their turn to write; more wait without a thread."""
 
 _limiter: RunVar[CapacityLimiter] = RunVar("wukong_writing")
 P = ParamSpec("P")
@@ -109,7 +117,7 @@ R = TypeVar("R")
 
 async def in_turn(work: Callable[[], R]) -> R:
     """Runs what writes into the store in a thread. However many wait there, threads are left for those who only read:
-    these have a limit of their own."""
+    writers have a separate limit."""
     try:
         limiter = _limiter.get()
     except LookupError:

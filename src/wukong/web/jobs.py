@@ -1,4 +1,4 @@
-"""Work that goes on behind a project's page, at most one job of a project at a time."""
+"""Background jobs of projects, at most one for each project at a time."""
 
 from __future__ import annotations
 

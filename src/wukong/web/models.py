@@ -11,11 +11,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wukong.errors import WukongError
 from wukong.feedback.store.labels import NotFoundError
-from wukong.web.admin import models as models_of_run
+from wukong.files import read_json
 
 if TYPE_CHECKING:
     from wukong.serve.service import Served, Service
+
+
+def models_in(run: Path | None, architecture: str) -> list[Path]:
+    """The run's model directories of a kind, by what their config.json says."""
+    found = []
+    for config in sorted(run.glob("*/config.json")) if run else []:
+        try:
+            if architecture in read_json(config).get("architectures", []):
+                found.append(config.parent)
+        except (WukongError, AttributeError):  # a directory that is no model of ours
+            continue
+    return found
 
 
 class Models:
@@ -34,7 +47,7 @@ class Models:
 
     def sources(self) -> dict[str, str]:
         """Name -> directory or hub id of every model on offer."""
-        return {path.name: str(path) for path in models_of_run(self.run_dir, "GPT2LMHeadModel")} | dict(self.named)
+        return {path.name: str(path) for path in models_in(self.run_dir, "GPT2LMHeadModel")} | dict(self.named)
 
     @property
     def service(self) -> Service:
@@ -50,7 +63,7 @@ class Models:
         """The model of this name. Raises NotFoundError for one that is not on offer, UsageError for a broken one."""
         source = self.sources().get(name)
         if source is None:
-            raise NotFoundError(f"there is no model {name!r} here")
+            raise NotFoundError("there is no model {name!r} here", name=name)
         async with self._loading:
             written = _written(source)
             if self._loaded.get(name) != written:

@@ -1,7 +1,6 @@
 """Who gets which task, and when it comes back."""
 
 import threading
-import time
 
 import pytest
 import sqlalchemy as sa
@@ -57,12 +56,22 @@ def test_every_annotator_has_an_order_of_their_own(store, project, people):
     assert orders[0] != orders[1]
 
 
-def test_a_lease_that_ended_frees_the_task_and_late_work_is_kept(store, project, people, monkeypatch):
+def later(store, seconds: float) -> None:
+    """So much time has passed since every lease began."""
+    with store.write() as session:
+        session.execute(
+            sa.update(Assignment).values(
+                leased_at=Assignment.leased_at - seconds, expires_at=Assignment.expires_at - seconds
+            )
+        )
+
+
+def test_a_lease_that_ended_frees_the_task_and_late_work_is_kept(store, project, people):
     with store.write() as session:
         change_project(session, session.get_one(Project, project.id), overlap=1)
     mine = take(store, project, people[0], 10)
     assert take(store, project, people[1]) == []
-    monkeypatch.setattr(queue, "now", lambda: time.time() + 61)
+    later(store, 61)
     theirs = take(store, project, people[1], 10)
     assert len(theirs) == 10
     judge(store, people[1], theirs[0])
@@ -72,11 +81,11 @@ def test_a_lease_that_ended_frees_the_task_and_late_work_is_kept(store, project,
         assert session.get_one(Task, late.task_id).n_labels == 2
 
 
-def test_ones_own_ended_lease_begins_anew_with_its_draft_and_sides(store, project, people, monkeypatch):
+def test_ones_own_ended_lease_begins_anew_with_its_draft_and_sides(store, project, people):
     first = take(store, project, people[0], 10)[3]
     with store.write() as session:
         session.get_one(Assignment, first.id).draft = {"strength": 3}
-    monkeypatch.setattr(queue, "now", lambda: time.time() + 1000)
+    later(store, 1000)
     again = next(one for one in take(store, project, people[0], 10) if one.task_id == first.task_id)
     assert (again.id, again.draft, again.shown) == (first.id, {"strength": 3}, first.shown)
 

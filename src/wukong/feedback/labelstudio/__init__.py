@@ -1,1 +1,1 @@
-"""Label Studio as the place where people compare answers: tasks there, judgments back, by file or through its API."""
+"""Comparisons in Label Studio: exports tasks and imports judgments, as files or through its API."""

@@ -1,4 +1,4 @@
-"""The few calls of Label Studio's HTTP API that are needed; what it answers is checked before it is used."""
+"""The calls of Label Studio's HTTP API that we need; answers are validated before use."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, with_config
-from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on only
+from typing_extensions import TypedDict  # pydantic accepts typing's only from Python 3.12
 
 from wukong.errors import RunError, UsageError
 from wukong.feedback.remote import Remote, ServerError, checked_key, checked_url
 
-PAGE = 100  # tasks a request, up and down
+PAGE = 100  # tasks per request, for upload and download
 SECONDS = 60.0
 
 T = TypeVar("T")
 
 
 def _moment(text: str) -> str:
-    """A moment as `pull` compares and parses them. Raises ValueError for none."""
+    """A time as compared and parsed by `pull`. Raises ValueError if invalid."""
     datetime.datetime.fromisoformat(text)
     return text
 
 
-class Project(TypedDict):
-    """What is used of a project; what else there is of it is left out."""
+class LabelStudioProject(TypedDict):
+    """The fields of a project that we use."""
 
     id: int
     title: str
@@ -34,20 +34,20 @@ class Project(TypedDict):
 
 
 @with_config(ConfigDict(extra="allow"))
-class _Task(TypedDict):
+class _RemoteTask(TypedDict):
     id: int
     data: dict[str, Any]
     updated_at: Annotated[str, AfterValidator(_moment)]
 
 
-class _Page(TypedDict, total=False):
+class _TaskPage(TypedDict, total=False):
     results: list[Any]
     tasks: list[Any]
     total: int
     count: int
 
 
-class _Access(TypedDict):
+class _AccessToken(TypedDict):
     access: str
 
 
@@ -59,8 +59,8 @@ class LabelStudio:
         key: the access token of an account there: a legacy token, or a personal access token (a JWT, which is
             exchanged for a short-lived one).
 
-    Every method raises UsageError where the address or token is wrong, RunError where the server fails. No error names
-    a token.
+    Every method raises UsageError if the address or token is wrong, RunError if the server fails. No error quotes a
+    token.
     """
 
     def __init__(self, url: str, key: str) -> None:
@@ -72,13 +72,13 @@ class LabelStudio:
 
     def _refresh(self) -> None:
         self._login, path = "", "/api/token/refresh"
-        access = self._checked(_Access, path, self.call("POST", path, {"refresh": self._key}))["access"]
+        access = self._checked(_AccessToken, path, self.call("POST", path, {"refresh": self._key}))["access"]
         access = checked_key(access, "the token that Label Studio gave for yours")
         self._remote.secrets.append(access)
         self._login = f"Bearer {access}"
 
     def call(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
-        """The JSON answer to one request. A POST is not repeated where it may have had its effect."""
+        """The JSON answer to a request. A POST is not repeated if it may have been processed."""
         for attempt in (1, 2):
             headers = {"Authorization": self._login} if self._login else {}
             try:
@@ -87,7 +87,7 @@ class LabelStudio:
                 )  # fmt: skip
             except ServerError as error:
                 if error.status == 401 and self._login.startswith("Bearer") and attempt == 1:
-                    self._refresh()  # it lives for some minutes only
+                    self._refresh()  # it expires after some minutes
                     continue
                 raise self._trouble(error, method, path) from None
         raise AssertionError("unreachable")
@@ -106,7 +106,7 @@ class LabelStudio:
         return UsageError(f"{error}; is this Label Studio?")
 
     def _detail(self, error: ServerError) -> str:
-        """What Label Studio says of a request that it refused, in one line without secrets."""
+        """Label Studio's reason for refusing a request, in one line without secrets."""
         try:
             said = json.loads(error.raw)
             detail = str(said.get("detail") or "")
@@ -117,7 +117,7 @@ class LabelStudio:
         return self._remote.quoted(detail, 500) if detail else str(error).partition(": status ")[2] or str(error)
 
     def _checked(self, shape: type[T], path: str, answer: Any) -> T:
-        """The answer, where it has this shape. Raises RunError, naming the field, where it has not."""
+        """The answer, if it has this shape. Raises RunError, naming the field, if not."""
         try:
             return TypeAdapter(shape).validate_python(answer)
         except ValidationError as error:
@@ -127,25 +127,29 @@ class LabelStudio:
 
     # ------------------------------------------------------------------------------------------------------- projects
 
-    def project(self, name: str) -> Project | None:
-        """The project of this id or title; None when there is none. Raises UsageError where a title is taken twice."""
+    def project(self, name: str) -> LabelStudioProject | None:
+        """The project with this id or title; None if there is none. Raises UsageError if a title is ambiguous."""
         if name.isdecimal():
             path = f"/api/projects/{name}/"
-            return self._checked(Project, path, self.call("GET", path))
+            return self._checked(LabelStudioProject, path, self.call("GET", path))
         path = "/api/projects/"
-        listed = [self._checked(Project, path, project) for project in self._pages(path, "results", title=name)]
+        listed = [
+            self._checked(LabelStudioProject, path, project) for project in self._pages(path, "results", title=name)
+        ]
         found = [project for project in listed if project["title"] == name]
         if len(found) > 1:
             ids = ", ".join(str(project["id"]) for project in found)
-            raise UsageError(f"{self.url}: {len(found)} projects are called {name!r}; name one by its id: {ids}")
+            raise UsageError(f"{self.url}: {len(found)} projects are called {name!r}; give an id: {ids}")
         return found[0] if found else None
 
-    def create(self, title: str, config: str) -> Project:
+    def create(self, title: str, config: str) -> LabelStudioProject:
         path = "/api/projects/"
-        return self._checked(Project, path, self.call("POST", path, {"title": title, "label_config": config}))
+        return self._checked(
+            LabelStudioProject, path, self.call("POST", path, {"title": title, "label_config": config})
+        )
 
     def people(self) -> dict[int, str]:
-        """Who an annotator's id is."""
+        """The names of annotators by id."""
         path = "/api/users/"
         users = self._checked(list[dict[str, Any]], path, self.call("GET", path))
         known = {}
@@ -155,8 +159,8 @@ class LabelStudio:
         return known
 
     def tasks(self, project: int, since: str | None = None) -> Iterator[dict[str, Any]]:
-        """The tasks with their annotations and predictions, in the order of their ids; only those that changed after
-        `since` (2026-01-31T12:00:00.000000Z), when given."""
+        """The tasks with their annotations and predictions, by id; if given, only those changed after `since`
+        (2026-01-31T12:00:00.000000Z)."""
         query: dict[str, Any] = {"ordering": ["tasks:id"]}
         if since:
             changed = {
@@ -165,7 +169,7 @@ class LabelStudio:
             query["filters"] = {"conjunction": "and", "items": [changed]}
         options = {"project": project, "fields": "all", "query": json.dumps(query)}
         for task in self._pages("/api/tasks/", "tasks", **options):
-            self._checked(_Task, "/api/tasks/", task)
+            self._checked(_RemoteTask, "/api/tasks/", task)
             yield task
 
     def add(self, project: int, tasks: Sequence[dict[str, Any]]) -> None:
@@ -176,11 +180,11 @@ class LabelStudio:
         page = 1
         while True:
             answer = self.call("GET", path, page=page, page_size=PAGE, **query)
-            paged = self._checked(_Page, path, answer)
+            paged = self._checked(_TaskPage, path, answer)
             found = self._checked(list[dict[str, Any]], path, paged.get(field))
             ids = {str(one.get("id")) for one in found}
             if ids and ids <= seen:
-                raise self._remote.unexpected(path, f"page {page} repeats what came before", answer)
+                raise self._remote.unexpected(path, f"page {page} repeats earlier tasks", answer)
             yield from found
             seen, page = seen | ids, page + 1
             if not found or len(seen) >= paged.get("total", paged.get("count", 0)):

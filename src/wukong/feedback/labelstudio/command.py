@@ -1,15 +1,14 @@
 """`wukong labelstudio`: people compare answers in Label Studio, by file or through the API of a running server.
 
 In:  responses.jsonl or comparisons (export, push); Label Studio's exports (import); its server (pull).
-Out: tasks for it, or comparisons.jsonl that `wukong reward` reads.
+Out: tasks for Label Studio, or comparisons.jsonl for `wukong reward`.
 
     wukong labelstudio push --data responses.jsonl --project "Kitchen 1" --url http://127.0.0.1:8080
     wukong labelstudio pull --project "Kitchen 1" --url http://127.0.0.1:8080 --out comparisons.jsonl
     wukong labelstudio export --data responses.jsonl --out tasks.json
     wukong labelstudio import --data export.json --out comparisons.jsonl
 
-All four can be repeated: `push` leaves out the tasks that are there already, `pull` asks for what has changed and
-replaces what it had of it.
+All four can be repeated: `push` skips tasks that exist already, `pull` fetches changes and updates its result.
 """
 
 from __future__ import annotations
@@ -46,32 +45,32 @@ from wukong.options import Options
 
 KEY_VARIABLE = "LABEL_STUDIO_API_KEY"
 OVERLAP = datetime.timedelta(minutes=5)
-"""What a pull asks for once more: a change that was under way during the last one may carry an earlier time."""
+"""Overlap between pulls: a change in progress during the last one may have an earlier time."""
 
 
 class LabelStudioOptions(Options, DataOptions):
     """Send answers to Label Studio for comparison, and fetch the judgments."""
 
     action: Literal["export", "import", "push", "pull"]
-    """export: tasks into a file; import: judgments from exported files; push, pull: the same with a running server."""
+    """export: tasks to a file; import: judgments from exported files; push, pull: the same with a running server."""
     data: list[str] = []
     """export, push: responses.jsonl or comparisons in any format; import: exports (JSON)."""
     out: Path | None = None
-    """export: the tasks (.json); the labelling configuration goes beside it (.xml). import, pull: comparisons.jsonl."""
+    """export: the tasks (.json), the labelling configuration beside them (.xml). import, pull: comparisons.jsonl."""
     url: str = "http://127.0.0.1:8080"
     """push, pull: the server's address."""
     project: str | None = None
-    """push, pull: the project's title, at least three letters, or its id; push creates it where there is none."""
+    """push, pull: the project's title, at least three letters, or its id; push creates a missing project."""
     api_key: str | None = Field(None, repr=False)
-    """push, pull: an access token of your account there; better in the environment variable LABEL_STUDIO_API_KEY."""
+    """push, pull: an access token of your account; or set LABEL_STUDIO_API_KEY, which is safer."""
     kind: Literal["auto", "pairwise", "ranker"] = "auto"
-    """export, push: auto takes pairwise for two answers to a prompt, a ranker for more."""
+    """export, push: auto uses pairwise for two answers per prompt, ranker for more."""
     labels: Labels = "none"
-    """export, push: judgments that the records hold go along as predictions, or as ground truth."""
+    """export, push: whether to send the records' judgments as predictions or as ground truth."""
     config: Path | None = None
-    """import: the project's labelling configuration (XML), which says which text stood left."""
+    """import: the project's labelling configuration (XML), which says which text was on the left."""
     predictions: bool = False
-    """import, pull: take what models predicted too, with the model version as the annotator."""
+    """import, pull: include predictions, with the model version as the annotator."""
 
     @model_validator(mode="after")
     def _all_that_is_needed(self) -> LabelStudioOptions:
@@ -88,12 +87,12 @@ class LabelStudioOptions(Options, DataOptions):
         written = [os.path.abspath(file) for file in (self.out, configuration) if file]
         read = [*self.data, *([str(self.config)] if self.config else [])]
         if any(os.path.abspath(name) in written for name in read):
-            raise ValueError(f"out: {self.out} would be written over an input; choose another name")
+            raise ValueError(f"out: {self.out} would overwrite an input; choose another name")
         return self
 
 
 def run(options: LabelStudioOptions) -> None:
-    """Raises UsageError or DataError for unusable input or a wrong address or token, RunError when the server fails."""
+    """Raises UsageError or DataError for unusable input or a wrong address or token, RunError if the server fails."""
     actions = {"export": export_tasks, "import": import_files, "push": push, "pull": pull}
     actions[options.action](options)
 
@@ -183,7 +182,7 @@ def pull(options: LabelStudioOptions) -> None:
 
 
 def _state(path: Path, options: LabelStudioOptions, place: str) -> dict[str, Any]:
-    """What earlier pulls fetched. Raises UsageError where --out holds something else."""
+    """The result of earlier pulls. Raises UsageError if --out is something else."""
     asked = {"project": place, "predictions": options.predictions, "question": options.question}
     fresh = {**asked, "until": None, "tasks": {}}
     if not path.exists():
@@ -192,7 +191,7 @@ def _state(path: Path, options: LabelStudioOptions, place: str) -> dict[str, Any
         return fresh
     state = read_json(path)
     if not isinstance(state, dict) or not isinstance(state.get("tasks"), dict):
-        raise DataError("is not what pull keeps here; delete it and the file it belongs to", file=path)
+        raise DataError("is not the state of a pull; delete it and the file it belongs to", file=path)
     if {"question": "", **state} | asked != {"question": "", **state}:
         raise UsageError(
             f"{options.out}: was pulled from {state.get('project')} with other options; choose another --out"
@@ -201,7 +200,7 @@ def _state(path: Path, options: LabelStudioOptions, place: str) -> dict[str, Any
 
 
 def _before(until: str | None) -> str | None:
-    """In the one spelling of a moment (UTC) that Label Studio's filters read."""
+    """In the only time format (UTC) accepted by Label Studio's filters."""
     return (datetime.datetime.fromisoformat(until) - OVERLAP).strftime("%Y-%m-%dT%H:%M:%S.%fZ") if until else None
 
 
@@ -212,7 +211,7 @@ def _tasks(options: LabelStudioOptions) -> tuple[Kind, list[dict[str, Any]]]:
 def _server(options: LabelStudioOptions) -> LabelStudio:
     key = options.api_key or os.environ.get(KEY_VARIABLE)
     if not key:
-        raise UsageError(f"a token is needed, in {KEY_VARIABLE} or with --api-key; your account page there has it")
+        raise UsageError(f"no token: set {KEY_VARIABLE} or --api-key; it is on your account page")
     return LabelStudio(options.url, key)
 
 

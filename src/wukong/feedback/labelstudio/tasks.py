@@ -1,8 +1,8 @@
-"""Our records as Label Studio's tasks, and its annotated tasks as our records.
+"""Converts our records to Label Studio tasks, and annotated tasks to our records.
 
-What an annotation means is read in one place, `wukong.data.comparisons`, for exports given to `wukong reward` and here
-alike. This module only adds what an export alone does not say: who an id is, which field a tag of the labelling
-configuration shows, and what models predicted.
+Annotations are interpreted only in `wukong.data.comparisons`, for exports given to `wukong reward` as well as here.
+This module adds what an export lacks: the names of annotators, the field shown by each tag of the labelling
+configuration, and predictions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 from wukong.console import say
 from wukong.data.comparisons import COMPARISONS, is_task, labelstudio, load_comparisons, own_record
 from wukong.data.sources import DataOptions, Row, open_rows, source_list
-from wukong.data.summary import Dropped, refuse_several
+from wukong.data.summary import Dropped, require_one_question
 from wukong.errors import DataError, UsageError
 from wukong.records import Messages, Preference, Ranking, Response, Vote
 from wukong.seeds import permutation
@@ -53,9 +53,9 @@ CONFIGS: dict[Kind, str] = {
 
 
 @dataclass
-class Item:
-    """A prompt and the answers that are to be compared. `judgments`: (groups from best to worst, annotator) that the
-    records held already; indices into `answers`."""
+class AnswerSet:
+    """A prompt and the answers to compare. `judgments`: (groups from best to worst, annotator) already in the records;
+    indices into `answers`."""
 
     prompt: Messages
     answers: list[str]
@@ -63,29 +63,29 @@ class Item:
 
     @property
     def id(self) -> str:
-        """The same for the same prompt and answers, whatever their order: what was pushed is not pushed twice."""
+        """Identifies prompt and answers in any order, so that they are not pushed twice."""
         said = [[[m.role, m.content] for m in self.prompt], sorted(self.answers)]
         return hashlib.sha256(json.dumps(said, ensure_ascii=False).encode()).hexdigest()[:16]
 
-    def pairs(self) -> Iterator[Item]:
-        """Every two of the answers as an item of its own, with what is known of them."""
+    def pairs(self) -> Iterator[AnswerSet]:
+        """A separate item for each pair of answers, with their judgments."""
         for first, second in combinations(range(len(self.answers)), 2):
             judgments = []
             for groups, annotator in self.judgments:
                 place = {i: level for level, group in enumerate(groups) for i in group}
                 ordered = [[0], [1]] if place[first] < place[second] else [[1], [0]]
                 judgments.append(([[0, 1]] if place[first] == place[second] else ordered, annotator))
-            yield Item(self.prompt, [self.answers[first], self.answers[second]], judgments)
+            yield AnswerSet(self.prompt, [self.answers[first], self.answers[second]], judgments)
 
 
 class BadItems:
-    """Counts items that cannot be used, up to the number that --skip-bad allows."""
+    """Counts unusable items, up to the number allowed by --skip-bad."""
 
     def __init__(self, allowed: int) -> None:
         self.allowed, self.taken = allowed, 0
 
     def take(self, error: DataError) -> None:
-        """Raises the error when as many as allowed were there before it; says it else."""
+        """Raises the error once the limit is reached, else prints it."""
         if self.taken == self.allowed:
             hint = (
                 f"more than the {self.allowed} that --skip-bad allows"
@@ -100,12 +100,12 @@ class BadItems:
         say(f"left out: {error}")
 
 
-def read_items(sources: Sequence[str], options: DataOptions | None = None) -> list[Item]:
-    """What is to be compared: responses.jsonl of `wukong sample`, or comparisons in any format that we read.
+def read_items(sources: Sequence[str], options: DataOptions | None = None) -> list[AnswerSet]:
+    """The items to compare: responses.jsonl of `wukong sample`, or comparisons in any supported format.
 
-    Several judgments of the same answers become one item. Raises UsageError where there is nothing to compare.
+    Several judgments of the same answers become one item. Raises UsageError if there is nothing to compare.
     """
-    items: dict[str, Item] = {}
+    items: dict[str, AnswerSet] = {}
     options = options or DataOptions()
     for source in sources:
         for item in _items_of(source, options):
@@ -120,12 +120,12 @@ def read_items(sources: Sequence[str], options: DataOptions | None = None) -> li
     return list(items.values())
 
 
-def _items_of(source: str, options: DataOptions) -> Iterator[Item]:
+def _items_of(source: str, options: DataOptions) -> Iterator[AnswerSet]:
     first = next((row for row in open_rows(source, options.encoding) if row.bad is None), None)
     if first is not None and "prompt_id" in first.fields:
-        by_prompt: dict[str, Item] = {}
+        by_prompt: dict[str, AnswerSet] = {}
         for response in _responses(source, options):
-            item = by_prompt.setdefault(response.prompt_id, Item(response.messages, []))
+            item = by_prompt.setdefault(response.prompt_id, AnswerSet(response.messages, []))
             if response.text.strip() and response.text not in item.answers:
                 item.answers.append(response.text)
         yield from (item for item in by_prompt.values() if len(item.answers) > 1)
@@ -133,10 +133,10 @@ def _items_of(source: str, options: DataOptions) -> Iterator[Item]:
     for record in load_comparisons(source, options).records:
         if isinstance(record, Ranking):
             if len(set(record.responses)) == len(record.responses):
-                yield Item(record.prompt, record.responses, [(record.groups, record.annotator)])
+                yield AnswerSet(record.prompt, record.responses, [(record.groups, record.annotator)])
         elif not isinstance(record, Vote):  # a vote compares nothing
             groups = [[0, 1]] if record.tie else [[0], [1]]
-            yield Item(record.prompt, [record.chosen, record.rejected], [(groups, record.annotator)])
+            yield AnswerSet(record.prompt, [record.chosen, record.rejected], [(groups, record.annotator)])
 
 
 def _responses(source: str, options: DataOptions) -> Iterator[Response]:
@@ -152,17 +152,17 @@ def _responses(source: str, options: DataOptions) -> Iterator[Response]:
             yield response
 
 
-def tasks_of(items: Iterable[Item], kind: Kind | None = None, labels: Labels = "none") -> tuple[Kind, list[dict]]:
+def tasks_of(items: Iterable[AnswerSet], kind: Kind | None = None, labels: Labels = "none") -> tuple[Kind, list[dict]]:
     """Label Studio's tasks.
 
     Args:
-        kind: None takes a ranker where a prompt has more than two answers, else pairwise; pairwise makes every two of
-            more answers a task.
-        labels: whether judgments that the records hold go along, as predictions or as ground truth. Those with ties
-            do not: neither a pairwise nor a ranker result can say a tie.
+        kind: None uses ranker if a prompt has more than two answers, else pairwise; pairwise makes each pair of answers
+            a task.
+        labels: whether to include the records' judgments, as predictions or as ground truth. Those with ties are left
+            out: neither pairwise nor ranker results can express one.
 
-    Which answer stands left, or in which order they stand at first, depends on a hash alone: the first one of a
-    comparison is the chosen one, which nobody is to see.
+    The order of the answers depends only on a hash: the first one of a comparison is the chosen one, which must not be
+    revealed.
     """
     items = list(items)
     chosen: Kind = kind or ("ranker" if any(len(item.answers) > 2 for item in items) else "pairwise")
@@ -171,7 +171,7 @@ def tasks_of(items: Iterable[Item], kind: Kind | None = None, labels: Labels = "
     return chosen, [_task(item, chosen, labels) for item in items]
 
 
-def _task(item: Item, kind: Kind, labels: Labels) -> dict[str, Any]:
+def _task(item: AnswerSet, kind: Kind, labels: Labels) -> dict[str, Any]:
     order = [int(i) for i in permutation(len(item.answers), "sides", item.id)]
     data: dict[str, Any] = {"wukong_id": item.id, "messages": [m.model_dump() for m in item.prompt]}
     if kind == "pairwise":
@@ -190,7 +190,7 @@ def _task(item: Item, kind: Kind, labels: Labels) -> dict[str, Any]:
 
 
 def _result(kind: Kind, best_first: Sequence[int]) -> dict[str, Any]:
-    """A judgment in Label Studio's shape. best_first: places as shown, the best one first."""
+    """A judgment in Label Studio's format. best_first: positions as shown, best first."""
     if kind == "pairwise":
         value: dict[str, Any] = {"selected": ("left", "right")[best_first[0]]}
         return {"from_name": "comparison", "to_name": "answer1,answer2", "type": "pairwise", "value": value}
@@ -203,13 +203,13 @@ def _result(kind: Kind, best_first: Sequence[int]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Reading:
-    """What is known beside the tasks themselves.
+    """Information needed to read tasks that is not in them.
 
     Attributes:
-        people: who an annotator's id is.
-        shown: for each Pairwise tag by name, the fields that its left and right texts come from.
-        predictions: whether predictions count as judgments too, their model version as the annotator.
-        question: the name of the Pairwise or Ranker tag whose answers count, where a project has several.
+        people: annotators' names by id.
+        shown: the fields of the left and right texts of each Pairwise tag, by name.
+        predictions: whether predictions count as judgments, with the model version as the annotator.
+        question: the name of the Pairwise or Ranker tag whose answers count, if a project has several.
     """
 
     people: Mapping[int, str] = field(default_factory=dict)
@@ -219,13 +219,13 @@ class Reading:
 
 
 def chosen_question(config: str, where: str, question: str) -> str:
-    """The question that counts of those that a labelling configuration asks: the chosen one, or the only one.
+    """The question of a labelling configuration to use: the chosen one, or the only one.
 
     Answers to different questions are different labels, so several are an error unless one is chosen.
 
     Raises:
         DataError: as `shown_fields`.
-        UsageError: there is no such question, or several and none was chosen.
+        UsageError: no such question, or several without a choice.
     """
     names = [tag.get("name", "") for tag in _tags(config, where) if tag.tag in ("Pairwise", "Ranker")]
     if question and question not in names:
@@ -236,9 +236,9 @@ def chosen_question(config: str, where: str, question: str) -> str:
 
 
 def shown_fields(config: str, where: str) -> dict[str, tuple[str, str]]:
-    """For each Pairwise tag of a labelling configuration the two fields it compares: left is the first `toName`.
+    """The two fields compared by each Pairwise tag of a labelling configuration: left is the first `toName`.
 
-    Raises DataError for a configuration without Pairwise or Ranker, or one that is no XML.
+    Raises DataError for a configuration without Pairwise or Ranker, or invalid XML.
     """
     tags = _tags(config, where)
     values = {tag.get("name"): tag.get("value", "").removeprefix("$") for tag in tags}
@@ -257,17 +257,17 @@ def _tags(config: str, where: str) -> list[ElementTree.Element]:
         raise DataError(f"the labelling configuration is not valid XML: {error}", file=where) from None
     if not any(tag.tag in ("Pairwise", "Ranker") for tag in tags):
         controls = sorted({tag.tag for tag in tags if "toName" in tag.attrib}) or ["nothing"]
-        raise DataError(f"it labels {', '.join(controls)}; only Pairwise and Ranker compare answers", file=where)
+        raise DataError(f"has only {', '.join(controls)}; Pairwise or Ranker is needed to compare answers", file=where)
     return tags
 
 
 def judgments(row: Row, reading: Reading) -> Iterator[Preference | Dropped | DataError]:
-    """The records that one task holds, why others of its annotations hold none, and what is wrong with the rest.
+    """The records in a task, the reasons why other annotations contain none, and the errors of the rest.
 
-    Adds to `row.asked` the questions that they answer. Raises DataError for what is no task.
+    Adds the questions answered to `row.asked`. Raises DataError for anything but a task.
     """
     if not is_task(row.fields):
-        raise row.error("is no Label Studio task", hint="export the project as JSON, not JSON-MIN or CSV")
+        raise row.error("is not a Label Studio task", hint="export the project as JSON, not JSON-MIN or CSV")
     name = "annotations" if "annotations" in row.fields else "completions"
     annotations = [_known(one, reading) for one in _listed(row, name)]
     if reading.predictions:
@@ -294,9 +294,9 @@ def _listed(row: Row, name: str) -> list[Any]:
 
 
 def _known(annotation: Any, reading: Reading) -> Any:
-    """An annotation that names its annotator and the fields it compares."""
+    """The annotation with its annotator's name and the fields it compares."""
     if not isinstance(annotation, dict):
-        return annotation  # whoever reads it says what is wrong with it
+        return annotation  # its reader reports what is wrong with it
     who = annotation.get("completed_by")
     number = who.get("id") if isinstance(who, dict) else who
     if isinstance(number, int) and number in reading.people:
@@ -316,9 +316,9 @@ def _placed(result: Any, reading: Reading) -> Any:
 def read_exports(
     sources: Sequence[str], reading: Reading, options: DataOptions | None = None
 ) -> tuple[list[Preference], Counter[str]]:
-    """The records of exported files, each judgment once, and how many of what were left out.
+    """The records of exported files, each judgment once, and the number left out by reason.
 
-    Raises DataError (file, task, field) for foreign exports, and for more bad items than `options` allows.
+    Raises DataError (file, task, field) for other exports, and for more bad items than `options` allows.
     """
     options = options or DataOptions()
     records: dict[Any, Preference] = {}
@@ -333,7 +333,7 @@ def read_exports(
         except DataError as error:
             found = [error]
         asked[row.file] |= row.asked
-        refuse_several(row, asked[row.file])
+        require_one_question(row, asked[row.file])
         for one in found:
             if isinstance(one, DataError):
                 bad.take(one)
@@ -348,5 +348,5 @@ def read_exports(
         dropped["bad item"] = bad.taken
     if not records:
         reasons = ", ".join(f"{n} {reason}" for reason, n in dropped.items())
-        raise DataError(f"no judgment in it (left out: {reasons})", file=", ".join(map(str, map(Path, sources))))
+        raise DataError(f"contains no judgment (left out: {reasons})", file=", ".join(map(str, map(Path, sources))))
     return list(records.values()), dropped

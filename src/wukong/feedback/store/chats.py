@@ -123,7 +123,7 @@ def check_message(session: Session, person: Annotator, conversation: str, parent
     """Raises as `ask`, and writes nothing."""
     check_text(content)
     if not content.strip() or len(content) > LONGEST_MESSAGE:
-        raise UsageError(f"a message has 1 to {LONGEST_MESSAGE} characters")
+        raise UsageError("a message has 1 to {n} characters", n=LONGEST_MESSAGE)
     others = sa.select(ChatTurn.id).where(
         ChatTurn.conversation == conversation, ChatTurn.annotator_id != person.id
     )  # fmt: skip
@@ -317,7 +317,7 @@ def vote(session: Session, person: Annotator, turn_id: int, client_id: str, thum
         raise NotFoundError("there is no such answer of yours")
     check_text(reason)
     if thumb not in (-1, 0, 1) or len(reason) > LONGEST_COMMENT:
-        raise UsageError(f"a vote is 1, -1 or 0, with a reason of at most {LONGEST_COMMENT} characters")
+        raise UsageError("a vote is 1, -1 or 0, with a reason of at most {n} characters", n=LONGEST_COMMENT)
     check_text(client_id)
     row = {
         "client_id": client_id, "response_id": turn.response_id, "annotator_id": person.id, "vote": thumb,

@@ -132,7 +132,7 @@ class _Turns:
             else:
                 self._waiting.append(mine)
         if mine is not None and not mine.wait(BUSY_SECONDS) and not self._came_late(mine):
-            raise RunError(f"{store}: busy with other writers; nothing was half-written, try again")
+            raise RunError("{store}: busy with other writers; nothing was half-written, try again", store=store)
         try:
             yield
         finally:
@@ -191,7 +191,7 @@ def _may_be_sqlite(path: Path) -> bool:
 def _url(text: str) -> sa.URL:
     if "://" not in text:
         if Path(text).exists() and not Path(text).is_file():
-            raise UsageError(f"--db {text}: is a directory, a pipe or a device, a file was expected")
+            raise UsageError(f"--db {text}: is a directory, a pipe or a device; expected a file")
         Path(text).absolute().parent.mkdir(parents=True, exist_ok=True)
         return sa.URL.create("sqlite", database=str(Path(text).absolute()))
     try:
@@ -239,7 +239,7 @@ def _disk_errors(store: Store) -> Iterator[None]:
         if not isinstance(error, sa.exc.OperationalError):
             raise
         reason = str(error.orig).strip().splitlines()[0]
-        raise RunError(f"{store}: {reason}; nothing was half-written, try again") from error
+        raise RunError("{store}: {reason}; nothing was half-written, try again", store=store, reason=reason) from error
 
 
 def insert_new(session: Session, table: type[DeclarativeBase], rows: Iterable[Mapping[str, Any]]) -> int:

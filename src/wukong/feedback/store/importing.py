@@ -21,9 +21,9 @@ from wukong.data.comparisons import COMPARISONS
 from wukong.data.row import Row
 from wukong.data.sources import DataOptions
 from wukong.data.summary import ReadSummary
-from wukong.errors import DataError, UsageError
+from wukong.errors import DataError, Text, UsageError
 from wukong.feedback.store.database import Store
-from wukong.feedback.store.labels import NotFoundError, add_label
+from wukong.feedback.store.labels import add_label, project_of
 from wukong.feedback.store.tables import Project, check_text
 from wukong.feedback.store.tasks import (
     TaskDraft,
@@ -62,7 +62,7 @@ class Imported:
 
 
 @dataclass(frozen=True)
-class _Item:
+class _NewTask:
     """A task to be added, and the judgment of it that is to become a label."""
 
     draft: TaskDraft
@@ -94,31 +94,25 @@ def import_file(
         DataError: with file, line and field, for a record that cannot be used; then nothing is added.
     """
     with store.read() as session:
-        project = _project(session, project_id)
+        project = project_of(session, project_id)
     imported = Imported()
     if not _holds_responses(path):
         items = _judged(project, path, use, skip_bad, imported, tell)
     elif use == "tasks":
         records = iter_records(path, Response, skip_bad, imported.happened.append)
         drafts = drafts_of(project.kind, _told(_at_most(records, path), imported, tell), per_prompt)
-        items = [_Item(draft) for draft in _at_most(drafts, path)]
+        items = [_NewTask(draft) for draft in _at_most(drafts, path)]
     else:
-        raise UsageError(f"{Path(path).name}: holds responses, in which nothing is judged; add them as tasks")
+        raise UsageError("{file}: holds responses, in which nothing is judged; add them as tasks", file=Path(path).name)
     _add(store, project, items, imported, tell)
     return imported
-
-
-def _project(session: Session, project_id: int, **lock: Any) -> Project:
-    project = session.get(Project, project_id, **lock)
-    if project is None:
-        raise NotFoundError("there is no such project")
-    return project
 
 
 def _at_most(found: Iterable[T], path: str | Path) -> Iterator[T]:
     for number, one in enumerate(found):
         if number == MOST:
-            raise DataError(f"holds more than {MOST} records or tasks", file=path, hint="split it into several files")
+            hint = "split it into several files"
+            raise DataError("holds more than {n} records or tasks", n=MOST, file=path, hint=hint)
         yield one
 
 
@@ -127,7 +121,7 @@ def _told(records: Iterable[T], imported: Imported, tell: Tell) -> Iterator[T]:
     for record in records:
         imported.read += 1
         if imported.read % TOLD == 0:
-            tell(f"{imported.read} records read")
+            tell(Text("{n} records read", n=imported.read))
         yield record
 
 
@@ -142,7 +136,9 @@ def _holds_responses(path: str | Path) -> bool:
     return isinstance(record, dict) and "prompt_id" in record
 
 
-def _judged(project: Project, path: str | Path, use: Use, skip_bad: int, imported: Imported, tell: Tell) -> list[_Item]:
+def _judged(
+    project: Project, path: str | Path, use: Use, skip_bad: int, imported: Imported, tell: Tell
+) -> list[_NewTask]:
     """Comparisons, rankings and votes as items. What the store would refuse later is a bad record here."""
 
     def fits(row: Row, record: Preference) -> Preference:
@@ -159,18 +155,18 @@ def _judged(project: Project, path: str | Path, use: Use, skip_bad: int, importe
     records = COMPARISONS.iterate(path, DataOptions(skip_bad=skip_bad), summary, fits)
     items = [_item(project.kind, record, use) for record in _told(_at_most(records, path), imported, tell)]
     imported.read = sum(source.read for source in summary.sources)
-    imported.happened += [line for source in summary.sources for line in source.happened()]
+    imported.happened += [line for source in summary.sources for line in source.events()]
     return items
 
 
-def _item(kind: str, record: Preference, use: Use) -> _Item:
+def _item(kind: str, record: Preference, use: Use) -> _NewTask:
     draft, value = _draft(kind, record)
     if use == "gold":
         draft.gold = value
     if use != "labels":
-        return _Item(draft)
+        return _NewTask(draft)
     value = checked(kind, value, len(draft.responses))
-    return _Item(draft, value, record.annotator or "unknown", None if isinstance(record, Vote) else record.seconds)
+    return _NewTask(draft, value, record.annotator or "unknown", None if isinstance(record, Vote) else record.seconds)
 
 
 def _draft(kind: str, record: Preference) -> tuple[TaskDraft, dict[str, Any]]:
@@ -191,7 +187,10 @@ def _draft(kind: str, record: Preference) -> tuple[TaskDraft, dict[str, Any]]:
             texts, value = [record.response], {"vote": record.vote}
         case _:
             raise DataError(
-                f"a {type(record).__name__.lower()} cannot become a {kind} task", hint="choose another kind"
+                "a {record} cannot become a {kind} task",
+                record=type(record).__name__.lower(),
+                kind=kind,
+                hint="choose another kind",
             )
     return TaskDraft(record.prompt, texts, source=record.source), value
 
@@ -199,14 +198,14 @@ def _draft(kind: str, record: Preference) -> tuple[TaskDraft, dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------------------- adding
 
 
-def _add(store: Store, project: Project, items: list[_Item], imported: Imported, tell: Tell) -> None:
+def _add(store: Store, project: Project, items: list[_NewTask], imported: Imported, tell: Tell) -> None:
     done = 0
     while done < len(items):
         batch = [(item, task_rows(project, item.draft)) for item in items[done : done + BATCH]]
         with store.write() as session:
             begun, new, at = time.monotonic(), 0, 0
             # As it is now, and stays until the batch is there: its settings open and close its tasks.
-            locked = _project(session, project.id, with_for_update={"read": True})
+            locked = project_of(session, project.id, with_for_update={"read": True})
             while at < len(batch) and time.monotonic() - begun < BATCH_SECONDS:
                 step = batch[at : at + STEP]
                 new += insert_tasks(session, locked, [rows for _, rows in step])
@@ -214,10 +213,10 @@ def _add(store: Store, project: Project, items: list[_Item], imported: Imported,
                     _label(session, locked, item, rows)
                 at += len(step)
         done, imported.added = done + at, imported.added + new
-        tell(f"{done} of {len(items)} tasks done, {imported.added} of them new")
+        tell(Text("{done} of {n} tasks done, {new} of them new", done=done, n=len(items), new=imported.added))
 
 
-def _label(session: Session, project: Project, item: _Item, rows: TaskRows) -> None:
+def _label(session: Session, project: Project, item: _NewTask, rows: TaskRows) -> None:
     """The item's judgment as a label, under an id that the same judgment has whenever it is imported."""
     if item.value is None:
         return

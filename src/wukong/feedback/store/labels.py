@@ -23,6 +23,7 @@ from wukong.feedback.store.tables import (
     Assignment,
     GuidelineVersion,
     Label,
+    Project,
     Task,
     check_json,
     check_text,
@@ -40,6 +41,14 @@ class ConflictError(UsageError):
 
 class NotFoundError(UsageError):
     """There is no such thing for this person."""
+
+
+def project_of(session: Session, project_id: int, **lock: Any) -> Project:
+    """Raises NotFoundError for a number that no project has."""
+    project = session.get(Project, project_id, **lock)
+    if project is None:
+        raise NotFoundError("there is no such project")
+    return project
 
 
 def current() -> Any:
@@ -204,7 +213,9 @@ def add_label(
     stored = checked(task.project.kind, dict(value), n)
     if (before := session.scalar(_OF_CLIENT, {"client_id": client_id})) is not None:
         if (before.task_id, before.annotator_id, before.value) != (task.id, person.id, stored):
-            raise ConflictError(f"the label {client_id!r} is there already, for another task, annotator or judgment")
+            raise ConflictError(
+                "the label {id!r} is there already, for another task, annotator or judgment", id=client_id
+            )
         return before, False
     act = _Act("given", stored, comment, seconds=_seconds(seconds))
     label = _add(session, task, person, list(range(n)), client_id, act, at=created_at)
@@ -324,7 +335,7 @@ def _add(
 ) -> Label:
     """Adds the row, behind the last one of the same person and task, and brings the task up to date with it."""
     if len(act.comment) > LONGEST_COMMENT:
-        raise DataError(f"has more than {LONGEST_COMMENT} characters", field="comment")
+        raise DataError("has more than {n} characters", n=LONGEST_COMMENT, field="comment")
     values = {"project": task.project_id, "task": task.id, "annotator": annotator.id}
     guideline_id, supersedes = session.execute(_before(act.adjudicates), values).one()
     label = Label(

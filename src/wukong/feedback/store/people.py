@@ -58,7 +58,7 @@ def invite(
         seconds: for so long it is good.
     """
     if role not in ROLES:
-        raise UsageError(f"the role is {role!r}; it must be one of {', '.join(ROLES)}")
+        raise UsageError("the role is {role!r}; it must be one of {roles}", role=role, roles=", ".join(ROLES))
     check_text(note)
     row = Invitation(
         id=secrets.token_urlsafe(16),
@@ -142,7 +142,7 @@ def add_annotator(session: Session, name: str, role: str = "annotator") -> Annot
     name = " ".join(name.split())
     check_text(name)
     if not 1 <= len(name) <= LONGEST_NAME:
-        raise UsageError(f"a name has 1 to {LONGEST_NAME} characters")
+        raise UsageError("a name has 1 to {n} characters", n=LONGEST_NAME)
     if session.scalar(sa.select(Annotator.id).where(Annotator.name == name)) is not None:
         raise UsageError("this name is taken; choose another")
     person = Annotator(name=name, role=role)

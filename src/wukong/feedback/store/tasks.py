@@ -60,12 +60,12 @@ class TaskDraft:
 def create_project(session: Session, name: str, kind: str, **settings: Any) -> Project:
     """A new project. Raises UsageError for a name that is taken or a kind that is not known."""
     if kind not in KINDS:
-        raise UsageError(f"the kind of task is {kind!r}; it must be one of {', '.join(KINDS)}")
+        raise UsageError("the kind of task is {kind!r}; it must be one of {kinds}", kind=kind, kinds=", ".join(KINDS))
     if not name.strip():
         raise UsageError("a project needs a name")
     check_text(name)
     if session.scalar(sa.select(Project.id).where(Project.name == name.strip())) is not None:
-        raise UsageError(f"there is a project {name.strip()!r} already")
+        raise UsageError("there is a project {name!r} already", name=name.strip())
     project = Project(name=name.strip(), kind=kind)
     session.add(project)
     change_project(session, project, **settings)
@@ -81,7 +81,9 @@ def change_project(session: Session, project: Project, **settings: Any) -> None:
     for name, value in settings.items():
         low, high = _LIMITS[name]
         if not low <= value <= high:
-            raise UsageError(f"{name} is {value}; it must lie between {low} and {high}")
+            raise UsageError(
+                "{name} is {value}; it must lie between {low} and {high}", name=name, value=value, low=low, high=high
+            )
         setattr(project, name, value)
     session.flush()
     if "overlap" in settings:
@@ -204,7 +206,7 @@ def task_rows(project: Project, draft: TaskDraft) -> TaskRows:
     if not FEWEST[project.kind] <= len(texts) <= MOST[project.kind]:
         few, many = FEWEST[project.kind], MOST[project.kind]
         wanted = str(few) if few == many else f"{few} to {many}"
-        raise DataError(f"a {project.kind} task has {wanted} answers, not {len(texts)}")
+        raise DataError("a {kind} task has {wanted} answers, not {n}", kind=project.kind, wanted=wanted, n=len(texts))
     if len(set(texts)) < len(texts):
         raise DataError("a task compares different answers; two of these are equal")
     prompt = prompt_id(draft.prompt)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from wukong.errors import DataError
+from wukong.errors import DataError, Text
 
 FLAGS = (
     "fails to follow the instruction",
@@ -57,19 +57,19 @@ class RankingValue(Value):
     groups: list[list[int]]
 
 
-class Rating(Value):
+class AnswerRating(Value):
     score: int = Field(ge=1, le=7)
     flags: list[str] = []
 
     @model_validator(mode="after")
-    def _known_flags(self) -> Rating:
+    def _known_flags(self) -> AnswerRating:
         if unknown := [flag for flag in self.flags if flag not in FLAGS]:
-            raise ValueError(f"unknown flag {unknown[0]!r}")
+            raise ValueError(Text("unknown flag {flag!r}", flag=unknown[0]))
         return self
 
 
 class Likert(Value):
-    ratings: list[Rating]
+    ratings: list[AnswerRating]
 
 
 class Thumbs(Value):
@@ -86,14 +86,15 @@ def checked(kind: str, value: Any, n_responses: int) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "value"
-        raise DataError(first["msg"].removeprefix("Value error, "), field=field) from None
+        said = first.get("ctx", {}).get("error")  # of ours, with its template
+        raise DataError(said.args[0] if said else first["msg"], field=field) from None
     if isinstance(found, RankingValue):
         named = sorted(i for group in found.groups for i in group)
         if named != list(range(n_responses)) or not all(found.groups):
-            raise DataError(f"must name each of the {n_responses} answers once", field="groups")
+            raise DataError("must name each of the {n} answers once", n=n_responses, field="groups")
         found = RankingValue(groups=[sorted(group) for group in found.groups])
     if isinstance(found, Likert) and len(found.ratings) != n_responses:
-        raise DataError(f"must rate each of the {n_responses} answers", field="ratings")
+        raise DataError("must rate each of the {n} answers", n=n_responses, field="ratings")
     return found.model_dump()
 
 

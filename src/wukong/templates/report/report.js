@@ -8,7 +8,7 @@
 
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-  // Plotly knows no style sheet: a text "var(--name)" anywhere in a figure becomes the colour it stands for.
+  // Plotly cannot read style sheets: replace "var(--name)" anywhere in a figure by its colour.
   function themed(value) {
     if (Array.isArray(value)) return value.map(themed);
     if (value && typeof value === "object") {
@@ -67,7 +67,7 @@
 
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn.forEach(draw));
 
-  // Paper is white, and shows what is folded on the screen.
+  // Print on white, with everything unfolded.
   let folded = [];
   window.addEventListener("beforeprint", () => {
     document.documentElement.dataset.paper = "";

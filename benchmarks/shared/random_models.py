@@ -1,0 +1,23 @@
+"""Models with random weights: the speed of most work does not depend on what a model knows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
+from wukong.model.heads import ScalarModel
+from wukong.model.hub import save_policy, save_reward
+from wukong.tokenizer import Tokenizer
+
+
+def save_random_policy(directory: Path, tokenizer: Tokenizer, preset: str) -> None:
+    """An untrained policy with the tokenizer's vocabulary."""
+    directory.mkdir()
+    save_policy(directory, GPT2(GPT2Config(vocab_size=tokenizer.vocab_size, **PRESETS[preset])), tokenizer)
+
+
+def save_random_reward(directory: Path, tokenizer: Tokenizer, preset: str) -> None:
+    """As `save_random_policy`, a reward model."""
+    directory.mkdir()
+    model = ScalarModel(GPT2(GPT2Config(vocab_size=tokenizer.vocab_size, **PRESETS[preset])))
+    save_reward(directory, model, tokenizer)

@@ -1,0 +1,83 @@
+"""What happens in a run, one JSON object a line: `events.jsonl` in the run directory, which the studio reads.
+
+Every line has `time` (seconds since 1970), `pid` and `event`; what concerns a step also has its name (`step`), its
+`number` and how many there are (`of`):
+
+    started      the step begins
+    progress     `done` of `total` units, 0 where nobody knows how many; one every two seconds at most
+    finished     after so many `seconds`
+    skipped      the step was done already
+    failed       `message`, `template` and `values` (wukong.errors.Text), `exit_code`, and `redo`: the step for which
+                 `--redo STEP` is the remedy, else null; `step` is null where the checks before the first step failed
+    interrupted  by Ctrl-C or SIGTERM
+
+A process that was killed leaves no last event. It may leave half a line, which readers ignore.
+
+This is a log and no result: two runs with the same results differ in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from wukong import processes
+from wukong.console import machine_trouble, say
+from wukong.errors import Text, WukongError, printable
+from wukong.places import EVENTS
+
+PROGRESS_SECONDS = 2.0
+"""Between two events of progress, at least."""
+
+
+class EventLog:
+    """Appends to a run directory's events. Of several processes only the first does. A disk that refuses is said once
+    and does not stop the run."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / EVENTS
+        self._step: dict[str, Any] = {"step": None}
+        self._last_progress = 0.0
+        self._refused = False
+
+    def start(self, step: str, number: int, of: int) -> None:
+        """From now on events concern this step."""
+        self._step = {"step": step, "number": number, "of": of}
+
+    def progress(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last_progress >= PROGRESS_SECONDS:
+            self._last_progress = now
+            self.write("progress", done=done, total=total)
+
+    def failed(self, error: BaseException) -> None:
+        """Records an error as it is printed."""
+        if isinstance(error, WukongError):
+            message, said, code = str(error), error.text, error.exit_code
+        else:
+            said, code = Text(machine_trouble(error) or f"{type(error).__name__}: {error}"), 1
+            message = printable(said)
+        self.write("failed", message=message, **said.as_json(), exit_code=code, redo=_to_redo(said))
+
+    def write(self, event: str, **fields: Any) -> None:
+        if not processes.is_first() or self._refused:
+            return
+        content = {"time": time.time(), "pid": os.getpid(), "event": event, **self._step, **fields}
+        finite = json.loads(json.dumps(content), parse_constant=str)  # nan is no JSON
+        try:
+            with self.path.open("ab+") as file:
+                file.seek(max(file.tell() - 1, 0))
+                torn = file.read(1) not in (b"", b"\n")  # a writer was killed in the middle of a line
+                file.write(b"\n" * torn + json.dumps(finite, ensure_ascii=False).encode() + b"\n")
+        except OSError as error:
+            self._refused = True
+            say(f"warning: {self.path} cannot be written ({error.strerror}); the studio will not see what happens here")
+
+
+def _to_redo(said: Text) -> str | None:
+    """The step that `wukong.recipe.named` named in an error which `--redo` remedies."""
+    problem = said.values.get("problem")
+    return str(said.values["step"]) if isinstance(problem, Text) and "redo" in problem.values else None

@@ -1,0 +1,201 @@
+"""What an online algorithm says, and the options that all of them share.
+
+The loop is the same for all (train.py); an algorithm says which token gets how much of the reward
+(`Algorithm.advantages`) and what the loss of a token is (`Algorithm.token_losses`).
+
+Shape legend: B episodes, R response time, N real response tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from wukong import processes
+from wukong.errors import UsageError
+from wukong.model.gpt2 import GPT2Config
+from wukong.objectives import Average, masked_mean, policy_gradient_loss, ppo_value_loss
+from wukong.sampling import RecommendOptions
+from wukong.stages.online.rewards import ScoringOptions, model_inputs
+from wukong.stages.online.rollouts import RolloutOptions
+from wukong.training.memory import DECODED_TOGETHER, Decoding, Workload, stored_config
+
+ValueModelKind = Literal["separate", "shared"]
+Metrics = Mapping[str, Tensor | float]
+"""Scalars; those on the device are read together at the end of a step."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What advantages are made of."""
+
+    scores: Tensor  # (B,)
+    kl: Tensor  # (B, R) per token, estimator k1; zero where masked
+    mask: Tensor  # (B, R) bool
+    values: Tensor  # (B, R); zeros without a value model
+    kl_coef: float
+    state: dict[str, Any]
+    """What the algorithm keeps from iteration to iteration (JSON values): a part of every checkpoint."""
+
+
+@dataclass(frozen=True)
+class Advantages:
+    advantages: Tensor  # (B, R) as the loss takes them
+    returns: Tensor | None = None  # (B, R) the value model's targets
+    rows: Tensor | None = None  # int64, the episodes to train on; all when absent
+    metrics: Metrics = field(default_factory=dict)
+
+
+class Algorithm(ABC):
+    """How an algorithm differs from the others. The defaults are the plain policy gradient without a value model."""
+
+    name: str
+    epochs: int = 1
+    """Passes over a batch."""
+    average: Average = "constant"
+    """How the losses of responses of different lengths become one number."""
+    clip_range: float | None = None
+    """Where the loss clips the probability ratio, if it does."""
+    value_coef: float | None = None
+    """Weight of the value loss; None: no value model."""
+    value_model: ValueModelKind = "separate"
+    """A separate network, or a head on the policy's trunk."""
+
+    @abstractmethod
+    def advantages(self, batch: Batch) -> Advantages:
+        """Rewards -> advantages."""
+
+    def token_losses(
+        self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, reference_logprobs: Tensor, kl_coef: float
+    ) -> Tensor:
+        """The policy's loss at each token; all (N,)."""
+        return policy_gradient_loss(logprobs, advantages)
+
+    def value_losses(self, values: Tensor, old_values: Tensor, returns: Tensor) -> Tensor:
+        """The value model's loss at each token, half the squared error; all (N,)."""
+        return ppo_value_loss(values, old_values, returns, math.inf)
+
+
+def advantage_metrics(advantages: Tensor, mask: Tensor) -> Metrics:
+    """Of advantages (B, R) before they are whitened."""
+    return {"advantage_std": advantages[mask].std(correction=0)}
+
+
+def value_metrics(values: Tensor, returns: Tensor, mask: Tensor) -> Metrics:
+    """How well the value model predicted the returns of this batch, before its update; all (B, R)."""
+    residual, target = (returns - values)[mask], returns[mask]
+    return {
+        "value_mean": masked_mean(values, mask),
+        "value_error": residual.square().mean(),
+        "return_mean": target.mean(),
+        "explained_variance": 1 - residual.var(correction=0) / (target.var(correction=0) + 1e-8),
+    }
+
+
+class OnlineOptions(RolloutOptions, ScoringOptions, RecommendOptions):
+    """What all online algorithms share."""
+
+    old_names: ClassVar[dict[str, str]] = {"insist": "allow_chance_reward_model"}
+
+    model: str
+    """The SFT model: policy and reference start from it. A directory or hub id."""
+    episodes: int = Field(4096, ge=1)
+    """Responses sampled in total."""
+    batch_size: int = Field(64, ge=1, le=1_000_000)
+    """Responses per iteration."""
+    minibatch_size: int | None = Field(None, ge=1)
+    """Responses per update; the whole batch when absent."""
+    samples_per_prompt: int = Field(1, ge=1)
+    """Responses to each prompt of a batch."""
+    kl_coef: float = Field(0.05, ge=0)
+    """beta, the KL coefficient: the penalty for each nat of KL to the reference; its first value with --kl-target."""
+    kl_target: float | None = Field(None, gt=0)
+    """Adapt beta so that the KL of a response stays near this many nats."""
+    kl_horizon: int = Field(10_000, ge=1)
+    """How many episodes the adaptive controller takes."""
+    entropy_coef: float = Field(0.0, ge=0)
+    """Weight of an entropy bonus."""
+    ptx_data: str | None = None
+    """Token shards (`wukong tokenize`) for PPO-ptx: their language-model loss is added."""
+    ptx_coef: float = Field(0.0, ge=0)
+    """Weight of that loss (InstructGPT: 27.8; reported to destabilise small set-ups)."""
+    allow_chance_reward_model: bool = False
+    """Train even against a reward model that cannot be told from chance."""
+    max_kl: float = Field(100.0, gt=0)
+    """Stop when the mean KL of a response exceeds this many nats."""
+    lr: float = Field(1e-5, gt=0)
+    """Peak learning rate."""
+    lr_schedule: Literal["cosine", "linear", "constant"] = "linear"
+    """How the learning rate falls."""
+    adam_eps: float = Field(1e-5, gt=0)
+    """AdamW's epsilon: 1e-5 in the original."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the two moments."""
+    log_every: int = Field(1, ge=1)
+    """Iterations between two lines of metrics.jsonl."""
+    save_every: int = Field(0, ge=0)
+    """Iterations between two policies that are kept along the way, in OUT/policies; 0 keeps none."""
+
+    @abstractmethod
+    def algorithm(self) -> Algorithm:
+        """The algorithm whose options these are."""
+
+    @property
+    def prompts_per_batch(self) -> int:
+        return self.batch_size // self.samples_per_prompt
+
+    @property
+    def iterations(self) -> int:
+        return self.episodes // self.batch_size
+
+    @property
+    def updates_per_pass(self) -> int:
+        return self.batch_size // (self.minibatch_size or self.batch_size)
+
+
+class GroupOptions(OnlineOptions):
+    """What the algorithms share that compare responses to one prompt."""
+
+    samples_per_prompt: int = Field(4, ge=2)
+    """Responses to each prompt of a batch, which are compared with each other."""
+
+
+def check(options: OnlineOptions) -> None:
+    """Raises UsageError for options that do not go together."""
+    if options.missing_eos_score is not None and options.missing_eos_penalty is not None:
+        raise UsageError("--missing-eos-score and --missing-eos-penalty exclude each other: give one")
+    if options.truncate_at is not None and options.missing_eos_score is None and options.missing_eos_penalty is None:
+        needed = "a --missing-eos-score or --missing-eos-penalty"
+        raise UsageError(f"--truncate-at needs {needed} for responses without that token")
+    if options.kl_target is not None and not options.kl_coef:
+        raise UsageError("--kl-target adapts --kl-coef by factors, which leaves 0 at 0: give a --kl-coef above 0")
+    if options.episodes % options.batch_size:
+        raise UsageError(f"--episodes {options.episodes} is not a multiple of --batch-size {options.batch_size}")
+    if options.batch_size % options.samples_per_prompt:
+        given = f"--samples-per-prompt {options.samples_per_prompt}"
+        raise UsageError(f"{given} does not divide --batch-size {options.batch_size}")
+    if options.batch_size % (options.minibatch_size or options.batch_size):
+        raise UsageError(f"--minibatch-size {options.minibatch_size} does not divide --batch-size {options.batch_size}")
+    if options.parallel == "fsdp" and options.algorithm().value_model == "shared":
+        raise UsageError("--value-model shared cannot be sharded: choose --value-model separate or --parallel ddp")
+    if options.ptx_coef and not options.ptx_data:
+        raise UsageError("--ptx-coef needs --ptx-data")
+
+
+def workload(options: OnlineOptions, config: GPT2Config, prompt: int) -> Workload:
+    """What the run holds in memory beside the trained models. prompt: tokens of the longest one."""
+    together = math.ceil(options.batch_size / processes.world_size())
+    length = min(prompt + options.max_new_tokens, config.n_positions)
+    rewards = [stored_config(directory) or config for directory in model_inputs(options)]
+    return Workload(
+        tokens=together * length,
+        outputs=1.0 if options.ptx_coef else options.max_new_tokens / length,
+        frozen=(config, *rewards),
+        decoding=Decoding(config, min(together, DECODED_TOGETHER), length),
+    )

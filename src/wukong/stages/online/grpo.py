@@ -1,0 +1,78 @@
+"""`wukong grpo`: SFT model + reward + prompts -> a policy, by comparing each response with its group.
+
+In, out and the loop around it: as `wukong ppo`; all online algorithms share `wukong.stages.online.train`.
+
+    wukong grpo --model runs/mine/sft --reward-model runs/mine/reward --prompts prompts.jsonl --out runs/mine/grpo
+
+Shao et al. 2024: the advantage of a response is its reward, less the mean of the responses to its prompt, divided by
+their standard deviation; PPO's clipped loss, averaged over the tokens of each response first; the KL penalty (k3) in
+the loss and not in the reward. Variants: `--scale none --average constant` is Dr. GRPO (Liu et al. 2025), `--average
+token` DAPO's loss (Yu et al. 2025), `--scale batch` REINFORCE++'s deviation (Hu et al. 2025). The gradient of k3 under
+the policy's own samples is that of KL(pi_ref || pi), the other direction; `--kl-in reward` is the usual penalty.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from wukong.objectives import Average, Scale, group_advantages, kl_estimate, ppo_policy_loss, sequence_rewards
+from wukong.require import Need
+from wukong.stages.online.algorithm import Advantages, Algorithm, Batch, GroupOptions, advantage_metrics
+from wukong.stages.online.train import online_needs, train
+
+
+class GRPOOptions(GroupOptions):
+    """Train a policy against a reward with group-relative policy optimisation."""
+
+    samples_per_prompt: int = Field(8, ge=2)
+    """G: responses to each prompt of a batch, which are compared with each other."""
+    epochs: int = Field(1, ge=1)
+    """Passes over each batch."""
+    clip_range: float = Field(0.2, gt=0)
+    """How far the probability ratio may move."""
+    scale: Scale = "group"
+    """Divide advantages by the standard deviation of the group, of the whole batch, or by none (Dr. GRPO)."""
+    average: Average = "sequence"
+    """Mean over the tokens of each response, then over responses; over all tokens (DAPO); or the sum divided by a
+    constant (Dr. GRPO)."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Where the KL penalty stands: as estimator k3 in the loss, or in the reward as with the other algorithms."""
+
+    def algorithm(self) -> GRPO:
+        return GRPO(self)
+
+
+class GRPO(Algorithm):
+    name = "grpo"
+
+    def __init__(self, options: GRPOOptions) -> None:
+        self.options, self.epochs = options, options.epochs
+        self.average, self.clip_range = options.average, options.clip_range
+
+    def advantages(self, batch: Batch) -> Advantages:
+        price = batch.kl_coef if self.options.kl_in == "reward" else 0.0
+        rewards = sequence_rewards(batch.scores, batch.kl, batch.mask, price)
+        better = group_advantages(rewards, self.options.samples_per_prompt, self.options.scale)  # (B,)
+        advantages = torch.where(batch.mask, better.unsqueeze(1), 0)
+        return Advantages(advantages, metrics=advantage_metrics(advantages, batch.mask))
+
+    def token_losses(
+        self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, reference_logprobs: Tensor, kl_coef: float
+    ) -> Tensor:
+        losses = ppo_policy_loss(logprobs, old_logprobs, advantages, self.options.clip_range)
+        if self.options.kl_in == "loss":
+            losses = losses + kl_coef * kl_estimate(logprobs, reference_logprobs, "k3")
+        return losses
+
+
+def needs(options: GRPOOptions) -> list[Need]:
+    return online_needs(options)
+
+
+def run(options: GRPOOptions) -> None:
+    """Raises UsageError or DataError for unusable input, RunError when the run goes wrong (docs/guide/ppo.md)."""
+    train(options)

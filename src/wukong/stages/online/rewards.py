@@ -1,0 +1,208 @@
+"""What a response is worth: reward models, one or an ensemble, judges, functions of your own, weighted and summed.
+
+A further reward is named as `[WEIGHT*]NAME`, where NAME is a reward model's directory or a judge of
+`wukong.feedback.annotators` (rubric, lexicon, module:function, openai:MODEL@URL):
+
+    --reward-model runs/a/reward --ensemble runs/b/reward --ensemble-by min --rewards 0.5*lexicon --length-penalty 0.01
+
+The sum is what an algorithm maximises; every term is also logged by itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from wukong import require
+from wukong.errors import UsageError
+from wukong.feedback.annotators import load_judge
+from wukong.feedback.reward_models import is_model
+from wukong.model.hub import load_reward
+from wukong.options import Options
+from wukong.processes import all_gather, local_part
+from wukong.records import Message
+from wukong.require import Need
+from wukong.scoring import frozen, scores_of
+from wukong.stages.online.rollouts import Episodes
+from wukong.tokenizer import Tokenizer
+from wukong.training.compute import Compute
+
+
+class ScoringOptions(Options):
+    """What a response is worth."""
+
+    reward_model: str | None = None
+    """The reward model's directory."""
+    ensemble: list[str] = []
+    """Directories of further reward models, which together with --reward-model give one reward."""
+    ensemble_by: Literal["mean", "min", "mean-std"] = "mean"
+    """How: their mean, the worst of them, or the mean less --uncertainty-coef times their standard deviation."""
+    uncertainty_coef: float = Field(1.0, ge=0)
+    """The price of the ensemble's disagreement in mean-std."""
+    rewards: list[str] = []
+    """Further rewards that are added, each [WEIGHT*]NAME: rubric, lexicon, module:function, openai:MODEL[@URL], or a
+    reward model's directory."""
+    length_penalty: float = Field(0.0, ge=0)
+    """Taken off the reward for each token of a response."""
+
+
+def model_inputs(options: ScoringOptions) -> list[str]:
+    """The directories among the rewards: what a result depends on."""
+    return [*ensemble_of(options), *(name for _, name in map(parsed, options.rewards) if is_model(name))]
+
+
+def reward_needs(options: ScoringOptions) -> list[Need]:
+    """The reward models and judges. Raises UsageError where there is nothing to maximise, or a thing named twice."""
+    if options.ensemble and not options.reward_model:
+        raise UsageError("--ensemble adds to --reward-model: give the first one there")
+    if not options.reward_model and not options.rewards:
+        raise UsageError("there is no reward: give --reward-model, --rewards or both")
+    models, names = ensemble_of(options), [name for _, name in map(parsed, options.rewards)]
+    _names([*models, *names])
+    return [*map(require.reward_model, models), *map(require.judge, names)]
+
+
+def ensemble_of(options: ScoringOptions) -> list[str]:
+    """The reward models that together give one reward."""
+    return [*([options.reward_model] if options.reward_model else []), *options.ensemble]
+
+
+def parsed(term: str) -> tuple[float, str]:
+    """The weight and the name of "[WEIGHT*]NAME". Raises UsageError for a weight that is no number."""
+    weight, star, name = term.partition("*")
+    if not star:
+        return 1.0, term
+    if not re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", weight) or not name.strip():
+        raise UsageError(f"--rewards {term}: write WEIGHT*NAME, as in 0.5*lexicon")
+    if not math.isfinite(float(weight)):
+        raise UsageError(f"--rewards {term}: the weight is no finite number")
+    return float(weight), name.strip()
+
+
+@dataclass(frozen=True)
+class RewardInput:
+    """A batch of responses in each of the forms that a reward may read."""
+
+    prompts: Sequence[Sequence[Message]]
+    texts: Sequence[str]
+    sequences: Sequence[list[int]]  # prompt + response without the end token, as a reward model reads them
+    lengths: Sequence[int]  # of the responses, in tokens
+
+    @classmethod
+    def of(cls, episodes: Episodes, tokenizer: Tokenizer) -> RewardInput:
+        read = episodes.scored_sequences
+        texts = [tokenizer.decode(s[n:]) for s, n in zip(read, episodes.prompt_lengths, strict=True)]
+        return cls([prompt.messages for prompt in episodes.prompts], texts, read, episodes.response_lengths)
+
+    def local_part(self) -> RewardInput:
+        """Those that this process scores."""
+        return RewardInput(
+            local_part(self.prompts), local_part(self.texts), local_part(self.sequences), local_part(self.lengths)
+        )
+
+
+@dataclass(frozen=True)
+class RewardOutput:
+    total: np.ndarray  # (B,) float64
+    means: dict[str, float]
+    """The mean of each term by itself, without its weight, by the name under which it is logged."""
+
+
+Term = Callable[[RewardInput], list[float]]
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """The sum of all terms; made by `load_rewards`."""
+
+    ensemble: dict[str, Term]
+    by: Literal["mean", "min", "mean-std"]
+    uncertainty_coef: float
+    terms: list[tuple[float, str, Term]]  # weight, name
+    length_penalty: float
+
+    def __call__(self, answers: RewardInput) -> RewardOutput:
+        """Raises RunError when a function or judge fails."""
+        total = np.zeros(len(answers.texts))
+        means: dict[str, float] = {}
+        mine = answers.local_part()
+        if self.ensemble:
+            every = [all_gather(functools.partial(score, mine)) for score in self.ensemble.values()]
+            scores = np.array(every)  # (models, B)
+            total += combined(scores, self.by, self.uncertainty_coef)
+            means |= {f"reward_of.{name}": float(row.mean()) for name, row in zip(self.ensemble, scores, strict=True)}
+            if len(scores) > 1:
+                means["ensemble_std"] = float(scores.std(0).mean())
+        for weight, name, score in self.terms:
+            row = np.array(all_gather(functools.partial(score, mine)))
+            total += weight * row
+            means[f"reward_of.{name}"] = float(row.mean())
+        if self.length_penalty:
+            penalty = self.length_penalty * np.array(answers.lengths)
+            total -= penalty
+            means["length_penalty"] = float(penalty.mean())
+        return RewardOutput(total, means if len(means) > 1 else {})
+
+
+def combined(scores: np.ndarray, by: Literal["mean", "min", "mean-std"], uncertainty_coef: float) -> np.ndarray:
+    """One reward out of several reward models': (models, B) -> (B,). Coste et al. 2023 (arXiv 2310.02743) compare
+    the three: mean, worst case, and the mean less the price of their (biased) standard deviation."""
+    if by == "min":
+        return scores.min(0)
+    return scores.mean(0) - (uncertainty_coef * scores.std(0) if by == "mean-std" else 0)
+
+
+def load_rewards(
+    options: ScoringOptions, tokenizer: Tokenizer, compute: Compute, max_tokens: int, kept: Path | None = None
+) -> Rewards:
+    """All rewards of the options, ready to score.
+
+    Args:
+        tokenizer: the policy's; a reward model must have the same one, template included.
+        max_tokens: how many go through a reward model at once.
+        kept: the file in which a judge behind an API keeps its replies, so that a resumed run does not pay twice.
+
+    Raises:
+        UsageError: there is nothing to maximise, or a reward that cannot be loaded.
+    """
+    reward_needs(options)
+
+    def model(directory: str) -> Term:
+        network, its_tokenizer = load_reward(directory)
+        if its_tokenizer.fingerprint != tokenizer.fingerprint:
+            raise UsageError(f"{directory}: its tokenizer or chat template is not the policy's")
+        frozen(network, compute)
+        return lambda answers: scores_of(network, answers.sequences, compute, max_tokens)
+
+    def scorer(name: str) -> Term:
+        if is_model(name):
+            return model(name)
+        judge = load_judge(name, kept)
+        return lambda answers: [opinion.score for opinion in judge(answers.prompts, answers.texts)]
+
+    models = ensemble_of(options)
+    terms = [parsed(term) for term in options.rewards]
+    names = _names([*models, *(name for _, name in terms)])
+    return Rewards(
+        ensemble={name: model(directory) for name, directory in zip(names, models, strict=False)},
+        by=options.ensemble_by,
+        uncertainty_coef=options.uncertainty_coef,
+        terms=[(w, name, scorer(n)) for (w, n), name in zip(terms, names[len(models) :], strict=True)],
+        length_penalty=options.length_penalty,
+    )
+
+
+def _names(sources: Sequence[str]) -> list[str]:
+    """What each is called in the metrics: a directory's last part, or its whole path where that is not enough."""
+    if len(set(sources)) < len(sources):
+        raise UsageError(f"the reward {next(s for s in sources if sources.count(s) > 1)} is named twice")
+    short = [Path(source).name if is_model(source) else source for source in sources]
+    return [source if short.count(name) > 1 else name for name, source in zip(short, sources, strict=True)]

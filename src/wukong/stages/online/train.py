@@ -1,0 +1,346 @@
+"""The loop of all online algorithms: the policy answers prompts, the answers are scored, the policy learns.
+
+An iteration (`Trainer.step`):
+  1. the policy answers a batch of prompts, sampled without truncation (top-k 0, top-p 1)    rollouts.py
+  2. the rewards score the answers; policy, reference and value model (if any) read them     rewards.py, rollouts.py
+  3. the algorithm turns rewards into advantages                                             ppo.py, grpo.py, ...
+  4. one or more passes of updates, in minibatches, with the algorithm's loss                update.py
+  5. the KL controller, metrics, and guards that stop a run gone wrong
+Prompts, reference, rewards, KL controller, pretraining term, metrics, guards and checkpoints are the same for all.
+
+Shape legend: B episodes, R response time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wukong import processes, require
+from wukong.console import say
+from wukong.data.batches import epoch_batch
+from wukong.data.prompts import PROMPTS
+from wukong.data.shards import TokenShards
+from wukong.errors import RunError, UsageError
+from wukong.feedback.replies import forget_replies, replies_path
+from wukong.feedback.reward_models import require_better_than_chance
+from wukong.files import atomic_directory
+from wukong.model.gpt2 import GPT2
+from wukong.model.heads import ScalarModel, ValueHead
+from wukong.model.hub import load_policy, load_reward, load_trunk, save_policy
+from wukong.objectives import adapted_kl_coef, masked_mean
+from wukong.require import Need
+from wukong.sampling import SamplingParameters
+from wukong.scoring import frozen
+from wukong.seeds import derived_seed
+from wukong.stages.online.algorithm import Advantages, Batch, OnlineOptions, check, workload
+from wukong.stages.online.rewards import RewardInput, Rewards, load_rewards, model_inputs, reward_needs
+from wukong.stages.online.rollouts import (
+    Episodes,
+    RolloutStats,
+    ScoreFunction,
+    TokenisedPrompt,
+    ValueModel,
+    ended_no_better,
+    final_scores,
+    roll_out,
+    rollout_stats,
+    tokenised_prompts,
+)
+from wukong.stages.online.update import PretrainingLoss, Update
+from wukong.stats import distinct_n
+from wukong.tokenizer import Tokenizer
+from wukong.training.advice import evaluate_command, warn_of_few_steps
+from wukong.training.compute import read
+from wukong.training.parallel import full_module
+from wukong.training.session import Session
+
+COLLAPSE_SHARE, COLLAPSE_DISTINCT = 0.5, 0.25
+"""Collapse: one response fills more than this share of a batch, or distinct-2 falls below this fraction of the first
+batch's."""
+COLLAPSE_PROMPTS = 16
+"""The share is checked in batches of at least this many prompts: a few may have the same best answer."""
+
+
+@dataclass
+class Trainer:
+    """One run of an online algorithm; `step` is one iteration of it."""
+
+    session: Session
+    options: OnlineOptions
+    policy: GPT2
+    reference: GPT2
+    value_model: ValueModel | None
+    score: ScoreFunction
+    tokenizer: Tokenizer
+    pretraining: PretrainingLoss | None = None
+
+    def __post_init__(self) -> None:
+        self.algorithm = self.options.algorithm()
+
+    def step(self, prompts: Sequence[TokenisedPrompt]) -> dict[str, float]:
+        """Roll out, score, compute advantages, update; then the KL controller and the guards. Returns the metrics."""
+        options, session, compute = self.options, self.session, self.session.compute
+        times = [time.monotonic()]
+        seed = derived_seed(options.seed, "roll", session.step)
+        episodes = roll_out(self.policy, prompts, self.tokenizer, options, seed, compute)
+        times.append(time.monotonic())
+        rewards = self.score(episodes)  # (B,)
+        rows = session.micro_batches(range(len(prompts)), lambda i: [len(episodes.sequences[i])])
+        stats = rollout_stats(
+            self.policy, self.reference, self.value_model, episodes, rows, options.temperature, compute
+        )
+        scores, kl = final_scores(rewards, episodes, options), stats.kl(episodes.mask, "k1")
+        advantages = self.algorithm.advantages(
+            Batch(scores, kl, episodes.mask, stats.values, session.state["kl_coef"], session.state)
+        )
+        times.append(time.monotonic())
+        losses = Update(
+            session, self.algorithm, options, self.policy, self.value_model, episodes, stats, advantages,
+            self.pretraining,
+        ).run()  # fmt: skip
+        times.append(time.monotonic())
+        metrics = self._metrics(episodes, stats, rewards, advantages, losses) | _seconds(times, episodes)
+        self._warn_of_fixed_score(metrics["ended_no_better"], rewards, episodes)
+        self._adapt_kl_coef(metrics["kl"], len(prompts))
+        self._log(metrics, episodes, scores, kl)
+        self._guard(metrics)
+        return metrics
+
+    def _metrics(
+        self, episodes: Episodes, stats: RolloutStats, rewards: Tensor, advantages: Advantages, losses: dict[str, float]
+    ) -> dict[str, float]:
+        """What an iteration is judged by; what lies on the device is read at once."""
+        mask, scores = episodes.mask, final_scores(rewards, episodes, self.options)
+        on_device = {
+            "score": scores.mean(),
+            "score_std": scores.std(correction=0),
+            "reward_model_score": rewards.mean(),
+            "kl": stats.kl(mask, "k1").sum(1).mean(),
+            "kl_k3": stats.kl(mask, "k3").sum(1).mean(),
+            "entropy": masked_mean(stats.entropies, mask),
+            "sampler_logprob_gap": masked_mean((stats.logprobs - episodes.sampler_logprobs).abs(), mask),
+            **{name: torch.as_tensor(value, dtype=torch.float64) for name, value in advantages.metrics.items()},
+        }
+        responses = episodes.responses
+        return {
+            **dict(zip(on_device, read(list(on_device.values())), strict=True)),
+            "ended_no_better": ended_no_better(rewards, episodes, self.options),
+            "kl_coef": self.session.state["kl_coef"],
+            **losses,
+            "response_length": sum(episodes.response_lengths) / len(responses),
+            "termination_rate": float(np.mean(episodes.ended)),
+            "distinct_2": distinct_n(responses, 2),
+            "top_response_share": Counter(responses).most_common(1)[0][1] / len(responses),
+        }
+
+    def _adapt_kl_coef(self, kl: float, episodes: int) -> None:
+        options, state = self.options, self.session.state
+        if options.kl_target is not None:
+            state["kl_coef"] = adapted_kl_coef(state["kl_coef"], kl, options.kl_target, episodes, options.kl_horizon)
+
+    def _log(self, metrics: dict[str, float], episodes: Episodes, scores: Tensor, kl: Tensor) -> None:
+        self.session.log(sum(episodes.response_lengths), **metrics)
+        self.session.state["last"] = metrics
+        if self.session.due(10):
+            for i in range(min(2, len(episodes.prompts))):
+                text = {
+                    "prompt": self.tokenizer.decode(episodes.prompts[i].ids),
+                    "text": self.tokenizer.decode(episodes.responses[i]),
+                }
+                self.session.sample(**text, score=float(scores[i]), kl=float(kl[i].sum()))
+
+    def _warn_of_fixed_score(self, no_better: float, rewards: Tensor, episodes: Episodes) -> None:
+        """Says once in a run that the fixed score is no punishment: with a length penalty, or rewards on another scale,
+        it can be more than what ended responses get."""
+        state = self.session.state
+        if all(episodes.ended) or not no_better or state.get("warned_of_fixed_score"):
+            return
+        state["warned_of_fixed_score"] = True
+        lowest = float(rewards[torch.tensor(episodes.ended, device=rewards.device)].min())
+        say(
+            f"{self.algorithm.name}: warning: responses that never end score {self.options.missing_eos_score:g}, and "
+            f"{no_better:.0%} of those that end score no more (the lowest {lowest:.3g}), so that not ending can pay; "
+            "--missing-eos-penalty 1 takes the price off each one's own reward"
+        )
+
+    def _guard(self, metrics: dict[str, float]) -> None:
+        """Stops a run that has gone wrong, before its checkpoint is overwritten. Raises RunError."""
+        session, options = self.session, self.options
+        first = session.state["first_distinct_2"]
+        if first is None:
+            session.state["first_distinct_2"] = first = metrics["distinct_2"]
+        problem = None
+        if metrics["kl"] > options.max_kl:
+            problem = (
+                f"the KL is {metrics['kl']:.0f} nats, over --max-kl {options.max_kl:g}; raise --kl-coef or lower --lr"
+            )
+        elif options.prompts_per_batch >= COLLAPSE_PROMPTS and metrics["top_response_share"] > COLLAPSE_SHARE:
+            problem = "most prompts get one and the same response (a collapse); raise --kl-coef or lower --lr"
+        elif metrics["distinct_2"] < COLLAPSE_DISTINCT * first:
+            problem = "the responses repeat themselves (a collapse of distinct-2); raise --kl-coef or lower --lr"
+        if problem:
+            session.write_metrics()
+            at = f"{self.algorithm.name} stopped at iteration {session.step + 1}"
+            raise RunError(f"{at}: {problem}; {session.kept_checkpoint()}")
+
+
+def _seconds(times: Sequence[float], episodes: Episodes) -> dict[str, float]:
+    rollout, scoring, update = (end - begin for begin, end in pairwise(times))
+    return {
+        "rollout_seconds": rollout,
+        "scoring_seconds": scoring,
+        "update_seconds": update,
+        "rollout_tokens_per_second": sum(episodes.response_lengths) / rollout,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------- the run
+
+
+def online_needs(options: OnlineOptions) -> list[Need]:
+    """What every online algorithm needs."""
+    check(options)
+    rewards = reward_needs(options)  # models first: the order in which results have always named their inputs
+    return [
+        require.policy(options.model),
+        *(need for need in rewards if need.source is not None),
+        *require.data(options.prompts, require.reader(PROMPTS, options)),
+        *([require.shards(options.ptx_data, ("train",))] if options.ptx_data else []),
+        *(need for need in rewards if need.source is None),
+        require.room(options.model, options.max_new_tokens),
+        require.device(options.device),
+    ]
+
+
+def train(options: OnlineOptions) -> None:
+    """Raises UsageError or DataError for unusable input, RunError when the run goes wrong (docs/guide/ppo.md)."""
+    algorithm = options.algorithm()
+    work = require.open_stage(algorithm.name, options, online_needs(options))
+    if work.done:
+        return
+    for reward_model in model_inputs(options):
+        require_better_than_chance(reward_model, options.allow_chance_reward_model)
+    # ------------------------------------------------------------------------------------------ models and data
+    policy, tokenizer = load_policy(options.model)
+    if options.truncate_at is not None and len(tokenizer.encode(options.truncate_at)) != 1:
+        raise UsageError(f"--truncate-at {options.truncate_at!r} is not one token of this tokenizer")
+    value_model = first_value_model(options, policy) if algorithm.value_coef is not None else None
+    prompts = tokenised_prompts(options, tokenizer, policy.config.n_positions)
+    say(
+        f"{algorithm.name}: {len(prompts):,} prompts, {options.iterations:,} iterations of {options.batch_size} "
+        "responses"
+    )
+    updates = options.iterations * algorithm.epochs * options.updates_per_pass
+    warn_of_few_steps(algorithm.name, updates, "give more --episodes, or a smaller --batch-size")
+    # ----------------------------------------------------------------------------------------------------- loop
+    modules: dict[str, torch.nn.Module] = {"policy": policy}
+    if value_model is not None:
+        modules["value"] = value_model
+    state = {"kl_coef": options.kl_coef, "first_distinct_2": None}
+    load = workload(options, policy.config, max(len(prompt.ids) for prompt in prompts))
+    session = Session(options, modules, options.iterations, algorithm.name, state, lr=options.lr, workload=load)
+    with session:
+        trainer = _trainer(session, options, policy, value_model, tokenizer)
+        for step in session.steps():
+            metrics = trainer.step(batch_of(prompts, step, options))
+            session.show(score=metrics["score"], kl=metrics["kl"])
+            if options.save_every and (step + 1) % options.save_every == 0 and step + 1 < options.iterations:
+                _keep_policy(options, step + 1, policy, tokenizer)
+    policy = full_module(policy, "cpu")
+    if not processes.is_first():
+        return
+    # ----------------------------------------------------------------------------------------------------- save
+    kept = sorted(file for file in (options.out / "policies").rglob("*") if file.is_file())
+    last = session.state["last"]
+    results = {name: last[name] for name in ("score", "kl", "termination_rate", "response_length")}
+    session.finish(
+        work,
+        lambda staged: save_policy(staged, policy.cpu(), tokenizer, sampling=_sampling(options)),
+        results,
+        kept,
+    )
+    forget_replies(options.out, directory=True)
+    distance = f"{last['kl']:.3g} nats a response (KL) from where it began"
+    say(f"{algorithm.name}: the policy scores {last['score']:.3g}, and is {distance}")
+    say(f"next: {evaluate_command(algorithm.name, options.model, options.out)}")
+
+
+def batch_of(prompts: Sequence[TokenisedPrompt], step: int, options: OnlineOptions) -> list[TokenisedPrompt]:
+    """The prompts of a step, each listed `samples_per_prompt` times in a row."""
+    asked = [prompts[i] for i in epoch_batch(len(prompts), step, options.prompts_per_batch, options.seed)]
+    return [prompt for prompt in asked for _ in range(options.samples_per_prompt)]
+
+
+def _trainer(
+    session: Session, options: OnlineOptions, policy: GPT2, value_model: ValueModel | None, tokenizer: Tokenizer
+) -> Trainer:
+    """The trainer with what it does not train: the reference, the rewards and the pretraining term."""
+    reference = frozen(load_policy(options.model)[0], session.compute)
+    kept = replies_path(options.out, directory=True)
+    rewards = load_rewards(options, tokenizer, session.compute, session.micro_batch_tokens, kept)
+    pretraining = None
+    if options.ptx_data and options.ptx_coef:
+        context = policy.config.n_positions
+        shards = TokenShards.open(f"{options.ptx_data}/train", tokenizer)
+        rows = max(1, options.micro_batch_tokens // context)  # the option, so that results do not depend on the memory
+        pretraining = PretrainingLoss(shards, rows, context, options.seed)
+    scorer = Scorer(session, rewards, tokenizer, options.algorithm().name)
+    return Trainer(session, options, policy, reference, value_model, scorer, tokenizer, pretraining)
+
+
+def _sampling(options: OnlineOptions) -> SamplingParameters:
+    return SamplingParameters(options.temperature).for_training(options.recommended_temperature)
+
+
+def _keep_policy(options: OnlineOptions, iteration: int, policy: GPT2, tokenizer: Tokenizer) -> None:
+    plain = full_module(policy, "cpu")
+    if processes.is_first():
+        with atomic_directory(options.out / "policies" / f"iteration-{iteration:06d}") as staged:
+            save_policy(staged, plain, tokenizer, sampling=_sampling(options))
+
+
+def first_value_model(options: OnlineOptions, policy: GPT2) -> ValueModel:
+    """A head on the policy's trunk, or a copy of the reward model (Stiennon et al. 2020); without a reward model, the
+    SFT model with a new head."""
+    if options.algorithm().value_model == "shared":
+        return ValueHead(policy.config.n_embd)
+    if options.reward_model:
+        return load_reward(options.reward_model)[0]
+    trunk, _ = load_trunk(options.model)
+    torch.manual_seed(derived_seed(options.seed, "head"))
+    return ScalarModel(trunk)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """The rewards of a batch of episodes; every term is also logged."""
+
+    session: Session
+    rewards: Rewards
+    tokenizer: Tokenizer
+    name: str
+
+    def __call__(self, episodes: Episodes) -> Tensor:
+        """(B,) float32.
+
+        Raises RunError when a reward fails, after a checkpoint of what was learnt so far: nothing of this step has
+        changed the weights yet.
+        """
+        session = self.session
+        try:
+            scored = self.rewards(RewardInput.of(episodes, self.tokenizer))
+        except RunError as error:
+            if session.step:
+                session.checkpoint(session.step)
+            at = f"{self.name} stopped at iteration {session.step + 1}"
+            raise RunError(f"{at}: {error}; {session.kept_checkpoint()}") from error
+        session.log(0, **scored.means)
+        return torch.tensor(scored.total, dtype=torch.float32, device=session.compute.device)

@@ -1,0 +1,264 @@
+"""The passes over a batch: the loss of a micro-batch, and the updates of policy and value model.
+
+Shape legend: B episodes, b episodes of a micro-batch, R response time, N real response tokens of a micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wukong import processes
+from wukong.data.shards import TokenShards
+from wukong.errors import RunError
+from wukong.model.gpt2 import GPT2
+from wukong.model.heads import ScalarModel
+from wukong.objectives import loss_average
+from wukong.scoring import language_model_loss
+from wukong.seeds import permutation
+from wukong.stages.online.algorithm import Advantages, Algorithm, Metrics, OnlineOptions
+from wukong.stages.online.rollouts import (
+    Episodes,
+    RolloutStats,
+    ValueModel,
+    padded_rows,
+    read_responses,
+    response_values,
+)
+from wukong.training.compute import Compute, read
+from wukong.training.parallel import lockstep
+from wukong.training.session import Session
+
+FIRST_RATIO_TOLERANCE, BFLOAT16_RATIO_TOLERANCE = 1e-3, 0.05
+"""How far rounding explains a first ratio that is not 1. A logit in bfloat16 is off by 0.2 % of its size, up to 0.03
+for one of 16; dropout, another temperature or other positions in the update shift the ratio by 0.1 and more."""
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """The episodes of one update."""
+
+    rows: np.ndarray  # int64, the episodes
+    lengths: list[int]  # of prompt + response, in tokens
+    weights: Tensor  # of the policy loss of each response, and
+    divisor: int  # its divisor (`wukong.objectives.loss_average`)
+    n_tokens: int  # of all responses
+
+    def lengths_of(self, i: int) -> list[int]:
+        return [self.lengths[i]]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The real response tokens of a micro-batch, row by row; all (N,) but the divisors."""
+
+    old_logprobs: Tensor
+    reference_logprobs: Tensor
+    advantages: Tensor
+    weights: Tensor  # of the policy loss, by `loss_average`
+    old_values: Tensor
+    returns: Tensor | None
+    divisor: int  # of the policy loss of the whole minibatch
+    n_tokens: int  # of the whole minibatch
+
+
+def minibatch_loss(
+    algorithm: Algorithm, tokens: Tokens, logprobs: Tensor, entropies: Tensor, values: Tensor | None,
+    kl_coef: float, entropy_coef: float,
+) -> tuple[Tensor, Metrics]:  # fmt: skip
+    """This micro-batch's part of the policy loss, with the value loss where the two share a trunk.
+
+    Args:
+        logprobs, entropies: (N,) of the policy that learns.
+        values: (N,) of a value head on the policy's trunk; None of a separate value model, or without one.
+
+    Returns:
+        The loss, a scalar, and metrics that add up over micro-batches.
+    """
+    losses = tokens.weights * algorithm.token_losses(
+        logprobs, tokens.old_logprobs, tokens.advantages, tokens.reference_logprobs, kl_coef
+    )
+    loss = (losses.sum() - entropy_coef * (tokens.weights * entropies).sum()) / tokens.divisor
+    with torch.no_grad():
+        moved = logprobs - tokens.old_logprobs
+        ratio = moved.exp()
+        metrics = {
+            "policy_loss": losses.sum().double() / tokens.divisor,
+            "approx_kl": moved.square().sum().double() / 2 / tokens.n_tokens,
+            "first_ratio_error": (ratio - 1).abs().sum().double() / tokens.n_tokens,
+            "ratio_min": ratio.min(),
+            "ratio_max": ratio.max(),
+        }
+        if algorithm.clip_range is not None:
+            outside = (ratio - 1).abs() > algorithm.clip_range
+            metrics["clip_fraction"] = outside.sum().double() / tokens.n_tokens
+    if values is not None:
+        of_values, more = value_loss(algorithm, tokens, values)
+        return loss + of_values, {**metrics, **more}
+    return loss, metrics
+
+
+def value_loss(algorithm: Algorithm, tokens: Tokens, values: Tensor) -> tuple[Tensor, Metrics]:
+    """This micro-batch's part of the value loss, values (N,) -> a scalar, and its metrics."""
+    if tokens.returns is None or algorithm.value_coef is None:
+        raise ValueError(f"{algorithm.name} gives no returns to train a value model on")
+    losses = algorithm.value_losses(values, tokens.old_values, tokens.returns)
+    metrics = {"value_loss": losses.detach().sum().double() / tokens.n_tokens}
+    return algorithm.value_coef * losses.sum() / tokens.n_tokens, metrics
+
+
+class UpdateMetrics:
+    """Metrics of all micro-batches of a step, kept on the device and read once, at the end."""
+
+    def __init__(self) -> None:
+        self.updates = 0
+        self._sums: dict[str, Tensor] = {}
+        self._low: dict[str, Tensor] = {}
+        self._high: dict[str, Tensor] = {}
+        self._norms: dict[str, float] = {}
+
+    def add(self, metrics: Metrics) -> None:
+        for name, value in metrics.items():
+            value = torch.as_tensor(value).detach().double()
+            if name == "ratio_min":
+                self._low[name] = torch.minimum(value, self._low.get(name, torch.ones_like(value)))
+            elif name == "ratio_max":
+                self._high[name] = torch.maximum(value, self._high.get(name, torch.ones_like(value)))
+            elif name != "first_ratio_error" or self.updates == 0:
+                self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+
+    def end_update(self, norms: dict[str, float]) -> None:
+        for name, norm in norms.items():
+            self._norms[name] = self._norms.get(name, 0.0) + norm
+        self.updates += 1
+
+    def read(self) -> dict[str, float]:
+        """The means over all updates, of all processes; `first_ratio_error` of the first update alone."""
+        values = read([*self._sums.values(), *self._low.values(), *self._high.values()])
+        own = dict(zip([*self._sums, *self._low, *self._high], values, strict=True))
+        totals: dict[str, float] = {}
+        for part in processes.all_gather(lambda: [{name: own[name] for name in self._sums}]):
+            for name, value in part.items():
+                totals[name] = totals.get(name, 0.0) + value
+        first = totals.pop("first_ratio_error", 0.0)
+        means = {name: value / self.updates for name, value in (totals | self._norms).items()}
+        low, high = processes.all_reduce_max(-own.get("ratio_min", 1.0), own.get("ratio_max", 1.0))
+        return means | {"ratio_min": -low, "ratio_max": high, "first_ratio_error": first}
+
+
+@dataclass(frozen=True)
+class PretrainingLoss:
+    """The language-model loss (nats per token) of pretraining contexts, for PPO-ptx: at each update the next `rows`."""
+
+    shards: TokenShards
+    rows: int
+    context: int
+    seed: int
+
+    def parts(self, policy: GPT2, update: int, compute: Compute, micro_batch_tokens: int) -> Iterator[Tensor]:
+        """The loss of the `update`-th contexts of the run, in micro-batches that add up to it."""
+        ids = self.shards.batch(update, self.rows, self.context, self.seed).to(compute.device)
+        mine = processes.local_part(ids)
+        parts = mine.split(max(1, micro_batch_tokens // self.context)) if len(mine) else ()
+        for part in lockstep(parts, policy):
+            yield language_model_loss(policy, part, compute) / (self.rows * self.context)
+
+
+@dataclass(frozen=True)
+class Update:
+    """The passes over one batch of episodes."""
+
+    session: Session
+    algorithm: Algorithm
+    options: OnlineOptions
+    policy: GPT2
+    value_model: ValueModel | None
+    episodes: Episodes
+    stats: RolloutStats
+    advantages: Advantages
+    pretraining: PretrainingLoss | None = None
+
+    def run(self) -> dict[str, float]:
+        """Trains on the batch. Returns the means of the metrics over all updates.
+
+        Raises RunError when rollout and update do not compute the same log-probs.
+        """
+        metrics = UpdateMetrics()
+        for minibatch in self._minibatches():
+            for part in self.session.micro_batches(range(len(minibatch.rows)), minibatch.lengths_of):
+                self._learn(minibatch, part, metrics)
+            if self.pretraining is not None:
+                self._learn_pretraining(self.pretraining, metrics)
+            metrics.end_update(self.session.optimizer_step())
+        found = metrics.read()
+        check_first_ratio(found["first_ratio_error"], self.session.compute)
+        return found
+
+    def _minibatches(self) -> Iterator[Minibatch]:
+        """Of each update; every pass shuffles the episodes again."""
+        episodes, given = self.episodes, self.advantages.rows
+        rows = np.arange(len(episodes.sequences)) if given is None else given.cpu().numpy()
+        size = self.options.minibatch_size or len(rows)
+        for epoch in range(self.algorithm.epochs):
+            order = rows[permutation(len(rows), self.options.seed, "minibatches", self.session.step, epoch)]
+            for chosen in np.split(order, range(size, len(order), size)):
+                responses = torch.tensor([episodes.response_lengths[i] for i in chosen])
+                weights, divisor = loss_average(responses, self.algorithm.average, self.options.max_new_tokens)
+                lengths = [len(episodes.sequences[i]) for i in chosen]
+                yield Minibatch(chosen, lengths, weights, divisor, int(responses.sum()))
+
+    def _learn(self, minibatch: Minibatch, part: list[int], metrics: UpdateMetrics) -> None:
+        """The forward and backward passes of one micro-batch: `part` of the minibatch."""
+        session, options, compute = self.session, self.options, self.session.compute
+        ids, predicts, rows = padded_rows(self.episodes, minibatch.rows[part].tolist(), compute)
+        tokens = self._tokens(rows, minibatch, part)
+        logprobs, entropies, values = read_responses(
+            self.policy, self.value_model, ids, predicts, options.temperature, compute, options.entropy_coef > 0
+        )
+        loss, found = minibatch_loss(
+            self.algorithm, tokens, logprobs, entropies, values, session.state["kl_coef"], options.entropy_coef
+        )
+        session.backward(loss)
+        metrics.add(found)
+        if isinstance(self.value_model, ScalarModel):  # second, so that its activations are not held with the policy's
+            values = response_values(self.value_model, ids, predicts, compute)
+            loss, found = value_loss(self.algorithm, tokens, values)
+            session.backward(loss)
+            metrics.add(found)
+
+    def _tokens(self, rows: Tensor, minibatch: Minibatch, part: list[int]) -> Tokens:
+        mask, returns = self.episodes.mask[rows], self.advantages.returns  # (b, R)
+        weights = minibatch.weights[part].to(mask.device)  # (b,)
+        return Tokens(
+            old_logprobs=self.stats.logprobs[rows][mask],
+            reference_logprobs=self.stats.reference_logprobs[rows][mask],
+            advantages=self.advantages.advantages[rows][mask],
+            weights=weights.unsqueeze(1).expand(mask.shape)[mask],
+            old_values=self.stats.values[rows][mask],
+            returns=None if returns is None else returns[rows][mask],
+            divisor=minibatch.divisor,
+            n_tokens=minibatch.n_tokens,
+        )
+
+    def _learn_pretraining(self, pretraining: PretrainingLoss, metrics: UpdateMetrics) -> None:
+        """The pretraining term of one update."""
+        session = self.session
+        per_step = self.algorithm.epochs * self.options.updates_per_pass
+        number = session.step * per_step + metrics.updates
+        for loss in pretraining.parts(self.policy, number, session.compute, session.micro_batch_tokens):
+            session.backward(self.options.ptx_coef * loss)
+            metrics.add({"ptx_loss": loss})
+
+
+def check_first_ratio(error: float, compute: Compute) -> None:
+    """Raises RunError where the ratio pi/pi_old is not 1 before the first update. `error` is the mean of |ratio - 1|
+    over the tokens of the first minibatch; bfloat16 rounds differently in micro-batches of other shapes."""
+    if error > (FIRST_RATIO_TOLERANCE if compute.dtype == torch.float32 else BFLOAT16_RATIO_TOLERANCE):
+        raise RunError(
+            f"before any update the ratio pi/pi_old is off 1 by {error:.2g} on average: rollout and update do not "
+            "compute the same log-probs; use --precision float32"
+        )

@@ -1,0 +1,1 @@
+"""Pages and API, a module for each subject. Each has its `ROUTERS`."""

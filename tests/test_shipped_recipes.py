@@ -1,0 +1,102 @@
+"""Recipes that come with the package: found by name, listed, and copied as a beginning of one's own."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import wukong
+from wukong.cli import main
+from wukong.errors import UsageError
+from wukong.recipe import VARIABLE, load_recipe, resolve
+from wukong.recipes.shipped import SHIPPED, find_recipe
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_recipe_is_found_by_its_name_unless_a_file_is_called_so():
+    assert find_recipe("kitchen") == SHIPPED["kitchen"]
+    Path("kitchen").mkdir()
+    assert find_recipe("kitchen") == SHIPPED["kitchen"]
+    Path("kitchen").rmdir()
+    Path("kitchen").write_text("name: mine\nsteps:\n  kitchen: {out: a}\n")
+    assert find_recipe("kitchen") == Path("kitchen")
+    assert load_recipe("kitchen").recipe.name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("kichen", r"^kichen: no such file, and no such recipe; did you mean kitchen\?$"),
+        ("zzz", "no such recipe; the recipes that come along are hh, hh-scratch, kitchen, polite, sentiment, test$"),
+        ("recipes/kitchen.yaml", "^recipes/kitchen.yaml: no such file; .*: wukong run kitchen$"),
+        ("polite.yaml", ": wukong run polite$"),
+        ("mine.yaml", "^mine.yaml: no such file"),
+        ("elsewhere/kitchen", "^elsewhere/kitchen: no such file"),
+    ],
+)
+def test_a_name_that_is_not_found_names_the_nearest(given, message):
+    with pytest.raises(UsageError, match=message):
+        load_recipe(given)
+
+
+def test_a_shipped_recipe_runs_in_an_empty_directory():
+    assert wukong.run("kitchen", until="kitchen", overrides={"kitchen.megabytes": 0.05}) == Path("runs/kitchen")
+    assert sorted(path.name for path in Path().iterdir()) == ["runs"]
+
+
+def test_the_list_says_what_each_does_takes_and_needs(capsys):
+    assert main(["recipes"]) == 0
+    said = capsys.readouterr().out
+    for name, path in SHIPPED.items():
+        recipe = load_recipe(path).recipe
+        paragraph = " ".join(re.split(rf"^{name}$", said, flags=re.M)[1].split())
+        assert paragraph.startswith(f"{recipe.description} time: {recipe.time} needs: {recipe.needs}")
+        assert min(len(recipe.description), len(recipe.time), len(recipe.needs)) > 5
+
+
+@pytest.mark.parametrize("base", [*SHIPPED])
+def test_a_written_recipe_is_the_shipped_one_with_comments(base, monkeypatch):
+    assert main(["init", "my.yaml", "--based-on", base]) == 0
+    text = Path("my.yaml").read_text(encoding="utf-8")
+    for variable in VARIABLE.findall(text):
+        monkeypatch.setenv(variable, "/data")
+    run_dir, steps = resolve(load_recipe("my.yaml"))
+    _, originals = resolve(load_recipe(base), run_dir)
+    assert run_dir == Path("runs/my")
+    assert [(step.name, step.options) for step in steps] == [(step.name, step.options) for step in originals]
+    assert "wukong run my.yaml" in text
+    assert "# Yours: " in text
+    assert max(map(len, text.splitlines())) <= 120
+    lines = text.splitlines()
+    for step in yaml.safe_load(text)["steps"]:
+        assert lines[lines.index(f"  {step}:") - 1].startswith("  # "), step
+
+
+def test_it_runs_as_it_was_written():
+    assert main(["init", "my.yaml", "--based-on", "test"]) == 0
+    assert main(["run", "my.yaml", "--until", "tokenize"]) == 0
+    assert Path("runs/my/tokenizer/provenance.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["there.yaml"], "there.yaml: exists already and is left as it is"),
+        (["my.yaml", "--based-on", "kichen"], "no such recipe; did you mean kitchen?"),
+        (["my"], "a name such as my.yaml is expected"),
+        (["a b.yaml"], "a name such as my.yaml is expected"),
+        (["nowhere/my.yaml"], "nowhere/my.yaml: cannot be written"),
+        ([], "PATH is required; see wukong init --help"),
+    ],
+)
+def test_nothing_is_overwritten_and_mistakes_are_one_line(capsys, arguments, message):
+    Path("there.yaml").write_text("mine")
+    assert main(["init", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in Path().iterdir()] == ["there.yaml"]
+    assert Path("there.yaml").read_text() == "mine"
