@@ -150,4 +150,4 @@ def test_ci_runs_lint_and_both_halves_of_the_tests():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.findall(r'-m "(.*?)"', makefile) == ["not slow and not interop", "slow or interop"]
     commands = re.findall(r"^make (\S+)$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
-    assert commands == ["lint", "test", "test-interop"]
+    assert commands == ["lint", "test", "test-interop", "site"]

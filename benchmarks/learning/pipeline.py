@@ -1,6 +1,6 @@
 """Runs a recipe for several seeds and writes what it reached as a table, with machine and versions.
 
-    python benchmarks/learning/pipeline.py kitchen --seeds 0 1 2 --out docs/results/kitchen.md
+    python benchmarks/learning/pipeline.py kitchen --seeds 0 1 2 --out runs/kitchen-table.md
 
 Run directories lie in runs/<recipe>-seed<N>; a finished one is only read, an interrupted one goes on.
 """

@@ -1,6 +1,6 @@
 """How much faster several processes are than one: `pretrain` and `ppo` as torchrun runs them, on cores of their own.
 
-    python benchmarks/speed/scaling.py --processes 1 2 --out docs/results/scaling.md
+    python benchmarks/speed/scaling.py --processes 1 2 --out runs/scaling.md
 
 Each process has one core (or GPU) and the batch is the same, so that 2 processes can at best be twice as fast. The
 commands take turns, so that a change of the machine's speed meets all. Tokens a second are the medians over the

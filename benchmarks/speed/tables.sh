@@ -3,7 +3,7 @@
 # docs/results/benchmarks.md explains. On two cores it takes about twenty minutes once the peers are installed, and 20 GB of memory.
 #
 #   benchmarks/speed/tables.sh cpu docs/results/benchmarks-cpu.md     the same as: make bench
-#   benchmarks/speed/tables.sh cuda docs/benchmarks-gpu.md
+#   benchmarks/speed/tables.sh cuda docs/results/benchmarks-gpu.md
 #
 # PYTHON names the interpreter with wukong in it; transformers and TRL go into PEERS, environments of their own.
 set -eu

@@ -33,7 +33,7 @@ ROUTERS = (pages, api)
 class Judged(WithClientId):
     assignment: Id
     value: dict[str, Any]
-    """By kind of task, with answers by the place they are shown at (docs/studio.md)."""
+    """By kind of task, with answers by the place they are shown at (docs/tools/studio.md)."""
     seconds: float | None = Field(None, ge=0)
     comment: str = Field("", max_length=labels.LONGEST_COMMENT)
     flagged: bool = False
