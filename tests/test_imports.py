@@ -17,8 +17,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "wukong"
 LAYERS = ["__main__", "cli", "plan", "accept", "runner", "recipe", "recipes", "registry"]
 LAYERS += ["events", "api", "web", "serve", "studies", "stages", "report", "chat", "require", "feedback", "scoring"]
 LAYERS += ["rl_env", "rollout", "objectives", "training", "kitchen", "data", "model", "tokenizer", "tokenizer_files"]
-LAYERS += ["foreign_json", "strict_json"]
 LAYERS += ["chat_template", "template_renderer", "sampling", "provenance", "places", "records", "seeds"]
+LAYERS += ["foreign_json", "strict_json"]
 LAYERS += ["stats", "options", "console", "files", "processes", "version", "errors"]
 
 

@@ -145,7 +145,7 @@ def test_make_targets_of_the_issue_exist():
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 
 
-def test_ci_runs_lint_and_both_halves_of_the_tests():
+def test_ci_runs_lint_both_halves_of_the_tests_and_the_site():
     """The halves exclude each other, and no test is in neither."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.findall(r'-m "(.*?)"', makefile) == ["not slow and not interop", "slow or interop"]

@@ -196,7 +196,7 @@ def test_a_directory_with_files_of_others_is_not_written_to(work):
     Path("out/.hidden").write_text("")
     Path("out/recipe.yaml").write_text("steps: {}")
     Path("out/model.safetensors").write_text("precious")
-    with pytest.raises(UsageError, match=r"out: holds model\.safetensors, which wukong did not make"):
+    with pytest.raises(UsageError, match=r"out: holds model\.safetensors, which was not made by wukong"):
         work()
     assert {file.name for file in Path("out").iterdir()} == {".hidden", "recipe.yaml", "model.safetensors"}
     Path("out/model.safetensors").unlink()

@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Annotated, Any, Required, TypedDict, cast, get_args, get_origin
 
 from pydantic import ValidationError
@@ -21,7 +22,7 @@ from pydantic import ValidationError
 from wukong import processes
 from wukong.console import machine_trouble, readable_width
 from wukong.errors import UsageError, WukongError
-from wukong.options import Options, StageOptions, complaint, nearest
+from wukong.options import Options, StageOptions, complaint, nearest, warn_of_old_name
 from wukong.recipe import load_recipe, stage_of
 from wukong.registry import RUN, STAGES, TOOLS, Stage
 from wukong.runner import RunOptions, refusal_logged, remove_result, run
@@ -54,6 +55,19 @@ def _hints(options: type[Options], recipe: Mapping[str, Any] | None = None, posi
             field.annotation, field.description, default, name.upper() if name == positional else ""
         )
     return hints
+
+
+def _with_new_names(arguments: Sequence[str], old_names: Mapping[str, str], step: str = "") -> list[str]:
+    """The arguments with new names for options that were renamed; a warning for each."""
+    found = list(arguments)
+    for (old, new), no in product(old_names.items(), ("", "no-")):
+        flag = f"--{step}{no}{old.replace('_', '-')}"
+        for i, argument in enumerate(found):
+            name, equals, value = argument.partition("=")
+            if name == flag:
+                warn_of_old_name(old, new)
+                found[i] = f"--{step}{no}{new.replace('_', '-')}{equals}{value}"
+    return found
 
 
 def _argument(kind: Any, text: str | None, default: str, positional: str = "") -> Any:
@@ -172,6 +186,7 @@ def _stage(name: str, stage: Stage, arguments: Sequence[str]) -> None:
     if issubclass(options_class, StageOptions):
         text = "First delete what this stage made at --out, and only that."
         hints["redo"] = _argument(bool, text, "(default: False)")
+    arguments = _with_new_names(arguments, options_class.old_names)
     given = _parse(command, hints, _description(options_class.__doc__ or "", stage.example), arguments)
     redo = given.pop("redo", False)
     if not given.get(stage.positional):
@@ -195,13 +210,18 @@ def _run(arguments: Sequence[str]) -> None:
         note = "`wukong run RECIPE --help` also lists the options of the recipe's steps."
         _parse("wukong run RECIPE", hints, f"{description}\n\n{note}", arguments)
         raise UsageError("the recipe comes first: wukong run RECIPE [options]")
-    command = f"wukong run {arguments[0]}"
-    with refusal_logged(arguments[0]):
-        steps = load_recipe(arguments[0]).recipe.steps
-    hints |= {name: _hints(STAGES[stage_of(name)].load()[0], written) for name, written in steps.items()}
-    given = _parse(command, hints, description, arguments[1:])
+    recipe = arguments[0]
+    command = f"wukong run {recipe}"
+    with refusal_logged(recipe):
+        steps = load_recipe(recipe).recipe.steps
+    options = {name: STAGES[stage_of(name)].load()[0] for name in steps}
+    hints |= {name: _hints(options[name], written) for name, written in steps.items()}
+    arguments = arguments[1:]
+    for name, options_class in options.items():
+        arguments = _with_new_names(arguments, options_class.old_names, f"{name}.")
+    given = _parse(command, hints, description, arguments)
     overrides = {f"{step}.{name}": value for step in steps for name, value in given.pop(step, {}).items()}
-    run(arguments[0], overrides=overrides, **_build(RunOptions, given, command).model_dump())
+    run(recipe, overrides=overrides, **_build(RunOptions, given, command).model_dump())
 
 
 def overview() -> str:

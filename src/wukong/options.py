@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, get_args
@@ -13,6 +14,12 @@ from wukong.console import say
 
 LARGEST = 1 << 53
 """Upper limit of counts, sizes and seeds: beyond it, JSON numbers and floats lose integer precision."""
+
+
+@functools.cache
+def warn_of_old_name(old: str, new: str) -> None:
+    """Once per process: a recipe's options are checked several times."""
+    say(f"warning: the option {old} is now called {new}; the old name goes with the next release")
 
 
 class Options(BaseModel):
@@ -34,7 +41,7 @@ class Options(BaseModel):
             new = cls.old_names[old]
             if new in given:
                 raise ValueError(f"{old} is the old name of {new}: give one of them")
-            say(f"warning: {old} is now called {new}; the old name goes with the next release")
+            warn_of_old_name(old, new)
             given = {**{name: value for name, value in given.items() if name != old}, new: given[old]}
         return given
 

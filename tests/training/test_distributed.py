@@ -27,7 +27,8 @@ LOGS = {"tensorboard": False, "precision": "float32", "checkpoint_seconds": 1e9,
 # Adam divides gradients by their size: where the true one is 0 (the keys' biases) it would blow up rounding errors.
 TRAIN = LOGS | {"adam_eps": 1e-4, "lr": 1e-3, "micro_batch_tokens": 256, "warmup_steps": 1}
 ONLINE = TRAIN | {
-    "model": "{one}/sft", "reward_model": "{one}/reward", "prompts": ["{data}/prompts.jsonl"], "insist": True,
+    "model": "{one}/sft", "reward_model": "{one}/reward", "prompts": ["{data}/prompts.jsonl"],
+    "allow_chance_reward_model": True,
     "max_new_tokens": 8, "batch_size": 8, "episodes": 24, "minibatch_size": 4, "missing_eos_score": None,
 }  # fmt: skip
 STEPS: dict[str, dict] = {

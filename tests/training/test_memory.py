@@ -196,8 +196,8 @@ MEASURED = {
     "pretrain": "--data {w}/tokens --model {w}/base --tokens 65536 --batch-tokens 16384",
     "sft": "--model {w}/base --data {w}/sft.jsonl --epochs 0.5 --batch-size 64",
     "reward": "--model {w}/base --data {w}/pairs.jsonl --epochs 0.7 --batch-size 64",
-    "ppo": "--model {w}/base --reward-model {w}/reward --prompts {w}/prompts.jsonl --insist --episodes 128 "
-    "--batch-size 64 --max-new-tokens 48 --ppo-epochs 1",
+    "ppo": "--model {w}/base --reward-model {w}/reward --prompts {w}/prompts.jsonl --episodes 128 "
+    "--allow-chance-reward-model --batch-size 64 --max-new-tokens 48 --ppo-epochs 1",
 }
 
 

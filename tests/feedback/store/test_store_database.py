@@ -283,7 +283,7 @@ def test_writers_take_turns_in_the_order_they_came(tmp_path):
         for name in ("a", "b", "c"):
             threads.append(threading.Thread(target=write, args=(name,)))
             threads[-1].start()
-            while len(store._turns._unanswered) < len(threads):  # it has come, and waits
+            while len(store._turns._waiting) < len(threads):  # it has come, and waits
                 time.sleep(0.001)
     with store.write():
         order.append("again")

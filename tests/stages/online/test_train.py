@@ -13,6 +13,7 @@ from openai_server import Raw, openai_server
 from reference import losses as reference
 from tiny_data import stop_after
 
+from wukong.cli import main
 from wukong.errors import RunError, UsageError
 from wukong.files import fingerprint
 from wukong.model.gpt2 import GPT2, GPT2Config
@@ -297,7 +298,7 @@ def test_only_the_kept_responses_pass_through_the_update(whole, monkeypatch) -> 
 
 
 @pytest.mark.parametrize("name", ["reinforce", "rloo"])
-def test_a_reward_model_like_a_coin_is_refused_unless_one_insists(whole, name, tiny_models, tmp_path) -> None:
+def test_a_reward_model_like_a_coin_is_refused_unless_that_is_allowed(whole, name, tiny_models, tmp_path) -> None:
     coin = tmp_path / "coin"
     shutil.copytree(tiny_models / "reward", coin)
     results = {"valid_accuracy": 0.52, "valid_accuracy_interval": [0.48, 0.56], "valid_pairs": 600}
@@ -310,6 +311,20 @@ def test_a_reward_model_like_a_coin_is_refused_unless_one_insists(whole, name, t
         run(among)
     run(options.model_copy(update={"allow_chance_reward_model": True}))
     assert (options.out / "model.safetensors").exists()
+
+
+def test_the_old_name_of_an_option_still_works_and_is_warned_of(whole, capsys) -> None:
+    options, _ = whole("rloo", "out")
+    given = {"out": str(options.out), "model": "m", "prompts": ["-"], "insist": True}
+    assert RLOOOptions.model_validate(given).allow_chance_reward_model
+    assert "insist is now called allow_chance_reward_model" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="insist is the old name of allow_chance_reward_model"):
+        RLOOOptions.model_validate({**given, "allow_chance_reward_model": True})
+    with pytest.raises(SystemExit):
+        main(["rloo", "--help"])
+    assert "insist" not in capsys.readouterr().out
+    assert main(["rloo", "--insist", "--model", "nowhere", "--prompts", "-", "--out", str(options.out)]) == 2
+    assert capsys.readouterr().err == "wukong: error: there is no reward: give --reward-model, --rewards or both\n"
 
 
 def test_micro_batches_change_nothing_but_rounding(whole) -> None:

@@ -292,7 +292,7 @@ def _trainer(
         shards = TokenShards.open(f"{options.ptx_data}/train", tokenizer)
         rows = max(1, options.micro_batch_tokens // context)  # the option, so that results do not depend on the memory
         pretraining = PretrainingLoss(shards, rows, context, options.seed)
-    scorer = Scorer(session, rewards, tokenizer, options.algorithm().name)
+    scorer = EpisodeScorer(session, rewards, tokenizer, options.algorithm().name)
     return Trainer(session, options, policy, reference, value_model, scorer, tokenizer, pretraining)
 
 
@@ -320,7 +320,7 @@ def first_value_model(options: OnlineOptions, policy: GPT2) -> ValueModel:
 
 
 @dataclass(frozen=True)
-class Scorer:
+class EpisodeScorer:
     """The rewards of a batch of episodes; every term is also logged."""
 
     session: Session

@@ -24,7 +24,7 @@ EXTRAS = {
     "studio": "`wukong studio`, the web application where people label",
     "serve": "`wukong serve`, models behind an OpenAI-compatible API",
     "rl": "the Gymnasium environment and Stable-Baselines3",
-    "docs": "`make site`, the documentation as a site",
+    "docs": "the documentation as a site (`make site`)",
     "dev": "tests and checks of wukong itself",
 }
 """The optional parts of the installation, and what each is for."""
