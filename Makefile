@@ -8,7 +8,7 @@
 #   make bench    our speed beside that of transformers and TRL, written to docs/results/benchmarks-cpu.md
 #   make docs     the pages that are written from the code
 #   make site     the documentation as a site, in site/; a dead link or a page that is not in the navigation fails
-#   make screenshots  the pictures of the studio in the docs (needs Chromium)
+#   make screenshots  the pictures of the studio that are in the docs, taken again (needs Chromium)
 #
 # PYTHON names another interpreter. TORCH_ARGS goes to pip when it installs torch: on Linux the default build brings
 # gigabytes of CUDA along, and PyTorch's own index offers a CPU-only one (CONTRIBUTING.md).
@@ -55,7 +55,7 @@ site: $(DOCS_INSTALLED)
 	@! grep -rnoE --include='*.html' '<(script|link|img|iframe)[^>]* (src|href)="?(https?:)?//[^" >]+\.(js|css|woff2?|png|svg|json)' site
 
 screenshots: $(INSTALLED)
-	$(BIN)/python benchmarks/studio/screenshots.py --out docs/pictures/studio
+	$(BIN)/python benchmarks/studio/screenshots.py --only $(basename $(notdir $(wildcard docs/pictures/studio/*.png)))
 
 clean:
 	rm -rf .venv site .pytest_cache .ruff_cache .mypy_cache .hypothesis

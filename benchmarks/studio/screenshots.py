@@ -3,7 +3,7 @@
 Starts a studio on a temporary store, has three made-up annotators label, chat and judge made-up answers, runs the test
 recipe (models too small to learn much, in a minute or two), and drives Chromium. In the arena those models answer.
 
-    python benchmarks/studio/screenshots.py --out docs/studio
+    python benchmarks/studio/screenshots.py --out docs/pictures/studio --only chat-light answers-light
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def pictures(browser: Browser, address: str, cookie: str, projects: dict[str, in
         own = {"wukong_session": cookie, "wukong_theme": theme, "wukong_language": language}
         context.add_cookies([{"name": name, "value": value, "url": address} for name, value in own.items()])
         for name, path in pages.items():
-            if only and name not in only:
+            if only and not {name, f"{name}-{look}"} & set(only):
                 continue
             picture(context, address + path, out / f"{name}-{look}.png", WAITS.get(name.split("-")[0], "main"))
         context.close()
@@ -170,8 +170,8 @@ def picture(context: BrowserContext, url: str, path: Path, waits: str) -> None:
 
 def main() -> None:
     parser = new_parser(__doc__)
-    parser.add_argument("--out", type=Path, default=Path("docs/studio"))
-    parser.add_argument("--only", nargs="*", default=[], help="these pages, such as chat; all, when absent")
+    parser.add_argument("--out", type=Path, default=Path("docs/pictures/studio"))
+    parser.add_argument("--only", nargs="*", default=[], help="pages such as chat, or pictures such as chat-light; default: all")
     given = parser.parse_args()
     out = given.out.resolve()
     find_chromium()  # before two minutes of work

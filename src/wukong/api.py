@@ -77,9 +77,9 @@ class Policy:
                 their oldest turns.
             max_new_tokens: maximum length of a response; by default 128, or half of the model's context if less.
             temperature: divides the logits; 0 selects the most likely token.
-            top_k, top_p: sample from the k most likely tokens, or from the most likely with this total probability; 0
-                and 1 mean all. Absent values are the model's own (`sampling`), top_k and top_p only without a
-                temperature.
+            top_k: sample from the k most likely tokens; 0 means all.
+            top_p: sample from the most likely tokens with this total probability; 1 means all. Absent values are the
+                model's own (`sampling`), top_k and top_p only without a temperature.
             seed: the same seed gives the same response to a prompt, independent of the rest of the list.
             batch_size: the number of responses decoded together.
 
