@@ -5,7 +5,6 @@ import re
 import pytest
 
 from tests.named_in_docs import ROOT, defined, options
-from wukong.recipe import STAGES
 from wukong.registry import STAGES
 
 PAGE = (ROOT / "docs" / "explanation" / "ppo-details.md").read_text(encoding="utf-8")

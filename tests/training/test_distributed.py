@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 
 from tests.stages.tiny_data import FOODS, tokenised, write_jsonl
 from tests.training.jobs import SECONDS, Jobs, run_programs
-from wukong.recipe import run as run_recipe
 from wukong.runner import run as run_recipe
 from wukong.training.checkpoint import list_checkpoints
 from wukong.training.metrics import read_json_lines, read_metrics

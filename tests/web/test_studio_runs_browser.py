@@ -4,7 +4,6 @@ import time
 
 import pytest
 from playwright.sync_api import Page, expect
-from wukong.web.processes import is_running, process_of, stop
 
 import wukong
 from tests.web.browsers import PATIENCE, newcomer
