@@ -161,7 +161,7 @@ class _Part(BaseModel):
     text: str
 
 
-class _Message(BaseModel):
+class _ChatMessage(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -221,7 +221,7 @@ class ModelRequest(BaseModel):
 
 
 class ChatRequest(ModelRequest):
-    messages: _Listed[_Message] = Field(min_length=1)
+    messages: _Listed[_ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)

@@ -1,7 +1,7 @@
 """Conversations with models, thumbs for their answers, and the pairs of answers that people were shown there.
 
-A conversation is a tree of turns: a message that was edited, and an answer that was drawn again, stand beside the old
-one, under the same parent. Nothing is ever changed. A pair (an answer and the one that was drawn again, or two models
+A conversation is a tree of turns: an edited message, or an answer that was drawn again, is kept beside the old one,
+under the same parent. Nothing is ever changed. A pair (an answer and the one that was drawn again, or two models
 in the arena) is an ordinary pairwise task in a project of the studio's own, whose overlap is 0: it is in the hands of
 whoever saw it being written, and never handed to anybody else. So sides, drafts, judgments, quality and export are
 those of `queue`, `labels` and `exchange`.
@@ -109,7 +109,7 @@ def ask(session: Session, person: Annotator, conversation: str, parent: int | No
     """A message of the person.
 
     Args:
-        conversation: its name, chosen by whoever begins it.
+        conversation: its name, chosen by the client that begins it.
         parent: the answer that it follows; None at the beginning.
 
     Raises:

@@ -85,7 +85,7 @@ def import_file(
     Args:
         path: responses.jsonl, or comparisons in any format.
         use: of comparisons, whether the answers alone are taken, or the judgment too: as the known answer of a gold
-            task, or as a label of whoever made it.
+            task, or as a label by its annotator.
         per_prompt: of responses, at most so many tasks or answers a prompt (see `drafts_of`).
         skip_bad: how many unusable records may be left out.
         tell: is told how far the import has come.
@@ -170,7 +170,7 @@ def _item(kind: str, record: Preference, use: Use) -> _NewTask:
 
 
 def _draft(kind: str, record: Preference) -> tuple[TaskDraft, dict[str, Any]]:
-    """A record as a task of this kind, and its judgment. The answers stand in the order of their text, so that a
+    """A record as a task of this kind, and its judgment. The answers are sorted by their text, so that a
     comparison of the same two the other way round is the same task."""
     match record:
         case Comparison() if kind == "pairwise":

@@ -1,6 +1,6 @@
 """Judgments in: submitted, skipped, undone, adjudicated, imported. Nothing is ever changed, rows are only added.
 
-Every function takes a `client_id`, chosen by whoever submits. The same act again returns the row that is there, so a
+Every function takes a `client_id`, chosen by the client. The same act again returns the row that is there, so a
 page that heard no answer can ask until it hears one; another act under the same id is a conflict. What is acknowledged
 is committed.
 """
@@ -275,7 +275,7 @@ def _taken_up(session: Session, annotator: Annotator, assignment_id: int) -> tup
 
 
 def _locked(session: Session, task_id: int) -> Task:
-    """The task, whose labels nobody else changes until the transaction ends."""
+    """The task, locked until the transaction ends."""
     task = session.scalar(_LOCK, {"task": task_id})
     if task is None:
         raise NotFoundError("there is no such task")

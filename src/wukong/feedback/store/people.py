@@ -80,7 +80,7 @@ def _new_link(session: Session, row: Invitation) -> str:
 
 
 def renew(session: Session, invitation_id: str) -> str:
-    """Another link for an invitation that was not used yet; the old one lets nobody in any more.
+    """Another link for an invitation that was not used yet; the old one stops working.
 
     Raises InvitationError for one that was used, withdrawn or has expired.
     """
@@ -89,7 +89,7 @@ def renew(session: Session, invitation_id: str) -> str:
 
 
 def needing_renewal(session: Session) -> int:
-    """How many invitations an older version made whose links let nobody in any more (see `Invitation.nonce_hash`)."""
+    """How many invitations an older version made whose links no longer work (see `Invitation.nonce_hash`)."""
     waiting = (Invitation.nonce_hash == "", Invitation.used_at.is_(None), Invitation.expires_at > now())
     return session.scalar(sa.select(sa.func.count()).select_from(Invitation).where(*waiting)) or 0
 

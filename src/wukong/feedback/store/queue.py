@@ -1,12 +1,12 @@
 """Who gets which task next.
 
 A task is handed out while its labels and the unexpired leases of others are fewer than the project's overlap, and
-never twice to one person. Sooner come higher priorities, then, with active selection, what the reward models are
-least sure of, then each annotator's own random order. A closed laptop blocks nothing: its lease ends, and the task
-goes to somebody else; a label that arrives later all the same is kept.
+never twice to one person. Higher priorities come first, then, with active selection, what the reward models are
+least sure of, then each annotator's own random order. A closed laptop blocks nothing: its lease expires, and the task
+goes to another person; a label that arrives later is kept all the same.
 
 The random order is drawn task by task: tasks lie on a ring by their `shuffle`, and the next one is the first that may
-be had from a random point on. With an index over the ring that reads a few rows; to sort thousands of tasks anew for
+be had from a random point on. With an index over the ring that reads a few rows; sorting thousands of tasks for
 every request took most of the server's time.
 """
 
@@ -164,7 +164,7 @@ def lease(
     time: float,
     shown: Sequence[int] | None = None,
 ) -> Assignment:
-    """The task in this person's hands; an earlier lease of theirs that ended begins anew, with its draft.
+    """The task in this person's hands; an earlier lease of theirs that expired is renewed, with its draft.
 
     shown: the order in which the person sees the answers, a random one when absent.
     """

@@ -163,7 +163,7 @@ class Task(Base):
     project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"))
     prompt_id: Mapped[str] = mapped_column(ForeignKey("prompts.id"))
     external_id: Mapped[str]
-    """Names the task for whoever adds it; adding it again adds nothing."""
+    """The name under which a task is added; adding it again adds nothing."""
     priority: Mapped[float] = mapped_column(default=0.0)
     uncertainty: Mapped[float] = mapped_column(default=0.0)
     """How unsure the reward models are of it, from 0 to 1."""
@@ -200,7 +200,7 @@ class TaskResponse(Base):
 
 
 class Assignment(Base):
-    """A task in one person's hands. `state`: leased, done or skipped; a lease that is over counts for nobody."""
+    """A task in one person's hands. `state`: leased, done or skipped; an expired lease no longer counts."""
 
     __tablename__ = "assignments"
     __table_args__ = (
@@ -235,7 +235,7 @@ class Label(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     client_id: Mapped[str] = mapped_column(String(200))
-    """Chosen by whoever submits; the same one again adds nothing."""
+    """Chosen by the client; the same id again adds nothing."""
     task_id: Mapped[int] = mapped_column(ForeignKey("tasks.id"))
     project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"))
     annotator_id: Mapped[int] = mapped_column(ForeignKey("annotators.id"))
@@ -288,14 +288,14 @@ class ChatTurn(Base):
 
 
 class Invitation(Base):
-    """A signed link for one person, once. The signature, the date and a random nonce stand in the link; its use, and a
-    hash of the nonce, stand here: who reads the database cannot make the link."""
+    """A signed link for one person, once. The link holds the signature, the date and a random nonce; this row holds
+    its use and a hash of the nonce, so that reading the database is not enough to make the link."""
 
     __tablename__ = "invitations"
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     nonce_hash: Mapped[str] = mapped_column(String(64), default="")
-    """SHA-256; empty for one made before links had a nonce, which lets nobody in until its link is renewed."""
+    """SHA-256; empty if made before links had a nonce: such a link does not work until it is renewed."""
     role: Mapped[str]
     annotator_id: Mapped[int | None] = mapped_column(ForeignKey("annotators.id"))
     """Set when an existing person is let in again."""

@@ -182,7 +182,7 @@ def _text(response: Response | str) -> str:
 
 
 def content_hash(*parts: Any) -> str:
-    """A name for what has none of its own."""
+    """A name for what comes without one."""
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()[:32]
 
 

@@ -4,7 +4,7 @@ It is the command that a person would type, `wukong run RECIPE --until STEP`, in
 the studio ends, and a studio that is started later knows it again. `process.json` in the run directory says which
 process it is and when that began, so that a number which the system gave to another process is never taken for ours;
 `run.log` has what it says, one start below the other. That no two work on one run is seen to by the lock that
-`wukong run` holds, whoever starts it.
+`wukong run` holds, however it was started.
 """
 
 from __future__ import annotations

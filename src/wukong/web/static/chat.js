@@ -1,5 +1,5 @@
 // The chat. A conversation is a tree of turns, of which the page shows one path; a message that was edited, or an answer
-// that was drawn again, is another child of the same parent. The server keeps the tree: after each change it is read anew.
+// that was drawn again, is another child of the same parent. The server keeps the tree: after each change it is read again.
 
 import { element, events, randomId, send, t, troubled, typing } from "./api.js";
 import { composer } from "./composer.js";

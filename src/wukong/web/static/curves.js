@@ -6,7 +6,7 @@ import { address, on, watch } from "./runs.js";
 const page = document.querySelector("#run");
 const place = document.querySelector("#curves");
 const own = `${address}/steps/${page.dataset.step.split("/").map(encodeURIComponent).join("/")}`;
-const MOST = 1000; // points of a curve; with more, the thinned ones are fetched anew
+const MOST = 1000; // points of a curve; with more, the thinned ones are fetched again
 const SMOOTH_FROM = 40;
 const touch = window.matchMedia("(pointer: coarse)").matches;
 let charts = new Map(); // names of its metrics -> {metrics, chart, lasts, visible}

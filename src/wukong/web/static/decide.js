@@ -1,4 +1,4 @@
-// An admin's decision about one task, with the same widgets as the label page; answers stand in their own order.
+// An admin's decision about one task, with the same widgets as the label page; answers are in their stored order.
 
 import { randomId, send, t, typing } from "./api.js";
 import { kinds } from "./kinds.js";
