@@ -23,7 +23,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-from postgres_server import PostgresServer, find_postgres
+
+from tests.postgres_server import PostgresServer, find_postgres
 
 # The same examples each time, however slow the machine is.
 _unchecked = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]

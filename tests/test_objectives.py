@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from reference import losses as reference
 from torch import Tensor
 
+from tests.reference import losses as reference
 from wukong.objectives import (
     adapted_kl_coef,
     best_of_groups,

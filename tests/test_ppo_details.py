@@ -3,8 +3,8 @@
 import re
 
 import pytest
-from named_in_docs import ROOT, defined, options
 
+from tests.named_in_docs import ROOT, defined, options
 from wukong.registry import STAGES
 
 PAGE = (ROOT / "docs" / "explanation" / "ppo-details.md").read_text(encoding="utf-8")

@@ -9,9 +9,9 @@ from typing import Any, Self
 import numpy as np
 import pytest
 import torch
-from reference import sampling as reference
 from scipy import stats
 
+from tests.reference import sampling as reference
 from wukong import rollout
 from wukong.errors import UsageError
 from wukong.model import kernels

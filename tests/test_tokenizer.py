@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.gpt2_bpe import ReferenceBPE
 
+from tests.reference.gpt2_bpe import ReferenceBPE
 from wukong.errors import DataError, UsageError
 from wukong.tokenizer import EOS, TEMPLATES, StreamDecoder, Tokenizer
 

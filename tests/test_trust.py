@@ -3,7 +3,8 @@
 import re
 
 import pytest
-from named_in_docs import ROOT, SOURCE, defined, options
+
+from tests.named_in_docs import ROOT, SOURCE, defined, options
 
 PAGE = (ROOT / "docs" / "explanation" / "trust.md").read_text(encoding="utf-8")
 HEAD = "| What went wrong | Cause | Fix | Test |"

@@ -225,7 +225,7 @@ def load_reward(
     return Reward(model, tokenizer, compute_for(precision, device), str(source))
 
 
-def _check_list(items: Sequence, what: str) -> None:
+def _check_list(items: Sequence[object], what: str) -> None:
     """Refuses a single prompt in place of a list: it would be split into characters or turns."""
     if isinstance(items, str) or (items and isinstance(items[0], Message | Mapping)):
         raise UsageError(f"expected a list of {what}: put a single one in [ ]")

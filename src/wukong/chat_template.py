@@ -137,7 +137,8 @@ class _RendererProcess:
             finally:
                 clock.cancel()
             if line.endswith(b"\n"):
-                return json.loads(line)
+                result: dict[str, str] = json.loads(line)
+                return result
             self.close()
             code = process.wait()
         # An unhandled timer ends the process with SIGPROF, our clock with SIGKILL.

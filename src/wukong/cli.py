@@ -107,7 +107,8 @@ def _parse(command: str, hints: Hints, description: str, arguments: Sequence[str
         name = unknown[0].partition("=")[0]
         kind = "unknown option" if name.startswith("-") else "unexpected argument"
         raise UsageError(f"{kind} {name}{nearest(name, _flags(hints)) or f'; see {command} --help'}")
-    return given
+    result: dict[str, Any] = given
+    return result
 
 
 def _dictionary(name: str, hints: Hints) -> Any:

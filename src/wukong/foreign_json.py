@@ -15,7 +15,7 @@ HALF_CHARACTER = "contains half a character (a lone surrogate such as \\ud800), 
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-class _Twice(dict):
+class _Twice(dict[str, Any]):
     """An object with the duplicate key `key`."""
 
     key: str

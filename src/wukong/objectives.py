@@ -119,7 +119,8 @@ def grouped_mean(losses: Tensor, groups: Tensor) -> Tensor:
     _check("groups", groups, 1, torch.int64)
     _check_shape(losses, groups=groups)
     _, inverse, counts = groups.unique(return_inverse=True, return_counts=True)
-    return (losses / counts[inverse]).sum() / len(counts)
+    result: Tensor = (losses / counts[inverse]).sum() / len(counts)
+    return result
 
 
 # ---------------------------------------------------------------------------------------------------------- PPO

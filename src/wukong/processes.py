@@ -123,7 +123,8 @@ def run_on_first(work: Callable[[], T]) -> T:
         with _working_alone():
             result[0] = work()
     _distributed().broadcast_object_list(result)
-    return result[0]
+    value: T = result[0]
+    return value
 
 
 def broadcast(value: T) -> T:

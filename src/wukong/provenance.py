@@ -325,9 +325,10 @@ class StageRun:
             """Whether two values are equal, or paths to the same place or to equal files."""
             if a == b or portable(a, self.run, names) == portable(b, self.run, names):
                 return True
-            return map_paths(a, lambda path: before["inputs"].get(path) or path) == map_paths(
+            result: bool = map_paths(a, lambda path: before["inputs"].get(path) or path) == map_paths(
                 b, lambda path: self.inputs.get(path) or path
             )
+            return result
 
         changed = [k for k in {**old, **new} if k not in WITHOUT_EFFECT and not same(old.get(k), new.get(k))]
         changed = [k for k in changed if not (new.get(k) is None and k in self.usual and old.get(k) == self.usual[k])]

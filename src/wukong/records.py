@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticSerializationError
@@ -34,7 +34,7 @@ class Message(Record):
 
 Messages: TypeAlias = list[Message]
 Seconds: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
-PromptLike: TypeAlias = str | Sequence[Message | dict]
+PromptLike: TypeAlias = str | Sequence[Message | dict[str, Any]]
 
 
 def as_messages(prompt: PromptLike) -> Messages:
@@ -49,7 +49,7 @@ def as_messages(prompt: PromptLike) -> Messages:
     return [_as_message(m, index) for index, m in enumerate(prompt)]
 
 
-def _as_message(value: Message | dict, index: int) -> Message:
+def _as_message(value: Message | dict[str, Any], index: int) -> Message:
     if isinstance(value, Message):
         return value
     try:
@@ -88,7 +88,7 @@ class Prompt(Record):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_id(cls, values: dict) -> dict:
+    def _fill_id(cls, values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(values, dict) and not values.get("id") and values.get("messages"):
             try:
                 messages = as_messages(values["messages"])

@@ -40,7 +40,8 @@ class Stage:
 
     def needs(self, options: Any) -> Sequence[Any]:
         """What must be there before it can start (wukong.require). Raises UsageError for options at odds."""
-        return importlib.import_module(self.module).needs(options)
+        result: Sequence[Any] = importlib.import_module(self.module).needs(options)
+        return result
 
     def check(self, options: StageOptions, planned: Any = None) -> None:
         """Raises UsageError or DataError for whatever would keep it from starting.

@@ -239,7 +239,8 @@ def sb3_ppo(env: ResponseEnv, model: GPT2, **settings: Any) -> Any:
             tokens = observations.long()  # passed as float32, which is exact up to 2^24
             lengths = (tokens != PADDING).sum(1)  # (B,)
             hidden = self.trunk(tokens.clamp(min=0))  # (B, T, C): attention ignores padding on the right
-            return hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]
+            result: Tensor = hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]
+            return result
 
     agent: Any = PPO(
         "MlpPolicy",
@@ -263,7 +264,8 @@ def sb3_ppo(env: ResponseEnv, model: GPT2, **settings: Any) -> Any:
         observation[0, : len(tokens)] = torch.tensor(tokens, dtype=torch.float32)
         with torch.no_grad():
             distribution = agent.policy.get_distribution(observation).distribution
-            return distribution.logits[0].cpu().numpy()  # torch's Categorical normalises them
+            result: np.ndarray = distribution.logits[0].cpu().numpy()  # torch's Categorical normalises them
+            return result
 
     env.policy_logprobs = logprobs
     return agent

@@ -150,4 +150,5 @@ def _number(
         return default
     if type(value) not in ((int,) if whole else (int, float)) or not least <= value <= most or math.isnan(value):
         raise UsageError(f"{file}: {name} is {str(value)[:40]!r}, not a number from {least:g} to {most:g}")
-    return value
+    result: float = value
+    return result

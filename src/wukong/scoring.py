@@ -81,7 +81,8 @@ def response_states(trunk: GPT2, ids: Tensor, predicts: Tensor) -> Tensor:
     steps = torch.arange(1, ids.shape[1], device=ids.device)
     # (B,) What stands behind the last of these positions is not read; of a row without any, one token is.
     lengths = F.pad(predicts * steps, (1, 0), value=1).amax(1)
-    return trunk(ids, lengths=lengths)[:, :-1][predicts]
+    result: Tensor = trunk(ids, lengths=lengths)[:, :-1][predicts]
+    return result
 
 
 def response_logprobs(

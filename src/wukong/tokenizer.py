@@ -121,7 +121,7 @@ class Tokenizer:
             self._continuing = _backend_of({**content, "pre_tokenizer": plain})
             self._continuing.encode_special_tokens = True
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         # The template's process cannot be pickled, and a pickled backend loses `encode_special_tokens`.
         definition = json.loads(self._backend.to_str())
         return _rebuild, (definition, self.roles, self._end_ids, self.template)
@@ -457,7 +457,7 @@ def _backend_of(definition: Mapping[str, Any]) -> Backend:
         raise UsageError(f"the vocabulary and the merges do not match: {reason[:200]}") from None
 
 
-def _rebuild(definition: dict, roles: dict[str, str], end_ids: Sequence[int], template: str) -> Tokenizer:
+def _rebuild(definition: dict[str, Any], roles: dict[str, str], end_ids: Sequence[int], template: str) -> Tokenizer:
     return Tokenizer(definition, roles=roles, end_ids=end_ids, template=template)
 
 

@@ -256,7 +256,8 @@ def _check_parts(file: Path, part: Any, name: str, plural: str, known: Sequence[
             raise UsageError(f"{file}: {name} {brief(found)} is not supported ({', '.join(known)})")
         if one["type"] == "Split" and (problem := _pattern_problem(one.get("pattern"))):
             raise UsageError(f"{file}: {name} Split: {problem}")
-    return parts
+    result: list[dict[str, Any]] = parts
+    return result
 
 
 def _pattern_problem(pattern: Any) -> str | None:

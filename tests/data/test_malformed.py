@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from fuzz import grammar, readers
+from tests.fuzz import grammar, readers
 
 
 def test_malformed_records_are_read_or_refused_in_one_line():

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-from openai_server import Reply, openai_server
 
+from tests.openai_server import Reply, openai_server
 from wukong.errors import RunError, UsageError
 from wukong.feedback.annotators import load_judge
 from wukong.records import as_messages

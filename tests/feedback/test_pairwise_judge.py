@@ -1,8 +1,8 @@
 """A language model as a judge of pairs: its verdicts, what it is asked, and that no reply is paid for twice."""
 
 import pytest
-from openai_server import openai_server
 
+from tests.openai_server import openai_server
 from wukong.errors import RunError
 from wukong.feedback.pairwise_judge import PairwiseJudge, agreed, question, verdict_of
 from wukong.records import as_messages

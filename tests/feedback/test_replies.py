@@ -1,7 +1,6 @@
 """Foreign servers and their replies: failures are one line, passing ones tried again, nothing is paid twice."""
 
 import gzip
-import importlib
 import json
 import os
 import signal
@@ -15,8 +14,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from openai_server import FOREIGN, PASSING, Raw, completion, openai_server, patience
 
+from tests.fuzz import replies as fuzz
+from tests.openai_server import FOREIGN, PASSING, Raw, completion, openai_server, patience
 from wukong import cli
 from wukong.errors import RunError, UsageError
 from wukong.feedback import remote, replies
@@ -384,9 +384,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
 # ------------------------------------------------------------------------------------------------------------ fuzzing
 
 
-def test_mutated_replies_and_exports_are_read_or_refused_in_one_line(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "fuzz")
-    fuzz = importlib.import_module("replies")
+def test_mutated_replies_and_exports_are_read_or_refused_in_one_line():
     outcomes = fuzz.run(1000, 0)
     assert outcomes.total() == 1000
     assert {name.split(": ")[0] for name in outcomes} == {

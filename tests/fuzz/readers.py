@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fuzz import grammar
-
+from tests.fuzz import grammar
 from wukong.data import (
     DataOptions,
     PromptOptions,

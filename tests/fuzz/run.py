@@ -21,8 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS / "serve")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 TARGETS = {
     "readers": "refused by detection",
@@ -51,7 +50,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    target = importlib.import_module(f"fuzz.{options.target}")
+    target = importlib.import_module(f"tests.fuzz.{options.target}")
     began, idle = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     by: dict[str, dict[str, Counter[str]]] = {"format": {}, "mutation": {}, "reader": {}}
     total: Counter[str] = Counter()

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fuzz.replies import KINDS, mutated
-from serving import CONTEXT, served
 
+from tests.fuzz.replies import KINDS, mutated
+from tests.serve.serving import CONTEXT, served
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.hub import save_policy
 from wukong.serve.app import Access

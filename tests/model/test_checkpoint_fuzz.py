@@ -1,11 +1,6 @@
 """A seeded handful of malformed checkpoints; `tests/fuzz/checkpoints.py` runs as many as one likes."""
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fuzz"))
-
-import checkpoints
+from tests.fuzz import checkpoints
 
 
 def test_malformed_checkpoints_load_or_are_refused_in_one_line():

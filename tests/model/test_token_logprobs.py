@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from reference import losses as reference
 from torch import Tensor
 
+from tests.reference import losses as reference
 from wukong.model import logprobs as module
 from wukong.model.logprobs import token_logprobs
 

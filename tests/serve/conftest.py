@@ -8,9 +8,9 @@ from pathlib import Path
 import openai
 import pytest
 import torch
-from serving import CONTEXT, served
 
 import wukong
+from tests.serve.serving import CONTEXT, served
 from wukong.api import Policy
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.hub import save_policy

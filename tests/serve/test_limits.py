@@ -8,9 +8,9 @@ import time
 
 import httpx
 import pytest
-from fuzz import server
-from serving import served, until, value
 
+from tests.fuzz import server
+from tests.serve.serving import served, until, value
 from wukong.chat import named_sources
 from wukong.errors import UsageError
 from wukong.serve import connections

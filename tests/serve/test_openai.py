@@ -5,8 +5,8 @@ import asyncio
 import openai
 import pytest
 import torch
-from serving import CONTEXT, value
 
+from tests.serve.serving import CONTEXT, value
 from wukong.rollout import generate
 from wukong.seeds import derived_seed
 

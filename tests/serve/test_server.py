@@ -12,8 +12,8 @@ import threading
 import httpx
 import openai
 import pytest
-from serving import served, until, value
 
+from tests.serve.serving import served, until, value
 from wukong.errors import UsageError
 from wukong.serve.app import Access
 from wukong.serve.command import ServeOptions, checked_key, run

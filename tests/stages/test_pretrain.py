@@ -9,9 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from reference.losses import log_softmax
-from tiny_data import FAST, curves, die_before, made_files, stop_after, tokenised, written
 
+from tests.reference.losses import log_softmax
+from tests.stages.tiny_data import FAST, curves, die_before, made_files, stop_after, tokenised, written
 from wukong.data.shards import TokenShards
 from wukong.errors import RunError, UsageError
 from wukong.files import write_json

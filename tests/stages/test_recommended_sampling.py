@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_data import FAST, demonstrations, tokenised, write_jsonl
 
 import wukong
+from tests.stages.tiny_data import FAST, demonstrations, tokenised, write_jsonl
 from wukong import chat
 from wukong.errors import UsageError
 from wukong.files import read_json

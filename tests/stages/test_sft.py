@@ -6,9 +6,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from reference.losses import log_softmax
-from tiny_data import FAST, curves, demonstrations, die_before, made_files, stop_after, tokenised, write_jsonl, written
 
+from tests.reference.losses import log_softmax
+from tests.stages.tiny_data import (
+    FAST,
+    curves,
+    demonstrations,
+    die_before,
+    made_files,
+    stop_after,
+    tokenised,
+    write_jsonl,
+    written,
+)
 from wukong.data.batches import Example, epoch_batch
 from wukong.data.split import split_by_prompt
 from wukong.data.summary import ReadSummary

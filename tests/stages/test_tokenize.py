@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from tiny_data import demonstrations, documents, write_jsonl, written
 
+from tests.stages.tiny_data import demonstrations, documents, write_jsonl, written
 from wukong.data.shards import TokenShards
 from wukong.errors import DataError, UsageError
 from wukong.stages.tokenize import TokenizeOptions, run

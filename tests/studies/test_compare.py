@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from openai_server import openai_server
 
+from tests.openai_server import openai_server
 from wukong import cli
 from wukong.errors import DataError, UsageError
 from wukong.records import Comparison, Prompt, Ranking, Response, as_messages, prompt_id, write_records

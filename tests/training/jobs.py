@@ -74,9 +74,9 @@ class Jobs:
 
     def __init__(self) -> None:
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["warm_processes"])
+        self.context.set_forkserver_preload(["tests.training.warm_processes"])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+            patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
             forkserver.ensure_running()
 
     def run(

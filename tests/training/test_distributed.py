@@ -13,12 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from jobs import SECONDS, Jobs, run_programs
 from safetensors.torch import load_file
 
-sys.path.append(str(Path(__file__).parents[1] / "stages"))
-from tiny_data import FOODS, tokenised, write_jsonl
-
+from tests.stages.tiny_data import FOODS, tokenised, write_jsonl
+from tests.training.jobs import SECONDS, Jobs, run_programs
 from wukong.runner import run as run_recipe
 from wukong.training.checkpoint import list_checkpoints
 from wukong.training.metrics import read_json_lines, read_metrics

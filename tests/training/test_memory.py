@@ -14,9 +14,7 @@ import torch
 from torch.distributed import TCPStore
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.append(str(Path(__file__).parents[1] / "stages"))
-from tiny_data import write_jsonl
-
+from tests.stages.tiny_data import write_jsonl
 from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import save_policy, save_reward

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_run import ToyOptions, make_modules, path, slowly, toy_run
 
+from tests.training.toy_run import ToyOptions, make_modules, path, slowly, toy_run
 from wukong.errors import RunError, UsageError
 from wukong.files import fingerprint
 from wukong.training.checkpoint import list_checkpoints, load_latest, prune_checkpoints, save_checkpoint
@@ -117,9 +117,9 @@ def test_a_session_runs_in_a_thread_too(tmp_path, uninterrupted):
 def start():
     """Starts toy_run(options) in a process of its own, forked from one that has torch ready."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["warm_toy"])
+    context.set_forkserver_preload(["tests.training.warm_toy"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
         forkserver.ensure_running()
 
     def run(options: ToyOptions):

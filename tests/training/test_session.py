@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from toy_run import ToyOptions, make_modules, toy_run
 
+from tests.training.toy_run import ToyOptions, make_modules, toy_run
 from wukong.errors import RunError
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.seeds import derived_seed, permutation

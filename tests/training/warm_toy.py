@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from toy_run import ToyOptions, toy_run
+from tests.training.toy_run import ToyOptions, toy_run
 
 with tempfile.TemporaryDirectory() as directory:
     toy_run(ToyOptions(out=Path(directory), steps=1))

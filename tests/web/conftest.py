@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from fastapi.testclient import TestClient
 from playwright.sync_api import Browser, sync_playwright
-from studio_forms import csrf_of
 
+from tests.web.studio_forms import csrf_of
 from wukong.feedback.store.database import Store
 from wukong.feedback.store.people import invite
 from wukong.feedback.store.tasks import TaskDraft, add_tasks, create_project

@@ -6,8 +6,8 @@ import time
 import pytest
 import sqlalchemy as sa
 from fastapi.routing import APIRoute
-from studio_forms import csrf_of
 
+from tests.web.studio_forms import csrf_of
 from wukong.feedback.store.people import invite
 from wukong.feedback.store.tables import Annotator, Assignment, Invitation, Label, Project, Task
 from wukong.web.access import LARGEST_BODY

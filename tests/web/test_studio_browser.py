@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from browsers import PATIENCE, newcomer
 from playwright.sync_api import Page, expect
-from running_studio import RunningStudio
 
+from tests.web.browsers import PATIENCE, newcomer
+from tests.web.running_studio import RunningStudio
 from wukong.feedback.store.database import Store
 from wukong.feedback.store.tables import Annotator, Label
 from wukong.files import read_json

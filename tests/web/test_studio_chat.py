@@ -7,9 +7,9 @@ import time
 import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
-from talkative import CONTEXT, save_models
 
 import wukong
+from tests.web.talkative import CONTEXT, save_models
 from wukong.data.comparisons import read_comparisons
 from wukong.errors import RunError, UsageError
 from wukong.feedback.store import chats

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from browsers import PATIENCE, newcomer
 from playwright.sync_api import Page, expect
-from running_studio import RunningStudio
-from talkative import save_models
 
+from tests.web.browsers import PATIENCE, newcomer
+from tests.web.running_studio import RunningStudio
+from tests.web.talkative import save_models
 from wukong.data.comparisons import read_comparisons
 from wukong.feedback.store.database import Store
 from wukong.feedback.store.tables import Assignment, Label, VoteRow

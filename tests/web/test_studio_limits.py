@@ -13,10 +13,10 @@ import pytest
 import sqlalchemy as sa
 import uvicorn
 from fastapi.testclient import TestClient
-from studio_forms import csrf_of
-from test_studio_access import routes
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from tests.web.studio_forms import csrf_of
+from tests.web.test_studio_access import routes
 from wukong.feedback.store.people import invite
 from wukong.feedback.store.tables import Annotator, Label
 from wukong.serve.connections import http_protocol

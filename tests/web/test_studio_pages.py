@@ -20,9 +20,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import sqlalchemy as sa
-from studio_forms import csrf_of
 
 import wukong
+from tests.web.studio_forms import csrf_of
 from wukong.data.comparisons import read_comparisons
 from wukong.errors import DataError, Text, UsageError, WukongError
 from wukong.feedback.store import importing

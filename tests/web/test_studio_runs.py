@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from wukong.places import read_recipe
 from wukong.training.metric_definitions import METRICS
 from wukong.web.language import chinese, translate
 from wukong.web.runs import processes
+from wukong.web.runs.events import last_event
 from wukong.web.runs.processes import RunProcess
 from wukong.web.runs.states import overview, step_or_404
 from wukong.web.runs.tails import Tail, Watch, curves, json_lines
@@ -237,6 +239,33 @@ def test_a_failure_is_told_in_both_languages(run, root):
     assert states(run)["pretrain"] == "done"
 
 
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """The first two steps of the test recipe, run by the command itself."""
+    directory = tmp_path_factory.mktemp("runs") / "real"
+    command = [sys.executable, "-m", "wukong", "run", "test", "--run-dir", str(directory), "--until", "tokenize"]
+    subprocess.run(command, check=True, capture_output=True)
+    return directory
+
+
+def test_what_the_command_writes_is_what_the_studio_reads(real):
+    last = last_event(real)
+    assert last is not None
+    assert (last.event, last.step, last.error) == ("finished", "tokenize", None)
+    assert states(real) | {"kitchen": "done", "tokenize": "done", "pretrain": "waiting"} == states(real)
+
+
+def test_a_failure_of_the_command_is_shown_in_the_words_that_it_printed(real, tmp_path):
+    run = shutil.copytree(real, tmp_path / "failed")
+    (run / "data" / "instructions.jsonl").write_text("{}\n")
+    command = [sys.executable, "-m", "wukong", "run", str(run / "recipe.yaml"), "--until", "pretrain"]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, env={**os.environ, "NO_COLOR": "1"})
+    assert ended.returncode == 2
+    (failed,) = [step for step in overview(run).steps if step.state == "failed"]
+    assert "".join(str(failed.problem).split()) in "".join(ended.stderr.split())
+    assert translate("zh", failed.problem).startswith("步骤 kitchen：")
+
+
 def test_an_error_of_a_bad_record_keeps_its_parts(run):
     error = DataError("unknown flag {flag!r}", file="a.jsonl", line=3, field="x", hint="remove it", flag="{y}")
     write_events(run, {"event": "failed", "message": str(error), **error.text.as_json()})
@@ -393,7 +422,7 @@ def test_a_step_that_fails_says_why(run, root, monkeypatch):
     wait_until(lambda: not processes.is_running(run))
     (failed,) = [step for step in overview(run).steps if step.state == "failed"]
     assert failed.name == "pretrain"
-    assert failed.problem  # the recipe of the fixture lacks options that are required
+    assert "recipe.yaml" in str(failed.problem)  # the recipe of the fixture lacks options that are required
     log = (run / "run.log").read_text()
     assert " Root: wukong run " in log
     assert "Traceback" not in log

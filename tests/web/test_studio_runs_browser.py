@@ -3,11 +3,11 @@
 import time
 
 import pytest
-from browsers import PATIENCE, newcomer
 from playwright.sync_api import Page, expect
-from running_studio import RunningStudio
 
 import wukong
+from tests.web.browsers import PATIENCE, newcomer
+from tests.web.running_studio import RunningStudio
 from wukong.web.runs.processes import is_running, process_of, stop
 
 STEP = "+(document.querySelector('#last-step')?.innerText ?? '').replace(/\\D/g, '')"

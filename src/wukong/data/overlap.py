@@ -224,7 +224,8 @@ def _trained_on(record: Record, source: str) -> Sequence[Conversation | Preferen
         records = split_by_prompt(records, held_out, seed)[0]
     if options.get("half", "both") != "both":
         records = halves(records, seed)[options["half"] == "second"]
-    return records
+    result: Sequence[Conversation | Preference | Prompt] = records
+    return result
 
 
 def _compare(record: Record, source: str, found: _Found) -> None:

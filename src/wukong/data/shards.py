@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,10 +27,10 @@ SHARD_TOKENS = 1 << 26
 
 def write_shards(
     directory: Path, documents: Iterable[str], tokenizer: Tokenizer, shard_tokens: int = SHARD_TOKENS
-) -> dict:
+) -> dict[str, Any]:
     """Tokenises the documents, on all cores, into `directory`, atomically. Returns the manifest."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-    manifest: dict = {
+    manifest: dict[str, Any] = {
         "dtype": dtype.name,
         "vocab_size": tokenizer.vocab_size,
         "tokenizer": tokenizer.fingerprint,
@@ -54,7 +55,7 @@ def write_shards(
     return manifest
 
 
-def _encoded(documents: Iterable[str], tokenizer: Tokenizer, manifest: dict) -> Iterator[list[int]]:
+def _encoded(documents: Iterable[str], tokenizer: Tokenizer, manifest: dict[str, Any]) -> Iterator[list[int]]:
     iterator = iter(documents)
     while batch := list(islice(iterator, BATCH_DOCUMENTS)):
         encoded = tokenizer.encode_batch(batch)
@@ -64,7 +65,7 @@ def _encoded(documents: Iterable[str], tokenizer: Tokenizer, manifest: dict) -> 
             yield [*ids, tokenizer.eos_id]
 
 
-def read_manifest(directory: Path) -> dict:
+def read_manifest(directory: Path) -> dict[str, Any]:
     """Raises DataError for an invalid manifest."""
     path = directory / "manifest.json"
     manifest = read_json(path)
@@ -85,14 +86,15 @@ def read_manifest(directory: Path) -> dict:
     )
     if not sound:
         raise DataError("not the manifest of token shards, or a damaged one; run 'wukong tokenize' again", file=path)
-    return manifest
+    result: dict[str, Any] = manifest
+    return result
 
 
 @dataclass
 class TokenShards:
     """An open directory of shards, read as one long sequence of tokens."""
 
-    manifest: dict
+    manifest: dict[str, Any]
     arrays: list[np.ndarray]
     starts: np.ndarray  # (number of shards + 1,) where each shard begins in the sequence
     _order: tuple[tuple[int, int, int], np.ndarray] | None = None  # the shuffled contexts of the epoch
@@ -122,7 +124,8 @@ class TokenShards:
 
     @property
     def bytes_per_token(self) -> float:
-        return self.manifest["bytes"] / self.manifest["tokens"]
+        result: float = self.manifest["bytes"] / self.manifest["tokens"]
+        return result
 
     def batch(self, step: int, rows: int, context: int, seed: int) -> torch.Tensor:
         """(rows, context + 1) int64: the contexts of a step, a function of the step number.

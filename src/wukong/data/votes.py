@@ -69,7 +69,9 @@ def _is_judged(r: Fields) -> bool:
     ) and any(verdict_in(r, name) is not None for name in VERDICTS)
 
 
-def _votes(name: str, example: Fields, needs: dict[str, Any], convert: Any, uses: frozenset[str] = SYSTEM) -> Format:
+def _votes(
+    name: str, example: Fields, needs: dict[str, Any], convert: Any, uses: frozenset[str] = SYSTEM
+) -> Format[Preference]:
     return Format(
         name,
         example=example,

@@ -78,7 +78,8 @@ def _imported(name: str) -> ScoreFunction:
         raise UsageError(f"{name}: importing {module_name} raised {type(error).__name__}: {error}") from error
     if not callable(function):
         raise UsageError(f"{name}: is {type(function).__name__}, expected a function")
-    return function
+    result: ScoreFunction = function
+    return result
 
 
 def _function(name: str) -> Judge:

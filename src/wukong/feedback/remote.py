@@ -239,7 +239,8 @@ class Remote:
 
 def _back_off(attempt: int) -> float:
     """Seconds: doubled each time, with jitter between threads."""
-    return min(FIRST_DELAY * 2 ** (attempt - 1), LONGEST_DELAY) * random.uniform(0.75, 1)
+    result: float = min(FIRST_DELAY * 2 ** (attempt - 1), LONGEST_DELAY) * random.uniform(0.75, 1)
+    return result
 
 
 def _retry_after(response: httpx.Response) -> float | None:

@@ -34,4 +34,5 @@ def pair_uncertainty(scores: Sequence[Sequence[float]]) -> float:
 def _entropy(p: np.ndarray) -> np.ndarray:
     """The entropy of a Bernoulli variable with probability p, in bits."""
     p = np.clip(p, 1e-15, 1 - 1e-15)
-    return -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
+    result: np.ndarray = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
+    return result

@@ -7,6 +7,8 @@ Out: corpus.jsonl, instructions.jsonl, prompts-train.jsonl and prompts-test.json
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from wukong.kitchen.world import write_world
@@ -21,7 +23,7 @@ class KitchenOptions(StageOptions):
     """Size of the pretraining corpus."""
 
 
-def needs(options: KitchenOptions) -> list:
+def needs(options: KitchenOptions) -> list[Any]:
     """Nothing."""
     return []
 

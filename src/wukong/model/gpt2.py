@@ -71,7 +71,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, layer: int, context: AttentionContext) -> Tensor:
         x = x + self.attn(self.ln_1(x), layer, context)
-        return x + self.mlp(self.ln_2(x))
+        result: Tensor = x + self.mlp(self.ln_2(x))
+        return result
 
 
 class GPT2(nn.Module):

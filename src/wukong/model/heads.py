@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from wukong.model.config import GPT2Config
 from wukong.model.gpt2 import GPT2
 
 HeadKind = Literal["linear", "mlp"]
@@ -36,7 +37,7 @@ class ScalarModel(nn.Module):
         self.hidden = nn.Sequential(nn.Linear(width, width), nn.ReLU()) if head == "mlp" else nn.Identity()
 
     @property
-    def config(self):
+    def config(self) -> GPT2Config:
         return self.trunk.config
 
     def token_scores(self, input_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -46,7 +47,8 @@ class ScalarModel(nn.Module):
     def read(self, states: Tensor) -> Tensor:
         """A score for each of the trunk's hidden states: (..., C) -> (...) float32, computed in float32."""
         with torch.autocast(states.device.type, enabled=False):
-            return self.score(self.hidden(states.float())).squeeze(-1)
+            result: Tensor = self.score(self.hidden(states.float())).squeeze(-1)
+            return result
 
     def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
         """The reward of each row: (B, T) int64, right-padded, and (B,) lengths -> (B,) float32."""
@@ -76,4 +78,5 @@ class ValueHead(nn.Module):
     def read(self, states: Tensor) -> Tensor:
         """(N, C) -> (N,) float32, computed in float32."""
         with torch.autocast(states.device.type, enabled=False):
-            return self.score(states.float()).squeeze(-1)
+            result: Tensor = self.score(states.float()).squeeze(-1)
+            return result

@@ -20,7 +20,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -140,7 +140,8 @@ def gelu(x: Tensor) -> Tensor:
     """
     ours = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling()
     if ours and (kernels := library()):
-        return _GELU.apply(x, kernels)
+        result: Tensor = cast(Any, _GELU).apply(x, kernels)
+        return result
     return F.gelu(x, approximate="tanh")
 
 

@@ -10,7 +10,7 @@ Shape legend: N positions (any flattened set), C channels, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,8 @@ def centred(weight: Tensor, dtype: torch.dtype) -> Tensor:
     if version != weight._version or copy.dtype != dtype:
         copy = _centred(weight, dtype)
         _kept[weight] = weight._version, copy
-    return copy
+    result: Tensor = copy
+    return result
 
 
 def _centred(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -155,4 +156,7 @@ def token_logprobs(
     if temperature != 1:  # logits of h / T are those of h, divided by T, and h is the smaller
         hidden = hidden / temperature
     with torch.autocast(device, enabled=False):
-        return _TokenLogprobs.apply(hidden, weight, targets, with_entropy, dtype, keep)
+        result: tuple[Tensor, Tensor] = cast(Any, _TokenLogprobs).apply(
+            hidden, weight, targets, with_entropy, dtype, keep
+        )
+        return result

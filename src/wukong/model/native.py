@@ -93,7 +93,8 @@ class NativeBlock(nn.Module):
     def forward(self, x: Tensor, layer: int, context: AttentionContext) -> Tensor:
         cache = context.cache
         if cache is None or not cache.longest:
-            return self.block(x, layer, context)
+            result: Tensor = self.block(x, layer, context)
+            return result
         keys, values = cache.keys[layer], cache.values[layer]
         if keys.dtype != self.panels[0].panels.dtype:
             raise ValueError(f"the cache is {keys.dtype}: create it with this model's empty_cache")

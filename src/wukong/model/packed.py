@@ -12,7 +12,7 @@ Shape legend: B batch, T time, C channels, V vocabulary.
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,9 +53,9 @@ class PackedLinear:
 
     def __call__(self, x: Tensor, *, residual: Tensor | None = None, gelu: bool = False) -> Tensor:
         if residual is not None:
-            return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
+            return cast(Tensor, torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add"))
         name, algorithm = ("gelu", "tanh") if gelu else ("none", "")
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], algorithm)
+        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], algorithm))
 
 
 class PackedBlock(nn.Module):

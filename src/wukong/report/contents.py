@@ -38,11 +38,13 @@ class StepResult:
 
     @property
     def results(self) -> dict[str, Any]:
-        return self.record["results"]
+        result: dict[str, Any] = self.record["results"]
+        return result
 
     @property
     def options(self) -> dict[str, Any]:
-        return self.record["options"]
+        result: dict[str, Any] = self.record["options"]
+        return result
 
     @property
     def seconds(self) -> float | None:

@@ -489,11 +489,13 @@ def length_controlled(outcome: np.ndarray, lengths: np.ndarray) -> float | None:
         return float(np.mean(np.logaddexp(0, z) - outcome * z))
 
     def gradient(w: np.ndarray) -> np.ndarray:
-        return design.T @ (expit(design @ w) - outcome) / len(x)
+        result: np.ndarray = design.T @ (expit(design @ w) - outcome) / len(x)
+        return result
 
     def hessian(w: np.ndarray) -> np.ndarray:
         p = expit(design @ w)
-        return (design.T * (p * (1 - p))) @ design / len(x)
+        result: np.ndarray = (design.T * (p * (1 - p))) @ design / len(x)
+        return result
 
     from scipy.optimize import minimize  # here: it takes half a second of every `wukong run` otherwise
     from scipy.special import expit

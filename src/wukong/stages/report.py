@@ -12,6 +12,7 @@ going on, and says of what is missing that it was not run.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -36,7 +37,7 @@ class ReportOptions(StageOptions):
     """Prompts shown with every model's answer, the pinned ones included; the others are drawn by --seed."""
 
 
-def needs(options: ReportOptions) -> list:
+def needs(options: ReportOptions) -> list[Any]:
     """Nothing: of a run that has hardly begun it says so. Raises UsageError where it would write over anything else."""
     if options.out.is_dir():
         raise UsageError(f"{options.out}: is a directory, --out is the HTML file")

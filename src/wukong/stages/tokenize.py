@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -108,7 +109,7 @@ def run(options: TokenizeOptions) -> None:
     )
 
 
-def _made(out: Path, manifests: dict[str, dict]) -> list[Path]:
+def _made(out: Path, manifests: dict[str, dict[str, Any]]) -> list[Path]:
     """The tokenizer's files and the shards."""
     names = [name for name in TOKENIZER_FILES if (out / name).is_file()]
     for side, manifest in manifests.items():

@@ -228,7 +228,8 @@ def form_of(fit: dict[str, Any] | None, runs: list[dict[str, Any]], kind: Form) 
         return []
     reach = max(max(0.0, point["kl"]) for one in runs for point in one["points"])
     d = np.linspace(0, reach**0.5, 60)
-    return np.stack([d, curve(d, fit["alpha"], fit["beta"], kind)], 1).tolist()
+    result: list[list[float]] = np.stack([d, curve(d, fit["alpha"], fit["beta"], kind)], 1).tolist()
+    return result
 
 
 def _point(one: Measurements, start: Measurements) -> dict[str, Any]:

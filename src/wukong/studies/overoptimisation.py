@@ -43,7 +43,8 @@ def best_of_n_weights(ranks: np.ndarray, n: int) -> np.ndarray:
     if not 1 <= n <= size:
         raise ValueError(f"the best of {n} of {size} answers")
     by_rank = np.array([math.comb(rank, n - 1) for rank in range(size)], dtype=float) / math.comb(size, n)
-    return by_rank[ranks]
+    result: np.ndarray = by_rank[ranks]
+    return result
 
 
 def _basis(d: np.ndarray, form: Form) -> np.ndarray:
@@ -63,7 +64,8 @@ def fitted(d: np.ndarray, gain: np.ndarray, form: Form) -> tuple[float, float]:
 
 def curve(d: np.ndarray, alpha: float, beta: float, form: Form) -> np.ndarray:
     """R(d) of the form."""
-    return _basis(np.asarray(d, dtype=float), form) @ np.array([alpha, beta])
+    result: np.ndarray = _basis(np.asarray(d, dtype=float), form) @ np.array([alpha, beta])
+    return result
 
 
 def peak(alpha: float, beta: float, form: Form) -> float:

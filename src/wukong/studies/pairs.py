@@ -81,7 +81,8 @@ def proportion(values: np.ndarray, prompts: Sequence[str]) -> dict[str, Any]:
 
 def right(margins: np.ndarray) -> np.ndarray:
     """1 if the preferred answer scores higher, 1/2 for equal scores, else 0."""
-    return (np.sign(margins) + 1) / 2
+    result: np.ndarray = (np.sign(margins) + 1) / 2
+    return result
 
 
 LENGTH_BINS = (

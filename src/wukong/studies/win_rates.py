@@ -54,7 +54,8 @@ def ratings(names: Sequence[str], outcomes: Outcomes, seed: int, draws: int = 30
 
     def fitted(total: np.ndarray) -> np.ndarray:
         strengths = choix.ilsr_pairwise_dense(total + prior)  # log s, (K,)
-        return 1000 + 400 / math.log(10) * (strengths - strengths.mean())
+        result: np.ndarray = 1000 + 400 / math.log(10) * (strengths - strengths.mean())
+        return result
 
     whole = fitted(wins.sum(0))
     generator = np.random.Generator(np.random.Philox(derived_seed(seed, "ratings")))

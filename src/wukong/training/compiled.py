@@ -89,7 +89,8 @@ def _pays(compute: Compute, model: GPT2, loss: Loss, ids: Tensor, passes: int) -
     seconds = read_json(file)
     faster = seconds["compiled"] < seconds["eager"]
     say(f"a pass takes {seconds['eager']:.3g} s, compiled {seconds['compiled']:.3g} s ({file})")
-    return faster
+    result: bool = faster
+    return result
 
 
 def _pass(model: GPT2, loss: Loss, ids: Tensor, compute: Compute) -> None:

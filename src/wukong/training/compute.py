@@ -25,7 +25,7 @@ class Compute:
     device: torch.device
     dtype: torch.dtype
 
-    def autocast(self) -> contextlib.AbstractContextManager:
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
@@ -73,7 +73,8 @@ def _bfloat16_pays(device: str) -> bool:
     margin."""
     if device.startswith("cuda"):
         with torch.cuda.device(device):
-            return torch.cuda.is_bf16_supported(including_emulation=False)
+            result: bool = torch.cuda.is_bf16_supported(including_emulation=False)
+            return result
     return device == "cpu" and _seconds(torch.bfloat16) < 0.7 * _seconds(torch.float32)
 
 

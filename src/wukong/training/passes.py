@@ -50,7 +50,8 @@ class Usual(Passes):
     def lr_at(self, width: int) -> float:
         """What little data are learnt with."""
         place = math.log(min(max(width, SMALL_WIDTH), GPT2_WIDTH) / SMALL_WIDTH) / math.log(GPT2_WIDTH / SMALL_WIDTH)
-        return self.small_lr ** (1 - place) * self.lr**place
+        result: float = self.small_lr ** (1 - place) * self.lr**place
+        return result
 
     def passes(
         self, records: int, width: int, epochs: float | None, batch_size: int | None, lr: float | None

@@ -227,7 +227,8 @@ class Session:
         )
         if tokens < limit:
             say(f"{title}: micro-batches of {tokens:,} tokens, {limit:,} would not fit")
-        return tokens
+        result: int = tokens
+        return result
 
     # -------------------------------------------------------------------------------------------- the loop
 
@@ -238,7 +239,9 @@ class Session:
         self.bar.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self.bar.__exit__(kind, error, trace)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference import losses as reference
-from reference.losses import log_softmax
-from tiny_data import FAST, curves, made_files, stop_after
 
+from tests.reference import losses as reference
+from tests.reference.losses import log_softmax
+from tests.stages.tiny_data import FAST, curves, made_files, stop_after
 from wukong.data.answers import tokenised_answers
 from wukong.data.summary import ReadSummary
 from wukong.errors import DataError, UsageError

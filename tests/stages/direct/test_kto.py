@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference import losses as reference
-from tiny_data import FAST, curves, made_files, stop_after
 
+from tests.reference import losses as reference
+from tests.stages.tiny_data import FAST, curves, made_files, stop_after
 from wukong.data.summary import ReadSummary
 from wukong.errors import DataError, UsageError
 from wukong.model.hub import load_policy

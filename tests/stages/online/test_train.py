@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from openai_server import Raw, openai_server
-from reference import losses as reference
-from tiny_data import stop_after
 
+from tests.openai_server import Raw, openai_server
+from tests.reference import losses as reference
+from tests.stages.tiny_data import stop_after
 from wukong.cli import main
 from wukong.errors import RunError, UsageError
 from wukong.files import fingerprint

@@ -152,7 +152,9 @@ def _responses(source: str, options: DataOptions) -> Iterator[Response]:
             yield response
 
 
-def tasks_of(items: Iterable[AnswerSet], kind: Kind | None = None, labels: Labels = "none") -> tuple[Kind, list[dict]]:
+def tasks_of(
+    items: Iterable[AnswerSet], kind: Kind | None = None, labels: Labels = "none"
+) -> tuple[Kind, list[dict[str, Any]]]:
     """Label Studio's tasks.
 
     Args:

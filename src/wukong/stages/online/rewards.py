@@ -156,8 +156,8 @@ def combined(scores: np.ndarray, by: Literal["mean", "min", "mean-std"], uncerta
     """One reward out of several reward models': (models, B) -> (B,). Coste et al. 2023 (arXiv 2310.02743) compare
     the three: mean, worst case, and the mean less the price of their (biased) standard deviation."""
     if by == "min":
-        return scores.min(0)
-    return scores.mean(0) - (uncertainty_coef * scores.std(0) if by == "mean-std" else 0)
+        return np.asarray(scores.min(0))
+    return np.asarray(scores.mean(0) - (uncertainty_coef * scores.std(0) if by == "mean-std" else 0))
 
 
 def load_rewards(

@@ -21,6 +21,7 @@ from wukong.errors import UsageError, WukongError
 from wukong.feedback.store import chats
 from wukong.feedback.store.database import Store
 from wukong.feedback.store.tables import Annotator, Assignment
+from wukong.feedback.store.tasks import add_response
 from wukong.records import as_messages
 from wukong.serve.events import EventStream, event
 from wukong.web.access import CHANGE, Person
@@ -85,7 +86,7 @@ async def battle(request: Request, body: Challenge, studio: Studio, person: Pers
         order = sorted((0, 1), key=lambda place: names[place])  # index in the task -> place: a pair has one order
         with studio.store.write() as session:
             responses = [
-                chats.add_response(
+                add_response(
                     session, writing.response(body.client_id, place, messages, drawings[place], "studio:arena")
                 )
                 for place in order

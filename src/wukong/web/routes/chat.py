@@ -25,8 +25,8 @@ from wukong.feedback.store import chats
 from wukong.feedback.store.database import Store
 from wukong.feedback.store.exchange import export_votes
 from wukong.feedback.store.labels import LONGEST_COMMENT, ConflictError
-from wukong.feedback.store.tables import Annotator
-from wukong.records import as_messages
+from wukong.feedback.store.tables import Annotator, ChatTurn
+from wukong.records import Messages, as_messages
 from wukong.serve.events import EventStream, event
 from wukong.web.access import CHANGE, Admin, Person
 from wukong.web.inputs import Id, Name, WithClientId, in_turn, writes
@@ -157,20 +157,20 @@ async def answer(
     return EventStream(events(), at_end)
 
 
-def _conversation(store: Store, person: Annotator, conversation: str, body: Asked) -> chats.Messages:
+def _conversation(store: Store, person: Annotator, conversation: str, body: Asked) -> Messages:
     """What is to be answered, to its last message, with every reason to refuse it: nothing is written here."""
     with store.read() as session:
         chats.check_pair(session, person, body.client_id, body.against, body.parent)
         if body.content is not None:
             chats.check_message(session, person, conversation, body.parent, body.content)
-            before = [] if body.parent is None else chats.history(session, session.get_one(chats.ChatTurn, body.parent))
+            before = [] if body.parent is None else chats.history(session, session.get_one(ChatTurn, body.parent))
             return [*before, *as_messages(body.content)]
         if body.parent is not None:
             return chats.history(session, chats.question(session, person, conversation, body.parent))
     raise ConflictError("there is nothing to answer")
 
 
-def _asked(store: Store, person: Annotator, conversation: str, body: Asked) -> chats.ChatTurn:
+def _asked(store: Store, person: Annotator, conversation: str, body: Asked) -> ChatTurn:
     """The message to be answered, kept when it is new."""
     with store.write() as session:
         if body.content is None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from wukong.errors import RunError, Text, WukongError
+from wukong.places import EVENTS
 
-EVENTS = "events.jsonl"
 READ_BYTES = 1 << 18
 """So much of the end is read. An event is far shorter, whatever error it tells of."""
 WORKING = ("started", "progress")

@@ -5,8 +5,8 @@ from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from openai_server import PASSING, Raw, answer, patience, served
 
+from tests.openai_server import PASSING, Raw, answer, patience, served
 from wukong import cli
 from wukong.errors import UsageError
 from wukong.feedback import remote

@@ -14,8 +14,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from environments import environment
 
+from tests.environments import environment
 from wukong.data import read_comparisons
 from wukong.data.sources import open_rows
 from wukong.errors import DataError, UsageError
@@ -27,7 +27,7 @@ from wukong.records import Comparison, Message, Ranking, read_records, write_rec
 VERSION = "1.23.2"
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
 PERSON = "ann@example.org"
-SHARED = Path(os.environ.get("WUKONG_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data"
+SHARED = Path(os.environ.get("WUKONG_SHARED", Path(__file__).resolve().parents[4] / "shared")) / "data"
 
 pytestmark = pytest.mark.interop
 
