@@ -171,9 +171,7 @@ def picture(context: BrowserContext, url: str, path: Path, waits: str) -> None:
 def main() -> None:
     parser = new_parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/pictures/studio"))
-    parser.add_argument(
-        "--only", nargs="*", default=[], help="pages such as chat, or pictures such as chat-light; default: all"
-    )
+    parser.add_argument("--only", nargs="*", default=[], help="pages (chat) or pictures (chat-light); default: all")
     given = parser.parse_args()
     out = given.out.resolve()
     find_chromium()  # before two minutes of work
