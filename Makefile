@@ -7,6 +7,7 @@
 #   make lint     style and types
 #   make bench    our speed beside that of transformers and TRL, written to docs/results/benchmarks-cpu.md
 #   make docs     the pages that are written from the code
+#   make dist     wheel and sdist, in dist/
 #   make site     the documentation as a site, in site/; a dead link or a page that is not in the navigation fails
 #   make screenshots  the pictures of the studio that are in the docs, taken again (needs Chromium)
 #
@@ -21,7 +22,7 @@ INSTALLED := .venv/.installed
 DOCS_INSTALLED := .venv/.installed-docs
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: run test test-interop lint format bench docs site screenshots clean
+.PHONY: run test test-interop lint format bench docs site dist screenshots clean
 
 run: $(INSTALLED)
 	$(BIN)/wukong run kitchen $(ARGS)
@@ -53,6 +54,11 @@ docs: $(INSTALLED)
 site: $(DOCS_INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@! grep -rnoE --include='*.html' '<(script|link|img|iframe)[^>]* (src|href)="?(https?:)?//[^" >]+\.(js|css|woff2?|png|svg|json)' site
+
+dist: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet twine
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
 
 screenshots: $(INSTALLED)
 	$(BIN)/python benchmarks/studio/screenshots.py --only $(basename $(notdir $(wildcard docs/pictures/studio/*.png)))
