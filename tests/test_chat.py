@@ -451,7 +451,7 @@ def test_a_path_may_hold_an_equals_sign(tmp_path):
 
 @pytest.mark.parametrize("specs", [["a/p", "a/p"], ["=a"], ["x="]])
 def test_names_must_differ(specs):
-    with pytest.raises(UsageError, match="needs a name of its own"):
+    with pytest.raises(UsageError, match="needs a name, as in NAME=PATH"):
         named_sources(specs)
 
 

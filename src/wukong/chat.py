@@ -5,7 +5,7 @@ Out: the answers, on standard output as they are drawn; everything else goes to 
 
     wukong chat runs/mine/policy runs/mine/sft
 
-The conversation belongs to the chat and not to a model: `/model` hands it to another one, which goes on with it.
+The conversation belongs to the chat and not to a model: `/model` hands it to another one.
 When it outgrows a model's context, that model sees its latest turns only. An answer depends on --seed, the
 conversation and how often it was retried, so a chat can be repeated word for word.
 """
@@ -44,11 +44,11 @@ class ChatOptions(Options):
     models: list[str] = Field(min_length=1)
     """Directories or hub ids, the first one speaks first; NAME=PATH gives one a name."""
     prompt: list[str] = []
-    """Ask this, print the answer and leave. Repeatable: each prompt is a conversation of its own."""
+    """Ask this, print the answer and leave. Repeatable: each prompt is a separate conversation."""
     system: str | None = None
     """A system message that heads the conversation."""
     raw: bool = False
-    """Continue the text as it stands, without the chat template: what a base model was trained to do."""
+    """Continue the text as given, without the chat template: what a base model was trained to do."""
     temperature: float | None = Field(None, ge=0, le=100)
     """The logits are divided by it; 0 always takes the likeliest token. When absent, what each model recommends
     (generation_config.json), else 1."""
@@ -56,7 +56,7 @@ class ChatOptions(Options):
     """Draw from the likeliest tokens that together have this probability; 1 from all. When absent, as recommended
     where --temperature is."""
     top_k: int | None = Field(None, ge=0)
-    """Draw from so many of the likeliest tokens; 0 from all. When absent, as --top-p."""
+    """Draw from this many of the likeliest tokens; 0 means from all. When absent, as --top-p."""
     max_new_tokens: int = Field(128, ge=1)
     """Answers are cut there, or at half the model's context if that is shorter."""
     seed: int = 0
@@ -95,7 +95,7 @@ def named_sources(models: Sequence[str]) -> dict[str, str]:
     for name, source, explicit in pairs:
         unique = name if explicit or taken[name] == 1 else source
         if not unique or not source or unique in named:
-            raise UsageError(f"--models: {source or name!r} needs a name of its own, as in NAME=PATH")
+            raise UsageError(f"--models: {source or name!r} needs a name, as in NAME=PATH")
         named[unique] = source
     return named
 
@@ -137,7 +137,7 @@ def run(options: ChatOptions) -> None:
                     break
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except BrokenPipeError:  # whoever read our answers (`head`) has enough; keep the last flush at exit quiet too
+    except BrokenPipeError:  # the reader of our answers (`head`) has enough; keep the last flush at exit quiet too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -247,7 +247,7 @@ class Chat:
     def _announce(self, speaker: Speaker, alone: bool) -> None:
         if self.interactive:
             console.print(f"{speaker.name}> ", end="", style="bold", markup=False)
-        elif not alone:  # part of the result: without it nobody knows which answer is whose
+        elif not alone:  # part of the result: it tells whose answer follows
             print(f"== {speaker.name} ==")
 
     def _speak(self, speaker: Speaker, ids: list[int], turn: int) -> str:
@@ -288,7 +288,7 @@ class Chat:
         if name not in self.speakers:
             raise UsageError(f"no model {name!r} is loaded; there are {', '.join(self.speakers)}")
         self.current = self.speakers[name]
-        say(f"{name} goes on with the conversation")
+        say(f"{name} continues the conversation")
 
     def list_models(self, _: str) -> None:
         for speaker in self.speakers.values():
@@ -304,7 +304,7 @@ class Chat:
         self.ask(question, list(self.speakers.values()), history)
 
     def _last_turn(self) -> tuple[str, list[Message]]:
-        """The last question, which is to be answered anew, and what was said before it."""
+        """The last question, which is to be answered again, and what was said before it."""
         if self.last_question is None:
             raise UsageError("nothing was asked yet")
         answered = self.messages and self.messages[-2].content == self.last_question
@@ -355,7 +355,7 @@ class Command:
 
 
 COMMANDS = {
-    "model": Command("NAME", "another model goes on with the conversation", Chat.switch_model),
+    "model": Command("NAME", "another model continues the conversation", Chat.switch_model),
     "models": Command("", "the loaded models", Chat.list_models),
     "new": Command("", "begin a new conversation", Chat.new),
     "retry": Command("", "answer the last question again, with another seed", Chat.retry),

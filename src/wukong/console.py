@@ -41,7 +41,7 @@ def readable_width() -> Iterator[None]:
 
 
 class _Console(Console):
-    """Of several processes only the first speaks. Asked anew each time: this module may have been read before the
+    """Of several processes only the first speaks. Checked each time: this module may have been read before the
     process became one of a job."""
 
     @property
@@ -91,7 +91,7 @@ class Bar:
 
     Args:
         title: what is being done.
-        total: how many units there are; 0 when nobody knows yet.
+        total: how many units there are; 0 when unknown.
         unit: what one unit is called ("step", "response").
         done: how many were done before this process started (a resumed run).
     """
@@ -163,12 +163,12 @@ def machine_trouble(error: BaseException) -> str | None:
     """One line for an error that is the machine's fault and not a bug of ours; None for any other."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if processes.is_peer_loss(error):
-        return "another process of this job has ended; the same command goes on from the last checkpoint"
+        return "another process of this job has ended; run the same command to resume from the last checkpoint"
     if isinstance(error, OSError) and error.errno in _REFUSED:
         place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{os.strerror(error.errno)}; what was finished is kept, the same command goes on from there"
+        return f"{place}{os.strerror(error.errno)}; finished work is kept; run the same command to resume"
     if "No space left on device" in text or "os error 28" in text:  # libraries that wrap the system's error
-        return f"the disk is full ({text}); make room, the same command goes on"
+        return f"the disk is full ({text}); make room, then run the same command to resume"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
         return f"out of memory ({text}); lower --micro-batch-tokens or the batch size"
     return None

@@ -4,7 +4,7 @@ Every line has `time` (seconds since 1970), `pid` and `event`; what concerns a s
 `number` and how many there are (`of`):
 
     started      the step begins
-    progress     `done` of `total` units, 0 where nobody knows how many; one every two seconds at most
+    progress     `done` of `total` units, 0 when unknown; one every two seconds at most
     finished     after so many `seconds`
     skipped      the step was done already
     failed       `message`, `template` and `values` (wukong.errors.Text), `exit_code`, and `redo`: the step for which

@@ -335,7 +335,7 @@ def dpo_loss(chosen: Tensor, rejected: Tensor, beta: float, label_smoothing: flo
 
     Args:
         chosen, rejected: (N,) log pi - log pi_ref of the whole responses (nats).
-        beta: the price of a nat of KL that the implied reward beta (log pi - log pi_ref) assumes.
+        beta: the KL coefficient of the implied reward beta (log pi - log pi_ref).
         label_smoothing: e.
 
     Returns:

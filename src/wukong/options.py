@@ -95,7 +95,7 @@ WITHOUT_EFFECT = {
 """Options that change how a stage runs and not what it makes: a finished stage stays valid when they change."""
 
 POLICY_STAGES = ("ppo", "reinforce", "rloo", "grpo", "bestofn", "dpo", "kto")
-"""The stages that make a policy out of the SFT model, each by an algorithm of its own."""
+"""The stages that make a policy out of the SFT model, one per algorithm."""
 
 
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:

@@ -41,7 +41,7 @@ class Recipe(Options):
     name: str = Field(pattern=r"^\.*[\w-][\w.-]*$")
     """What the run is called."""
     seed: int = 0
-    """The seed of every step that has none of its own."""
+    """The seed of every step without its own."""
     run_dir: Path | None = None
     """The run directory; runs/<name> when absent. "{here}" is the directory that the recipe lies in."""
     called_from: str | None = None
@@ -268,7 +268,7 @@ def check_steps(steps: Sequence[Step], again: Sequence[Step]) -> list[str]:
         with named(step.name):
             needs = stage.needs(options)
             state = "new"
-            if step not in again and step.stage != "report":  # which is a view, drawn anew each time
+            if step not in again and step.stage != "report":  # a view, redrawn each time
                 later = [source for source in sources(needs) if planned.find(source) is not None]
                 directory = not stage.makes_file
                 state = stage_state(step.stage, options, sources(needs), directory=directory, later=later)

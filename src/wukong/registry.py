@@ -82,7 +82,7 @@ STAGES = {
 }
 """What a recipe's steps can be, in pipeline order."""
 
-RUN = Stage("wukong.runner", "all steps of a recipe; a finished one is skipped, an interrupted one goes on")
+RUN = Stage("wukong.runner", "all steps of a recipe; a finished one is skipped, an interrupted one resumed")
 """`wukong run`, which also takes the options of every step."""
 
 TOOLS = {

@@ -3,7 +3,7 @@
 There is one sampler, `Decoder`: a batch whose sequences come and go between its steps. `generate` gives it a list,
 `stream` one prompt, and the server (`wukong.serve`) whatever is asked of it meanwhile.
 
-Each sequence draws from random numbers of its own (its seed), by the inverse of the cumulative distribution: so a
+Each sequence draws from its own random numbers (its seed), by the inverse of the cumulative distribution: so a
 response depends on the prompt, the model and its seed, and not on which others share its batch.
 
 Shape legend: B batch, T time, C channels, V vocabulary.
@@ -40,7 +40,7 @@ REFILL_AT = 1 / 16
 """Waiting prompts enter once this part of the batch is free: reading several costs less than one at a time."""
 
 PREFILL_TOKENS = 4096
-"""Prompts are read in portions of about so many tokens, those of like lengths together."""
+"""Prompts are read in portions of about this many tokens, similar lengths together."""
 
 
 @dataclass
@@ -221,7 +221,7 @@ def stream(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> Iterator[int]:
-    """The tokens of one response as they are drawn, for whoever reads along; the same ones as `generate` gives.
+    """The tokens of one response as they are drawn, for a reader that follows along; the same ones as `generate` gives.
 
     Arguments and errors as for `generate`; the caller may stop at any token. The last one is an end token when the
     model ended its response.

@@ -34,12 +34,12 @@ from wukong.recipe import Overrides, Recipe, Step, check_steps, load_recipe, nam
 
 
 class RunOptions(Options):
-    """Run the steps of a recipe in order; a finished step is skipped, an interrupted one goes on."""
+    """Run the steps of a recipe in order; a finished step is skipped, an interrupted one resumed."""
 
     run_dir: Path | None = None
-    """The run directory, which {run} in the recipe stands for; runs/<name of the recipe> when absent."""
+    """The run directory, {run} in the recipe; runs/<name of the recipe> when absent."""
     seed: int | None = None
-    """The seed of every step that the recipe gives none of its own; the recipe's when absent."""
+    """The seed of every step to which the recipe gives none; the recipe's when absent."""
     until: str | None = None
     """The last step to run."""
     redo: str | None = None
@@ -55,11 +55,11 @@ def run(
     until: str | None = None,
     redo: str | None = None,
 ) -> Path:
-    """Runs the steps of a recipe in order; a finished step is skipped, an interrupted one goes on.
+    """Runs the steps of a recipe in order; a finished step is skipped, an interrupted one resumed.
 
     Args:
         recipe: the YAML file, or the name of a recipe that comes with the package.
-        run_dir: what `{run}` stands for; the recipe's own, or runs/<name>, when absent.
+        run_dir: the value of `{run}`; the recipe's own, or runs/<name>, when absent.
         overrides: values that replace the recipe's, e.g. {"ppo.kl_coef": 0.1}.
         seed: replaces the recipe's seed.
         until: the last step to run.
@@ -231,7 +231,7 @@ def remove_result(stage: str, out: Path) -> None:
             shutil.rmtree(doomed)
         return
     check_removable(stage, out)
-    if _side_file(out).exists():  # a file without one was not made here, or is drawn anew each time, as the report
+    if _side_file(out).exists():  # a file without one was not made here, or is redrawn each time, as the report
         _side_file(out).unlink()
         out.unlink(missing_ok=True)
 

@@ -209,7 +209,7 @@ def test_the_death_of_one_ends_all_with_one_line_and_the_same_command_goes_on(
     assert codes.pop(1) == -signal.SIGKILL
     assert set(codes) == {1}
     said = log.read_text()
-    assert said.count("wukong: error: another process of this job has ended; the same command goes on") == 1
+    assert said.count("wukong: error: another process of this job has ended; run the same command") == 1
     assert said.count("wukong: error") == 1
     assert "Traceback" not in said
     assert list_checkpoints(out / "checkpoints")[-1].name == "step-000003"

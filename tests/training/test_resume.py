@@ -73,7 +73,7 @@ def test_a_resumed_run_equals_an_uninterrupted_run(tmp_path, uninterrupted, stop
             toy_run(options, stop_at(stop, by=signal_number))
         assert caught.value.code == 128 + signal_number
         assert [p.name for p in list_checkpoints(tmp_path / "checkpoints")][-1] == f"step-{stop + 1:06d}"
-        assert f"stopped after step {stop + 1}; the same command goes on from here" in capsys.readouterr().err
+        assert f"stopped after step {stop + 1}; run the same command to resume" in capsys.readouterr().err
     session = toy_run(options)
     assert session.start == stops[-1] + 1
     assert f"toy: going on after step {stops[-1] + 1} of 12" in capsys.readouterr().err

@@ -62,7 +62,7 @@ def test_a_stage_is_started_watched_stopped_and_resumed(chromium, tmp_path, run)
 
         page.get_by_role("button", name="Stop, with a checkpoint").press("Enter")
         expect(page.locator("[data-name=pretrain] .state")).to_have_text("stopped", timeout=PATIENCE)
-        expect(page.locator("#log")).to_contain_text("the same command goes on from here", timeout=PATIENCE)
+        expect(page.locator("#log")).to_contain_text("run the same command to resume", timeout=PATIENCE)
         stopped_at = step_shown(page)
         assert stopped_at > 2
         assert list((run / "base" / "checkpoints").glob("step-*"))

@@ -98,7 +98,7 @@ class PromptPairs:
 def pairs_by_prompt(
     records: Sequence[Comparison | Ranking], tokenizer: Tokenizer, context: int, summary: ReadSummary, *, finished: bool
 ) -> list[PromptPairs]:
-    """The comparisons and rankings of each prompt together, whoever judged them, in the order of their first record.
+    """The comparisons and rankings of each prompt together, by any annotator, in the order of their first record.
 
     Prompts that differ in white space alone are one. A record of which no pair fits the context is dropped and counted.
     """

@@ -28,7 +28,7 @@ SCORED = frozenset(name for names in SCORES for name in names)
 
 
 def own_record(row: Row, kind: type[Record]) -> Any:
-    """One of our own records, validated; the error names the invalid field."""
+    """One of our records, validated; the error names the invalid field."""
     try:
         return kind.model_validate(row.fields)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""`wukong evaluate`: models + unseen prompts -> who answers better, by how much, and at what price.
+"""`wukong evaluate`: models + unseen prompts -> who answers better, by how much, and at what KL.
 
 In:  named models, prompts that no stage has seen, a judge, a reward model, held-out text.
 Out: out/evaluation.json (the numbers) and out/answers.jsonl (every answer, with score and reasons).
@@ -65,7 +65,7 @@ class AnswerOptions(StageOptions, PromptOptions):
     holdout: float = Field(0.0, ge=0, lt=1)
     """Take only this part of the prompts: the one that ppo leaves out with the same --holdout and --seed."""
     limit: int | None = Field(None, ge=1)
-    """Take only the first so many prompts."""
+    """Use only this many prompts, the first ones."""
     max_new_tokens: int = Field(128, ge=1)
     """Responses are cut there."""
     temperature: float | None = Field(None, ge=0)

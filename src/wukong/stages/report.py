@@ -1,11 +1,11 @@
 """`wukong report`: a run directory -> one HTML page that needs nothing else.
 
 In:  whatever stages have left below the directory: provenance files, metrics.jsonl, samples.jsonl, evaluations.
-Out: a single HTML file, to be opened, printed or sent; charts, styles and scripts stand in it.
+Out: a single HTML file, to be opened, printed or sent; charts, styles and scripts are inside.
 
     wukong report --run runs/mine --out runs/mine/report.html
 
-A report is a view, not a result: it is drawn anew each time (it takes a second), may be asked for while a run is
+A report is a view, not a result: it is redrawn each time (it takes a second), may be asked for while a run is
 going on, and says of what is missing that it was not run.
 """
 

@@ -139,7 +139,7 @@ class Group:
 def groups_of(
     records: Sequence[Preference], tokenizer: Tokenizer, context: int, options: RewardOptions, summary: ReadSummary
 ) -> list[Group]:
-    """All pairs of a prompt, whoever compared or ranked its answers, as one group. A pair that does not fit the context
+    """All pairs of a prompt, by any annotator, as one group. A pair that does not fit the context
     even without its prompt's oldest turns is dropped and counted.
 
     Raises DataError for votes, which compare nothing.

@@ -56,7 +56,7 @@ class SampleOptions(StageOptions, PromptOptions):
     holdout: float = Field(0.0, ge=0, lt=1)
     """Leave out this part of the prompts: the one that evaluate takes with the same --holdout and --seed."""
     limit: int | None = Field(None, ge=1)
-    """Take only the first so many prompts."""
+    """Use only this many prompts, the first ones."""
     batch_size: int = Field(128, ge=1)
     """Responses decoded together."""
     precision: Precision = "auto"

@@ -2,7 +2,7 @@
 
 `checkpoints/step-000123/` holds `state.safetensors` (weights and Adam's moments) and `state.json` (the step, what
 the stage keeps between steps, and the hash of the tensors, written last). Where modules are sharded, each process
-writes its parts of the tensors into a file of its own (torch.distributed.checkpoint, as safetensors).
+writes its parts of the tensors into its own file (torch.distributed.checkpoint, as safetensors).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def save_checkpoint(
 
 
 def _save_shards(tensors: dict[str, Tensor], directory: Path) -> None:
-    """Each process's parts of the tensors in a file of its own, as safetensors that say what they are parts of."""
+    """Writes each process's parts of the tensors into its own safetensors file, which records what they are parts of."""
     import torch.distributed.checkpoint as dcp
 
     dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(directory), save_distributed=True))
@@ -186,7 +186,7 @@ def _restore(tensors: dict[str, Tensor], modules: Mapping[str, nn.Module], optim
                 moments = {}
                 for key in ADAM:
                     value = tensors.get(f"adam/{key}/{module_name}/{name}")
-                    if value is not None:  # a copy, in memory of its own: the loaded tensor is the mapped file
+                    if value is not None:  # a copy: the loaded tensor is the mapped file
                         moments[key] = (
                             value.to(parameter.device, copy=True) if key == "step" else placed_like(value, parameter)
                         )

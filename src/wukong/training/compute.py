@@ -39,7 +39,7 @@ def read(values: Sequence[torch.Tensor]) -> list[float]:
 
 
 def _reuse_memory() -> None:
-    """Tells glibc to keep freed memory: by default each large tensor is mapped and unmapped anew, and the page
+    """Tells glibc to keep freed memory: by default each large tensor is mapped and unmapped again, and the page
     faults cost a good part of a small model's training time."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

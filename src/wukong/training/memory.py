@@ -60,7 +60,7 @@ def activation_bytes(config: GPT2Config, dtype: torch.dtype, checkpointing: bool
 
 
 def logits_bytes(config: GPT2Config, dtype: torch.dtype, tokens: int) -> int:
-    """Logits at so many tokens: those kept for backward, and three float32 chunks while they are worked on."""
+    """Bytes of the logits at this many tokens: those kept for backward, and three float32 chunks while they are worked on."""
     logits = tokens * config.vocab_size
     kept = logits * dtype.itemsize if logits * dtype.itemsize <= KEPT_LOGITS_BYTES else 0
     return kept + 3 * 4 * min(logits, CHUNK_LOGITS)
@@ -207,7 +207,7 @@ class Estimate:
 
 
 def estimate(workload: Workload, device: torch.device, dtype: torch.dtype, micro_batch: int) -> Estimate:
-    """What a stage takes on one process beyond the idle program, in micro-batches of so many tokens at most."""
+    """What a stage takes on one process beyond the idle program, in micro-batches of at most this many tokens."""
     n = sum(map(n_parameters, workload.trained))
     together = workload.processes
     part = math.ceil(n / together) if workload.sharded else n
@@ -247,7 +247,7 @@ def forward_flops(config: GPT2Config, tokens: float, length: float, outputs: flo
 
     Args:
         tokens: how many are read.
-        length: of the sequences they stand in; a token attends to half of it on average.
+        length: of their sequences; a token attends to half of it on average.
         outputs: at how many tokens the logits are computed.
     """
     C = config.n_embd

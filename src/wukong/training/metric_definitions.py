@@ -1,6 +1,6 @@
 """The definition of every logged metric: source of docs/reference/metrics.md and of the texts beside the curves.
 
-`metrics.jsonl` names a metric only. A name that means something else in one stage has an entry of its own there,
+`metrics.jsonl` names a metric only. A name that means something else in one stage has a separate entry there,
 `stage/name`, which `definition` prefers. After a change here, renew the page:
 
     python -m wukong.training.metric_definitions > docs/reference/metrics.md

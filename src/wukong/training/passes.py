@@ -1,4 +1,4 @@
-"""How often a stage goes through its data where nobody said: one rule for all stages that learn from records.
+"""How often a stage passes over its data by default: one rule for all stages that learn from records.
 
 Much data is passed as often, and in such batches, as the stage's papers do. A few hundred records would then be one or
 two optimiser steps, which teach nothing: there the batches are made smaller first, and the passes more, up to where
@@ -56,7 +56,7 @@ class Usual(Passes):
     def passes(
         self, records: int, width: int, epochs: float | None, batch_size: int | None, lr: float | None
     ) -> Passes:
-        """What is done with so many records by a model of this width; what the user gave (not None) stays, but that no
+        """The passes for this many records and a model of this width; what the user gave (not None) stays, except that no
         batch holds more than all passes together: it would hold the same records again and again."""
         if batch_size is not None:
             batch_size = min(batch_size, max(2, math.ceil(records * (epochs or self.most_epochs))))

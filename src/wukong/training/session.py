@@ -75,7 +75,7 @@ class TrainOptions(StageOptions):
     where these would not fit the memory."""
     gradient_checkpointing: bool = False
     """Keep a fraction of the activations and compute the others again in the backward pass: for long contexts or
-    little memory, at the price of a third more time."""
+    little memory, in a third more time."""
     precision: Precision = "auto"
     """bfloat16 matrix products where they are faster, or as named; weights stay float32."""
     device: str = "auto"
@@ -102,7 +102,7 @@ def _compute(options: TrainOptions) -> Compute:
         return compute
     if compute.device.type == "cuda":
         if compute.device.index is not None:
-            raise UsageError(f"--device {options.device}: of several processes each takes a GPU of its own, say cuda")
+            raise UsageError(f"--device {options.device}: each process takes its own GPU: use --device cuda")
         gpus, place = torch.cuda.device_count(), processes.local_rank()
         if place >= gpus:
             raise UsageError(f"{place + 1} processes or more on a machine with {gpus} GPUs; start one for each GPU")
@@ -278,7 +278,7 @@ class Session:
         signal_number, is_due = map(int, processes.all_reduce_max(self._signal or 0, late))
         if signal_number:
             self.checkpoint(done)
-            say(f"stopped after step {done:,}; the same command goes on from here")
+            say(f"stopped after step {done:,}; run the same command to resume")
             raise Interrupted(128 + signal_number)
         if is_due and done < self.total_steps:
             self.checkpoint(done)
@@ -294,7 +294,7 @@ class Session:
     def due(self, every: int) -> bool:
         """True after each `every` steps and after the last one; 0 means after the last one only.
 
-        A step of which this is true gets a line of metrics.jsonl of its own, whatever `log_every` is.
+        Such a step gets its own line of metrics.jsonl, whatever `log_every` is.
         """
         done = self.step + 1
         is_due = done == self.total_steps or (every > 0 and done % every == 0)

@@ -417,7 +417,7 @@ def test_a_reward_that_fails_stops_the_run_with_one_line_and_the_last_state_kept
     assert "step-000002 is kept" in str(caught.value)
     kept = options.out / "checkpoints" / "step-000002"
     assert json.loads((kept / "state.json").read_text())["sha256"] == fingerprint(kept / "state.safetensors")
-    calls = -10  # mended: the same command goes on and learns the third step alone
+    calls = -10  # repaired: the same command resumes and learns the third step alone
     run(options)
     assert [line["step"] for line in read_metrics(options.out)] == [1, 2, 3]
     assert calls == -9

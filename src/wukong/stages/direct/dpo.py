@@ -8,7 +8,7 @@ Out: the policy's model directory, metrics.jsonl.
 Direct preference optimisation (Rafailov et al. 2023): the best policy for a reward r under a KL penalty is
 pi ~ pi_ref exp(r/beta), so beta log(pi/pi_ref) is a reward, and the Bradley-Terry loss of reward models trains the
 policy itself. IPO (Azar et al. 2023) and label smoothing (cDPO, Mitchell 2023) keep it from going to extremes.
-Departure: all pairs of a prompt, whoever judged them, weigh as one record, as in InstructGPT's reward model, and each
+Departure: all pairs of a prompt, by any annotator, weigh as one record, as in InstructGPT's reward model, and each
 answer passes through the model once.
 """
 

@@ -1,4 +1,4 @@
-"""`wukong bestofn`: SFT model + reward + prompts -> a policy, fine-tuned on the best of n of its own responses.
+"""`wukong bestofn`: SFT model + reward + prompts -> a policy, fine-tuned on the best of its n responses.
 
 In, out and the loop around it: as `wukong ppo`; all online algorithms share `wukong.stages.online.train`.
 
@@ -7,7 +7,7 @@ In, out and the loop around it: as `wukong ppo`; all online algorithms share `wu
 Rejection-sampling fine-tuning (Nakano et al. 2021; RAFT, Dong et al. 2023; Llama 2, Touvron et al. 2023): of
 --samples-per-prompt responses the one with the highest R = score - beta x KL is kept, and the policy learns it by the
 language-model loss, as SFT does. The others teach nothing. Without any training, `wukong evaluate --best-of` makes
-the best of n a policy of its own.
+the best of n a policy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wukong.stages.online.train import online_needs, train
 
 
 class BestOfNOptions(GroupOptions):
-    """Fine-tune a policy on the best of several of its own responses."""
+    """Fine-tune a policy on the best of several responses that it sampled."""
 
     samples_per_prompt: int = Field(8, ge=2)
     """n: responses to each prompt of a batch, of which the best is learnt."""

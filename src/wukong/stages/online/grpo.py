@@ -54,8 +54,8 @@ class GRPO(Algorithm):
         self.average, self.clip_range = options.average, options.clip_range
 
     def advantages(self, batch: Batch) -> Advantages:
-        price = batch.kl_coef if self.options.kl_in == "reward" else 0.0
-        rewards = sequence_rewards(batch.scores, batch.kl, batch.mask, price)
+        kl_coef = batch.kl_coef if self.options.kl_in == "reward" else 0.0
+        rewards = sequence_rewards(batch.scores, batch.kl, batch.mask, kl_coef)
         better = group_advantages(rewards, self.options.samples_per_prompt, self.options.scale)  # (B,)
         advantages = torch.where(batch.mask, better.unsqueeze(1), 0)
         return Advantages(advantages, metrics=advantage_metrics(advantages, batch.mask))

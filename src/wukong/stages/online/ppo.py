@@ -48,7 +48,7 @@ class PPOOptions(OnlineOptions):
     value_coef: float = Field(0.1, ge=0)
     """Weight of the value loss."""
     value_model: ValueModelKind = "separate"
-    """A network of its own, begun as a copy of the reward model, or a head on the policy's trunk: half the memory and
+    """A separate network, initialised from the reward model, or a head on the policy's trunk: half the memory and
     work, but a loss that pulls at the policy too."""
     whiten_rewards: bool = False
     """Scale the per-token rewards to variance 1 (the mean is kept)."""

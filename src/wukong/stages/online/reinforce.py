@@ -40,7 +40,7 @@ class ReinforceOptions(OnlineOptions):
     value_coef: float = Field(0.1, ge=0)
     """Weight of the value model's loss, with the learned baseline."""
     value_model: ValueModelKind = "separate"
-    """What forecasts, with the learned baseline: a network of its own, or a head on the policy's trunk."""
+    """With the learned baseline: a separate network, or a head on the policy's trunk."""
 
     def algorithm(self) -> Reinforce:
         return Reinforce(self)

@@ -42,16 +42,16 @@ class ScoringOptions(Options):
     reward_model: str | None = None
     """The reward model's directory."""
     ensemble: list[str] = []
-    """Directories of further reward models, which together with --reward-model give one reward."""
+    """Directories of further reward models, combined with --reward-model into one reward."""
     ensemble_by: Literal["mean", "min", "mean-std"] = "mean"
-    """How: their mean, the worst of them, or the mean less --uncertainty-coef times their standard deviation."""
+    """How they are combined: mean, minimum, or the mean less --uncertainty-coef times their standard deviation."""
     uncertainty_coef: float = Field(1.0, ge=0)
-    """The price of the ensemble's disagreement in mean-std."""
+    """Weight of the ensemble's standard deviation in mean-std."""
     rewards: list[str] = []
-    """Further rewards that are added, each [WEIGHT*]NAME: rubric, lexicon, module:function, openai:MODEL[@URL], or a
+    """Further rewards to add, each [WEIGHT*]NAME: rubric, lexicon, module:function, openai:MODEL[@URL], or a
     reward model's directory."""
     length_penalty: float = Field(0.0, ge=0)
-    """Taken off the reward for each token of a response."""
+    """Subtracted from the reward for each token of a response."""
 
 
 def model_inputs(options: ScoringOptions) -> list[str]:
@@ -154,7 +154,7 @@ class Rewards:
 
 def combined(scores: np.ndarray, by: Literal["mean", "min", "mean-std"], uncertainty_coef: float) -> np.ndarray:
     """One reward out of several reward models': (models, B) -> (B,). Coste et al. 2023 (arXiv 2310.02743) compare
-    the three: mean, worst case, and the mean less the price of their (biased) standard deviation."""
+    the three: mean, worst case, and the mean less the (biased) standard deviation times `uncertainty_coef`."""
     if by == "min":
         return np.asarray(scores.min(0))
     return np.asarray(scores.mean(0) - (uncertainty_coef * scores.std(0) if by == "mean-std" else 0))

@@ -168,7 +168,7 @@ class Trainer:
         say(
             f"{self.algorithm.name}: warning: responses that never end score {self.options.missing_eos_score:g}, and "
             f"{no_better:.0%} of those that end score no more (the lowest {lowest:.3g}), so that not ending can pay; "
-            "--missing-eos-penalty 1 takes the price off each one's own reward"
+            "--missing-eos-penalty 1 subtracts from each one's own reward instead"
         )
 
     def _guard(self, metrics: dict[str, float]) -> None:
