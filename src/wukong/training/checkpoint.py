@@ -63,7 +63,7 @@ def save_checkpoint(
 
 
 def _save_shards(tensors: dict[str, Tensor], directory: Path) -> None:
-    """Writes each process's parts of the tensors into its own safetensors file, which records what they are parts of."""
+    """Writes each process's parts of the tensors into its own safetensors file, with what they are parts of."""
     import torch.distributed.checkpoint as dcp
 
     dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(directory), save_distributed=True))

@@ -60,7 +60,7 @@ def activation_bytes(config: GPT2Config, dtype: torch.dtype, checkpointing: bool
 
 
 def logits_bytes(config: GPT2Config, dtype: torch.dtype, tokens: int) -> int:
-    """Bytes of the logits at this many tokens: those kept for backward, and three float32 chunks while they are worked on."""
+    """Bytes of the logits at this many tokens: those kept for backward, and three float32 chunks in use."""
     logits = tokens * config.vocab_size
     kept = logits * dtype.itemsize if logits * dtype.itemsize <= KEPT_LOGITS_BYTES else 0
     return kept + 3 * 4 * min(logits, CHUNK_LOGITS)

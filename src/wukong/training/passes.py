@@ -56,8 +56,8 @@ class Usual(Passes):
     def passes(
         self, records: int, width: int, epochs: float | None, batch_size: int | None, lr: float | None
     ) -> Passes:
-        """The passes for this many records and a model of this width; what the user gave (not None) stays, except that no
-        batch holds more than all passes together: it would hold the same records again and again."""
+        """The passes for this many records and a model of this width. What the user gave (not None) stays, except that
+        no batch holds more than all passes together: it would hold the same records again and again."""
         if batch_size is not None:
             batch_size = min(batch_size, max(2, math.ceil(records * (epochs or self.most_epochs))))
         found = Passes(epochs or self.epochs, batch_size or self.batch_size, lr or self.lr)
