@@ -132,17 +132,26 @@ class Response(Record):
 
     @classmethod
     def of(
-        cls, prompt: Prompt, text: str, model: str, sampling: Sampling, *, finished: bool, n_tokens: int
+        cls,
+        prompt: Prompt,
+        text: str,
+        model: str,
+        sampling: Sampling,
+        *,
+        finished: bool,
+        n_tokens: int,
+        id: str | None = None,
     ) -> Response:
         """A model's response to a prompt. Its id is a function of prompt, model and sampling: the same draw has the
         same id wherever it is made.
 
         Args:
             finished: whether the model ended it; otherwise it was cut.
+            id: another id, such as a client's.
         """
         identity = repr((prompt.id, model, sampling.model_dump()))
         return cls(
-            id=hashlib.sha256(identity.encode()).hexdigest()[:16],
+            id=hashlib.sha256(identity.encode()).hexdigest()[:16] if id is None else id,
             prompt_id=prompt.id,
             messages=prompt.messages,
             text=text,

@@ -11,7 +11,7 @@ from pydantic import Field
 from wukong.errors import WukongError
 from wukong.feedback.store.labels import ConflictError, NotFoundError
 from wukong.feedback.store.tables import Annotator
-from wukong.records import Messages, Response, Sampling, prompt_id
+from wukong.records import Messages, Prompt, Response, Sampling
 from wukong.web.inputs import Body
 
 if TYPE_CHECKING:
@@ -111,17 +111,10 @@ class AnswerStream:
         one = self.answers[place]
         drawn = one.served.sampling.unless_given(one.served.name, drawing.temperature, drawing.top_k, drawing.top_p)
         sampling = Sampling(**drawn.as_dict(), seed=one.seed)
-        return Response(
-            id=f"{name}:{place}",
-            prompt_id=prompt_id(messages),
-            messages=messages,
-            text=self.texts[place],
-            model=one.served.name,
-            sampling=sampling,
-            finish_reason="stop" if self._finished[place] == "stop" else "length",
-            n_tokens=self._tokens[place],
-            source=source,
-        )
+        return Response.of(
+            Prompt(messages=messages, source=source), self.texts[place], one.served.name, sampling,
+            finished=self._finished[place] == "stop", n_tokens=self._tokens[place], id=f"{name}:{place}",
+        )  # fmt: skip
 
 
 class AnswerStreams:

@@ -82,6 +82,10 @@ class Episodes:
     mask: Tensor  # (B, R) bool
     sampler_logprobs: Tensor  # (B, R)
 
+    def lengths_of(self, row: int) -> list[int]:
+        """The tokens of an episode, for `Session.micro_batches`."""
+        return [len(self.sequences[row])]
+
     @property
     def scored_sequences(self) -> list[list[int]]:
         """Prompt and response as the reward reads them."""

@@ -93,7 +93,7 @@ class Trainer:
         episodes = roll_out(self.policy, prompts, self.tokenizer, options, seed, compute)
         times.append(time.monotonic())
         rewards = self.score(episodes)  # (B,)
-        rows = session.micro_batches(range(len(prompts)), lambda i: [len(episodes.sequences[i])])
+        rows = session.micro_batches(range(len(prompts)), episodes.lengths_of)
         stats = rollout_stats(
             self.policy, self.reference, self.value_model, episodes, rows, options.temperature, compute
         )
