@@ -1,4 +1,4 @@
-"""`wukong evaluate`: models + unseen prompts -> who answers better, by how much, and at what KL.
+"""`wukong evaluate`: models + unseen prompts -> which answers better, by how much, and at what KL.
 
 In:  named models, prompts that no stage has seen, a judge, a reward model, held-out text.
 Out: out/evaluation.json (the numbers) and out/answers.jsonl (every answer, with score and reasons).
@@ -6,7 +6,7 @@ Out: out/evaluation.json (the numbers) and out/answers.jsonl (every answer, with
     wukong evaluate --models base=runs/mine/base sft=runs/mine/sft policy=runs/mine/policy --raw base
         --prompts test.jsonl --judge rubric --reward-model runs/mine/reward --out runs/mine/evaluation
 
-All models answer the same prompts with the same seeds. A later model is compared with each earlier one, prompt by
+All models answer the same prompts with the same seeds. Each model is compared with every earlier one, prompt by
 prompt, by each judge's score; ties count half; intervals are 95 %, over prompts (`wukong.stats`). The
 length-controlled win rate is what a logistic regression on the difference in length predicts for answers of equal
 length (Dubois et al. 2024). KL is log pi - log pi_ref of the model's own samples at the sampling temperature, summed
@@ -56,24 +56,24 @@ from wukong.training.compute import Compute, Precision, compute_for
 
 
 class AnswerOptions(StageOptions, PromptOptions):
-    """How models answer prompts to be compared."""
+    """How models answer the prompts they are compared on."""
 
     prompts: list[str]
-    """Prompts that were used nowhere in training."""
+    """Prompts not used in training."""
     raw: list[str] = []
-    """Names of models that get the bare text without the chat template, as a base model does."""
+    """Names of models that get the plain text without the chat template, as for a base model."""
     holdout: float = Field(0.0, ge=0, lt=1)
-    """Take only this part of the prompts: the one that ppo leaves out with the same --holdout and --seed."""
+    """Use only this fraction of the prompts: those that ppo leaves out with the same --holdout and --seed."""
     limit: int | None = Field(None, ge=1)
-    """Use only this many prompts, the first ones."""
+    """Use only the first N prompts."""
     max_new_tokens: int = Field(128, ge=1)
-    """Responses are cut there."""
+    """Maximum response length, in tokens."""
     temperature: float | None = Field(None, ge=0)
-    """Sampling temperature; 0 is greedy. When absent, what each model recommends (generation_config.json), else 1."""
+    """Sampling temperature; 0 is greedy. Default: what each model recommends (generation_config.json), else 1."""
     batch_size: int = Field(128, ge=1)
     """Responses decoded together."""
     micro_batch_tokens: int = Field(8192, ge=1)
-    """Tokens that go through a model at once when scoring."""
+    """Tokens per forward pass when scoring."""
     precision: Precision = "auto"
     """bfloat16 where it is faster, or as named."""
     device: str = "auto"
@@ -84,21 +84,21 @@ class EvaluateOptions(AnswerOptions):
     """Compare models on unseen prompts."""
 
     models: list[str]
-    """name=directory of each model, from the oldest to the newest; each is compared with all before it."""
+    """name=directory of each model, oldest first; each is compared with all before it."""
     reference: str | None = None
-    """The name of the model to which KL is measured, usually the SFT model."""
+    """The name of the model KL is measured against, usually the SFT model."""
     best_of: list[str] = []
-    """name=N of models that answer each prompt N times, of which --best-of-reward picks one: best-of-n as a policy."""
+    """name=N: the model answers each prompt N times and --best-of-reward picks one: best-of-n as a policy."""
     best_of_reward: str | None = None
-    """What picks: a reward model's directory (usually the one the policies were trained with), or a judge's name."""
+    """What picks the best: a reward model's directory (usually the one used in training), or a judge's name."""
     judge: str | None = None
     """rubric (the kitchen's), lexicon (VADER sentiment), openai:MODEL[@URL], or module:function."""
     reward_model: str | None = None
-    """A reward model as a second judge, best one that was not used in training the policy."""
+    """A reward model as a second judge, preferably one no policy was trained on."""
     text: Path | None = None
-    """Directory of `wukong tokenize`: perplexity on its validation text is measured."""
+    """Directory of `wukong tokenize`, whose validation text is used to measure perplexity."""
     eval_tokens: int = Field(65536, ge=1)
-    """Tokens of held-out text to read at most."""
+    """Maximum number of held-out tokens to read."""
 
 
 @dataclass
@@ -120,7 +120,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Picker:
-    """Best-of-n: how many answers each of these models gives to a prompt, and who picks one of them."""
+    """Best-of-n: how many answers each of these models gives per prompt, and what picks one of them."""
 
     counts: dict[str, int]
     judge: Judge
@@ -128,14 +128,14 @@ class Picker:
 
 @dataclass(frozen=True)
 class Reference:
-    """The model to which KL is measured."""
+    """The model KL is measured against."""
 
     model: GPT2
     tokenizer: Tokenizer
 
 
 def answer_needs(models: Sequence[str], options: AnswerOptions) -> list[Need]:
-    """What models need to answer prompts."""
+    """The inputs needed to answer prompts."""
     return [
         *map(require.policy, models),
         *(require.room(model, options.max_new_tokens) for model in models),
@@ -150,7 +150,7 @@ def needs(options: EvaluateOptions) -> list[Need]:
         if name not in models:
             raise UsageError(f"no model is named {name!r} in --models: {', '.join(models)}")
     best_of_counts(options, models)
-    return [  # judges first: the name of one could hold a secret, which is refused before anything else is said
+    return [  # judges first: a name that contains a secret must be refused before anything is printed
         *([require.judge(options.judge, model=False)] if options.judge else []),
         *([require.judge(options.best_of_reward)] if options.best_of_reward else []),
         *answer_needs(list(models.values()), options),
@@ -235,19 +235,19 @@ def run(options: EvaluateOptions) -> None:
 
 
 def common_temperature(answers: Iterable[Answers]) -> float | None:
-    """That of all models; None where each has its own (then `sampling` of a model says which)."""
+    """The temperature all models share; None if they differ (see each model's `sampling`)."""
     temperatures = {one.sampling.temperature for one in answers}
     return temperatures.pop() if len(temperatures) == 1 else None
 
 
 def named(model: str) -> tuple[str, str]:
-    """("policy", "runs/x/policy") of "policy=runs/x/policy", and of "runs/x/policy" alone."""
+    """("policy", "runs/x/policy") for "policy=runs/x/policy" and for plain "runs/x/policy"."""
     name, separator, path = model.partition("=")
     return (name, path) if separator else (Path(model).name, model)
 
 
 def chosen_prompts(options: AnswerOptions) -> list[Prompt]:
-    """The prompts to answer. Raises UsageError when none is left."""
+    """The prompts to answer. Raises UsageError if none is left."""
     read = load_prompts(options.prompts, options)
     console.print(read.summary.table("prompts"))
     held_out = split_by_prompt(read.records, options.holdout, options.seed)[1] if options.holdout else read.records
@@ -257,11 +257,11 @@ def chosen_prompts(options: AnswerOptions) -> list[Prompt]:
 
 
 MOST_ANSWERS = 10_000
-"""To one prompt, of which the best is taken."""
+"""Per prompt, in best-of-n."""
 
 
 def best_of_counts(options: EvaluateOptions, models: dict[str, str]) -> dict[str, int]:
-    """name -> N of --best-of. Raises UsageError for what does not fit the models."""
+    """name -> N of --best-of. Raises UsageError for a bad N or an unknown model."""
     counts = {}
     for given in options.best_of:
         name, _, number = given.partition("=")
@@ -285,8 +285,8 @@ def _picking_judge(options: EvaluateOptions, compute: Compute) -> Judge:
 def pick_best(
     sampled: Sequence[Sampled], prompts: Sequence[Prompt], n: int, judge: Judge, tokenizer: Tokenizer
 ) -> list[Sampled]:
-    """The best of each prompt's n answers, which stand side by side: of those the model ended, where there are any,
-    as training counts the others for nothing. The first of equals."""
+    """The best of each prompt's n consecutive answers. Answers that the model ended go first, as training gives the
+    others no credit. Of equals, the first."""
     asked = [prompt.messages for prompt in prompts for _ in range(n)]
     scores = [opinion.score for opinion in judge(asked, [tokenizer.decode(one.ids) for one in sampled])]
     ranks = [(one.finished, score) for one, score in zip(sampled, scores, strict=True)]
@@ -299,7 +299,7 @@ def answer_all(
     compute: Compute,
     picker: Picker | None = None,
 ) -> Answers:  # fmt: skip
-    """Samples an answer to each prompt, every model with the same random numbers."""
+    """Samples an answer to each prompt, with the same random numbers for every model."""
     room = policy.config.n_positions - options.max_new_tokens
     raw = name in options.raw
     try:
@@ -335,8 +335,8 @@ def rewards_of(
     reward_model: str, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]], options: AnswerOptions,
     compute: Compute,
 ) -> list[list[float]]:  # fmt: skip
-    """The scores of several models' answers to all prompts, all answers to a prompt read with the same one. Raises
-    UsageError for one that does not fit."""
+    """The scores of several models' answers; all answers to a prompt are read with the same prompt tokens. Raises
+    UsageError for an answer that does not fit."""
     judge = reward_judge(reward_model, compute, options.micro_batch_tokens)
     asked = [prompt.messages for _ in texts for prompt in prompts]
     scores = [opinion.score for opinion in judge(asked, [text for of_model in texts for text in of_model])]
@@ -354,7 +354,7 @@ def _measure_text(
 
 @torch.inference_mode()
 def kl_of(policy: GPT2, reference: GPT2, answers: Answers, options: AnswerOptions, compute: Compute) -> np.ndarray:
-    """sum_t log pi - log pi_ref of each answer (nats); both recomputed by the same path. (prompts,)"""
+    """sum_t log pi - log pi_ref of each answer (nats), both recomputed by the same code path. (prompts,)"""
     sequences = [p + s.ids for p, s in zip(answers.prompt_ids, answers.sampled, strict=True)]
     kl = np.zeros(len(sequences))
     for rows in by_length([len(s) for s in sequences], options.micro_batch_tokens):
@@ -390,7 +390,7 @@ def describe(answers: Answers, prompts: Sequence[Prompt], options: EvaluateOptio
         and options.reference
         and answers.path == dict(map(named, options.models))[options.reference]
     ):
-        kl_mean = best_of_n_kl(answers.best_of)  # the picked answers' log-ratios say nothing: they are the reference's
+        kl_mean = best_of_n_kl(answers.best_of)  # the picked answers' log-ratios say nothing here
     rewards = None if answers.rewards is None else np.array(answers.rewards)
     return {
         "path": answers.path,
@@ -415,7 +415,7 @@ def describe(answers: Answers, prompts: Sequence[Prompt], options: EvaluateOptio
 
 
 def _check_rates(opinions: Sequence[Opinion]) -> dict[str, float]:
-    """How often each check that applied was passed."""
+    """How often each check passed, where it applied."""
     found: dict[str, list[bool]] = defaultdict(list)
     for opinion in opinions:
         for name, passed in opinion.checks.items():
@@ -434,7 +434,7 @@ def _by_source(answers: Answers, prompts: Sequence[Prompt]) -> dict[str, Any]:
 
 
 def compare(a: str, b: str, of_a: Answers, of_b: Answers, options: EvaluateOptions) -> list[dict[str, Any]]:
-    """a against b by each judge there is."""
+    """a against b, by each judge."""
     judged: dict[str, tuple[Sequence[float], Sequence[float]]] = {}
     if of_a.opinions is not None and of_b.opinions is not None:
         judged[str(options.judge)] = [o.score for o in of_a.opinions], [o.score for o in of_b.opinions]
@@ -470,16 +470,16 @@ def length_controlled(outcome: np.ndarray, lengths: np.ndarray) -> float | None:
     outcome: (prompts,) 1, 0.5 or 0; lengths: (prompts,) the difference of the lengths.
 
     Returns:
-        None where the outcomes do not determine it: one side is longer by the same number everywhere, or a limit of
-        length separates what is won from what is lost (all prompts won is such a case), so that the likelihood has no
-        maximum (Albert and Anderson 1984). A penalty would give a number there too, but its own.
+        None if the outcomes do not determine it: the length difference is the same everywhere, or a threshold on it
+        separates wins from losses (as when all prompts are won), so the likelihood has no maximum (Albert and
+        Anderson 1984). A penalty would give a number, but one set by the penalty.
     """
     if not lengths.any():
         return float(outcome.mean())
     if (spread := lengths.std()) == 0:
         return None
     x = np.tanh(lengths / spread)
-    won, lost = x[outcome > 0], x[outcome < 1]  # a tie is half of each
+    won, lost = x[outcome > 0], x[outcome < 1]  # a tie counts half for each
     if not len(won) or not len(lost) or won.min() >= lost.max() or lost.min() >= won.max():
         return None
     design = np.stack([np.ones_like(x), x], 1)  # (prompts, 2)
@@ -497,7 +497,7 @@ def length_controlled(outcome: np.ndarray, lengths: np.ndarray) -> float | None:
         result: np.ndarray = (design.T * (p * (1 - p))) @ design / len(x)
         return result
 
-    from scipy.optimize import minimize  # here: it takes half a second of every `wukong run` otherwise
+    from scipy.optimize import minimize  # imported here: it would slow every `wukong run` by half a second
     from scipy.special import expit
 
     fitted = minimize(loss, np.zeros(2), jac=gradient, hess=hessian, method="trust-exact", options={"gtol": 1e-9})

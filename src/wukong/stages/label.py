@@ -1,14 +1,13 @@
 """`wukong label`: responses -> rankings or comparisons by simulated annotators.
 
 In:  responses.jsonl with several answers to each prompt, and a judge or reward model.
-Out: one Ranking (or one Comparison a pair) a line.
+Out: one Ranking (or one Comparison per pair) per line.
 
     wukong label --responses responses.jsonl --judge rubric --error-rate 0.1 --out comparisons.jsonl
 
-An annotator who errs is what makes a reward model's task real (AlpacaFarm, Dubois et al. 2023, found that about 25 %
-flipped labels reproduce people's ranking of methods). In a ranking, each pair of neighbours is swapped with that
-probability, from worst to best; in comparisons, each pair is flipped with it. Answers that the judge scores alike
-are tied.
+Errors make the reward model's task realistic (AlpacaFarm, Dubois et al. 2023, found that about 25 % flipped labels
+reproduce people's ranking of methods). In a ranking, each pair of neighbours is swapped with that probability, from
+worst to best; in comparisons, each pair is flipped with it. Answers that the judge scores alike are tied.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from wukong.training.compute import compute_for
 
 
 class LabelOptions(StageOptions):
-    """Rank or compare responses with a judge that needs no person."""
+    """Rank or compare responses with an automatic judge."""
 
     responses: str
     """responses.jsonl of `wukong sample`."""
@@ -43,13 +42,13 @@ class LabelOptions(StageOptions):
     """rubric (the kitchen's), lexicon (VADER sentiment), openai:MODEL[@URL], module:function, or a reward model's
     directory."""
     shape: Literal["ranking", "pairs"] = "ranking"
-    """One ranking a prompt, or every pair by itself."""
+    """One ranking per prompt, or every pair separately."""
     error_rate: float = Field(0.0, ge=0, le=0.5)
-    """How often the annotator errs."""
+    """How often the simulated annotator errs."""
     tie_margin: float = Field(0.0, ge=0)
     """Scores at most this far apart are a tie."""
     skip_bad: int = Field(0, ge=0)
-    """How many unusable responses may be left out (and listed) before reading stops with an error."""
+    """How many unusable responses to skip (and list) before stopping with an error."""
 
 
 def needs(options: LabelOptions) -> list[Need]:
@@ -90,7 +89,7 @@ def run(options: LabelOptions) -> None:
 def _labels(
     group: Sequence[Response], scores: Sequence[float], options: LabelOptions
 ) -> Iterator[Ranking | Comparison]:
-    """The label or labels of one prompt's answers; none when all are tied."""
+    """The labels of one prompt's answers; none if all are tied."""
     noise = np.random.Generator(np.random.Philox(derived_seed(options.seed, "errors", group[0].prompt_id)))
     annotator = f"{options.judge}, error rate {options.error_rate:g}"
     prompt, source = group[0].messages, group[0].source
@@ -119,7 +118,7 @@ def _labels(
 
 
 def ranked(scores: Sequence[float], tie_margin: float) -> list[list[int]]:
-    """Indices from best to worst; a score within tie_margin of the best of its group joins it."""
+    """Indices from best to worst; a score within tie_margin of a group's best joins that group."""
     groups: list[list[int]] = []
     for i in sorted(range(len(scores)), key=lambda i: -scores[i]):
         if groups and scores[groups[-1][0]] - scores[i] <= tie_margin:

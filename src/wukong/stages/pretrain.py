@@ -1,13 +1,13 @@
 """`wukong pretrain`: token shards -> a base model that continues text.
 
-In:  the directory of `wukong tokenize`; a preset's sizes, or a model to go on from.
-Out: a Hugging Face-format model directory, metrics.jsonl, samples.jsonl (what the model wrote on the way).
+In:  the directory of `wukong tokenize`; a preset's sizes, or a model to continue from.
+Out: a Hugging Face-format model directory, metrics.jsonl, samples.jsonl (texts written during training).
 
     wukong pretrain --data runs/mine/tokenizer --model nano --tokens 2000000 --out runs/mine/base
 
 Language modelling as in GPT-2: contexts are cut from one long sequence of documents separated by <|endoftext|>; no
-position is padding. Each epoch cuts at another offset and shuffles the contexts. Departures from GPT-2: AdamW with
-decay on matrices only and a cosine schedule (as nanoGPT and most since), no dropout by default.
+position is padding. Each epoch cuts at a different offset and shuffles the contexts. Departures from GPT-2: AdamW with
+decay on matrices only, a cosine schedule (as in nanoGPT and most since), no dropout by default.
 
 Shape legend: B rows, T context, C channels.
 """
@@ -48,34 +48,34 @@ class PretrainOptions(TrainOptions, RecommendOptions):
     data: Path
     """Directory of `wukong tokenize`."""
     model: str = "nano"
-    """A preset (test, nano, micro, mini, gpt2, gpt2-medium, gpt2-large, gpt2-xl), or a model to go on from: a directory
-    or hub id."""
+    """A preset (test, nano, micro, mini, gpt2, gpt2-medium, gpt2-large, gpt2-xl), or a model to continue from: a
+    directory or hub id."""
     context: int | None = Field(None, ge=8)
-    """Tokens a row; the model's whole context when absent."""
+    """Tokens per row. Default: the model's whole context."""
     tokens: int | None = Field(None, ge=1, json_schema_extra={"usual": 2_000_000})
-    """Training tokens, over as many epochs as that takes. When absent two million, or 40 epochs of a corpus that is too
-    small for that."""
+    """Training tokens, over as many epochs as needed. Default: two million, or 40 epochs if the corpus is smaller
+    than that."""
     batch_tokens: int = Field(8192, ge=8)
-    """Tokens a step."""
+    """Tokens per step."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout rate; worth something from the second epoch on."""
+    """Dropout rate; useful from the second epoch on."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(0.1, ge=0)
-    """AdamW's decay, on matrices and embeddings only."""
+    """AdamW's weight decay, on matrices and embeddings only."""
     warmup_steps: int = Field(20, ge=0)
     """Steps over which the learning rate rises from 0."""
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
-    """The learning rate at the end, as a part of the peak."""
+    """The final learning rate, as a fraction of the peak."""
     compile: Compile = "auto"
-    """torch.compile of the training pass: on, off, or auto, which measures whether that is faster when a run of more
-    than half an hour begins, and remembers it."""
+    """torch.compile the training pass: on, off, or auto, which measures at the start of a run longer than half an hour
+    whether it is faster, and caches the answer."""
     eval_every: int = Field(0, ge=0)
     """Steps between validations; 0 validates at the end only."""
     eval_tokens: int = Field(65536, ge=1)
-    """Tokens a validation reads at most."""
+    """Maximum tokens per validation."""
     sample_prompts: list[str] = ["Once upon a time"]
-    """Texts that the model continues at each validation, written to samples.jsonl."""
+    """Texts for the model to continue at each validation; results go to samples.jsonl."""
 
 
 MOST_EPOCHS = 40
@@ -93,7 +93,7 @@ def workload(options: PretrainOptions, config: GPT2Config) -> Workload:
 
 
 def training_tokens(options: PretrainOptions, corpus: int) -> int:
-    """What was asked for; else the usual, or, of a small corpus, as many passes as still teach something."""
+    """The option if given; else the default, limited to `MOST_EPOCHS` passes over a small corpus."""
     return options.tokens or max(options.batch_tokens, min(USUAL_TOKENS, MOST_EPOCHS * corpus))
 
 
@@ -108,7 +108,7 @@ def needs(options: PretrainOptions) -> list[Need]:
 
 
 def check_context(options: PretrainOptions, longest: int | None) -> int | None:
-    """The context of a row, for a model with at most `longest` (None: not known yet). Raises UsageError for sizes that
+    """Tokens per row, for a model with a context of `longest` (None: not known yet). Raises UsageError for sizes that
     do not fit."""
     context = options.context or longest
     if longest is not None and context is not None and context > longest:
@@ -198,7 +198,7 @@ def run(options: PretrainOptions) -> None:
 def _show_samples(
     session: Session, options: PretrainOptions, model: GPT2, tokenizer: Tokenizer, compute: Compute
 ) -> None:
-    """Continues the sample prompts, into samples.jsonl."""
+    """Continues the sample prompts and writes the texts to samples.jsonl."""
     prompts = [tokenizer.encode(text) for text in options.sample_prompts]
     room = model.config.n_positions - max((len(p) for p in prompts), default=0)
     written = generate(

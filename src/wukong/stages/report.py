@@ -1,12 +1,12 @@
-"""`wukong report`: a run directory -> one HTML page that needs nothing else.
+"""`wukong report`: a run directory -> one self-contained HTML page.
 
-In:  whatever stages have left below the directory: provenance files, metrics.jsonl, samples.jsonl, evaluations.
-Out: a single HTML file, to be opened, printed or sent; charts, styles and scripts are inside.
+In:  what the stages wrote under the directory: provenance files, metrics.jsonl, samples.jsonl, evaluations.
+Out: a single HTML file to open, print or send, with charts, styles and scripts inside.
 
     wukong report --run runs/mine --out runs/mine/report.html
 
-A report is a view, not a result: it is redrawn each time (it takes a second), may be asked for while a run is
-going on, and says of what is missing that it was not run.
+A report is a view, not a result: it is redrawn each time (in about a second), also while a run is in progress, and
+shows missing steps as not run.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class ReportOptions(StageOptions):
     run: Path
     """The run directory."""
     title: str | None = None
-    """The page's title; the run's name when absent."""
+    """The page's title. Default: the run's name."""
     pinned: list[str] = []
     """Prompts of the evaluation to show first."""
     prompts_shown: int = Field(12, ge=0)
-    """Prompts shown with every model's answer, the pinned ones included; the others are drawn by --seed."""
+    """Number of prompts shown with every model's answer, including pinned ones; the others are drawn by --seed."""
 
 
 def needs(options: ReportOptions) -> list[Any]:
-    """Nothing: of a run that has hardly begun it says so. Raises UsageError where it would write over anything else."""
+    """Nothing: any run can be shown. Raises UsageError if the page would overwrite anything else."""
     if options.out.is_dir():
         raise UsageError(f"{options.out}: is a directory, --out is the HTML file")
     if options.out.exists() and not is_page(options.out):
@@ -47,7 +47,7 @@ def needs(options: ReportOptions) -> list[Any]:
 
 
 def is_page(file: Path) -> bool:
-    """Whether a file begins as our pages do, so that a new one may take its place."""
+    """Whether a file begins like our pages, so that a new one may replace it."""
     if not file.is_file():
         return False
     with file.open("rb") as handle:

@@ -1,4 +1,4 @@
-"""`wukong reward`: comparisons -> a model that gives an answer a number (the reward model).
+"""`wukong reward`: comparisons -> a model that scores answers (the reward model).
 
 In:  a model directory (the SFT model) and comparisons or rankings in any of the formats of docs/reference/data.md.
 Out: a model directory, metrics.jsonl, and the accuracy on held-out prompts in provenance.json.
@@ -7,7 +7,7 @@ Out: a model directory, metrics.jsonl, and the accuracy on held-out prompts in p
 
 Step 2 of InstructGPT (Ouyang et al. 2022, eq. 1): -log sigmoid(r_chosen - r_rejected) over all pairs of each prompt's
 K answers, divided by C(K, 2); every answer passes through the model once. One epoch, learning rate falling linearly
-to 0 (Ziegler et al. 2019). Afterwards the scores are shifted and scaled so that answers of the reference policy have
+to 0 (Ziegler et al. 2019). Afterwards the scores are shifted and scaled so that the reference policy's answers have
 mean 0 and standard deviation 1. The model reads prompt + answer without the closing <|endoftext|> (model/heads.py).
 
 Shape legend: B answers, T time, N pairs.
@@ -62,33 +62,33 @@ class RewardOptions(TrainOptions, DataOptions):
     data: list[str]
     """Comparisons and rankings: paths, globs or Hugging Face data set ids."""
     eval_data: list[str] = []
-    """Comparisons to test on; when empty, a part of the prompts of --data is held out."""
+    """Comparisons to test on. Default: some of the prompts of --data are held out."""
     valid_fraction: float = Field(0.1, ge=0, lt=1)
-    """The part of the prompts held out when there is no --eval-data."""
+    """The fraction of prompts held out if there is no --eval-data."""
     annotators: list[str] = []
-    """Train on these people's judgments only; NAME=2 makes one's judgments weigh twice. When empty, on everybody's."""
+    """Train on these annotators' judgments only; NAME=2 doubles the weight of one. Default: all annotators."""
     judgments: Literal["all", "majority"] = "all"
-    """Every judgment by itself, or one for the same answers: what most annotators, by their weights, said."""
+    """Use every judgment separately, or one per pair of answers: the weighted majority of the annotators."""
     half: Literal["both", "first", "second"] = "both"
     """Train on one half of the training prompts only, so that a second reward model can judge independently."""
     head: HeadKind = "linear"
     """linear, or mlp (one hidden layer)."""
     pooling: Pooling = "last"
-    """Read the score at the last token, or as the mean over all."""
+    """Read the score at the last token, or average it over all tokens."""
     ties: Literal["drop", "half"] = "drop"
-    """Leave tied comparisons out, or train them towards probability 1/2 (ties within a ranking are left out)."""
+    """Drop tied comparisons, or train them towards probability 1/2 (ties within a ranking are dropped)."""
     margin: float = Field(0.0, ge=0)
-    """How far apart a comparison of strength 1 should score; multiplied by the strength where one is given."""
+    """Target score difference for a comparison of strength 1; multiplied by the strength if given."""
     off_prompt: int = Field(0, ge=0)
-    """For each prompt, this many pairs of its best answer over the best answer to another prompt, so that the score
-    depends on what was asked (Liu et al. 2024)."""
+    """For each prompt, add this many pairs of its best answer over the best answer to another prompt, so that the
+    score depends on the prompt (Liu et al. 2024)."""
     epochs: float | None = Field(None, gt=0, json_schema_extra={"usual": 1.0})
-    """Passes over the data; of much data more than one over-fits. When absent 1, and up to 6 where that is fewer than
-    150 steps."""
+    """Passes over the data; on large data more than one overfits. Default: 1, or up to 6 if that is fewer than 150
+    steps."""
     batch_size: int | None = Field(None, ge=1, json_schema_extra={"usual": 16})
-    """Prompts a step, each with all its answers. When absent 16, and down to 8 where there are few."""
+    """Prompts per step, each with all its answers. Default: 16, or down to 8 if there are few."""
     lr: float | None = Field(None, gt=0, json_schema_extra={"usual": 5e-5})
-    """Peak learning rate. When absent 5e-5, and more for models smaller than GPT-2 where there are few prompts."""
+    """Peak learning rate. Default: 5e-5, or more for models smaller than GPT-2 if there are few prompts."""
     lr_schedule: Literal["cosine", "linear", "constant"] = "linear"
     """How the learning rate falls after the warm-up."""
     warmup_steps: int = Field(5, ge=0)
@@ -96,23 +96,22 @@ class RewardOptions(TrainOptions, DataOptions):
     eval_every: int = Field(0, ge=0)
     """Steps between evaluations; 0 evaluates at the end only."""
     reference_responses: str | None = None
-    """responses.jsonl of the reference policy, to which the scores are normalised; without it, the training answers
-    are used."""
+    """responses.jsonl of the reference policy, on which the scores are normalised. Default: the training answers."""
     normalise_samples: int = Field(256, ge=2)
-    """How many answers the normalisation takes."""
+    """Number of answers used for normalisation."""
 
 
 USUAL = Usual(epochs=1.0, batch_size=16, lr=5e-5, most_epochs=6.0, small_lr=0.0005)
 
 
 def workload(lengths: Sequence[int], batch_size: int) -> Workload:
-    """lengths: of the prompts, all answers of each. There are no logits."""
+    """lengths: tokens per prompt, over all its answers. There are no logits."""
     return Workload(step_tokens(lengths, batch_size), outputs=0.0)
 
 
 @dataclass
 class Group:
-    """The distinct answers to one prompt, and which of them were preferred to which."""
+    """The distinct answers to one prompt, and which were preferred to which."""
 
     prompt: list[Message] = field(default_factory=list)
     answers: list[list[int]] = field(default_factory=list)  # token ids of prompt + answer
@@ -120,12 +119,12 @@ class Group:
     pairs: list[tuple[int, int]] = field(default_factory=list)  # (better, worse)
     ties: list[bool] = field(default_factory=list)
     margins: list[float] = field(default_factory=list)
-    weights: list[float] = field(default_factory=list)  # how much each pair counts, by who judged it
+    weights: list[float] = field(default_factory=list)  # of each pair, by annotator
 
     @property
     def best(self) -> int:
-        """The index of the first answer that won a pair and lost none, by what most people said of each pair (by their
-        weights); where errors leave no such one, of the first that won; with nothing but ties, of the first."""
+        """The index of the first answer that won a pair and lost none, by the weighted majority on each pair; if errors
+        leave none, the first that won a pair; if all are ties, the first."""
         votes: dict[tuple[int, int], float] = defaultdict(float)
         for pair, tie, weight in zip(self.pairs, self.ties, self.weights, strict=True):
             if not tie:
@@ -144,7 +143,7 @@ def groups_of(
 
     Raises DataError for votes, which compare nothing.
     """
-    # A majority's weights were counted when it was made.
+    # A majority has its weights applied already.
     weights = weights_of(options.annotators) if options.judgments == "all" else {}
     judged: list[Comparison | Ranking] = []
     for record in records:
@@ -177,18 +176,18 @@ def _margin(record: Comparison | Ranking, options: RewardOptions) -> float:
 def off_prompt_groups(
     groups: Sequence[Group], tokenizer: Tokenizer, context: int, count: int, seed: int
 ) -> list[Group]:
-    """`count` groups for each one given: its best answer, preferred to the best answer to another prompt.
+    """`count` groups for each group: its best answer, preferred to the best answer to another prompt.
 
-    People compare answers to one prompt, and most of those are to the point, so that a reward model may look at their
-    manners alone; a policy then finds the one answer that always pays. These pairs, from which nothing but the prompt
-    tells the better one, take that way out (RRM, Liu et al. 2024, arXiv 2409.13156).
+    People compare answers to one prompt, mostly relevant ones, so a reward model may learn style alone; a policy then
+    finds one answer that scores well everywhere. In these pairs only the prompt tells which is better, which closes
+    that loophole (RRM, Liu et al. 2024, arXiv 2409.13156).
     """
     found = []
     for turn in range(count):
         order = permutation(len(groups), seed, "off-prompt", turn)
         for here, there in zip(
             order, np.roll(order, 1), strict=True
-        ):  # a cycle of different prompts: none meets itself
+        ):  # a cycle of different prompts: none is paired with itself
             group, other = groups[here], groups[there]
             own, foreign = group.texts[group.best], other.texts[other.best]
             if foreign == own:
@@ -231,13 +230,13 @@ def _lengths(group: Group) -> list[int]:
 def evaluate_pairs(
     model: ScalarModel, groups: Sequence[Group], options: RewardOptions, session: Session
 ) -> dict[str, Any]:
-    """Accuracy on pairs that are no ties, with a 95 % interval over prompts; equal scores are half right."""
+    """Accuracy on pairs without ties, with a 95 % interval over prompts; equal scores count half."""
     model.eval()
     losses, hits, difference, longer, counts = [], [], [], [], []
     parts, compute = micro_batches(groups, _lengths, session.micro_batch_tokens), session.compute
 
     def measured() -> list[tuple[float, list[float]]]:
-        """The summed loss and the margins of each part that is this process's."""
+        """The summed loss and the margins of each local part."""
         found = []
         for part in lockstep(local_part(parts), model):
             margins, member = forward_pairs(model, part, compute)
@@ -270,8 +269,8 @@ def evaluate_pairs(
 
 
 def calibration(differences: np.ndarray, bins: int = 10) -> list[dict[str, float]]:
-    """Predicted probability that the preferred answer wins, against how often it does, each pair seen from both sides
-    (so the curve is symmetric about 1/2). Bins of predicted probability from 0.5 to 1."""
+    """Predicted probability that the preferred answer wins against how often it does, each pair counted from both
+    sides (so the curve is symmetric about 1/2). Bins of predicted probability from 0.5 to 1."""
     confidence = 1 / (1 + np.exp(-np.abs(differences)))
     right = differences > 0
     edges = np.linspace(0.5, 1.0, bins + 1)
@@ -284,7 +283,7 @@ def calibration(differences: np.ndarray, bins: int = 10) -> list[dict[str, float
 
 
 def records_of(options: RewardOptions) -> tuple[list[Preference], list[Preference], ReadSummary]:
-    """The records to train on, those held out, and the account of what was read."""
+    """The training records, the held-out ones, and a summary of what was read."""
     read = load_comparisons(options.data, options)
     records = by_annotators(read.records, weights_of(options.annotators))
     if options.judgments == "majority":
@@ -317,7 +316,7 @@ def fit(
     """Trains on `train` and evaluates on `test`; checkpoints and metrics go to `options.out`.
 
     Returns:
-        What `evaluate_pairs` found at the end (nothing without `test`), and the session, whose checkpoints remain.
+        The final result of `evaluate_pairs` (empty without `test`), and the session, whose checkpoints remain.
     """
     off_prompt = off_prompt_groups(train, tokenizer, model.config.n_positions, options.off_prompt, options.seed)
     groups = [*train, *off_prompt]
@@ -412,8 +411,8 @@ def run(options: RewardOptions) -> None:
 
 
 def _reference_answers(options: RewardOptions, tokenizer: Tokenizer, context: int) -> list[list[int]]:
-    """The token ids of the reference's answers; [] without --reference-responses. Read before the fit, which a bad
-    record would otherwise end in vain."""
+    """The token ids of the reference's answers; [] without --reference-responses. Read before the fit, so that a bad
+    record does not waste it."""
     if not options.reference_responses:
         return []
     responses = read_records(options.reference_responses, Response, options.skip_bad)
@@ -426,7 +425,7 @@ def _reference_answers(options: RewardOptions, tokenizer: Tokenizer, context: in
 def _normalise(
     model: ScalarModel, options: RewardOptions, answers: Sequence[list[int]], compute: Compute
 ) -> dict[str, float]:
-    """Rescales the head so that these answers score mean 0, standard deviation 1. Returns what they were."""
+    """Rescales the head so that these answers have mean 0 and standard deviation 1. Returns the previous values."""
     order = np.random.Generator(np.random.Philox(derived_seed(options.seed, "normalise"))).permutation(len(answers))
     picked = [answers[i] for i in order[: options.normalise_samples]]
     scores = scores_of(model, picked, compute, options.micro_batch_tokens)

@@ -1,12 +1,12 @@
-"""`wukong sample`: prompts + models -> K responses a prompt (responses.jsonl).
+"""`wukong sample`: prompts + models -> K responses per prompt (responses.jsonl).
 
-In:  prompts in any format; one or several model directories, or any OpenAI-compatible endpoint.
-Out: one Response record a line: prompt, text, which model, how it was sampled.
+In:  prompts in any format; one or more model directories, or any OpenAI-compatible endpoint.
+Out: one Response record per line: prompt, text, model, sampling settings.
 
     wukong sample --models runs/mine/sft --prompts prompts.jsonl --responses-per-prompt 4 --out responses.jsonl
 
-Every (model, temperature) gives `responses_per_prompt` answers to each prompt; the seeds are functions of prompt,
-temperature and number, so that more prompts or models change no answer that is there already.
+Every (model, temperature) gives `responses_per_prompt` answers to each prompt. Seeds are functions of prompt,
+temperature and number, so adding prompts or models changes no existing answer.
 """
 
 from __future__ import annotations
@@ -40,23 +40,24 @@ class SampleOptions(StageOptions, PromptOptions):
     models: list[str] = []
     """Model directories or hub ids."""
     endpoint: str | None = None
-    """Base URL of an OpenAI-compatible server to ask too, e.g. http://127.0.0.1:8000/v1 (key: OPENAI_API_KEY)."""
+    """Base URL of an OpenAI-compatible server to sample from too, e.g. http://127.0.0.1:8000/v1 (key:
+    OPENAI_API_KEY)."""
     endpoint_model: str | None = None
-    """The model's name there."""
+    """The model's name on that server."""
     responses_per_prompt: int = Field(4, ge=1, le=100_000)
-    """K: answers a prompt, for each model and temperature."""
+    """K: answers per prompt, for each model and temperature."""
     temperatures: list[float] = []
-    """Sampling temperatures; 0 is greedy. When absent, what each model recommends (generation_config.json), else 1."""
+    """Sampling temperatures; 0 is greedy. Default: what each model recommends (generation_config.json), else 1."""
     top_k: int | None = Field(None, ge=0)
-    """Sample from the k likeliest tokens only; 0 is off. When absent, as recommended where --temperatures is."""
+    """Sample from the k most likely tokens only; 0 is off. Default: as recommended if --temperatures is absent."""
     top_p: float | None = Field(None, gt=0, le=1)
-    """Sample from the likeliest tokens that make up this probability; 1 is off. When absent, as --top-k."""
+    """Sample from the most likely tokens that make up this probability; 1 is off. Default: as for --top-k."""
     max_new_tokens: int = Field(128, ge=1)
-    """Responses are cut there."""
+    """Maximum response length, in tokens."""
     holdout: float = Field(0.0, ge=0, lt=1)
-    """Leave out this part of the prompts: the one that evaluate takes with the same --holdout and --seed."""
+    """Leave out this fraction of the prompts: those that evaluate uses with the same --holdout and --seed."""
     limit: int | None = Field(None, ge=1)
-    """Use only this many prompts, the first ones."""
+    """Use only the first N prompts."""
     batch_size: int = Field(128, ge=1)
     """Responses decoded together."""
     precision: Precision = "auto"
@@ -93,7 +94,7 @@ def run(options: SampleOptions) -> None:
     console.print(read.summary.table("prompts"))
     prompts = split_by_prompt(read.records, options.holdout, options.seed)[0][: options.limit]
     endpoint = Endpoint(options.endpoint, str(options.endpoint_model)) if options.endpoint else None
-    # The endpoint first: what it answers is kept at once, and it fails before the work of our own models is done.
+    # The endpoint first: its answers are saved at once, and if it fails, no local work is lost.
     theirs = sample_endpoint(endpoint, prompts, options) if endpoint else []
     responses: list[Response] = []
     for model in options.models:
@@ -109,7 +110,7 @@ def run(options: SampleOptions) -> None:
 
 
 def sample_model(model_path: str, prompts: Sequence[Prompt], options: SampleOptions) -> Iterator[Response]:
-    """The responses of one model of ours, at every temperature."""
+    """The responses of one local model, at every temperature."""
     compute = compute_for(options.precision, options.device)
     policy, tokenizer = load_policy(model_path)
     model = inference_copy(policy.to(compute.device).eval(), compute)
@@ -156,7 +157,7 @@ def sample_model(model_path: str, prompts: Sequence[Prompt], options: SampleOpti
 
 
 def sample_endpoint(endpoint: Endpoint, prompts: Sequence[Prompt], options: SampleOptions) -> list[Response]:
-    """The responses of a model behind an OpenAI-compatible API, each kept as it arrives and asked for once."""
+    """The responses of a model behind an OpenAI-compatible API; each is requested once and saved as it arrives."""
     replies = Replies(replies_path(options.out, directory=False))
     top_p = 1.0 if options.top_p is None else options.top_p
     jobs = []

@@ -6,7 +6,7 @@ Out: a model directory with the chat template, metrics.jsonl.
     wukong sft --model runs/mine/base --data instructions.jsonl --out runs/mine/sft
 
 Step 1 of InstructGPT (Ouyang et al. 2022): the language-model loss on the assistant's tokens only, the closing
-<|endoftext|> of each answer included. Several short examples share a row; a token attends to its own example only.
+<|endoftext|> of each answer included. Several short examples share a row; tokens attend only within their example.
 
 Shape legend: B rows, T time, C channels, N response positions.
 """
@@ -52,19 +52,19 @@ class SFTOptions(TrainOptions, DataOptions, RecommendOptions):
     data: list[str]
     """Instruction data: paths, globs or Hugging Face data set ids."""
     epochs: float | None = Field(None, gt=0, json_schema_extra={"usual": 3.0})
-    """Passes over the data. When absent 3, and up to 8 where these are fewer than 150 steps."""
+    """Passes over the data. Default: 3, or up to 8 if that is fewer than 150 steps."""
     batch_size: int | None = Field(None, ge=1, json_schema_extra={"usual": 32})
-    """Examples a step. When absent 32, and down to 8 where there are few."""
+    """Examples per step. Default: 32, or down to 8 if there are few."""
     lr: float | None = Field(None, gt=0, json_schema_extra={"usual": 3e-4})
-    """Peak learning rate. When absent 3e-4, and more for models smaller than GPT-2 where there are few examples."""
+    """Peak learning rate. Default: 3e-4, or more for models smaller than GPT-2 if there are few examples."""
     warmup_steps: int = Field(10, ge=0)
     """Steps over which the learning rate rises from 0."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout rate."""
     valid_fraction: float = Field(0.05, ge=0, lt=1)
-    """The part of the prompts held out for validation."""
+    """The fraction of prompts held out for validation."""
     eval_every: int = Field(0, ge=0)
-    """Steps between validations; 0 validates at the end only. The weights of the best one are kept."""
+    """Steps between validations; 0 validates at the end only. The best weights are kept."""
     template: str | None = None
     """Chat template (alpaca, plain, or a Jinja file) in place of the model's own."""
 
@@ -73,14 +73,14 @@ USUAL = Usual(epochs=3.0, batch_size=32, lr=3e-4, most_epochs=8.0, small_lr=0.00
 
 
 def workload(lengths: Sequence[int], response: float, batch_size: int) -> Workload:
-    """lengths: of the examples; response: the part of their tokens that are learnt."""
+    """lengths: of the examples; response: the fraction of their tokens that are trained on."""
     return Workload(step_tokens(lengths, batch_size), response)
 
 
 def examples_of(
     conversations: Sequence[Conversation], tokenizer: Tokenizer, context: int, summary: ReadSummary
 ) -> list[Example]:
-    """Tokenised demonstrations. One longer than the context is cut at its end, or dropped when no answer is left."""
+    """Tokenised demonstrations. One longer than the context is truncated, or dropped if no answer is left."""
     examples = []
     for conversation in conversations:
         ids, response = tokenizer.conversation_ids(conversation.messages)
@@ -95,11 +95,11 @@ def examples_of(
 
 
 def response_loss(model: GPT2, examples: Sequence[Example], compute: Compute) -> tuple[torch.Tensor, int]:
-    """Summed negative log-likelihood (nats) of the response tokens, and how many they are."""
+    """Summed negative log-likelihood (nats) of the response tokens, and their number."""
     packed = pack(examples, model.config.n_positions)
     ids, segments = packed.input_ids.to(compute.device), packed.segments.to(compute.device)
     counted = packed.response_mask[:, 1:].to(compute.device)  # (B, T - 1): position t predicts token t + 1
-    # The first token of a segment is predicted by the last of another: it is a prompt token, so never counted.
+    # A segment's first token would be predicted by another segment, but it is a prompt token and never counted.
     with compute.autocast():
         hidden = model(ids, segments=segments)[:, :-1][counted]  # (N, C)
         logprobs, _ = token_logprobs(hidden, model.wte.weight, ids[:, 1:][counted])
@@ -172,7 +172,7 @@ def run(options: SFTOptions) -> None:
 
 
 def _parts(batch: Sequence[Example], max_tokens: int) -> list[list[Example]]:
-    """The batch in parts of at most max_tokens tokens."""
+    """The batch split into parts of at most max_tokens tokens."""
     parts: list[list[Example]] = []
     room = 0
     for example in batch:

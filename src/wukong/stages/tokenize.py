@@ -1,12 +1,12 @@
 """`wukong tokenize`: text -> a tokenizer and token shards.
 
 In:  documents (any text format), and a tokenizer to use or the size of one to train.
-Out: out/tokenizer.json and its companions, out/train/ and out/valid/ (token shards).
+Out: out/tokenizer.json and related files, out/train/ and out/valid/ (token shards).
 
     wukong tokenize --data corpus.jsonl --vocab-size 4096 --out runs/mine/tokenizer
 
-Byte-level BPE as in GPT-2 (Radford et al. 2019; Sennrich et al. 2016). A document goes to the validation shards by
-a hash of its text, so that adding documents moves none from one side to the other.
+Byte-level BPE as in GPT-2 (Radford et al. 2019; Sennrich et al. 2016). A hash of its text decides whether a document
+goes to the validation shards, so adding documents never moves one between the splits.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ class TokenizeOptions(StageOptions, TextOptions):
     data: list[str]
     """Training text: paths, globs or Hugging Face data set ids."""
     valid_data: list[str] = []
-    """Validation text; when empty, a part of the training documents is held out."""
+    """Validation text. Default: some of the training documents are held out."""
     valid_fraction: float = Field(0.02, ge=0, lt=1)
-    """The part of the documents that is held out when there is no --valid-data."""
+    """The fraction of documents held out if there is no --valid-data."""
     tokenizer: str | None = None
-    """A tokenizer to use (directory or hub id, e.g. gpt2); when absent one is trained on the data."""
+    """A tokenizer to use (directory or hub id, e.g. gpt2). Default: train one on the data."""
     vocab_size: int = Field(4096, ge=257, le=1 << 24)
     """Size of the vocabulary to train."""
     instructions: list[str] = []
-    """Instruction data that the tokenizer is trained on too, as the chat template shows it (it enters no shard)."""
+    """Instruction data to train the tokenizer on too, rendered by the chat template (not added to the shards)."""
     template: str | None = None
-    """Chat template: alpaca, plain (texts to continue), or a Jinja file. When absent, that of --tokenizer, or alpaca
-    for a new one."""
+    """Chat template: alpaca, plain (texts to continue), or a Jinja file. Default: that of --tokenizer, or alpaca for a
+    new one."""
 
 
 def _instruction_options(options: TokenizeOptions) -> DataOptions:
-    """How the instructions are read; `format` and `columns` are those of the text."""
+    """How the instructions are read; `format` and `columns` apply to the text only."""
     return DataOptions(question=options.question, encoding=options.encoding, skip_bad=options.skip_bad)
 
 
@@ -118,7 +118,7 @@ def _made(out: Path, manifests: dict[str, dict[str, Any]]) -> list[Path]:
 
 
 def _rendered(options: TokenizeOptions) -> Iterator[str]:
-    """The conversations as a model will see them, so that the words of the template and of answers become tokens."""
+    """The conversations as a model sees them, so that words of the template and of answers become tokens."""
     if options.instructions:
         untrained = Tokenizer.train([], 257, options.template or DEFAULT_TEMPLATE)
         read = load_instructions(options.instructions, _instruction_options(options))
@@ -128,7 +128,7 @@ def _rendered(options: TokenizeOptions) -> Iterator[str]:
 
 
 def _counted(title: str, documents: Iterable[str]) -> Iterator[str]:
-    """Shows how many documents went by (their number is not known before)."""
+    """Shows how many documents were read (the total is not known in advance)."""
     first = next(iterator := iter(documents), None)
     with Bar(title, total=0, unit="document") as bar:
         for text in chain([first] if first is not None else [], iterator):
