@@ -7,8 +7,8 @@ Out: the policy's model directory, metrics.jsonl.
 
 Direct preference optimisation (Rafailov et al. 2023): the best policy for a reward r under a KL penalty is
 pi ~ pi_ref exp(r/beta), so beta log(pi/pi_ref) is a reward, and the Bradley-Terry loss of reward models trains the
-policy itself. IPO (Azar et al. 2023) and label smoothing (cDPO, Mitchell 2023) keep it from going to extremes.
-Departure: all pairs of a prompt, by any annotator, weigh as one record, as in InstructGPT's reward model, and each
+policy itself. IPO (Azar et al. 2023) and label smoothing (cDPO, Mitchell 2023) keep it from extremes.
+Departure: all pairs of a prompt, by any annotator, count as one record, as in InstructGPT's reward model, and each
 answer passes through the model once.
 """
 
@@ -45,7 +45,7 @@ class DPOOptions(DirectOptions):
     loss: Literal["dpo", "ipo"] = "dpo"
     """dpo (logistic), or ipo (squared distance to a margin of 1/(2 beta))."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """The fraction of the labels assumed to be wrong: conservative DPO."""
+    """The assumed fraction of wrong labels (conservative DPO)."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class AnswerPairs:
 def groups_of(
     records: Sequence[Preference], tokenizer: Tokenizer, context: int, summary: ReadSummary
 ) -> list[AnswerPairs]:
-    """A group for each prompt; ties, and what does not fit the context, are dropped and counted.
+    """One group per prompt; ties and pairs that do not fit the context are dropped and counted.
 
     Raises DataError for votes, which compare nothing.
     """
@@ -78,14 +78,14 @@ def groups_of(
 
 
 def pair_losses(chosen: Tensor, rejected: Tensor, options: DPOOptions) -> Tensor:
-    """(N,) log-ratios of both sides -> (N,)."""
+    """Log-ratios of both sides, (N,) each -> (N,)."""
     if options.loss == "ipo":
         return ipo_loss(chosen, rejected, options.beta)
     return dpo_loss(chosen, rejected, options.beta, options.label_smoothing)
 
 
 def pair_index(part: Sequence[AnswerPairs]) -> tuple[list[int], list[int], list[int]]:
-    """Of the pairs of some groups whose answers lie in a row: the better answers, the worse ones, and the group."""
+    """The better answer, the worse answer and the group of each pair, for groups whose answers are concatenated."""
     better, worse, member, start = [], [], [], 0
     for number, group in enumerate(part):
         better += [start + b for b, _ in group.pairs]

@@ -6,9 +6,9 @@ Out: the policy's model directory, metrics.jsonl.
 
     wukong kto --model runs/mine/sft --data votes.jsonl --out runs/mine/policy
 
-Kahneman-Tversky optimisation (Ethayarajh et al. 2024): a good answer's log(pi/pi_ref) is to rise above a base line, a
-bad one's to fall below it, each with diminishing returns. The base line is an estimate of the KL from answers that
-were given to other prompts: each prompt of a batch is joined with the next one's answer.
+Kahneman-Tversky optimisation (Ethayarajh et al. 2024): a good answer's log(pi/pi_ref) is pushed above a baseline, a
+bad one's below it, each with diminishing returns. The baseline estimates the KL from mismatched answers: each prompt
+of a batch is paired with the next one's answer.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class KTOOptions(DirectOptions):
     data: list[str]
     """Votes or comparisons: paths, globs or Hugging Face data set ids."""
     batch_size: int | None = Field(None, ge=2, json_schema_extra={"usual": 32})
-    """Votes a step. When absent 32, and down to 8 where there are few."""
+    """Votes per step. Default: 32, or down to 8 if there are few."""
     good_weight: float = Field(1.0, gt=0)
-    """lambda_D, the weight of a thumb up. With unequal numbers, (weight x number) of the ups should be 1 to 4/3 times
+    """lambda_D, the weight of a thumb up. If the numbers differ, weight x number of the ups should be 1 to 4/3 times
     that of the downs."""
     bad_weight: float = Field(1.0, gt=0)
     """lambda_U, the weight of a thumb down."""
@@ -62,8 +62,8 @@ class VotedAnswer:
 def votes_of(
     records: Sequence[Preference], tokenizer: Tokenizer, context: int, summary: ReadSummary
 ) -> list[VotedAnswer]:
-    """Every vote, and both sides of a comparison; what does not fit the context is dropped and counted. Votes on one
-    prompt read the same prompt, cut once by the longest of its answers.
+    """Every vote, and both sides of a comparison; what does not fit the context is dropped and counted. All votes on a
+    prompt share the same prompt tokens, cut once to fit its longest answer.
 
     Raises DataError for rankings, whose middle is neither good nor bad.
     """
@@ -87,7 +87,7 @@ def votes_of(
 
 
 def mismatched(batch: Sequence[VotedAnswer], context: int) -> list[AnswerTokens]:
-    """Each prompt with the answer of the next vote of another prompt; its beginning is cut where it does not fit."""
+    """Each prompt with the answer of the next vote on another prompt; the start is cut if it does not fit."""
     found = []
     for i, vote in enumerate(batch):
         others = (batch[(i + k) % len(batch)].answer for k in range(1, len(batch)))
@@ -112,7 +112,7 @@ class KTO(DirectAlgorithm[VotedAnswer]):
         return [item.answer]
 
     def baseline(self, session: Session, policy: GPT2, reference: GPT2, batch: Sequence[VotedAnswer]) -> Tensor:
-        """z_0 of a batch, (); 0 where all its votes are on one prompt."""
+        """z_0 of a batch, (); 0 if all its votes are on one prompt."""
         temperature, compute = self.options.temperature, session.compute
         answers = mismatched(batch, policy.config.n_positions)
         if not answers:

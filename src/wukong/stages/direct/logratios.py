@@ -1,4 +1,4 @@
-"""Answers as tokens, and their log-ratios to the reference, log pi - log pi_ref: what DPO and KTO compute with.
+"""Answers as tokens, and their log-ratios to the reference, log pi - log pi_ref, for DPO and KTO.
 
 Shape legend: B answers, T time.
 """
@@ -21,7 +21,7 @@ from wukong.training.compute import Compute
 
 @dataclass
 class AnswerTokens:
-    """An answer as tokens, the closing end token included, and its log-prob (nats) under the reference."""
+    """An answer as tokens, including the closing end token, and its log-prob (nats) under the reference."""
 
     prompt: list[int]
     response: list[int]
@@ -51,7 +51,7 @@ def logratios(model: GPT2, answers: Sequence[AnswerTokens], temperature: float, 
 def measure_reference(
     model: GPT2, answers: Sequence[AnswerTokens], temperature: float, compute: Compute, max_tokens: int
 ) -> None:
-    """Fills in the reference's log-probs: it never changes, so once is enough."""
+    """Fills in the reference's log-probs, once: the reference never changes."""
     model.eval().to(compute.device)
 
     def measured() -> list[tuple[int, float]]:

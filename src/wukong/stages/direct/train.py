@@ -1,6 +1,6 @@
-"""The loop that DPO and KTO share: they learn from what people preferred directly, without a reward model or sampling.
+"""The loop that DPO and KTO share: learning directly from preferences, without a reward model or sampling.
 
-An algorithm (dpo.py, kto.py) says which records it learns from and what the loss of a batch is.
+An algorithm (dpo.py, kto.py) defines which records it learns from and the loss of a batch.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ class DirectOptions(TrainOptions, DataOptions, RecommendOptions):
     model: str
     """The SFT model: policy and frozen reference start from it. A directory or hub id."""
     data: list[str]
-    """What people preferred: paths, globs or Hugging Face data set ids."""
+    """Preference data: paths, globs or Hugging Face data set ids."""
     eval_data: list[str] = []
-    """Data to test on; when empty, a part of the prompts of --data is held out."""
+    """Data to test on. Default: some of the prompts of --data are held out."""
     valid_fraction: float = Field(0.1, ge=0, lt=1)
-    """The fraction of the prompts held out when there is no --eval-data."""
+    """The fraction of prompts held out if there is no --eval-data."""
     beta: float = Field(0.1, gt=0)
     """The KL coefficient of the implied reward; a smaller one lets the policy move further."""
     temperature: float = Field(1.0, gt=0)
-    """Logits are divided by it: the temperature at which the answers were sampled and the policy will be."""
+    """Divides the logits: the temperature the answers were sampled at and the policy will be sampled at."""
     epochs: float | None = Field(None, gt=0, json_schema_extra={"usual": 1.0})
-    """Passes over the data. When absent 1, and up to 4 where that is fewer than 150 steps."""
+    """Passes over the data. Default: 1, or up to 4 if that is fewer than 150 steps."""
     batch_size: int | None = Field(None, ge=1, json_schema_extra={"usual": 32})
-    """Prompts per step, each with all its pairs. When absent 32, and down to 8 where there are few."""
+    """Prompts per step, each with all its pairs. Default: 32, or down to 8 if there are few."""
     lr: float | None = Field(None, gt=0, json_schema_extra={"usual": 5e-6})
-    """Peak learning rate. When absent 5e-6, and more for models smaller than GPT-2 where there are few records."""
+    """Peak learning rate. Default: 5e-6, or more for models smaller than GPT-2 if there are few records."""
     lr_schedule: Literal["cosine", "linear", "constant"] = "linear"
     """How the learning rate falls after the warm-up."""
     warmup_steps: int = Field(10, ge=0)
@@ -71,7 +71,7 @@ USUAL = Usual(epochs=1.0, batch_size=32, lr=5e-6, most_epochs=4.0, small_lr=5e-5
 
 
 def workload(lengths: Sequence[int], response: float, batch_size: int, config: GPT2Config) -> Workload:
-    """lengths: of the records, all answers of each; response: the fraction of their tokens that are an answer."""
+    """lengths: tokens per record, over all its answers; response: the fraction of them that are answer tokens."""
     return Workload(step_tokens(lengths, batch_size), response, frozen=(config,))
 
 
@@ -80,7 +80,7 @@ Metrics = dict[str, float]
 
 
 class DirectAlgorithm(ABC, Generic[Item]):
-    """How an algorithm differs from the others. An item is what it learns from at once: a prompt's pairs, a vote."""
+    """How an algorithm differs from the others. An item is one training unit: a prompt's pairs, or a vote."""
 
     name: str
 
@@ -88,7 +88,7 @@ class DirectAlgorithm(ABC, Generic[Item]):
     def items_of(
         self, records: Sequence[Preference], tokenizer: Tokenizer, context: int, summary: ReadSummary
     ) -> list[Item]:
-        """What is trained on; records that cannot be used are counted in `summary`."""
+        """The training items; unusable records are counted in `summary`."""
 
     @abstractmethod
     def answers_of(self, item: Item) -> Sequence[AnswerTokens]:
@@ -98,15 +98,15 @@ class DirectAlgorithm(ABC, Generic[Item]):
     def batch_loss(
         self, session: Session, policy: GPT2, reference: GPT2, batch: Sequence[Item], learn: bool
     ) -> Metrics:
-        """The metrics of a batch, `loss` and `margin` among them; `learn` adds the gradient too. Each process puts its
-        local part through the models; the metrics are of the whole batch."""
+        """The metrics of a batch, including `loss` and `margin`; `learn` also adds the gradient. Each process computes
+        its local part; the metrics are of the whole batch."""
 
     def lengths_of(self, item: Item) -> list[int]:
         return [len(answer.ids) for answer in self.answers_of(item)]
 
 
 def direct_needs(options: DirectOptions, accepts: Callable[[Preference], None], no: Sequence[Kind] = ()) -> list[Need]:
-    """What DPO and KTO need; `accepts` raises DataError for a record that they cannot learn from."""
+    """The inputs of DPO and KTO; `accepts` raises DataError for a record they cannot learn from."""
     read = require.reader(COMPARISONS, options)
     learnt = require.data([*options.data, *options.eval_data], read, accepts, no=("responses", *no))
     return [require.policy(options.model), *learnt, require.device(options.device)]
@@ -157,7 +157,7 @@ def train(algorithm: DirectAlgorithm[Item], options: DirectOptions, needs: Seque
 def _items(
     algorithm: DirectAlgorithm[Item], options: DirectOptions, tokenizer: Tokenizer, context: int
 ) -> tuple[list[Item], list[Item], ReadSummary]:
-    """What is trained on, what is held out, and the account of what was read."""
+    """The training items, the held-out items, and a summary of what was read."""
     read = load_comparisons(options.data, options)
     if options.eval_data:
         unseen = load_comparisons(options.eval_data, options)
@@ -187,7 +187,7 @@ def _evaluate(
 
 
 def _batches(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
-    """In the given order; a last one of a single item joins the one before, since KTO compares within a batch."""
+    """Batches in the given order; a final single item joins the batch before, since KTO compares within a batch."""
     starts = list(range(0, len(items), size))
     if len(starts) > 1 and len(items) - starts[-1] == 1:
         starts.pop()
@@ -198,7 +198,7 @@ def _save(
     session: Session, work: StageRun, policy: GPT2, tokenizer: Tokenizer, options: DirectOptions,
     answers: Sequence[AnswerTokens], results: dict[str, object],
 ) -> None:  # fmt: skip
-    """Publishes the policy, and says how far it moved on these answers."""
+    """Publishes the policy and reports how far it moved on these answers."""
     masks = [(answer.ids, [i >= len(answer.prompt) for i in range(len(answer.ids))]) for answer in answers]
     moved = kl_to_start(policy, load_policy(options.model)[0], masks)
     sampling = SamplingParameters(options.temperature).for_training(options.recommended_temperature)

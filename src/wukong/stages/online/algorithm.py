@@ -1,7 +1,7 @@
-"""What an online algorithm says, and the options that all of them share.
+"""The interface of an online algorithm, and the options that all of them share.
 
-The loop is the same for all (train.py); an algorithm says which token gets how much of the reward
-(`Algorithm.advantages`) and what the loss of a token is (`Algorithm.token_losses`).
+The loop is the same for all (train.py); an algorithm defines how reward is assigned to tokens
+(`Algorithm.advantages`) and the loss of a token (`Algorithm.token_losses`).
 
 Shape legend: B episodes, R response time, N real response tokens.
 """
@@ -28,12 +28,12 @@ from wukong.training.memory import DECODED_TOGETHER, Decoding, Workload, stored_
 
 ValueModelKind = Literal["separate", "shared"]
 Metrics = Mapping[str, Tensor | float]
-"""Scalars; those on the device are read together at the end of a step."""
+"""Scalars; device tensors are read together at the end of a step."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What advantages are made of."""
+    """The inputs to the advantages."""
 
     scores: Tensor  # (B,)
     kl: Tensor  # (B, R) per token, estimator k1; zero where masked
@@ -41,7 +41,7 @@ class Batch:
     values: Tensor  # (B, R); zeros without a value model
     kl_coef: float
     state: dict[str, Any]
-    """What the algorithm keeps from iteration to iteration (JSON values): a part of every checkpoint."""
+    """What the algorithm keeps between iterations (JSON values), saved in every checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,15 @@ class Advantages:
 
 
 class Algorithm(ABC):
-    """How an algorithm differs from the others. The defaults are the plain policy gradient without a value model."""
+    """How an algorithm differs from the others. The defaults give the plain policy gradient without a value model."""
 
     name: str
     epochs: int = 1
     """Passes over a batch."""
     average: Average = "constant"
-    """How the losses of responses of different lengths become one number."""
+    """How losses are averaged over responses of different lengths."""
     clip_range: float | None = None
-    """Where the loss clips the probability ratio, if it does."""
+    """The clip range of the probability ratio; None: no clipping."""
     value_coef: float | None = None
     """Weight of the value loss; None: no value model."""
     value_model: ValueModelKind = "separate"
@@ -83,7 +83,7 @@ class Algorithm(ABC):
 
 
 def advantage_metrics(advantages: Tensor, mask: Tensor) -> Metrics:
-    """Of advantages (B, R) before they are whitened."""
+    """Metrics of the advantages (B, R) before whitening."""
     return {"advantage_std": advantages[mask].std(correction=0)}
 
 
@@ -104,7 +104,7 @@ class OnlineOptions(RolloutOptions, ScoringOptions, RecommendOptions):
     old_names: ClassVar[dict[str, str]] = {"insist": "allow_chance_reward_model"}
 
     model: str
-    """The SFT model: policy and reference start from it. A directory or hub id."""
+    """The SFT model, from which policy and reference start: a directory or hub id."""
     episodes: int = Field(4096, ge=1)
     """Responses sampled in total."""
     batch_size: int = Field(64, ge=1, le=1_000_000)
@@ -114,21 +114,21 @@ class OnlineOptions(RolloutOptions, ScoringOptions, RecommendOptions):
     samples_per_prompt: int = Field(1, ge=1)
     """Responses to each prompt of a batch."""
     kl_coef: float = Field(0.05, ge=0)
-    """beta, the KL coefficient: the penalty for each nat of KL to the reference; its first value with --kl-target."""
+    """beta, the KL coefficient: the penalty per nat of KL to the reference; with --kl-target, its initial value."""
     kl_target: float | None = Field(None, gt=0)
-    """Adapt beta so that the KL of a response stays near this many nats."""
+    """Adapt beta to keep the KL per response near this many nats."""
     kl_horizon: int = Field(10_000, ge=1)
-    """How many episodes the adaptive controller takes."""
+    """Horizon of the adaptive KL controller, in episodes."""
     entropy_coef: float = Field(0.0, ge=0)
     """Weight of an entropy bonus."""
     ptx_data: str | None = None
-    """Token shards (`wukong tokenize`) for PPO-ptx: their language-model loss is added."""
+    """Token shards (`wukong tokenize`) for PPO-ptx, whose language-model loss is added."""
     ptx_coef: float = Field(0.0, ge=0)
-    """Weight of that loss (InstructGPT: 27.8; reported to destabilise small set-ups)."""
+    """Weight of the --ptx-data loss (InstructGPT: 27.8; reported to destabilise small set-ups)."""
     allow_chance_reward_model: bool = False
-    """Train even against a reward model that cannot be told from chance."""
+    """Train even on a reward model no better than chance."""
     max_kl: float = Field(100.0, gt=0)
-    """Stop when the mean KL of a response exceeds this many nats."""
+    """Stop if the mean KL per response exceeds this many nats."""
     lr: float = Field(1e-5, gt=0)
     """Peak learning rate."""
     lr_schedule: Literal["cosine", "linear", "constant"] = "linear"
@@ -138,9 +138,9 @@ class OnlineOptions(RolloutOptions, ScoringOptions, RecommendOptions):
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the two moments."""
     log_every: int = Field(1, ge=1)
-    """Iterations between two lines of metrics.jsonl."""
+    """Iterations between lines of metrics.jsonl."""
     save_every: int = Field(0, ge=0)
-    """Iterations between two policies that are kept along the way, in OUT/policies; 0 keeps none."""
+    """Iterations between policies saved in OUT/policies; 0 saves none."""
 
     @abstractmethod
     def algorithm(self) -> Algorithm:
@@ -160,14 +160,14 @@ class OnlineOptions(RolloutOptions, ScoringOptions, RecommendOptions):
 
 
 class GroupOptions(OnlineOptions):
-    """What the algorithms share that compare responses to one prompt."""
+    """What algorithms that compare responses to one prompt share."""
 
     samples_per_prompt: int = Field(4, ge=2)
-    """Responses to each prompt of a batch, which are compared with each other."""
+    """Responses to each prompt of a batch, compared with each other."""
 
 
 def check(options: OnlineOptions) -> None:
-    """Raises UsageError for options that do not go together."""
+    """Raises UsageError for incompatible options."""
     if options.missing_eos_score is not None and options.missing_eos_penalty is not None:
         raise UsageError("--missing-eos-score and --missing-eos-penalty exclude each other: give one")
     if options.truncate_at is not None and options.missing_eos_score is None and options.missing_eos_penalty is None:
@@ -189,7 +189,7 @@ def check(options: OnlineOptions) -> None:
 
 
 def workload(options: OnlineOptions, config: GPT2Config, prompt: int) -> Workload:
-    """What the run holds in memory beside the trained models. prompt: tokens of the longest one."""
+    """What the run holds in memory besides the trained models. prompt: tokens of the longest one."""
     together = math.ceil(options.batch_size / processes.world_size())
     length = min(prompt + options.max_new_tokens, config.n_positions)
     rewards = [stored_config(directory) or config for directory in model_inputs(options)]

@@ -1,13 +1,13 @@
 """`wukong bestofn`: SFT model + reward + prompts -> a policy, fine-tuned on the best of its n responses.
 
-In, out and the loop around it: as `wukong ppo`; all online algorithms share `wukong.stages.online.train`.
+Inputs, outputs and loop as for `wukong ppo`; all online algorithms share `wukong.stages.online.train`.
 
     wukong bestofn --model runs/mine/sft --reward-model runs/mine/reward --prompts prompts.jsonl --out runs/mine/bestofn
 
 Rejection-sampling fine-tuning (Nakano et al. 2021; RAFT, Dong et al. 2023; Llama 2, Touvron et al. 2023): of
---samples-per-prompt responses the one with the highest R = score - beta x KL is kept, and the policy learns it by the
-language-model loss, as SFT does. The others teach nothing. Without any training, `wukong evaluate --best-of` makes
-the best of n a policy.
+--samples-per-prompt responses the one with the highest R = score - beta x KL is kept, and the policy is trained on it
+with the language-model loss, as in SFT. The others are discarded. `wukong evaluate --best-of` evaluates best-of-n
+without training.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from wukong.stages.online.train import online_needs, train
 
 
 class BestOfNOptions(GroupOptions):
-    """Fine-tune a policy on the best of several responses that it sampled."""
+    """Fine-tune a policy on the best of several of its own responses."""
 
     samples_per_prompt: int = Field(8, ge=2)
-    """n: responses to each prompt of a batch, of which the best is learnt."""
+    """n: responses to each prompt of a batch; the policy is trained on the best."""
     epochs: int = Field(1, ge=1)
-    """Passes over the responses kept of each batch."""
+    """Passes over each batch's best responses."""
 
     def algorithm(self) -> BestOfN:
         return BestOfN(self)

@@ -1,14 +1,14 @@
 """`wukong grpo`: SFT model + reward + prompts -> a policy, by comparing each response with its group.
 
-In, out and the loop around it: as `wukong ppo`; all online algorithms share `wukong.stages.online.train`.
+Inputs, outputs and loop as for `wukong ppo`; all online algorithms share `wukong.stages.online.train`.
 
     wukong grpo --model runs/mine/sft --reward-model runs/mine/reward --prompts prompts.jsonl --out runs/mine/grpo
 
-Shao et al. 2024: the advantage of a response is its reward, less the mean of the responses to its prompt, divided by
+Shao et al. 2024: a response's advantage is its reward minus the mean over the responses to its prompt, divided by
 their standard deviation; PPO's clipped loss, averaged over the tokens of each response first; the KL penalty (k3) in
-the loss and not in the reward. Variants: `--scale none --average constant` is Dr. GRPO (Liu et al. 2025), `--average
-token` DAPO's loss (Yu et al. 2025), `--scale batch` REINFORCE++'s deviation (Hu et al. 2025). The gradient of k3 under
-the policy's own samples is that of KL(pi_ref || pi), the other direction; `--kl-in reward` is the usual penalty.
+the loss, not in the reward. Variants: `--scale none --average constant` is Dr. GRPO (Liu et al. 2025), `--average
+token` DAPO's loss (Yu et al. 2025), `--scale batch` REINFORCE++'s scaling (Hu et al. 2025). The gradient of k3 on the
+policy's own samples is that of the reverse, KL(pi_ref || pi); `--kl-in reward` gives the usual penalty.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ class GRPOOptions(GroupOptions):
     """Train a policy against a reward with group-relative policy optimisation."""
 
     samples_per_prompt: int = Field(8, ge=2)
-    """G: responses to each prompt of a batch, which are compared with each other."""
+    """G: responses to each prompt of a batch, compared with each other."""
     epochs: int = Field(1, ge=1)
     """Passes over each batch."""
     clip_range: float = Field(0.2, gt=0)
-    """How far the probability ratio may move."""
+    """Clip range of the probability ratio, around 1."""
     scale: Scale = "group"
-    """Divide advantages by the standard deviation of the group, of the whole batch, or by none (Dr. GRPO)."""
+    """Divide advantages by the standard deviation of the group or of the whole batch, or not at all (Dr. GRPO)."""
     average: Average = "sequence"
-    """Mean over the tokens of each response, then over responses; over all tokens (DAPO); or the sum divided by a
+    """Average over the tokens of each response, then over responses; over all tokens (DAPO); or divide the sum by a
     constant (Dr. GRPO)."""
     kl_in: Literal["loss", "reward"] = "loss"
-    """Where the KL penalty stands: as estimator k3 in the loss, or in the reward as with the other algorithms."""
+    """Where the KL penalty goes: in the loss (estimator k3), or in the reward as in the other algorithms."""
 
     def algorithm(self) -> GRPO:
         return GRPO(self)

@@ -6,10 +6,10 @@ Out: the policy's model directory, metrics.jsonl, samples.jsonl.
     wukong ppo --model runs/mine/sft --reward-model runs/mine/reward --prompts prompts.jsonl --out runs/mine/policy
 
 Proximal policy optimisation (Schulman et al. 2017) as in Ziegler et al. 2019 and InstructGPT, in the loop of
-`wukong.stages.online.train`: reward of a token = -beta x (log pi - log pi_ref), plus the score at the last token; GAE
-turns it into advantages; a few epochs of clipped updates of policy and value model follow.
+`wukong.stages.online.train`: the reward of a token is -beta x (log pi - log pi_ref), plus the score at the last token;
+GAE turns rewards into advantages; a few epochs of clipped updates of policy and value model follow.
 Which numbers follow which paper: docs/explanation/ppo-details.md. Departures: the value model is a separate network,
-initialised from the reward model (Stiennon et al. 2020), unless `--value-model shared` asks for the original head on
+initialised from the reward model (Stiennon et al. 2020), unless `--value-model shared` selects the original head on
 the policy's trunk, and gradients are clipped at norm 1.
 """
 
@@ -38,20 +38,20 @@ class PPOOptions(OnlineOptions):
     ppo_epochs: int = Field(4, ge=1)
     """Passes over each batch."""
     gamma: float = Field(1.0, ge=0, le=1)
-    """Discount."""
+    """Discount factor."""
     lam: float = Field(0.95, ge=0, le=1)
     """lambda of GAE."""
     clip_range: float = Field(0.2, gt=0)
-    """How far the probability ratio may move."""
+    """Clip range of the probability ratio, around 1."""
     value_clip_range: float = Field(0.2, gt=0)
-    """How far a value may move."""
+    """Clip range of a value, around its old one."""
     value_coef: float = Field(0.1, ge=0)
     """Weight of the value loss."""
     value_model: ValueModelKind = "separate"
     """A separate network, initialised from the reward model, or a head on the policy's trunk: half the memory and
-    work, but a loss that pulls at the policy too."""
+    compute, but its loss also changes the policy."""
     whiten_rewards: bool = False
-    """Scale the per-token rewards to variance 1 (the mean is kept)."""
+    """Scale the per-token rewards to variance 1, keeping the mean."""
 
     def algorithm(self) -> PPO:
         return PPO(self)

@@ -1,12 +1,12 @@
 """`wukong reinforce`: SFT model + reward + prompts -> a policy, by the plain policy gradient with a baseline.
 
-In, out and the loop around it: as `wukong ppo`; all online algorithms share `wukong.stages.online.train`.
+Inputs, outputs and loop as for `wukong ppo`; all online algorithms share `wukong.stages.online.train`.
 
     wukong reinforce --model runs/mine/sft --reward-model runs/mine/reward --prompts prompts.jsonl --out runs/mine/pg
 
-Williams 1992: loss = -(G_t - b) log pi(a_t|s_t), where G_t is the reward to come from token t on (per-token KL penalty,
-score at the end) and b does not depend on a_t: the running mean of earlier batches' rewards, or a learned V(s_t).
-One pass over each batch, no clipping: every update is on-policy, but for minibatches after the first.
+Williams 1992: loss = -(G_t - b) log pi(a_t|s_t), where G_t is the remaining reward from token t on (per-token KL
+penalty, score at the end) and b does not depend on a_t: the running mean of earlier batches' rewards, or a learned
+V(s_t). One pass over each batch, no clipping: every update is on-policy, except minibatches after the first.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class ReinforceOptions(OnlineOptions):
     """Train a policy against a reward with REINFORCE."""
 
     baseline: Literal["running", "learned"] = "running"
-    """What rewards are compared with: the running mean of the rewards so far, or a value model's forecast."""
+    """What rewards are compared with: the running mean of past rewards, or a value model's prediction."""
     baseline_decay: float = Field(0.9, ge=0, lt=1)
-    """How much of the running mean stays at each iteration."""
+    """The fraction of the running mean kept at each iteration."""
     value_coef: float = Field(0.1, ge=0)
     """Weight of the value model's loss, with the learned baseline."""
     value_model: ValueModelKind = "separate"
@@ -57,14 +57,14 @@ class Reinforce(Algorithm):
     def advantages(self, batch: Batch) -> Advantages:
         mask = batch.mask
         rewards = token_rewards(batch.scores, batch.kl, mask, batch.kl_coef)
-        # With values of 0 and lambda = 1 the advantage is what is still to come.
+        # With values of 0 and lambda = 1 the advantage is the remaining reward.
         to_come, _ = gae(rewards, torch.zeros_like(rewards), mask, gamma=1.0, lam=1.0)
         if self.options.baseline == "learned":
             advantages = torch.where(mask, to_come - batch.values, 0)
             metrics = {**advantage_metrics(advantages, mask), **value_metrics(batch.values, to_come, mask)}
             return Advantages(advantages, to_come, metrics=metrics)
         mean = float(sequence_rewards(batch.scores, batch.kl, mask, batch.kl_coef).mean())
-        baseline = batch.state.get("baseline", mean)  # the first batch has no other to compare with than itself
+        baseline = batch.state.get("baseline", mean)  # the first batch is compared with itself
         decay = self.options.baseline_decay
         batch.state["baseline"] = decay * baseline + (1 - decay) * mean
         advantages = torch.where(mask, to_come - baseline, 0)

@@ -1,11 +1,11 @@
-"""What a response is worth: reward models, one or an ensemble, judges, functions of your own, weighted and summed.
+"""The reward of a response: a weighted sum of reward models (one or an ensemble), judges and your own functions.
 
-A further reward is named as `[WEIGHT*]NAME`, where NAME is a reward model's directory or a judge of
+Additional rewards are given as `[WEIGHT*]NAME`, where NAME is a reward model's directory or a judge of
 `wukong.feedback.annotators` (rubric, lexicon, module:function, openai:MODEL@URL):
 
     --reward-model runs/a/reward --ensemble runs/b/reward --ensemble-by min --rewards 0.5*lexicon --length-penalty 0.01
 
-The sum is what an algorithm maximises; every term is also logged by itself.
+Algorithms maximise the sum; every term is also logged separately.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ from wukong.training.compute import Compute
 
 
 class ScoringOptions(Options):
-    """What a response is worth."""
+    """The reward of a response."""
 
     reward_model: str | None = None
     """The reward model's directory."""
     ensemble: list[str] = []
-    """Directories of further reward models, combined with --reward-model into one reward."""
+    """Directories of more reward models, combined with --reward-model into one reward."""
     ensemble_by: Literal["mean", "min", "mean-std"] = "mean"
-    """How they are combined: mean, minimum, or the mean less --uncertainty-coef times their standard deviation."""
+    """How to combine them: mean, minimum, or the mean minus --uncertainty-coef times their standard deviation."""
     uncertainty_coef: float = Field(1.0, ge=0)
     """Weight of the ensemble's standard deviation in mean-std."""
     rewards: list[str] = []
-    """Further rewards to add, each [WEIGHT*]NAME: rubric, lexicon, module:function, openai:MODEL[@URL], or a
-    reward model's directory."""
+    """Additional rewards, each [WEIGHT*]NAME: rubric, lexicon, module:function, openai:MODEL[@URL], or a reward
+    model's directory."""
     length_penalty: float = Field(0.0, ge=0)
     """Subtracted from the reward for each token of a response."""
 
 
 def model_inputs(options: ScoringOptions) -> list[str]:
-    """The directories among the rewards: what a result depends on."""
+    """The directories among the rewards, on which a result depends."""
     return [*ensemble_of(options), *(name for _, name in map(parsed, options.rewards) if is_model(name))]
 
 
 def reward_needs(options: ScoringOptions) -> list[Need]:
-    """The reward models and judges. Raises UsageError where there is nothing to maximise, or a thing named twice."""
+    """The reward models and judges. Raises UsageError if there is none or one is named twice."""
     if options.ensemble and not options.reward_model:
         raise UsageError("--ensemble adds to --reward-model: give the first one there")
     if not options.reward_model and not options.rewards:
@@ -71,12 +71,12 @@ def reward_needs(options: ScoringOptions) -> list[Need]:
 
 
 def ensemble_of(options: ScoringOptions) -> list[str]:
-    """The reward models that together give one reward."""
+    """The reward models that are combined into one reward."""
     return [*([options.reward_model] if options.reward_model else []), *options.ensemble]
 
 
 def parsed(term: str) -> tuple[float, str]:
-    """The weight and the name of "[WEIGHT*]NAME". Raises UsageError for a weight that is no number."""
+    """The weight and the name of "[WEIGHT*]NAME". Raises UsageError if the weight is not a number."""
     weight, star, name = term.partition("*")
     if not star:
         return 1.0, term
@@ -89,7 +89,7 @@ def parsed(term: str) -> tuple[float, str]:
 
 @dataclass(frozen=True)
 class RewardInput:
-    """A batch of responses in each of the forms that a reward may read."""
+    """A batch of responses, in each form a reward may read."""
 
     prompts: Sequence[Sequence[Message]]
     texts: Sequence[str]
@@ -103,7 +103,7 @@ class RewardInput:
         return cls([prompt.messages for prompt in episodes.prompts], texts, read, episodes.response_lengths)
 
     def local_part(self) -> RewardInput:
-        """Those that this process scores."""
+        """The rows that this process scores."""
         return RewardInput(
             local_part(self.prompts), local_part(self.texts), local_part(self.sequences), local_part(self.lengths)
         )
@@ -113,7 +113,7 @@ class RewardInput:
 class RewardOutput:
     total: np.ndarray  # (B,) float64
     means: dict[str, float]
-    """The mean of each term by itself, without its weight, by the name under which it is logged."""
+    """The unweighted mean of each term, by the name it is logged under."""
 
 
 Term = Callable[[RewardInput], list[float]]
@@ -153,8 +153,8 @@ class Rewards:
 
 
 def combined(scores: np.ndarray, by: Literal["mean", "min", "mean-std"], uncertainty_coef: float) -> np.ndarray:
-    """One reward out of several reward models': (models, B) -> (B,). Coste et al. 2023 (arXiv 2310.02743) compare
-    the three: mean, worst case, and the mean less the (biased) standard deviation times `uncertainty_coef`."""
+    """One reward from several reward models: (models, B) -> (B,). Coste et al. 2023 (arXiv 2310.02743) compare the
+    three: mean, worst case, and the mean minus the (biased) standard deviation times `uncertainty_coef`."""
     if by == "min":
         return np.asarray(scores.min(0))
     return np.asarray(scores.mean(0) - (uncertainty_coef * scores.std(0) if by == "mean-std" else 0))
@@ -166,12 +166,12 @@ def load_rewards(
     """All rewards of the options, ready to score.
 
     Args:
-        tokenizer: the policy's; a reward model must have the same one, template included.
-        max_tokens: how many go through a reward model at once.
-        kept: the file in which a judge behind an API keeps its replies, so that a resumed run does not pay twice.
+        tokenizer: the policy's; reward models must have the same one, including the template.
+        max_tokens: tokens per forward pass of a reward model.
+        kept: the file that caches the replies of a judge behind an API, so that a resumed run does not pay twice.
 
     Raises:
-        UsageError: there is nothing to maximise, or a reward that cannot be loaded.
+        UsageError: there is no reward, or one cannot be loaded.
     """
     reward_needs(options)
 
@@ -201,7 +201,7 @@ def load_rewards(
 
 
 def _names(sources: Sequence[str]) -> list[str]:
-    """What each is called in the metrics: a directory's last part, or its whole path where that is not enough."""
+    """The name of each in the metrics: a directory's last part, or its whole path if that is ambiguous."""
     if len(set(sources)) < len(sources):
         raise UsageError(f"the reward {next(s for s in sources if sources.count(s) > 1)} is named twice")
     short = [Path(source).name if is_model(source) else source for source in sources]

@@ -1,12 +1,12 @@
 """`wukong rloo`: SFT model + reward + prompts -> a policy, by REINFORCE with the leave-one-out baseline.
 
-In, out and the loop around it: as `wukong ppo`; all online algorithms share `wukong.stages.online.train`.
+Inputs, outputs and loop as for `wukong ppo`; all online algorithms share `wukong.stages.online.train`.
 
     wukong rloo --model runs/mine/sft --reward-model runs/mine/reward --prompts prompts.jsonl --out runs/mine/rloo
 
 Ahmadian et al. 2024 (after Kool et al. 2019): a response is one action with the reward R = score - beta x KL; of k
 responses to a prompt, each is compared with the mean of the others. No value model, no clipping, one pass. Departure:
-the sum over tokens is divided by --max-new-tokens too, a constant that Adam takes out again but for its epsilon.
+the sum over tokens is also divided by --max-new-tokens, a constant that Adam cancels except for its epsilon.
 """
 
 from __future__ import annotations

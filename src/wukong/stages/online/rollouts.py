@@ -1,4 +1,4 @@
-"""What the online algorithms learn from: a policy's responses to prompts, and what the other models say of them.
+"""What online algorithms learn from: a policy's responses to prompts, and the other models' outputs on them.
 
 Shape legend: B episodes, b episodes of a micro-batch, T prompt + response time, R response time, N real response
 tokens, C channels.
@@ -34,26 +34,26 @@ from wukong.training.session import TrainOptions
 
 
 class RolloutOptions(TrainOptions, PromptOptions):
-    """Which prompts are answered, and how."""
+    """Which prompts to answer, and how."""
 
     prompts: list[str]
     """Prompts in any of the formats of docs/reference/data.md."""
     holdout: float = Field(0.0, ge=0, lt=1)
-    """Leave out this fraction of the prompts: the one that sft and reward hold out with the same --valid-fraction and
-    --seed, and that evaluate takes with the same --holdout."""
+    """Leave out this fraction of the prompts: those that sft and reward hold out with the same --valid-fraction and
+    --seed, and that evaluate uses with the same --holdout."""
     max_new_tokens: int = Field(128, ge=1)
-    """Responses are cut there."""
+    """Maximum response length, in tokens."""
     temperature: float = Field(1.0, gt=0)
-    """Logits are divided by it in rollout, reference and update alike."""
+    """Divides the logits in rollout, reference and update."""
     missing_eos_score: float | None = -1.0
-    """The score of a response that never ended, in place of the reward; None (null in a recipe) keeps the reward."""
+    """The score of a response that never ended, instead of its reward; None (null in a recipe) keeps the reward."""
     missing_eos_penalty: float | None = Field(None, ge=0)
-    """Subtracted from the reward of a response that never ended, in place of --missing-eos-score: whatever the scale of
-    the rewards, an answer then scores less than the same answer with an end."""
+    """Subtracted from the reward of a response that never ended, instead of --missing-eos-score: on any reward scale,
+    an answer then scores less than the same answer with an end."""
     truncate_at: str | None = None
-    """Score the response only up to the first such token, e.g. "." (training still sees all of it)."""
+    """Score the response only up to the first such token, e.g. "." (training still uses all of it)."""
     truncate_after: int = Field(16, ge=0)
-    """Where --truncate-at begins to look, in tokens."""
+    """Where --truncate-at starts searching, in tokens."""
 
     @model_validator(mode="before")
     @classmethod
@@ -71,7 +71,7 @@ class TokenisedPrompt:
 
 @dataclass(frozen=True)
 class Episodes:
-    """A batch of answered prompts. `mask` is True on response tokens (the closing end token included)."""
+    """A batch of answered prompts. `mask` is True on response tokens (including the closing end token)."""
 
     prompts: Sequence[TokenisedPrompt]
     sequences: list[list[int]]  # prompt + response
@@ -83,12 +83,12 @@ class Episodes:
     sampler_logprobs: Tensor  # (B, R)
 
     def lengths_of(self, row: int) -> list[int]:
-        """The tokens of an episode, for `Session.micro_batches`."""
+        """The length of an episode in tokens, for `Session.micro_batches`."""
         return [len(self.sequences[row])]
 
     @property
     def scored_sequences(self) -> list[list[int]]:
-        """Prompt and response as the reward reads them."""
+        """Prompt and response as rewards read them."""
         return [s[:n] for s, n in zip(self.sequences, self.scored_lengths, strict=True)]
 
     @property
@@ -98,7 +98,7 @@ class Episodes:
 
 @dataclass(frozen=True)
 class RolloutStats:
-    """What the models say of a batch of episodes before any update; all (B, R) float32, zero where masked."""
+    """The models' outputs on a batch of episodes before any update; all (B, R) float32, zero where masked."""
 
     logprobs: Tensor
     reference_logprobs: Tensor
@@ -174,7 +174,7 @@ def roll_out(
 
 
 def padded_rows(episodes: Episodes, rows: Sequence[int], compute: Compute) -> tuple[Tensor, Tensor, Tensor]:
-    """ids (b, T), which positions predict a response token (b, T - 1) bool, and the rows as a tensor (b,)."""
+    """ids (b, T), the positions that predict a response token (b, T - 1) bool, and the rows as a tensor (b,)."""
     ids, _ = pad([episodes.sequences[i] for i in rows])
     predicts = response_positions(
         [episodes.prompt_lengths[i] for i in rows], [episodes.response_lengths[i] for i in rows], ids.shape[1]
@@ -190,8 +190,8 @@ def read_responses(
     policy: GPT2, value_model: ValueModel | None, ids: Tensor, predicts: Tensor, temperature: float, compute: Compute,
     with_entropy: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Log-probs, entropies (zeros unless asked for) and, of a value model that shares the policy's trunk, the values,
-    in one pass: (N,) float32 each."""
+    """Log-probs, entropies (zeros unless requested) and, for a value head on the policy's trunk, the values, in one
+    pass: (N,) float32 each."""
     with compute.autocast():
         states = response_states(policy, ids, predicts)  # (N, C)
         targets = ids[:, 1:][predicts]
@@ -243,7 +243,7 @@ STATS = ("logprobs", "reference_logprobs", "values", "entropies")
 
 
 def final_scores(scores: Tensor, episodes: Episodes, options: RolloutOptions) -> Tensor:
-    """The scores that teach the policy to end, (B,) -> (B,): a response that never ended gets a fixed score (the "EOS
+    """The scores after the rule for endings, (B,) -> (B,): a response that never ended gets a fixed score (the "EOS
     trick"), or the penalty is subtracted from its reward."""
     ended = torch.tensor(episodes.ended, device=scores.device)
     if options.missing_eos_penalty is not None:
@@ -254,8 +254,8 @@ def final_scores(scores: Tensor, episodes: Episodes, options: RolloutOptions) ->
 
 
 def ended_no_better(scores: Tensor, episodes: Episodes, options: RolloutOptions) -> float:
-    """The fraction of the ended responses whose reward, (B,), is not above the fixed score, so that not ending would
-    have cost them nothing. 0 without a fixed score."""
+    """The fraction of ended responses whose reward, (B,), is not above the fixed score: not ending would have cost them
+    nothing. 0 without a fixed score."""
     if options.missing_eos_score is None or not any(episodes.ended):
         return 0.0
     ended = scores[torch.tensor(episodes.ended, device=scores.device)]

@@ -66,12 +66,12 @@ COLLAPSE_SHARE, COLLAPSE_DISTINCT = 0.5, 0.25
 """Collapse: one response fills more than this share of a batch, or distinct-2 falls below this fraction of the first
 batch's."""
 COLLAPSE_PROMPTS = 16
-"""The share is checked in batches of at least this many prompts: a few may have the same best answer."""
+"""The share is checked only in batches of at least this many prompts: a few may have the same best answer."""
 
 
 @dataclass
 class Trainer:
-    """One run of an online algorithm; `step` is one iteration of it."""
+    """One run of an online algorithm; `step` is one iteration."""
 
     session: Session
     options: OnlineOptions
@@ -117,7 +117,7 @@ class Trainer:
     def _metrics(
         self, episodes: Episodes, stats: RolloutStats, rewards: Tensor, advantages: Advantages, losses: dict[str, float]
     ) -> dict[str, float]:
-        """What an iteration is judged by; what lies on the device is read at once."""
+        """The metrics of an iteration; device tensors are read together."""
         mask, scores = episodes.mask, final_scores(rewards, episodes, self.options)
         on_device = {
             "score": scores.mean(),
@@ -158,8 +158,8 @@ class Trainer:
                 self.session.sample(**text, score=float(scores[i]), kl=float(kl[i].sum()))
 
     def _warn_of_fixed_score(self, no_better: float, rewards: Tensor, episodes: Episodes) -> None:
-        """Says once in a run that the fixed score is no punishment: with a length penalty, or rewards on another scale,
-        it can be more than what ended responses get."""
+        """Warns once per run if the fixed score is no penalty: with a length penalty, or rewards on another scale, it
+        can exceed the reward of ended responses."""
         state = self.session.state
         if all(episodes.ended) or not no_better or state.get("warned_of_fixed_score"):
             return
@@ -208,7 +208,7 @@ def _seconds(times: Sequence[float], episodes: Episodes) -> dict[str, float]:
 def online_needs(options: OnlineOptions) -> list[Need]:
     """What every online algorithm needs."""
     check(options)
-    rewards = reward_needs(options)  # models first: the order in which results have always named their inputs
+    rewards = reward_needs(options)  # models first: the order of inputs in existing results
     return [
         require.policy(options.model),
         *(need for need in rewards if need.source is not None),
@@ -282,7 +282,7 @@ def batch_of(prompts: Sequence[TokenisedPrompt], step: int, options: OnlineOptio
 def _trainer(
     session: Session, options: OnlineOptions, policy: GPT2, value_model: ValueModel | None, tokenizer: Tokenizer
 ) -> Trainer:
-    """The trainer with what it does not train: the reference, the rewards and the pretraining term."""
+    """The trainer with its frozen parts: the reference, the rewards and the pretraining term."""
     reference = frozen(load_policy(options.model)[0], session.compute)
     kept = replies_path(options.out, directory=True)
     rewards = load_rewards(options, tokenizer, session.compute, session.micro_batch_tokens, kept)
@@ -321,7 +321,7 @@ def first_value_model(options: OnlineOptions, policy: GPT2) -> ValueModel:
 
 @dataclass(frozen=True)
 class EpisodeScorer:
-    """The rewards of a batch of episodes; every term is also logged."""
+    """Computes the rewards of a batch of episodes; every term is also logged."""
 
     session: Session
     rewards: Rewards
@@ -331,8 +331,7 @@ class EpisodeScorer:
     def __call__(self, episodes: Episodes) -> Tensor:
         """(B,) float32.
 
-        Raises RunError when a reward fails, after a checkpoint of what was learnt so far: nothing of this step has
-        changed the weights yet.
+        Raises RunError when a reward fails, after saving a checkpoint: this step has not changed the weights yet.
         """
         session = self.session
         try:

@@ -34,8 +34,8 @@ from wukong.training.parallel import lockstep
 from wukong.training.session import Session
 
 FIRST_RATIO_TOLERANCE, BFLOAT16_RATIO_TOLERANCE = 1e-3, 0.05
-"""How far rounding explains a first ratio that is not 1. A logit in bfloat16 is off by 0.2 % of its size, up to 0.03
-for one of 16; dropout, another temperature or other positions in the update shift the ratio by 0.1 and more."""
+"""Deviations of the first ratio from 1 that rounding explains. A logit in bfloat16 is off by 0.2 % of its size, up to
+0.03 at 16; dropout, a different temperature or different positions in the update shift the ratio by 0.1 or more."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Minibatch:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The real response tokens of a micro-batch, row by row; all (N,) but the divisors."""
+    """The real response tokens of a micro-batch, row by row; all (N,) except the divisors."""
 
     old_logprobs: Tensor
     reference_logprobs: Tensor
@@ -70,11 +70,11 @@ def minibatch_loss(
     algorithm: Algorithm, tokens: Tokens, logprobs: Tensor, entropies: Tensor, values: Tensor | None,
     kl_coef: float, entropy_coef: float,
 ) -> tuple[Tensor, Metrics]:  # fmt: skip
-    """This micro-batch's part of the policy loss, with the value loss where the two share a trunk.
+    """This micro-batch's part of the policy loss, plus the value loss if the two share a trunk.
 
     Args:
-        logprobs, entropies: (N,) of the policy that learns.
-        values: (N,) of a value head on the policy's trunk; None of a separate value model, or without one.
+        logprobs, entropies: (N,) of the policy being trained.
+        values: (N,) of a value head on the policy's trunk; None with a separate value model or none.
 
     Returns:
         The loss, a scalar, and metrics that add up over micro-batches.
@@ -112,7 +112,7 @@ def value_loss(algorithm: Algorithm, tokens: Tokens, values: Tensor) -> tuple[Te
 
 
 class UpdateMetrics:
-    """Metrics of all micro-batches of a step, kept on the device and read once, at the end."""
+    """Metrics of all micro-batches of a step, kept on the device and read once at the end."""
 
     def __init__(self) -> None:
         self.updates = 0
@@ -137,7 +137,7 @@ class UpdateMetrics:
         self.updates += 1
 
     def read(self) -> dict[str, float]:
-        """The means over all updates, of all processes; `first_ratio_error` of the first update alone."""
+        """The means over all updates and processes; `first_ratio_error` is of the first update only."""
         values = read([*self._sums.values(), *self._low.values(), *self._high.values()])
         own = dict(zip([*self._sums, *self._low, *self._high], values, strict=True))
         totals: dict[str, float] = {}
@@ -152,7 +152,7 @@ class UpdateMetrics:
 
 @dataclass(frozen=True)
 class PretrainingLoss:
-    """The language-model loss (nats per token) of pretraining contexts, for PPO-ptx: at each update the next `rows`."""
+    """The language-model loss (nats per token) on pretraining contexts, for PPO-ptx: the next `rows` at each update."""
 
     shards: TokenShards
     rows: int
@@ -160,7 +160,7 @@ class PretrainingLoss:
     seed: int
 
     def parts(self, policy: GPT2, update: int, compute: Compute, micro_batch_tokens: int) -> Iterator[Tensor]:
-        """The loss of the `update`-th contexts of the run, in micro-batches that add up to it."""
+        """The loss on the contexts of the run's `update`-th update, in micro-batches that add up to it."""
         ids = self.shards.batch(update, self.rows, self.context, self.seed).to(compute.device)
         mine = processes.local_part(ids)
         parts = mine.split(max(1, micro_batch_tokens // self.context)) if len(mine) else ()
@@ -199,7 +199,7 @@ class Update:
         return found
 
     def _minibatches(self) -> Iterator[Minibatch]:
-        """Of each update; every pass shuffles the episodes again."""
+        """The minibatch of each update; every pass reshuffles the episodes."""
         episodes, given = self.episodes, self.advantages.rows
         rows = np.arange(len(episodes.sequences)) if given is None else given.cpu().numpy()
         size = self.options.minibatch_size or len(rows)
@@ -255,8 +255,8 @@ class Update:
 
 
 def check_first_ratio(error: float, compute: Compute) -> None:
-    """Raises RunError where the ratio pi/pi_old is not 1 before the first update. `error` is the mean of |ratio - 1|
-    over the tokens of the first minibatch; bfloat16 rounds differently in micro-batches of other shapes."""
+    """Raises RunError if the ratio pi/pi_old is not 1 before the first update. `error` is the mean of |ratio - 1| over
+    the tokens of the first minibatch; bfloat16 rounds differently in micro-batches of other shapes."""
     if error > (FIRST_RATIO_TOLERANCE if compute.dtype == torch.float32 else BFLOAT16_RATIO_TOLERANCE):
         raise RunError(
             f"before any update the ratio pi/pi_old is off 1 by {error:.2g} on average: rollout and update do not "
