@@ -1,4 +1,4 @@
-"""Every loss, advantage and KL formula, once, as pure functions of tensors.
+"""Every loss, advantage and KL formula, defined once as a pure function of tensors.
 
 Shape legend: B batch (episodes), R response time, N positions (any flattened set).
 `response_mask` is True where a token counts. Every function checks rank and dtype on entry.
@@ -27,7 +27,7 @@ def _check_like(reference: Tensor, mask: Tensor, **tensors: Tensor) -> None:
 
 
 def _check_shape(reference: Tensor, **tensors: Tensor) -> None:
-    """Broadcasting would turn a wrong shape into a wrong number."""
+    """Raises for a wrong shape, which broadcasting would turn into a wrong number."""
     for name, tensor in tensors.items():
         if tensor.shape != reference.shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(reference.shape)}")
@@ -37,7 +37,7 @@ def _check_shape(reference: Tensor, **tensors: Tensor) -> None:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean over the True positions; raises ValueError when there is none."""
+    """The mean over the True positions. Raises ValueError if there is none."""
     _check_like(values, mask)
     if not mask.any():
         raise ValueError("the mask is empty")
@@ -47,7 +47,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     """(x - mean) x rsqrt(var + 1e-8) with masked mean and biased variance (lm-human-preferences).
 
-    `shift_mean=False` keeps the mean, as is done to rewards; masked positions become 0.
+    `shift_mean=False` keeps the mean, as for rewards; masked positions become 0.
     """
     mean = masked_mean(values, mask)
     variance = masked_mean((values - mean) ** 2, mask)
@@ -78,7 +78,7 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, kind: Literal["k1"
 def adapted_kl_coef(kl_coef: float, kl: float, target: float, episodes: int, horizon: int) -> float:
     """The adaptive controller of Ziegler et al. 2019: beta x (1 + clip(KL/target - 1, -0.2, 0.2) x n/horizon).
 
-    kl: mean KL per episode in nats; target: the same; episodes: n, how many the batch held.
+    kl, target: mean KL per episode in nats; episodes: n, the batch size.
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
     return kl_coef * (1 + error * episodes / horizon)
@@ -93,7 +93,7 @@ def pairwise_loss(margins: Tensor, ties: Tensor | None = None, target_margins: T
     Args:
         margins: (N,) r_chosen - r_rejected, float32.
         ties: (N,) bool; a tie is trained towards probability 1/2: -(log sigmoid(x) + log sigmoid(-x))/2.
-        target_margins: (N,) how far apart a graded preference wants the two.
+        target_margins: (N,) m, the target difference of a graded preference.
 
     Returns:
         (N,) losses.
@@ -111,7 +111,7 @@ def pairwise_loss(margins: Tensor, ties: Tensor | None = None, target_margins: T
 
 
 def grouped_mean(losses: Tensor, groups: Tensor) -> Tensor:
-    """The mean over groups of the mean in each group: C(K,2) pairs of one prompt weigh as one (InstructGPT, eq. 1).
+    """The mean over groups of each group's mean: the C(K,2) pairs of a prompt count as one (InstructGPT, eq. 1).
 
     losses: (N,); groups: (N,) int64, equal for pairs of one ranking. Returns a scalar.
     """
@@ -127,12 +127,12 @@ def grouped_mean(losses: Tensor, groups: Tensor) -> Tensor:
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """r_t = -beta x KL_t, plus the score at the last real token of each response (its end token when it has one).
+    """r_t = -beta x KL_t, plus the score at the last real token of each response (its end token if it has one).
 
     Args:
         scores: (B,) reward of each whole response.
         kl: (B, R) per-token KL estimate (k1).
-        mask: (B, R) True on response tokens, without gaps, at least one a row.
+        mask: (B, R) True on response tokens, without gaps, at least one per row.
 
     Returns:
         (B, R), zero where masked.
@@ -199,7 +199,7 @@ def ppo_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_ran
 
 
 def sequence_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """R = score - beta x KL, a response taken as one action: the sum of its `token_rewards`. (B,), (B, R) -> (B,)."""
+    """R = score - beta x KL, with a response as one action: the sum of its `token_rewards`. (B,), (B, R) -> (B,)."""
     _check("scores", scores, 1, torch.float32)
     _check("kl", kl, 2)
     _check_like(kl, mask)
@@ -216,7 +216,7 @@ def policy_gradient_loss(logprobs: Tensor, advantages: Tensor) -> Tensor:
 
 
 def _groups(rewards: Tensor, size: int) -> Tensor:
-    """(B,) -> (B/size, size): the responses to one prompt stand side by side."""
+    """(B,) -> (B/size, size): the responses to one prompt are consecutive."""
     _check("rewards", rewards, 1, torch.float32)
     if size < 2 or len(rewards) % size:
         raise ValueError(f"{len(rewards)} rewards are no groups of {size}, and a group needs two at least")
@@ -229,8 +229,8 @@ def leave_one_out_advantages(rewards: Tensor, size: int) -> Tensor:
     The baseline does not depend on the response, so the policy gradient stays unbiased.
 
     Args:
-        rewards: (B,) of whole responses, those to one prompt side by side.
-        size: how many responses a prompt has.
+        rewards: (B,) of whole responses, those to one prompt consecutive.
+        size: responses per prompt.
 
     Returns:
         (B,).
@@ -241,18 +241,18 @@ def leave_one_out_advantages(rewards: Tensor, size: int) -> Tensor:
 
 
 Scale = Literal["group", "batch", "none"]
-"""By which standard deviation advantages are divided."""
+"""The standard deviation that advantages are divided by."""
 
 
 def group_advantages(rewards: Tensor, size: int, scale: Scale) -> Tensor:
     """A_i = (R_i - mean of its group) / (standard deviation + 1e-4) (GRPO: Shao et al. 2024, section 4.1.2).
 
     Args:
-        rewards: (B,) of whole responses, those to one prompt side by side.
-        size: how many responses a prompt has.
+        rewards: (B,) of whole responses, those to one prompt consecutive.
+        size: responses per prompt.
         scale: the (unbiased) standard deviation of the group, as in the paper; of all rewards of the batch
             (Hu et al. 2025, REINFORCE++); or none (Dr. GRPO, Liu et al. 2025: dividing by the group's gives prompts
-            whose responses hardly differ the weight of those where much is to learn).
+            whose responses hardly differ as much weight as informative ones).
 
     Returns:
         (B,).
@@ -269,20 +269,20 @@ def group_advantages(rewards: Tensor, size: int, scale: Scale) -> Tensor:
 
 
 Average = Literal["token", "sequence", "constant"]
-"""How the losses of the tokens of several responses become one number."""
+"""How token losses are averaged over several responses."""
 
 
 def loss_average(lengths: Tensor, average: Average, max_length: int) -> tuple[Tensor, int]:
-    """The weight of each response's tokens, and the divisor, in loss = sum_i w_i sum_t loss_it / divisor.
+    """The weight of each response's tokens and the divisor in loss = sum_i w_i sum_t loss_it / divisor.
 
     token: the mean over all tokens (PPO; DAPO, Yu et al. 2025). sequence: the mean over responses of the mean over
     their tokens (GRPO), in which a token of a long response counts less, so that long wrong answers cost little.
     constant: the sum over tokens, divided by responses x max_length (Dr. GRPO, Liu et al. 2025): the unbiased policy
-    gradient but for a constant factor.
+    gradient up to a constant factor.
 
     Args:
-        lengths: (B,) int64, tokens of each response, none 0.
-        max_length: the most tokens a response can have.
+        lengths: (B,) int64, tokens of each response, at least 1.
+        max_length: the maximum tokens of a response.
 
     Returns:
         weights (B,) float32, divisor.
@@ -302,7 +302,7 @@ def loss_average(lengths: Tensor, average: Average, max_length: int) -> tuple[Te
 
 
 def best_of_groups(rewards: Tensor, size: int) -> Tensor:
-    """The index of the best response to each prompt, the first of equals: (B,) -> (B/size,) int64."""
+    """The index of the best response to each prompt; of equals, the first: (B,) -> (B/size,) int64."""
     groups = _groups(rewards, size)
     return groups.argmax(1) + torch.arange(len(groups), device=rewards.device) * size
 
@@ -310,7 +310,7 @@ def best_of_groups(rewards: Tensor, size: int) -> Tensor:
 def best_of_n_kl(n: int) -> float:
     """KL(best of n || the model) in nats: log n - (n - 1)/n (Stiennon et al. 2020, appendix G.3).
 
-    Exact when no two responses are alike in reward, else an upper bound (Beirami et al. 2024).
+    Exact if no two responses have the same reward, else an upper bound (Beirami et al. 2024).
     """
     if n < 1:
         raise ValueError(f"the best of {n} responses")
@@ -331,7 +331,7 @@ def dpo_loss(chosen: Tensor, rejected: Tensor, beta: float, label_smoothing: flo
     """-(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h) with h = chosen - rejected, per pair.
 
     Direct preference optimisation (Rafailov et al. 2023, eq. 7). e > 0 is the conservative variant (Mitchell 2023,
-    cDPO): labels are wrong with probability e, and h has its optimum at a finite place, logit(1 - e)/beta.
+    cDPO): labels are wrong with probability e, and h has a finite optimum, logit(1 - e)/beta.
 
     Args:
         chosen, rejected: (N,) log pi - log pi_ref of the whole responses (nats).
@@ -347,15 +347,15 @@ def dpo_loss(chosen: Tensor, rejected: Tensor, beta: float, label_smoothing: flo
 
 
 def ipo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
-    """(h - 1/(2 beta))^2 with h = chosen - rejected (Azar et al. 2023, eq. 17, tau = beta): where all annotators
-    agree, DPO drives h to infinity, whatever beta is; this does not. Arguments as `dpo_loss`. (N,), (N,) -> (N,)."""
+    """(h - 1/(2 beta))^2 with h = chosen - rejected (Azar et al. 2023, eq. 17, tau = beta): if all annotators agree,
+    DPO drives h to infinity for any beta; IPO does not. Arguments as for `dpo_loss`. (N,), (N,) -> (N,)."""
     _check_logratios(chosen=chosen, rejected=rejected)
     return (chosen - rejected - 1 / (2 * beta)).square()
 
 
 def kto_baseline(mismatched: Tensor) -> Tensor:
     """z_0 = max(0, mean of log pi - log pi_ref) over responses paired with other prompts, without gradient: the
-    estimate of KL(pi || pi_ref) that a response is compared with (Ethayarajh et al. 2024, section 4.1). (N,) -> ()."""
+    estimate of KL(pi || pi_ref) that responses are compared with (Ethayarajh et al. 2024, section 4.1). (N,) -> ()."""
     _check("mismatched", mismatched, 1, torch.float32)
     return mismatched.detach().mean().clamp(min=0)
 
@@ -371,7 +371,7 @@ def kto_loss(
         logratios: (N,) r = log pi - log pi_ref of the whole responses (nats).
         good: (N,) bool, a thumb up.
         baseline: () z_0 of `kto_baseline`.
-        beta: as in `dpo_loss`.
+        beta: as for `dpo_loss`.
         good_weight, bad_weight: lambda_D and lambda_U, to balance unequal numbers.
 
     Returns:

@@ -1,8 +1,8 @@
-"""Checkpoints that are complete or absent, hold no pickle, and are noticed when damaged.
+"""Checkpoints that are complete or absent, contain no pickle, and reveal damage.
 
-`checkpoints/step-000123/` holds `state.safetensors` (weights and Adam's moments) and `state.json` (the step, what
-the stage keeps between steps, and the hash of the tensors, written last). Where modules are sharded, each process
-writes its parts of the tensors into its own file (torch.distributed.checkpoint, as safetensors).
+`checkpoints/step-000123/` holds `state.safetensors` (weights and Adam's moments) and `state.json` (the step, the
+stage's state between steps, and the hash of the tensors, written last). If modules are sharded, each process writes
+its parts of the tensors to its own file (torch.distributed.checkpoint, as safetensors).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from wukong.training.parallel import is_sharded, named_parameters, placed_like
 
 ONE_FILE = "state.safetensors"
 DAMAGE = (OSError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError, SafetensorError)
-"""What reading a checkpoint may fail with whose bytes were changed."""
+"""Errors that reading a corrupted checkpoint may raise."""
 
 
 def _tensors(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -47,7 +47,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
 ) -> Path:
-    """Writes `step-NNNNNN/` atomically. `step` is the number of steps done. All processes of a job call it."""
+    """Writes `step-NNNNNN/` atomically. `step` is the number of steps done. A collective."""
     target, tensors = directory / f"step-{step:06d}", _tensors(modules, optimizer)
     sharded = any(map(is_sharded, modules.values()))
     with atomic_directory(target) if processes.is_first() else contextlib.nullcontext(target) as staging:
@@ -63,7 +63,7 @@ def save_checkpoint(
 
 
 def _save_shards(tensors: dict[str, Tensor], directory: Path) -> None:
-    """Writes each process's parts of the tensors into its own safetensors file, with what they are parts of."""
+    """Writes each process's parts of the tensors to its own safetensors file, with the metadata to join them."""
     import torch.distributed.checkpoint as dcp
 
     dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(directory), save_distributed=True))
@@ -71,13 +71,13 @@ def _save_shards(tensors: dict[str, Tensor], directory: Path) -> None:
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
-    """The checkpoints in `directory`, the oldest first."""
+    """The checkpoints in `directory`, oldest first."""
     numbered = (path for path in directory.glob("step-*") if path.name.removeprefix("step-").isdecimal())
     return sorted(numbered, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def prune_checkpoints(directory: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` checkpoints, and what saves that were killed left behind."""
+    """Deletes all but the newest `keep` checkpoints, and the remains of interrupted saves."""
     if not processes.is_first():
         return
     for old in list_checkpoints(directory)[:-keep]:
@@ -89,15 +89,15 @@ def prune_checkpoints(directory: Path, keep: int) -> None:
 def load_latest(
     directory: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
 ) -> tuple[int, dict[str, Any]]:
-    """Loads the newest undamaged checkpoint into the modules and the optimiser, whatever number of processes wrote it
-    and however the modules were and are spread.
+    """Loads the newest undamaged checkpoint into the modules and the optimiser, for any number of processes and any
+    sharding, then and now.
 
     Returns:
-        (steps done, the stage's state); (0, {}) when there is no checkpoint. A damaged one is named in a warning
-        and set aside (as `damaged-step-NNNNNN`), and the one before it is used.
+        (steps done, the stage's state); (0, {}) without a checkpoint. A damaged one is reported in a warning and
+        renamed `damaged-step-NNNNNN`, and the previous one is used.
 
     Raises:
-        UsageError: an undamaged checkpoint holds another model than `modules`.
+        UsageError: an undamaged checkpoint is of a different model than `modules`.
     """
     path = processes.run_on_first(lambda: _newest_undamaged(directory))
     if path is None:
@@ -130,7 +130,7 @@ def _newest_undamaged(directory: Path) -> Path | None:
 
 
 Shapes = dict[str, torch.Size]
-"""Of the tensors of a checkpoint, by name."""
+"""The shapes of a checkpoint's tensors, by name."""
 
 
 def _shapes(directory: Path) -> Shapes:
@@ -144,7 +144,7 @@ def _shapes(directory: Path) -> Shapes:
 
 
 def _load_shards(directory: Path, found: Shapes, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """The tensors, spread as the modules' parameters are: each process reads the parts that it needs."""
+    """The tensors, sharded like the modules' parameters: each process reads the parts it needs."""
     import torch.distributed.checkpoint as dcp
 
     tensors: dict[str, Tensor] = {}
@@ -161,7 +161,7 @@ def _load_shards(directory: Path, found: Shapes, modules: Mapping[str, nn.Module
 
 
 def _check_fits(path: Path, shapes: Shapes, modules: Mapping[str, nn.Module]) -> None:
-    """Before anything is overwritten: a half restored model would train on without a word."""
+    """Checks before anything is overwritten: a half-restored model would silently train on."""
     wanted = {f"weights/{m}/{n}": p.shape for m, module in modules.items() for n, p in module.named_parameters()}
     found = {name: shape for name, shape in shapes.items() if name.startswith("weights/")}
     if found != wanted:

@@ -1,8 +1,8 @@
-"""torch.compile for a pass of training that always has the same shape, where it makes the pass faster.
+"""torch.compile for training passes of a constant shape, where it makes them faster.
 
-Which it does not everywhere, so it is measured. Compiling takes from half a minute to minutes: only runs that are long
-enough to earn that back look, and what they find is remembered for this machine, PyTorch, model and shape. A resumed
-run goes on as it began, since the two ways round differently.
+It does not always, so it is measured. Compiling takes from half a minute to minutes: only runs long enough to recover
+that measure it, and the result is cached per machine, PyTorch, model and shape. A resumed run keeps its first choice,
+since compiled and eager passes round differently.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ Compile = Literal["auto", "on", "off"]
 Loss = Callable[[GPT2, Tensor, Compute], Tensor]
 
 LONG_SECONDS = 30 * 60.0
-"""auto looks at runs that take longer than this by their arithmetic."""
+"""auto measures only in runs estimated to take longer than this."""
 
 
 def compiled_where_faster(session: Session, choice: Compile, model: GPT2, loss: Loss, ids: Tensor, passes: int) -> GPT2:
-    """The model, or the model compiled, with the same parameters.
+    """The model, or a compiled version with the same parameters.
 
     Args:
         loss: of a model and a micro-batch.
-        ids: a whole micro-batch, such as most passes have.
-        passes: how many of them the run makes.
+        ids: a full micro-batch, of the usual shape.
+        passes: the number of passes in the run.
 
     Raises:
-        UsageError: it is to be compiled, and cannot be.
+        UsageError: it should be compiled but cannot be.
     """
     if is_sharded(model):
         if choice == "on":
@@ -69,7 +69,7 @@ def _compiled(model: GPT2) -> GPT2:
 
 
 def _pays(compute: Compute, model: GPT2, loss: Loss, ids: Tensor, passes: int) -> bool:
-    """Whether it is faster, as measured now or remembered; False, without a look, for a run that is short."""
+    """Whether compiling is faster, measured now or cached; False without measuring for a short run."""
     arithmetic = 6.0 * model.n_parameters() * ids.numel()
     if passes * arithmetic / matrix_speed(compute, 2048, model.config.n_embd) < LONG_SECONDS:
         return False
@@ -110,7 +110,7 @@ def _seconds(model: GPT2, loss: Loss, ids: Tensor, compute: Compute) -> float:
 
 
 def _memory(what: str, device: torch.device) -> Path:
-    """Where is remembered what was found of it on this machine."""
+    """The cache file of this measurement on this machine."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {platform.node()}"
     key = f"{torch.__version__} {device.type} {name} {torch.get_num_threads()} {what}"
     return cache_directory() / f"compiled-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"

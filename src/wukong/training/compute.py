@@ -1,4 +1,4 @@
-"""Where and in what precision the arithmetic runs."""
+"""The device and precision of the computation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class Compute:
-    """A device and the precision of its matrix products; weights stay float32 while training."""
+    """A device and the precision of its matrix products; weights stay float32 in training."""
 
     device: torch.device
     dtype: torch.dtype
@@ -32,15 +32,15 @@ class Compute:
 
 
 def read(values: Sequence[torch.Tensor]) -> list[float]:
-    """Scalars as numbers. They are read together, since each read waits for the device."""
+    """Scalars as numbers, read together, since each read waits for the device."""
     return (
         torch.stack([value.detach().to(values[0].device, torch.float64) for value in values]).tolist() if values else []
     )
 
 
 def _reuse_memory() -> None:
-    """Tells glibc to keep freed memory: by default each large tensor is mapped and unmapped again, and the page
-    faults cost a good part of a small model's training time."""
+    """Tells glibc to keep freed memory: by default it maps and unmaps each large tensor, and the page faults take a
+    large part of a small model's training time."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of <malloc.h>
@@ -49,7 +49,7 @@ def _reuse_memory() -> None:
 
 
 def matrix_speed(compute: Compute, rows: int, width: int) -> float:
-    """Floating-point operations a second of the product (rows, width) x (width, 4 width), the best of a few."""
+    """Floating-point operations per second of the product (rows, width) x (width, 4 width), the best of a few."""
     x, w = (torch.ones(n, width, dtype=compute.dtype, device=compute.device) for n in (rows, 4 * width))
     times = []
     for _ in range(4):
@@ -62,15 +62,15 @@ def matrix_speed(compute: Compute, rows: int, width: int) -> float:
 
 
 def _seconds(dtype: torch.dtype) -> float:
-    """What a billion operations take on the processor."""
+    """Seconds for a billion operations on the CPU."""
     return 1e9 / matrix_speed(Compute(torch.device("cpu"), dtype), 2048, 256)
 
 
 @cache
 def _bfloat16_pays(device: str) -> bool:
-    """On a GPU that has bf16 instructions: before Ampere it is emulated, and slow. A CPU that has them may still be
-    slower with them than with float32 (both cases were measured), so there we time one product of each, with a clear
-    margin."""
+    """On a GPU, if it has bf16 instructions: before Ampere bf16 is emulated, and slow. A CPU that has them may still be
+    slower with bf16 than with float32 (both cases were measured), so there one product of each is timed, and bf16 must
+    win by a clear margin."""
     if device.startswith("cuda"):
         with torch.cuda.device(device):
             result: bool = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -79,9 +79,9 @@ def _bfloat16_pays(device: str) -> bool:
 
 
 def compute_for(precision: Precision = "auto", device: str = "auto") -> Compute:
-    """Resolves "auto": a GPU when there is one, and bf16 where it is faster.
+    """Resolves "auto": a GPU if there is one, and bf16 where it is faster.
 
-    Raises UsageError for a device that PyTorch does not know or this machine does not have.
+    Raises UsageError for a device unknown to PyTorch or absent from this machine.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,6 +1,6 @@
-"""What a GPT-2 costs before it runs: parameters, memory and arithmetic, by formula; and what the machine has.
+"""Formulas for a GPT-2's parameters, memory and arithmetic before it runs; and the machine's free memory.
 
-Tests hold the formulas against real models. Sizes are in bytes, arithmetic in floating-point operations (a multiply
+Tests check the formulas against real models. Sizes are in bytes, arithmetic in floating-point operations (a multiply
 and an add are two). Shape legend: C channels, H heads, L layers, P positions, V vocabulary.
 """
 
@@ -24,18 +24,18 @@ from wukong.model.native import HEAD_WIDTHS
 from wukong.model.packed import can_pack, multiplies_tiles
 
 SPARE = 0.1
-"""The part of the free memory that is left to everything else."""
+"""The fraction of free memory left for everything else."""
 
 
 def n_parameters(config: GPT2Config) -> int:
-    """V C + P C for the embeddings, 12 C^2 + 13 C a layer, 2 C for the last LayerNorm."""
+    """V C + P C for the embeddings, 12 C^2 + 13 C per layer, 2 C for the last LayerNorm."""
     C = config.n_embd
     return (config.vocab_size + config.n_positions) * C + config.n_layer * (12 * C * C + 13 * C) + 2 * C
 
 
 def frozen_bytes(config: GPT2Config, dtype: torch.dtype) -> int:
-    """A model that is only read: matrices and their biases in the compute precision, the rest in float32; and its
-    output weights, centred, in the compute precision (model/logprobs.py)."""
+    """A frozen model: matrices and their biases in the compute precision, the rest in float32; and its output weights,
+    centred, in the compute precision (model/logprobs.py)."""
     C = config.n_embd
     matrices = config.n_layer * (12 * C * C + 9 * C)
     output = 0 if dtype == torch.float32 else dtype.itemsize * config.vocab_size * C
@@ -43,16 +43,16 @@ def frozen_bytes(config: GPT2Config, dtype: torch.dtype) -> int:
 
 
 TRAINED_BYTES = 16
-"""Of a parameter that is trained: weight, gradient and Adam's two moments, all float32."""
+"""Per trained parameter: weight, gradient and Adam's two moments, all float32."""
 
 
 def activation_bytes(config: GPT2Config, dtype: torch.dtype, checkpointing: bool) -> int:
-    """What a token leaves for backward in the trunk, without dropout.
+    """What the trunk keeps per token for the backward pass, without dropout.
 
     A layer keeps the input of each LayerNorm (float32, and mean and deviation) and, in the compute precision, the
-    inputs of the four matrices (C, C, C, 4 C), queries, keys and values (3 C) and the input of the GELU (4 C); where
-    the compute precision is float32, an input is kept once. Checkpointed, it keeps its own input alone, and one
-    layer's at a time is computed again.
+    inputs of the four matrices (C, C, C, 4 C), queries, keys and values (3 C) and the input of the GELU (4 C); if the
+    compute precision is float32, an input is kept once. Checkpointed, it keeps only its own input, and the rest is
+    recomputed one layer at a time.
     """
     C, L = config.n_embd, config.n_layer
     layer = 2 * 4 * C + 14 * dtype.itemsize * C + 4 * (config.n_head + 4)
@@ -60,7 +60,7 @@ def activation_bytes(config: GPT2Config, dtype: torch.dtype, checkpointing: bool
 
 
 def logits_bytes(config: GPT2Config, dtype: torch.dtype, tokens: int) -> int:
-    """Bytes of the logits at this many tokens: those kept for backward, and three float32 chunks in use."""
+    """Bytes of the logits at this many tokens: those kept for the backward pass, and three float32 chunks in use."""
     logits = tokens * config.vocab_size
     kept = logits * dtype.itemsize if logits * dtype.itemsize <= KEPT_LOGITS_BYTES else 0
     return kept + 3 * 4 * min(logits, CHUNK_LOGITS)
@@ -69,7 +69,7 @@ def logits_bytes(config: GPT2Config, dtype: torch.dtype, tokens: int) -> int:
 def step_bytes(
     config: GPT2Config, dtype: torch.dtype, tokens: int, checkpointing: bool, outputs: int | None = None
 ) -> int:
-    """Forward and backward over a micro-batch: activations, logits (at `outputs` tokens, or at all), and the matrices
+    """Forward and backward pass of a micro-batch: activations, logits (at `outputs` tokens, or all), and the matrices
     in the compute precision."""
     cast = 0 if dtype == torch.float32 else dtype.itemsize * n_parameters(config)
     logits = logits_bytes(config, dtype, tokens if outputs is None else outputs)
@@ -80,7 +80,7 @@ DecodingPath = Literal["native", "packed", "PyTorch"]
 
 
 def decoding_path(config: GPT2Config, device: torch.device, dtype: torch.dtype) -> DecodingPath:
-    """Which copy of a model writes here (`rollout.inference_copy`): our own kernels, oneDNN's packed matrices, or
+    """Which copy of a model decodes here (`rollout.inference_copy`): our kernels, oneDNN's packed matrices, or
     PyTorch's layers."""
     packs = can_pack(device, dtype)
     fits = device.type == "cpu" and config.n_embd // config.n_head in HEAD_WIDTHS
@@ -90,39 +90,39 @@ def decoding_path(config: GPT2Config, device: torch.device, dtype: torch.dtype) 
 
 
 SCATTERED, SCATTERED_LOGITS = 0.8, 0.25
-"""What the heap of the C library holds beyond the activations and logits that are in use: it keeps what was freed
-(`compute._reuse_memory`), and micro-batches of other shapes do not fit into the gaps. Measured over ten steps with
-micro-batches of 8,192 tokens; a GPU's allocator leaves fewer gaps."""
+"""What the C heap holds beyond the activations and logits in use: it keeps freed memory (`compute._reuse_memory`), and
+micro-batches of other shapes do not fit into the gaps. Measured over ten steps with micro-batches of 8,192 tokens; a
+GPU's allocator leaves fewer gaps."""
 FEW_GAPS = 0.45
-"""Of these gaps, what is left where each pass is like the one before: all micro-batches have one shape, or a step has
-one and nothing else is computed."""
+"""The fraction of these gaps if all passes are alike: all micro-batches have one shape, or a step has one and computes
+nothing else."""
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """Responses that are written on the way."""
+    """Responses decoded during training."""
 
     config: GPT2Config
     rows: int
-    """Sequences decoded together, on one process."""
+    """Sequences decoded together on one process."""
     slots: int
-    """Tokens of the longest, prompt and response."""
+    """Tokens of the longest sequence, prompt and response."""
 
 
 DECODED_TOGETHER = 128
-"""Sequences that `rollout.generate` decodes together at most."""
+"""Maximum number of sequences that `rollout.generate` decodes together."""
 
 
 def cache_bytes(config: GPT2Config, rows: int, slots: int, itemsize: int) -> int:
-    """Keys and values: 2 L C a token."""
+    """Keys and values: 2 L C per token."""
     return rows * slots * 2 * config.n_layer * config.n_embd * itemsize
 
 
 def decoding_bytes(decoding: Decoding, device: torch.device, dtype: torch.dtype, sharded: bool = False) -> int:
-    """The copy that decodes, where there is one, its cache, and the logits of a step.
+    """The decoding copy, if any, its cache, and the logits of a step.
 
-    The cache is there one and three quarter times while rows that are over leave it (`rollout.COMPACT_BELOW`). Of a
-    sharded model every process gets the whole.
+    The cache takes 1.75 times its size while finished rows are removed (`rollout.COMPACT_BELOW`). Every process gets a
+    full copy of a sharded model.
     """
     config = decoding.config
     path = decoding_path(config, device, dtype)
@@ -142,28 +142,28 @@ def decoding_bytes(decoding: Decoding, device: torch.device, dtype: torch.dtype,
 
 @dataclass(frozen=True)
 class Workload:
-    """What one process of a stage holds and does, as far as its memory is concerned."""
+    """What determines the memory of one process of a stage."""
 
     tokens: int
-    """What a step reads; at once goes through a model no more than a micro-batch."""
+    """Tokens per step; a forward pass takes at most a micro-batch of them."""
     outputs: float = 1.0
-    """At which part of them logits are computed."""
+    """The fraction of tokens at which logits are computed."""
     trained: tuple[GPT2Config, ...] = ()
-    """One after another they learn from a micro-batch."""
+    """The trained models, which take turns on a micro-batch."""
     frozen: tuple[GPT2Config, ...] = ()
-    """Reference and reward models, which every process holds whole."""
+    """Reference and reward models, which every process holds in full."""
     decoding: Decoding | None = None
     processes: int = 1
     sharded: bool = False
-    """Whether the trained models are spread over the processes."""
+    """Whether the trained models are sharded over the processes."""
     checkpointing: bool = False
     one_shape: bool = False
     """Whether all micro-batches have the same shape."""
 
 
 def step_tokens(lengths: Sequence[int], batch_size: int) -> int:
-    """How many tokens a batch of sequences of these lengths has at most, but for one in forty: those that `batch_size`
-    of them have on average, and two standard deviations. One process reads its part of them."""
+    """The tokens that 39 of 40 batches of such sequences do not exceed: the mean of `batch_size` of them plus two
+    standard deviations. One process reads its part of them."""
     n = min(batch_size, len(lengths))
     mean = sum(lengths) / len(lengths)
     variance = sum((length - mean) ** 2 for length in lengths) / len(lengths)
@@ -172,7 +172,7 @@ def step_tokens(lengths: Sequence[int], batch_size: int) -> int:
 
 
 def stored_config(source: str) -> GPT2Config | None:
-    """Of a model directory, or of a released GPT-2 by its hub id; None for what is not here (yet)."""
+    """The config of a model directory or of a released GPT-2 (by hub id); None if it is not here (yet)."""
     name = source.removeprefix("openai-community/")
     if name.startswith("gpt2") and name in PRESETS and not Path(source).exists():
         return GPT2Config(**PRESETS[name])
@@ -188,26 +188,26 @@ class Estimate:
     """Bytes on one process."""
 
     weights: int
-    """Of what is trained: all, or this process's part."""
+    """Of the trained models: all, or this process's part."""
     gradients: int
     moments: int
     frozen: int
     decoding: int
     step: int
-    """Of a micro-batch: activations, logits, matrices in the compute precision, layers gathered for it."""
+    """Per micro-batch: activations, logits, matrices in the compute precision, gathered layers."""
     adding: int
-    """Gradients in buckets, while several processes add them up."""
+    """Buckets of gradients during the all-reduce."""
 
     @property
     def total(self) -> int:
-        """At the dearest moment: responses are written when there are no gradients, and gradients are added up when
-        the activations are gone."""
+        """The peak: there are no gradients while responses are decoded, and no activations while gradients are
+        reduced."""
         passing = max(self.decoding, self.gradients + max(self.step, self.adding))
         return self.weights + self.moments + self.frozen + passing
 
 
 def estimate(workload: Workload, device: torch.device, dtype: torch.dtype, micro_batch: int) -> Estimate:
-    """What a stage takes on one process beyond the idle program, in micro-batches of at most this many tokens."""
+    """The memory of a stage on one process beyond the idle program, in micro-batches of at most this many tokens."""
     n = sum(map(n_parameters, workload.trained))
     together = workload.processes
     part = math.ceil(n / together) if workload.sharded else n
@@ -236,7 +236,7 @@ def estimate(workload: Workload, device: torch.device, dtype: torch.dtype, micro
 
 
 def gathered_bytes(config: GPT2Config) -> int:
-    """Of a sharded model while it computes: the embeddings and two layers whole, and their gradients."""
+    """What a sharded model gathers while it computes: the embeddings and two layers in full, and their gradients."""
     C = config.n_embd
     layers = min(2, config.n_layer) * (12 * C * C + 13 * C)
     return 2 * 4 * (layers + (config.vocab_size + config.n_positions + 2) * C)
@@ -246,9 +246,9 @@ def forward_flops(config: GPT2Config, tokens: float, length: float, outputs: flo
     """One forward pass; backward costs twice as much (Kaplan et al. 2020, section 2.1, with attention and outputs).
 
     Args:
-        tokens: how many are read.
+        tokens: the number read.
         length: of their sequences; a token attends to half of it on average.
-        outputs: at how many tokens the logits are computed.
+        outputs: the number of tokens at which logits are computed.
     """
     C = config.n_embd
     trunk = tokens * config.n_layer * (24 * C * C + 2 * length * C)
@@ -259,8 +259,8 @@ def forward_flops(config: GPT2Config, tokens: float, length: float, outputs: flo
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that this process can still have; None where the system does not say. The processes of a job that run on
-    the CPU of one machine share what is free there."""
+    """Memory still available to this process; None if the system does not say. The processes of a job that run on one
+    machine's CPU share its free memory."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
@@ -277,10 +277,10 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def fitting_tokens(workload: Workload, device: torch.device, dtype: torch.dtype, limit: int, free: float) -> int:
-    """The largest micro-batch, halved from `limit` until it fits into the free memory, but no smaller than 64 tokens:
-    even then it may not fit.
+    """The largest micro-batch: `limit` halved until it fits the free memory, but at least 64 tokens, even if that does
+    not fit.
 
-    free: of `free_bytes`; the weights that are trained are in memory already, all else is still to come.
+    free: of `free_bytes`, with the trained weights loaded already and nothing else.
     """
     tokens = limit
     while tokens > 64:

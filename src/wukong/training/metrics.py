@@ -1,4 +1,4 @@
-"""Metrics as JSON lines (the truth) and as TensorBoard events (for those who like them)."""
+"""Metrics as JSON lines (authoritative) and as TensorBoard events (optional)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from wukong.files import atomic_open
 
 
 class JsonLines:
-    """A file of JSON objects, one a line, each with its "step"; a resumed run first drops those it will write again.
+    """A file of JSON objects, one per line, each with its "step"; a resumed run first drops those it will rewrite.
 
-    Of several processes the first writes.
+    Only the first process writes.
     """
 
     def __init__(self, path: Path, start_step: int) -> None:
@@ -38,9 +38,9 @@ class JsonLines:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a file; one cut off by a kill -9 is left out, a missing file is empty.
+    """The complete lines of a file, without one cut off by a kill -9; empty for a missing file.
 
-    Raises DataError, with the line, for one that is no object with a step.
+    Raises DataError, with the line number, for a line that is not an object with a step.
     """
     if not path.exists():
         return []
@@ -73,7 +73,7 @@ class MetricsLog:
             self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=start_step + 1)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Eight significant digits each; a number that is not finite has no place in JSON and is left out."""
+        """Eight significant digits each; non-finite numbers are left out, since JSON has none."""
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         rounded = {k: v if isinstance(v, int) else float(f"{v:.8g}") for k, v in finite.items()}
         self._lines.write({"step": step, **rounded})
@@ -88,5 +88,5 @@ class MetricsLog:
 
 
 def read_metrics(directory: str | Path) -> list[dict[str, float]]:
-    """The logged steps of a stage's directory; empty when it has none."""
+    """The logged steps of a stage's directory; empty if it has none."""
     return read_json_lines(Path(directory) / "metrics.jsonl")

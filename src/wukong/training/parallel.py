@@ -2,10 +2,9 @@
 
     ddp   every process holds every module in full; after a step's backward passes the gradients are all-reduced.
     fsdp  each holds a shard of every tensor, its gradient and its moments (FSDP2, `fully_shard`); layers are gathered
-          only while they are computed: for models whose training state does not fit one device.
+          only while they are computed: for models whose training state does not fit on one device.
 
-Losses are divided by the count of the whole batch before `backward`, so that gradients add up however the rows are
-distributed.
+Losses are divided by the whole batch's count before `backward`, so gradients add up however the rows are distributed.
 """
 
 from __future__ import annotations

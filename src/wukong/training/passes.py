@@ -1,8 +1,8 @@
-"""How often a stage passes over its data by default: one rule for all stages that learn from records.
+"""The default number of passes over the data: one rule for all stages that learn from records.
 
-Much data is passed as often, and in such batches, as the stage's papers do. A few hundred records would then be one or
-two optimiser steps, which teach nothing: there the batches are made smaller first, and the passes more, up to where
-a stage over-fits, and a model smaller than GPT-2 gets a larger learning rate.
+With much data, epochs and batch size are those of the stage's papers. A few hundred records would then give one or two
+optimiser steps, which teach nothing: in that case the batches shrink first, then the passes increase, up to where the
+stage overfits, and a model smaller than GPT-2 gets a larger learning rate.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import math
 from dataclasses import dataclass
 
 ENOUGH_STEPS = 150
-"""Optimiser steps from which on nothing is changed."""
+"""With this many optimiser steps, nothing is adapted."""
 SMALL_BATCH = 8
 GPT2_WIDTH, SMALL_WIDTH = 768, 192
-"""The widths for which the usual and the small models' learning rates are: GPT-2's, and the kitchen's (`nano`)."""
+"""The widths that the usual and the small models' learning rates are for: GPT-2's and the kitchen's (`nano`)."""
 
 
 @dataclass(frozen=True)
 class Passes:
-    """How a stage goes through its records."""
+    """A stage's steps, batch size, epochs and learning rate."""
 
     epochs: float
     batch_size: int
@@ -39,16 +39,16 @@ class Passes:
 
 @dataclass(frozen=True)
 class Usual(Passes):
-    """What a stage does with much data, and with little."""
+    """A stage's defaults for much data and for little."""
 
     most_epochs: float
-    """Passes before it over-fits."""
+    """Maximum passes before it overfits."""
     small_lr: float
-    """The learning rate for a model of `SMALL_WIDTH` (docs/results/index.md, docs/guide/algorithms.md); in between
-    those two widths it follows a power of the width, as the best learning rates of Adam do."""
+    """The learning rate for a model of `SMALL_WIDTH` (docs/results/index.md, docs/guide/algorithms.md); between the two
+    widths it follows a power of the width, as Adam's best learning rates do."""
 
     def lr_at(self, width: int) -> float:
-        """What little data are learnt with."""
+        """The learning rate for little data."""
         place = math.log(min(max(width, SMALL_WIDTH), GPT2_WIDTH) / SMALL_WIDTH) / math.log(GPT2_WIDTH / SMALL_WIDTH)
         result: float = self.small_lr ** (1 - place) * self.lr**place
         return result
@@ -56,8 +56,8 @@ class Usual(Passes):
     def passes(
         self, records: int, width: int, epochs: float | None, batch_size: int | None, lr: float | None
     ) -> Passes:
-        """The passes for this many records and a model of this width. What the user gave (not None) stays, except that
-        no batch holds more than all passes together: it would hold the same records again and again."""
+        """The passes for this many records and a model of this width. Values given by the user (not None) are kept,
+        except that a batch holds at most all passes together: a larger one would only repeat records."""
         if batch_size is not None:
             batch_size = min(batch_size, max(2, math.ceil(records * (epochs or self.most_epochs))))
         found = Passes(epochs or self.epochs, batch_size or self.batch_size, lr or self.lr)

@@ -10,8 +10,8 @@ A stage reads top to bottom as a plain loop:
             session.log(loss=loss.item())
     session.finish(run, save, results)
 
-All randomness of a step is a function of (seed, step): nothing random is carried from step to step, so a resumed
-run needs no saved random state to equal an uninterrupted one bit for bit.
+All randomness of a step is a function of (seed, step): no random state is carried between steps, so a resumed run
+equals an uninterrupted one bit for bit without saving any.
 """
 
 from __future__ import annotations
@@ -61,41 +61,41 @@ class TrainOptions(StageOptions):
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the learning rate rises from 0."""
     min_lr_ratio: float = Field(0.0, ge=0, le=1)
-    """The learning rate at the end, as a part of the peak."""
+    """The final learning rate, as a fraction of the peak."""
     weight_decay: float = Field(0.0, ge=0)
-    """AdamW's decay, on matrices and embeddings only (not on biases and LayerNorms)."""
+    """AdamW's weight decay, on matrices and embeddings only (not on biases and LayerNorms)."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay rates of the two moments."""
     adam_eps: float = Field(1e-8, gt=0)
     """AdamW's epsilon, added outside the square root."""
     max_grad_norm: float = Field(1.0, ge=0)
-    """Gradients are scaled down to this norm, per model; 0 switches clipping off."""
+    """Maximum gradient norm, per model; 0 switches clipping off."""
     micro_batch_tokens: int = Field(8192, ge=1)
-    """Tokens (padding included) that go through the model at once, at most; larger batches are accumulated. Fewer
-    where these would not fit the memory."""
+    """Maximum tokens (including padding) per forward pass; larger batches are accumulated. Reduced automatically if
+    memory is short."""
     gradient_checkpointing: bool = False
-    """Keep a fraction of the activations and compute the others again in the backward pass: for long contexts or
-    little memory, in a third more time."""
+    """Keep only some activations and recompute the others in the backward pass: for long contexts or little memory, at
+    a third more time."""
     precision: Precision = "auto"
     """bfloat16 matrix products where they are faster, or as named; weights stay float32."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     parallel: Parallel = "ddp"
-    """With several processes (torchrun): ddp, every one holds the whole model, or fsdp, each holds a part of it."""
+    """With several processes (torchrun): ddp (each holds the whole model) or fsdp (each holds a shard of it)."""
     checkpoint_seconds: float = Field(60.0, ge=0)
     """Time between checkpoints; 0 writes one after every step."""
     log_every: int = Field(10, ge=1)
-    """Steps between two lines of metrics.jsonl."""
+    """Steps between lines of metrics.jsonl."""
     tensorboard: bool = True
     """Also write TensorBoard event files."""
 
 
 class Interrupted(SystemExit):
-    """SIGINT or SIGTERM arrived; a checkpoint was written. The exit code is 128 + the signal, as shells expect."""
+    """Stopped by SIGINT or SIGTERM, with a checkpoint. The exit code is 128 + the signal, as shells expect."""
 
 
 def _compute(options: TrainOptions) -> Compute:
-    """This process's device, and the precision that the first process finds best."""
+    """This process's device, and the precision chosen by the first process."""
     processes.join()
     compute = compute_for(options.precision, options.device)
     if processes.world_size() == 1:
@@ -110,7 +110,7 @@ def _compute(options: TrainOptions) -> Compute:
 
 
 def lr_factor(step: int, total: int, options: TrainOptions) -> float:
-    """The learning rate at `step` (0-based) as a part of the peak: linear warm-up, then the schedule."""
+    """The learning rate at `step` (0-based) as a fraction of the peak: linear warm-up, then the schedule."""
     if step < options.warmup_steps:
         return (step + 1) / options.warmup_steps
     progress = (step - options.warmup_steps) / max(1, total - options.warmup_steps)
@@ -123,15 +123,15 @@ class Session:
 
     Args:
         options: the stage's options.
-        modules: what is trained, by name.
-        total_steps: how many steps the run has.
+        modules: the trained modules, by name.
+        total_steps: the number of steps in the run.
         title: the progress bar's title.
-        state: what the stage keeps between steps beside the weights (JSON values), with its initial value;
-            after a resume `session.state` holds the checkpoint's.
+        state: what the stage keeps between steps besides the weights (JSON values), with initial values; after a
+            resume `session.state` holds the checkpoint's.
         lr: the peak learning rate.
-        workload: what the stage holds beside the modules and how much it reads at once, for the memory.
+        workload: what the stage holds besides the modules and its tokens per step, for the memory estimate.
 
-    `micro_batch_tokens` is what fits the memory, at most the option of this name.
+    `micro_batch_tokens` is what fits in memory, at most the option of this name.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class Session:
             options.out.mkdir(parents=True, exist_ok=True)
         self.start, saved = load_latest(self.checkpoints, modules, self.optimizer)
         self.state = {**(state or {}), **saved}
-        if "dtype" in self.state:  # what "auto" chose when the run began holds to its end
+        if "dtype" in self.state:  # what "auto" chose at the start applies to the whole run
             self.compute = Compute(self.compute.device, getattr(torch, self.state["dtype"]))
         self.state["dtype"] = str(self.compute.dtype).removeprefix("torch.")
         self.workload = self._workload(workload)
@@ -192,7 +192,7 @@ class Session:
         )
 
     def compute_record(self) -> dict[str, str | int]:
-        """Where and how this run computes, whatever "auto" made of it: for the eye, and for provenance.json."""
+        """The device and precision of this run, with "auto" resolved: for display and for provenance.json."""
         device, dtype = self.compute.device, self.compute.dtype
         record: dict[str, str | int] = {"device": str(device), "precision": str(dtype).removeprefix("torch.")}
         if device.type == "cuda":
@@ -205,12 +205,12 @@ class Session:
         return record
 
     def _fit_memory(self, title: str) -> int:
-        """Says what the training will take, and returns how large the micro-batches may be, in tokens. A resumed run
-        keeps the size it began with: sums in another order differ in their last bits."""
+        """Prints the memory estimate and returns the maximum micro-batch size in tokens. A resumed run keeps its
+        original size: sums in a different order differ in their last bits."""
         limit, free, compute = self.options.micro_batch_tokens, free_bytes(self.compute.device), self.compute
         most = math.inf if free is None else free
         tokens = fitting_tokens(self.workload, compute.device, compute.dtype, limit, most)
-        tokens = round(-processes.all_reduce_max(-tokens)[0])  # what fits the fullest of several machines
+        tokens = round(-processes.all_reduce_max(-tokens)[0])  # the smallest that fits on any machine
         tokens = self.state.setdefault("micro_batch_tokens", tokens)
         found = estimate(self.workload, compute.device, compute.dtype, tokens)
         parts = {
@@ -249,18 +249,18 @@ class Session:
         self.samples.close()
 
     def _on_signal(self, number: int, frame: object) -> None:
-        # Asked twice: do not make the person wait for the step to end. (Of several processes each is told twice, by
-        # the terminal and by torchrun, and none may leave before the others.)
+        # A second Ctrl-C stops at once, without waiting for the step. (Not with several processes: each gets the signal
+        # twice, from the terminal and from torchrun, and none may leave before the others.)
         if self._signal is not None and processes.world_size() == 1:
             raise Interrupted(128 + number)
         self._signal = number
         say("stopping after this step, with a checkpoint (press Ctrl-C again to stop at once)")
 
     def steps(self) -> Iterator[int]:
-        """0-based step numbers from where the run stands to its end."""
+        """The remaining 0-based step numbers."""
         for step in range(self.start, self.total_steps):
             self.step = step
-            # Processes that drop out draw differently for their different rows.
+            # Each process has its own dropout masks, since its rows differ.
             own = (processes.rank(),) if processes.rank() else ()
             torch.manual_seed(derived_seed(self.options.seed, "step", step, *own))
             for group in self.optimizer.param_groups:
@@ -273,7 +273,7 @@ class Session:
         now = time.monotonic()
         if self._evaluated or done % self.options.log_every == 0 or done == self.total_steps:
             self.write_metrics()
-        # What one process was told, or the slowest clock says, all do after the same step.
+        # A signal to one process, or the first clock to expire, acts on all after the same step.
         late = now - self._saved_at >= self.options.checkpoint_seconds
         signal_number, is_due = map(int, processes.all_reduce_max(self._signal or 0, late))
         if signal_number:
@@ -284,7 +284,7 @@ class Session:
             self.checkpoint(done)
 
     def write_metrics(self) -> None:
-        """Writes what this step logged; a stage that is about to stop calls it, so that the curve shows why."""
+        """Writes this step's metrics; a stage about to fail calls it, so that the curve shows why."""
         now = time.monotonic()
         rate = self._tokens / max(now - self._clock, 1e-9)
         self._latest |= {"lr": self.optimizer.param_groups[0]["lr"], "tokens_per_second": rate}
@@ -292,7 +292,7 @@ class Session:
         self._tokens, self._clock, self._latest, self._evaluated = 0, now, {}, False
 
     def due(self, every: int) -> bool:
-        """True after each `every` steps and after the last one; 0 means after the last one only.
+        """True after every `every` steps and after the last; 0 means after the last only.
 
         Such a step gets its own line of metrics.jsonl, whatever `log_every` is.
         """
@@ -313,9 +313,9 @@ class Session:
     # ------------------------------------------------------------------------------------------ one step
 
     def micro_batches(self, batch: Sequence[Item], lengths_of: Callable[[Item], Sequence[int]]) -> Iterator[list[Item]]:
-        """This process's local part of a batch, in micro-batches that fit the memory, similar lengths together.
+        """This process's local part of a batch, in micro-batches that fit in memory, similar lengths together.
 
-        Each is one pass, with its backward pass where gradients are wanted, through each module in order.
+        Each is one pass, with its backward pass if gradients are enabled, through each module in order.
 
         Args:
             lengths_of: the lengths (tokens) of the sequences of an item, which stay in one micro-batch.
@@ -334,7 +334,7 @@ class Session:
         Raises RunError when a loss or a gradient is not finite.
         """
         losses, self._losses = torch.stack(self._losses or [torch.zeros(())]), []
-        if not losses.isfinite().all():  # read once an update: each read waits for the device
+        if not losses.isfinite().all():  # read once per update: each read waits for the device
             loss = next(value for value in losses.tolist() if not math.isfinite(value))
             raise RunError(f"the loss is {loss} at step {self.step + 1}; {self._advice()}")
         parallel.all_reduce_gradients(self.modules.values())
@@ -349,7 +349,7 @@ class Session:
         return norms
 
     def kept_checkpoint(self) -> str:
-        """For the message of a run that stops: where its last good state is."""
+        """Where the last good state is, for the message of a run that stops."""
         kept = list_checkpoints(self.checkpoints)
         return f"the checkpoint {kept[-1]} is kept" if kept else "no checkpoint was written yet"
 
@@ -362,18 +362,18 @@ class Session:
         self._latest |= metrics
 
     def sample(self, **fields: object) -> None:
-        """Adds to samples.jsonl: something the model wrote at this step."""
+        """Adds a text the model wrote at this step to samples.jsonl."""
         self.samples.write({"step": self.step + 1, **fields})
 
     def show(self, **notes: float) -> None:
-        """Moves the progress bar by one step with these numbers beside it."""
+        """Advances the progress bar by one step and shows these numbers next to it."""
         rate = self._tokens / max(time.monotonic() - self._clock, 1e-9)
         self.bar.advance(1, **notes, **{"tokens/s": round(rate)})
 
     # -------------------------------------------------------------------------------------- best weights
 
     def keep_best(self, loss: float) -> None:
-        """Remembers the weights when `loss` is the lowest so far (early-best saving)."""
+        """Saves the weights if `loss` is the lowest so far."""
         if loss < self.state.get("best_loss", math.inf):
             self.state |= {"best_loss": loss, "best_step": self.step + 1}
             tensors = {
@@ -386,12 +386,12 @@ class Session:
                     save_file(tensors, staging / "weights.safetensors")
 
     def restore_best(self) -> None:
-        """Puts the best weights back; does nothing when `keep_best` was never called.
+        """Restores the best weights; does nothing if `keep_best` was never called.
 
-        Raises RunError when they are gone from the disk.
+        Raises RunError if the file is missing.
         """
         path = self.checkpoints / "best" / "weights.safetensors"
-        processes.barrier()  # for the first one, which writes it
+        processes.barrier()  # waits for the first process, which writes the file
         if self.state.get("best_step", self.total_steps) != self.total_steps:
             if not path.exists():
                 problem = "{path}: the best weights are missing; rebuild it with {redo}"
@@ -407,12 +407,12 @@ class Session:
     def finish(
         self, work: StageRun, save: Callable[[Path], None], results: dict[str, Any], extra: Sequence[Path] = ()
     ) -> None:
-        """Publishes the result, records it, and deletes the checkpoints, which are no longer needed.
+        """Publishes and records the result, and deletes the checkpoints, which are no longer needed.
 
         Args:
-            save: writes the model's directory to the path that it is given.
-            results: what provenance.json says of the result.
-            extra: further files of the result.
+            save: writes the model's directory to the given path.
+            results: the result's entry in provenance.json.
+            extra: other files of the result.
         """
         staged = self.options.out / ".staged"
         save(staged)
@@ -423,7 +423,7 @@ class Session:
 def publish(staged: Path, out: Path) -> list[Path]:
     """Moves the files of a staged model directory into `out`, one atomic rename each; returns them, weights first.
 
-    Hidden files, which a save that was killed may have left in `staged`, stay behind and are deleted with it.
+    Hidden files that an interrupted save left in `staged` are deleted with it.
     """
     files = [file for file in staged.iterdir() if not file.name.startswith(".")]
     moved = []
