@@ -1,7 +1,7 @@
-"""`wukong accept`: accepts a result that was edited by hand and would otherwise count as damaged.
+"""`wukong accept`: accepts a result that was edited by hand and would otherwise be reported as damaged.
 
 In:  the directory or file of a complete result.
-Out: the current hashes of its files, in its record.
+Out: the current hashes of its files, in its provenance record.
 
     wukong accept runs/mine/responses.jsonl
 

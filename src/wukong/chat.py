@@ -1,13 +1,13 @@
-"""`wukong chat`: talk to one model or several in the terminal.
+"""`wukong chat`: talk to one or more models in the terminal.
 
-In:  model directories or hub ids; what a person types, or lines on standard input, or --prompt.
-Out: the answers, on standard output as they are drawn; everything else goes to standard error.
+In:  model directories or hub ids; typed text, lines on standard input, or --prompt.
+Out: the answers, streamed to standard output; everything else goes to standard error.
 
     wukong chat runs/mine/policy runs/mine/sft
 
-The conversation belongs to the chat and not to a model: `/model` hands it to another one.
-When it outgrows a model's context, that model sees its latest turns only. An answer depends on --seed, the
-conversation and how often it was retried, so a chat can be repeated word for word.
+The conversation belongs to the chat, not to a model: `/model` hands it to another one. If it outgrows a model's
+context, that model sees only the latest turns. An answer depends on --seed, the conversation and the number of
+retries, so a chat can be repeated word for word.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ class ChatOptions(Options):
     """Talk to models in the terminal."""
 
     models: list[str] = Field(min_length=1)
-    """Directories or hub ids, the first one speaks first; NAME=PATH gives one a name."""
+    """Directories or hub ids; the first one speaks first. NAME=PATH names a model."""
     prompt: list[str] = []
-    """Ask this, print the answer and leave. Repeatable: each prompt is a separate conversation."""
+    """Ask this, print the answer and exit. Repeatable: each prompt is a separate conversation."""
     system: str | None = None
-    """A system message that heads the conversation."""
+    """The system message of the conversation."""
     raw: bool = False
-    """Continue the text as given, without the chat template: what a base model was trained to do."""
+    """Continue the text as given, without the chat template, as a base model is trained to do."""
     temperature: float | None = Field(None, ge=0, le=100)
-    """The logits are divided by it; 0 always takes the likeliest token. When absent, what each model recommends
+    """Divides the logits; 0 always takes the most likely token. Default: what each model recommends
     (generation_config.json), else 1."""
     top_p: float | None = Field(None, gt=0, le=1)
-    """Draw from the likeliest tokens that together have this probability; 1 from all. When absent, as recommended
-    where --temperature is."""
+    """Sample from the most likely tokens that together have this probability; 1 means all. Default: as recommended
+    if --temperature is absent."""
     top_k: int | None = Field(None, ge=0)
-    """Draw from this many of the likeliest tokens; 0 means from all. When absent, as --top-p."""
+    """Sample from this many of the most likely tokens; 0 means all. Default: as for --top-p."""
     max_new_tokens: int = Field(128, ge=1)
-    """Answers are cut there, or at half the model's context if that is shorter."""
+    """Maximum answer length in tokens, or half the model's context if that is shorter."""
     seed: int = 0
-    """All answers are a function of this number and of what is said."""
+    """All answers are a function of this number and the conversation."""
     precision: Precision = "auto"
     """bfloat16 where it is faster, or as named."""
     device: str = "auto"
@@ -69,7 +69,7 @@ class ChatOptions(Options):
 
 @dataclass(frozen=True)
 class Speaker:
-    """A loaded model; `room` is how many tokens its answers may have."""
+    """A loaded model; `room` is the maximum tokens of its answers."""
 
     name: str
     source: str
@@ -80,7 +80,7 @@ class Speaker:
 
 
 def named_sources(models: Sequence[str]) -> dict[str, str]:
-    """Name -> directory or hub id, in order: its last part, or all of it where two would be called the same."""
+    """Name -> directory or hub id, in order. A name is the last part, or the whole if that is ambiguous."""
     pairs = []
     given_names = Counter[str]()
     for spec in models:
@@ -101,7 +101,7 @@ def named_sources(models: Sequence[str]) -> dict[str, str]:
 
 
 def load_speakers(options: ChatOptions) -> list[Speaker]:
-    """Raises UsageError for a model that cannot be loaded, DataError for one that is not what its stage wrote."""
+    """Raises UsageError for a model that cannot be loaded, DataError for one changed since its stage wrote it."""
     compute = compute_for(options.precision, options.device)
     speakers = []
     for name, source in named_sources(options.models).items():
@@ -119,7 +119,7 @@ def load_speakers(options: ChatOptions) -> list[Speaker]:
 
 
 def run(options: ChatOptions) -> None:
-    """Raises UsageError for a model that cannot be loaded, or for a --prompt that is too long for one."""
+    """Raises UsageError for a model that cannot be loaded, or a --prompt that is too long for a model."""
     speakers = load_speakers(options)
     interactive = not options.prompt and sys.stdin.isatty()
     chat = Chat(options, speakers, interactive)
@@ -137,15 +137,15 @@ def run(options: ChatOptions) -> None:
                     break
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except BrokenPipeError:  # the reader of our answers (`head`) has enough; keep the last flush at exit quiet too
+    except BrokenPipeError:  # the reader (`head`) closed the pipe; silence the flush at exit too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _typed_lines() -> Iterator[str]:
-    with contextlib.suppress(ImportError):  # not on Windows; typing works without its history and arrow keys
+    with contextlib.suppress(ImportError):  # not on Windows; only history and arrow keys are lost
         import readline  # noqa: F401
     prompt = "you> "
-    if not sys.stdout.isatty():  # input() would write it among the answers
+    if not sys.stdout.isatty():  # input() would mix it with the answers
         prompt = ""
     while True:
         if not prompt:
@@ -161,19 +161,19 @@ def _typed_lines() -> Iterator[str]:
 
 
 def _piped_lines() -> Iterator[str]:
-    if hasattr(sys.stdin, "reconfigure"):  # bytes that are not UTF-8 become an error of that line only
+    if hasattr(sys.stdin, "reconfigure"):  # invalid UTF-8 is then an error in that line only
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     for line in sys.stdin:
         yield line.rstrip("\r\n")
 
 
 class Chat:
-    """One conversation and who is speaking in it.
+    """One conversation and the model that speaks in it.
 
     Args:
-        options: how answers are drawn.
+        options: how answers are sampled.
         speakers: the loaded models; the first one speaks first.
-        interactive: a person sits there: answers carry a name, and Ctrl-C ends an answer instead of the program.
+        interactive: label answers with the model's name, and let Ctrl-C end an answer instead of the program.
     """
 
     def __init__(self, options: ChatOptions, speakers: Sequence[Speaker], interactive: bool) -> None:
@@ -186,13 +186,13 @@ class Chat:
     # ------------------------------------------------------------------------------------------- conversation
 
     def new(self, _: str = "") -> None:
-        """Forgets what was said; system text, temperature and model stay."""
+        """Clears the conversation; system message, temperature and model stay."""
         self.messages: list[Message] = []
         self.last_question: str | None = None
         self.attempt = 0
 
     def handle(self, line: str) -> bool:
-        """One line of the person: a command or a turn. Returns False when the person wants to leave."""
+        """Handles one input line: a command or a turn. Returns False to leave."""
         if not line.strip():
             return True
         try:
@@ -216,14 +216,14 @@ class Chat:
         history: Sequence[Message] | None = None,
         attempt: int = 0,
     ) -> None:
-        """A turn of the person, answered by each of `speakers`; the current model's answer joins the conversation.
+        """A user turn, answered by each of `speakers`; the current model's answer joins the conversation.
 
         Args:
-            history: what was said before, the conversation so far when absent.
-            attempt: how often the same question was retried.
+            history: the preceding messages. Default: the conversation so far.
+            attempt: how often the question was retried.
 
         Raises:
-            DataError: the text alone is longer than a model's context; the conversation is as it was before.
+            DataError: the text alone exceeds a model's context; the conversation is unchanged.
         """
         asked = [*(self.messages if history is None else history), Message(role="user", content=text)]
         prompts = [(speaker, self._prompt_ids(speaker, text, asked)) for speaker in speakers]
@@ -247,11 +247,11 @@ class Chat:
     def _announce(self, speaker: Speaker, alone: bool) -> None:
         if self.interactive:
             console.print(f"{speaker.name}> ", end="", style="bold", markup=False)
-        elif not alone:  # part of the result: it tells whose answer follows
+        elif not alone:  # part of the output: it says whose answer follows
             print(f"== {speaker.name} ==")
 
     def _speak(self, speaker: Speaker, ids: list[int], turn: int) -> str:
-        """Draws and prints an answer; returns what was said of it."""
+        """Samples, prints and returns an answer."""
         drawing = speaker.recommended.unless_given(
             speaker.source, self.temperature, self.options.top_k, self.options.top_p
         )
@@ -270,7 +270,7 @@ class Chat:
                 if token in speaker.tokenizer.eos_ids:
                     note = "" if said else "(no answer: the model ended its turn at once)"
                     break
-                piece = decoder.push(token)  # the last character of a cut answer may stay incomplete: not shown
+                piece = decoder.push(token)  # an incomplete last character of a cut answer is not shown
                 said += piece
                 print(_harmless(piece) if sys.stdout.isatty() else piece, end="", flush=True)
         except KeyboardInterrupt:
@@ -304,7 +304,7 @@ class Chat:
         self.ask(question, list(self.speakers.values()), history)
 
     def _last_turn(self) -> tuple[str, list[Message]]:
-        """The last question, which is to be answered again, and what was said before it."""
+        """The last question, to be answered again, and the messages before it."""
         if self.last_question is None:
             raise UsageError("nothing was asked yet")
         answered = self.messages and self.messages[-2].content == self.last_question
@@ -347,7 +347,7 @@ class Chat:
 
 @dataclass(frozen=True)
 class Command:
-    """What `/name` does with the rest of its line."""
+    """A `/name` command: its argument, help and action."""
 
     argument: str
     help: str
@@ -370,5 +370,5 @@ COMMANDS = {
 
 
 def _harmless(text: str) -> str:
-    """Text for a terminal: what a model writes must not move the cursor or rename the window."""
+    """Text made safe for a terminal: a model's output must not move the cursor or rename the window."""
     return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)

@@ -1,4 +1,4 @@
-"""What a person sees while a command runs: a progress bar with rate and time left, and plain lines in a log."""
+"""The output of a running command: a progress bar with rate and time left, and plain lines in a log."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from wukong import processes
 
 NARROWEST, WIDEST = 40, 500
-"""Columns. In fewer, boxes have no room for a word (and their makers no end); in more, rules fill the memory."""
+"""Columns. With fewer, a word does not fit in a box (and layout never finishes); with more, rules exhaust the memory."""
 
 
 def _width() -> int | None:
-    """What $COLUMNS says, where that is no width to write in; None leaves it to the terminal."""
+    """$COLUMNS limited to a usable width; None, if it is not a number above 0, leaves the width to the terminal."""
     given = os.environ.get("COLUMNS", "")
     return min(max(int(given[:6]), NARROWEST), WIDEST) if given.isdecimal() and given.strip("0") else None
 
 
 @contextlib.contextmanager
 def readable_width() -> Iterator[None]:
-    """Within the block, $COLUMNS is a width in which help can be written, whatever it or the terminal says."""
+    """Within the block, $COLUMNS is a usable width for help texts, whatever the terminal's width."""
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = str(_width() or min(max(shutil.get_terminal_size().columns, NARROWEST), WIDEST))
     try:
@@ -41,8 +41,8 @@ def readable_width() -> Iterator[None]:
 
 
 class _Console(Console):
-    """Of several processes only the first speaks. Checked each time: this module may have been read before the
-    process became one of a job."""
+    """Only the first process prints. Checked each time: this module may be imported before the process joins a
+    job."""
 
     @property
     def quiet(self) -> bool:
@@ -57,7 +57,7 @@ console = _Console(width=_width(), stderr=True, highlight=False)
 """Everything for people goes to standard error; standard output carries results only."""
 
 LINE_SECONDS = 20.0
-"""Without a terminal (a log file, CI) a line this often takes the place of the bar."""
+"""Without a terminal (a log file, CI), a line this often replaces the bar."""
 
 
 def say(text: str) -> None:
@@ -77,7 +77,7 @@ _report_progress: Callable[[int, int], None] | None = None
 
 @contextlib.contextmanager
 def progress_reported_to(report: Callable[[int, int], None]) -> Iterator[None]:
-    """Within the block, every bar also calls `report` with (units done, units in all)."""
+    """Within the block, every bar also calls `report` with (units done, total units)."""
     global _report_progress  # noqa: PLW0603
     before, _report_progress = _report_progress, report
     try:
@@ -91,9 +91,9 @@ class Bar:
 
     Args:
         title: what is being done.
-        total: how many units there are; 0 when unknown.
-        unit: what one unit is called ("step", "response").
-        done: how many were done before this process started (a resumed run).
+        total: the number of units; 0 if unknown.
+        unit: the name of one unit ("step", "response").
+        done: units done before this process started (a resumed run).
     """
 
     def __init__(self, title: str, total: int, unit: str = "step", done: int = 0) -> None:
@@ -130,7 +130,7 @@ class Bar:
             self._line()
 
     def advance(self, units: int = 1, **notes: float) -> None:
-        """Moves the bar on; `notes` are shown beside it."""
+        """Advances the bar; `notes` are shown next to it."""
         self.done += units
         if _report_progress is not None:
             _report_progress(self.done, self.total)
@@ -160,7 +160,7 @@ _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, 
 
 
 def machine_trouble(error: BaseException) -> str | None:
-    """One line for an error that is the machine's fault and not a bug of ours; None for any other."""
+    """One line for an error caused by the machine, not by a bug; None for any other."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if processes.is_peer_loss(error):
         return "another process of this job has ended; run the same command to resume from the last checkpoint"

@@ -1,19 +1,19 @@
-"""What happens in a run, one JSON object a line: `events.jsonl` in the run directory, which the studio reads.
+"""The events of a run, one JSON object per line: `events.jsonl` in the run directory, which the studio reads.
 
-Every line has `time` (seconds since 1970), `pid` and `event`; what concerns a step also has its name (`step`), its
-`number` and how many there are (`of`):
+Every line has `time` (seconds since 1970), `pid` and `event`; an event of a step also has its name (`step`), its
+`number` and the number of steps (`of`):
 
     started      the step begins
-    progress     `done` of `total` units, 0 when unknown; one every two seconds at most
-    finished     after so many `seconds`
+    progress     `done` of `total` units, 0 if unknown; at most one every two seconds
+    finished     after `seconds`
     skipped      the step was done already
     failed       `message`, `template` and `values` (wukong.errors.Text), `exit_code`, and `redo`: the step for which
-                 `--redo STEP` is the remedy, else null; `step` is null where the checks before the first step failed
+                 `--redo STEP` is the remedy, else null; `step` is null if the checks before the first step failed
     interrupted  by Ctrl-C or SIGTERM
 
-A process that was killed leaves no last event. It may leave half a line, which readers ignore.
+A killed process leaves no last event. It may leave half a line, which readers ignore.
 
-This is a log and no result: two runs with the same results differ in it.
+This is a log, not a result: two runs with the same results differ in it.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from wukong.errors import Text, WukongError, printable
 from wukong.places import EVENTS
 
 PROGRESS_SECONDS = 2.0
-"""Between two events of progress, at least."""
+"""Minimum time between progress events."""
 
 
 class EventLog:
-    """Appends to a run directory's events. Of several processes only the first does. A disk that refuses is said once
-    and does not stop the run."""
+    """Appends to a run directory's events, in the first process only. A write error is reported once and does not stop
+    the run."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / EVENTS
@@ -44,7 +44,7 @@ class EventLog:
         self._refused = False
 
     def start(self, step: str, number: int, of: int) -> None:
-        """From now on events concern this step."""
+        """Starts a step, to which later events belong."""
         self._step = {"step": step, "number": number, "of": of}
 
     def progress(self, done: int, total: int) -> None:
@@ -66,7 +66,7 @@ class EventLog:
         if not processes.is_first() or self._refused:
             return
         content = {"time": time.time(), "pid": os.getpid(), "event": event, **self._step, **fields}
-        finite = json.loads(json.dumps(content), parse_constant=str)  # nan is no JSON
+        finite = json.loads(json.dumps(content), parse_constant=str)  # nan is not JSON
         try:
             with self.path.open("ab+") as file:
                 file.seek(max(file.tell() - 1, 0))
@@ -78,6 +78,6 @@ class EventLog:
 
 
 def _to_redo(said: Text) -> str | None:
-    """The step that `wukong.recipe.named` named in an error which `--redo` remedies."""
+    """The step that `wukong.recipe.named` added to an error that `--redo` remedies."""
     problem = said.values.get("problem")
     return str(said.values["step"]) if isinstance(problem, Text) and "redo" in problem.values else None

@@ -1,4 +1,4 @@
-"""Base classes of all stages' options. Each stage has one options class, from which its command line is generated."""
+"""Base classes of all stages' options. Each stage's command line is generated from its options class."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ LARGEST = 1 << 53
 
 @functools.cache
 def warn_of_old_name(old: str, new: str) -> None:
-    """Once per process: a recipe's options are checked several times."""
+    """Warns once per process: a recipe's options are checked several times."""
     say(f"warning: the option {old} is now called {new}; the old name goes with the next release")
 
 
 class Options(BaseModel):
-    """Immutable. Unknown names are refused, and so are nan, inf and text that no file can hold; the docstring under a
+    """Immutable. Unknown names are refused, as are nan, inf and text that no file can hold; the docstring under a
     field is its help text."""
 
     model_config = ConfigDict(
         extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False, frozen=True
     )
     old_names: ClassVar[dict[str, str]] = {}
-    """Old name -> new name of options that were renamed in this release; the old name still works, with a warning."""
+    """Old name -> new name of options renamed in this release; the old name still works, with a warning."""
 
     @model_validator(mode="before")
     @classmethod
@@ -92,20 +92,20 @@ WITHOUT_EFFECT = {
     "out", "checkpoint_seconds", "log_every", "tensorboard", "device", "allow_chance_reward_model", "parallel",
     "insist",  # the old name of allow_chance_reward_model, in results of version 0.1
 }  # fmt: skip
-"""Options that change how a stage runs and not what it makes: a finished stage stays valid when they change."""
+"""Options that change how a stage runs but not its result: a finished stage stays valid when they change."""
 
 POLICY_STAGES = ("ppo", "reinforce", "rloo", "grpo", "bestofn", "dpo", "kto")
-"""The stages that make a policy out of the SFT model, one per algorithm."""
+"""The stages that train a policy from the SFT model, one per algorithm."""
 
 
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """A hint that names what was probably meant, or nothing."""
+    """A hint with the most similar known name, or ""."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 
 def complaint(error: ValidationError, options: type[Options]) -> tuple[str, str]:
-    """(the option, what is wrong with it) of the first problem; the option is "" where several are at odds."""
+    """(option, problem) of the first problem; the option is "" if several conflict."""
     first = error.errors(include_url=False)[0]
     option = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "missing":

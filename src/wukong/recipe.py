@@ -7,8 +7,8 @@
       tokenize: {data: ["{run}/data/corpus.jsonl"], out: "{run}/tokenizer", vocab_size: 2048}
 
 A step's stage is its name up to the first "_": `reward` and `reward_judge` both train a reward model. In any text,
-`{run}` is the run directory and `${NAME}` an environment variable. The recipe is resolved and checked as a whole
-before anything runs: what is wrong with the last step should not be learnt after an hour.
+`{run}` is the run directory and `${NAME}` an environment variable. The whole recipe is resolved and checked before
+anything runs: an error in the last step should not surface after an hour.
 
 `wukong.runner` runs it.
 """
@@ -39,25 +39,25 @@ from wukong.registry import STAGES
 
 class Recipe(Options):
     name: str = Field(pattern=r"^\.*[\w-][\w.-]*$")
-    """What the run is called."""
+    """The name of the run."""
     seed: int = 0
     """The seed of every step without its own."""
     run_dir: Path | None = None
-    """The run directory; runs/<name> when absent. "{here}" is the directory that the recipe lies in."""
+    """The run directory. Default: runs/<name>. "{here}" is the recipe's directory."""
     called_from: str | None = None
-    """In the recipe that a run leaves in its directory: where relative paths begin, as seen from there."""
+    """In the recipe.yaml of a run directory: the base of relative paths, as seen from there."""
     description: str = ""
-    """One sentence about it."""
+    """One sentence about the run."""
     time: str = ""
-    """How long it takes, and on what."""
+    """How long it takes, and on which hardware."""
     needs: str = ""
-    """What must be there before it can run."""
+    """What must exist before it can run."""
     steps: dict[str, dict[str, Any]] = Field(min_length=1)
-    """The options of each step, in the order in which they run."""
+    """The options of each step, in running order."""
 
 
 Lines = dict[tuple[str, ...], int]
-"""On which line a key stands: ("steps", step, option) -> line."""
+"""The line of each key: ("steps", step, option) -> line."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,14 @@ class Loaded:
 
 
 def _line(lines: Lines, key: tuple[str, ...]) -> int | None:
-    """The line of a key, or of the nearest one above it that has one."""
+    """The line of a key, or of its nearest parent that has one."""
     while key and key not in lines:
         key = key[:-1]
     return lines.get(key)
 
 
 def load_recipe(path: str | Path) -> Loaded:
-    """Reads a recipe and checks its form; the options of its steps are checked by `resolve`.
+    """Reads a recipe and checks its structure; `resolve` checks the options of its steps.
 
     Args:
         path: the file, or the name of a recipe that comes with the package.
@@ -112,7 +112,7 @@ def stage_of(step: str) -> str:
 
 
 def _key_lines(root: yaml.Node, path: Path) -> Iterator[tuple[tuple[str, ...], int]]:
-    """The line of each key, in nested mappings too. A key given twice is an error: YAML would forget the first."""
+    """The line of each key, including nested mappings. A duplicate key is an error: YAML would drop the first."""
 
     def walk(node: yaml.Node, above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int]]:
         if not isinstance(node, yaml.MappingNode):
@@ -235,7 +235,7 @@ def _filled(value: Any, run_dir: Path) -> Any:
 
 
 def _is_made(text: str, run_dir: Path, steps: list[Step]) -> bool:
-    """Whether a place in the run directory is, or lies in, the result of an earlier step (or is there by hand)."""
+    """Whether a path in the run directory is (in) the result of an earlier step, or exists already."""
     name, in_run, place = text.partition("{run}/")
     if not in_run or (name and not name.endswith(("=", "*"))):  # NAME=PATH names a model, WEIGHT*PATH a reward
         return True
@@ -247,14 +247,14 @@ def _is_made(text: str, run_dir: Path, steps: list[Step]) -> bool:
 
 
 def check_steps(steps: Sequence[Step], again: Sequence[Step]) -> list[str]:
-    """Checks all steps before the first one runs: what is wrong with the last step should not be learnt after an hour,
-    nor after results were deleted.
+    """Checks all steps before the first one runs: an error in the last step should not surface after an hour, or after
+    results were deleted.
 
     Args:
         again: the steps whose results are about to be deleted.
 
     Returns:
-        The names of the steps that are done already.
+        The names of the steps already done.
 
     Raises:
         UsageError: a step could not start, or its result was made with other options. DataError: a finished result,
@@ -282,8 +282,8 @@ def check_steps(steps: Sequence[Step], again: Sequence[Step]) -> list[str]:
 
 @contextlib.contextmanager
 def named(step: str) -> Iterator[None]:
-    """Says in an error which step it came from, and of one that `--redo` remedies (its values have a `redo`) what that
-    option is called in a recipe."""
+    """Adds to an error the step it came from and, if `--redo` remedies it (its values have a `redo`), the recipe form
+    of that option."""
     try:
         yield
     except WukongError as error:

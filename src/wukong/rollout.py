@@ -1,10 +1,10 @@
 """Prompts + model -> responses: the sampler with its KV cache.
 
-There is one sampler, `Decoder`: a batch whose sequences come and go between its steps. `generate` gives it a list,
-`stream` one prompt, and the server (`wukong.serve`) whatever is asked of it meanwhile.
+There is one sampler, `Decoder`: a batch whose sequences come and go between steps. `generate` gives it a list, `stream`
+one prompt, and the server (`wukong.serve`) requests as they arrive.
 
-Each sequence draws from its own random numbers (its seed), by the inverse of the cumulative distribution: so a
-response depends on the prompt, the model and its seed, and not on which others share its batch.
+Each sequence is sampled by inverse CDF from its own random numbers (its seed), so a response depends on the prompt, the
+model and its seed, but not on the rest of its batch.
 
 Shape legend: B batch, T time, C channels, V vocabulary.
 """
@@ -34,13 +34,13 @@ from wukong.training.compute import Compute
 from wukong.training.parallel import full_module, full_parameter, is_sharded
 
 COMPACT_BELOW = 0.75
-"""Finished rows leave the batch once fewer than this part of it is still being written."""
+"""Finished rows are removed once less than this fraction of the batch is still active."""
 
 REFILL_AT = 1 / 16
-"""Waiting prompts enter once this part of the batch is free: reading several costs less than one at a time."""
+"""Waiting prompts enter once this fraction of the batch is free: several at once cost less than one at a time."""
 
 PREFILL_TOKENS = 4096
-"""Prompts are read in portions of about this many tokens, similar lengths together."""
+"""Prompts are read in chunks of about this many tokens, similar lengths together."""
 
 
 @dataclass
@@ -54,18 +54,18 @@ class Sampled:
 
 @dataclass(eq=False)
 class Continuation:
-    """A prompt that is to be continued, how, and what was written so far.
+    """A prompt to continue, the sampling settings, and the response so far.
 
     Attributes:
         prompt: token ids; prompt + max_new_tokens must fit the model's context.
-        max_new_tokens: the response is cut there.
-        seed: of the random numbers it draws its tokens with.
-        temperature: the logits are divided by it; 0 takes the likeliest token (greedy).
+        max_new_tokens: the maximum length of the response.
+        seed: of the random numbers that sample its tokens.
+        temperature: divides the logits; 0 takes the most likely token (greedy).
         top_k, top_p: truncation; 0 and 1 mean none.
-        likeliest: note with each token the model's own log-probs (at temperature 1), of the token drawn and of so
-            many of the likeliest; None for neither.
+        likeliest: record with each token the model's own log-probs (at temperature 1), of the sampled token and of
+            this many of the most likely; None for neither.
         written: the response.
-        notes: for each token of the response the drawn (id, log-prob) and behind it the likeliest, when asked for.
+        notes: for each token of the response, the sampled (id, log-prob) followed by the most likely, if requested.
     """
 
     prompt: Sequence[int]
@@ -92,7 +92,7 @@ class Continuation:
 
 
 def uniforms(seed: int, n: int) -> np.ndarray:
-    """The n random numbers in [0, 1) that a sequence with this seed draws its tokens with; float32."""
+    """The n random numbers in [0, 1), float32, that sample the tokens of a sequence with this seed."""
     return np.random.Generator(np.random.Philox(seed)).random(n, dtype=np.float32)
 
 
@@ -105,7 +105,7 @@ def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
         ordered, order = logits.sort(descending=True)
         probabilities = ordered.softmax(-1)
         outside = probabilities.cumsum(-1) - probabilities >= top_p  # the token that crosses top_p stays
-        outside[:, 0] = False  # so does the likeliest, whatever top_p is
+        outside[:, 0] = False  # so does the most likely, for any top_p
         logits = logits.masked_fill(outside.scatter(-1, order, outside), -math.inf)
     return logits
 
@@ -124,8 +124,8 @@ def draw(probabilities: Tensor, u: Tensor, block: int = 64) -> Tensor:
     sums = blocks.cumsum(-1)
     wanted = u.unsqueeze(1) * sums[:, -1:]  # (B, 1)
     chosen = torch.searchsorted(sums, wanted, right=True).clamp(max=sums.shape[1] - 1)  # (B, 1)
-    # Rounding (a GPU adds in another order) can step past the last block, or token, that has any probability:
-    # then that last one is taken.
+    # Rounding (a GPU adds in a different order) can step past the last block or token with any probability: take that
+    # last one.
     chosen = _last_positive_up_to(blocks, chosen)
     before = torch.where(chosen > 0, sums.gather(1, (chosen - 1).clamp(min=0)), 0)
     tokens = chosen * block + torch.arange(block, device=u.device)  # (B, block)
@@ -136,16 +136,16 @@ def draw(probabilities: Tensor, u: Tensor, block: int = 64) -> Tensor:
 
 
 def _last_positive_up_to(weights: Tensor, index: Tensor) -> Tensor:
-    """The last position <= index with a positive weight; 0 when there is none. (B, N), (B, 1) -> (B, 1)."""
+    """The last position <= index with a positive weight; 0 if there is none. (B, N), (B, 1) -> (B, 1)."""
     positions = torch.arange(weights.shape[1], device=weights.device)
     return torch.where(weights > 0, positions, 0).cummax(-1).values.gather(1, index)
 
 
 def inference_copy(model: GPT2, compute: Compute) -> GPT2:
-    """The model as it decodes fastest on this machine in the compute precision. It is to be in eval mode.
+    """The model in the form that decodes fastest on this machine in the compute precision. It must be in eval mode.
 
-    What is returned is of use until the model is trained further: make another after an update. Of a sharded model
-    every process gets a whole copy.
+    The copy is stale once the model is trained further: make another after an update. Every process gets a full copy
+    of a sharded model.
     """
     device, sharded = model.wte.weight.device, is_sharded(model)
     packs = can_pack(device, compute.dtype)
@@ -177,13 +177,13 @@ def generate(
     Args:
         model: in eval mode, in the precision it is to decode in.
         prompts: token ids; prompt + max_new_tokens must fit the model's context.
-        eos_id: the token that ends a response, or several of which any does.
-        max_new_tokens: responses are cut there.
+        eos_id: the token, or tokens, that end a response.
+        max_new_tokens: the maximum length of a response.
         seeds: one per prompt.
-        temperature: the logits are divided by it; 0 takes the likeliest token (greedy).
+        temperature: divides the logits; 0 takes the most likely token (greedy).
         top_k, top_p: truncation; 0 and 1 mean none.
-        batch_size: sequences decoded together. As some end, others take their places, those with the longest prompts
-            first; equal prompts are read once when they enter together.
+        batch_size: sequences decoded together. As some end, others replace them, longest prompts first; equal prompts
+            that enter together are read once.
         on_finish: called with the number of responses finished since the last call.
 
     Returns:
@@ -221,10 +221,10 @@ def stream(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> Iterator[int]:
-    """The tokens of one response as they are drawn, for a reader that follows along; the same ones as `generate` gives.
+    """The tokens of one response as they are sampled; the same as from `generate`.
 
-    Arguments and errors as for `generate`; the caller may stop at any token. The last one is an end token when the
-    model ended its response.
+    Arguments and errors as for `generate`; the caller may stop at any token. The last one is an end token if the model
+    ended its response.
     """
     require_room(model, prompt, max_new_tokens)
     one = Continuation(prompt, max_new_tokens, seed, temperature, top_k, top_p)
@@ -236,7 +236,7 @@ def stream(
 
 
 def require_room(model: GPT2, prompt: Sequence[int], max_new_tokens: int) -> None:
-    """Raises UsageError for a prompt that is empty or does not fit the context together with its response."""
+    """Raises UsageError for a prompt that is empty or, with its response, does not fit the context."""
     if not prompt:
         raise UsageError("an empty prompt cannot be continued")
     if len(prompt) + max_new_tokens > model.config.n_positions:
@@ -247,13 +247,13 @@ def require_room(model: GPT2, prompt: Sequence[int], max_new_tokens: int) -> Non
 
 
 class Decoder:
-    """A batch that writes one token of each of its sequences at every step; sequences come and go between steps.
+    """A batch that samples one token per sequence at each step; sequences come and go between steps.
 
-    Rows of sequences that are over stay in the batch, vacant, until others take them or until they are too many.
+    Rows of finished sequences stay in the batch, vacant, until reused or until there are too many.
 
     Args:
         model: in eval mode, in the precision it is to decode in.
-        eos_id: the token that ends a response, or several of which any does.
+        eos_id: the token, or tokens, that end a response.
     """
 
     def __init__(self, model: GPT2, eos_id: int | Sequence[int]) -> None:
@@ -262,21 +262,21 @@ class Decoder:
         self._clear()
 
     def _clear(self) -> None:
-        self._rows: list[Continuation | None] = []  # whose each row of the batch is; None: vacant
+        self._rows: list[Continuation | None] = []  # of each row; None: vacant
         self._cache: KVCache | None = None
-        # (B, C) hidden states from which the next tokens are drawn
+        # (B, C) hidden states from which the next tokens are sampled
         self._last = self.model.wte.weight.new_zeros(0, self.model.config.n_embd)
-        self._drawn: Tensor | None = None  # (B,) the tokens of the last step, which the model has not read yet
+        self._drawn: Tensor | None = None  # (B,) the last step's tokens, which the model has not read yet
 
     def __len__(self) -> int:
-        """How many sequences are being written."""
+        """The number of active sequences."""
         return sum(one is not None for one in self._rows)
 
     @torch.inference_mode()
     def admit(self, new: Sequence[Continuation]) -> None:
-        """Reads the prompts; the next step draws the first token of each.
+        """Reads the prompts; the next step samples the first token of each.
 
-        Raises UsageError for a prompt that is empty or does not fit, and then admits none.
+        Raises UsageError, and admits none, if a prompt is empty or does not fit.
         """
         for one in new:
             require_room(self.model, one.prompt, one.max_new_tokens)
@@ -294,7 +294,7 @@ class Decoder:
             self._admit([prompts[i] for i in some], [together[prompts[i]] for i in some])
 
     def _admit(self, prompts: Sequence[tuple[int, ...]], companies: Sequence[Sequence[Continuation]]) -> None:
-        """Reads each prompt once, for all continuations of its company."""
+        """Reads each prompt once, for all continuations sharing it."""
         assert self._cache is not None
         ids, lengths = (tensor.to(self.device) for tensor in pad(prompts))  # (N, P), (N,)
         cache = self.model.empty_cache(len(ids), ids.shape[1])
@@ -315,7 +315,7 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self) -> list[Continuation]:
-        """Draws a token for every sequence; returns them all. Those that are `over` now have left the batch."""
+        """Samples a token for every sequence and returns them all. Those now `over` have left the batch."""
         self._compact()
         self._read()
         writing = [(row, one) for row, one in enumerate(self._rows) if one is not None]
@@ -333,14 +333,14 @@ class Decoder:
         return [one for _, one in writing]
 
     def drop(self, gone: Iterable[Continuation]) -> None:
-        """These are not to be continued; those that are not in the batch (any more) are passed over."""
+        """Removes these sequences; any no longer in the batch are ignored."""
         out = set(map(id, gone))
         self._leave([row for row, one in enumerate(self._rows) if one is not None and id(one) in out])
 
     def _draw(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, V) -> the token drawn for each row (B,), and its log-prob (B,) at its temperature, untruncated.
+        """(B, V) -> the sampled token of each row (B,), and its log-prob (B,) at its temperature, untruncated.
 
-        Each pass over (B, V) costs: what is not asked for is not computed, and nothing is normalised.
+        Passes over (B, V) are expensive: nothing is computed unless requested, and nothing is normalised.
         """
         temperatures = [one.temperature if one else 1.0 for one in self._rows]
         noise = np.array([one.noise[len(one.written.ids)] if one else 0.0 for one in self._rows], np.float32)
@@ -362,7 +362,7 @@ class Decoder:
         return drawn, logits.gather(1, drawn.unsqueeze(1)).squeeze(1) - largest.squeeze(1) - totals.log()
 
     def _truncated(self, logits: Tensor) -> Tensor:
-        """Rows of like truncation together. (B, V) -> (B, V)."""
+        """Truncates rows with the same settings together. (B, V) -> (B, V)."""
         alike: dict[tuple[int, float], list[int]] = defaultdict(list)
         for row, one in enumerate(self._rows):
             if one and one.truncates:
@@ -395,7 +395,7 @@ class Decoder:
             self._clear()
 
     def _longest(self) -> int:
-        """How many tokens of the longest sequence the model has read."""
+        """The number of tokens of the longest sequence that the model has read."""
         unread = self._drawn is not None
         return max(len(one.prompt) + max(0, len(one.written.ids) - unread) for one in self._rows if one)
 
@@ -407,7 +407,7 @@ class Decoder:
             self._drawn = None
 
     def _compact(self) -> None:
-        """Vacant rows leave the batch once they are many: they cost as much as the others."""
+        """Removes vacant rows once there are many: they cost as much as the others."""
         if self._cache is None or len(self) >= COMPACT_BELOW * len(self._rows):
             return
         kept = torch.tensor([row for row, one in enumerate(self._rows) if one is not None], device=self.device)

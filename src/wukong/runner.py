@@ -4,8 +4,8 @@
     wukong run kitchen --seed 1 --run-dir runs/seed-1
     wukong run kitchen --redo ppo --ppo.kl-coef 0.1
 
-Whether a step is already done is decided by the step itself (`wukong.provenance`), so the same command resumes. What
-happens is also written to events.jsonl in the run directory (`wukong.events`).
+Each step decides whether it is already done (`wukong.provenance`), so the same command resumes. Events are also
+written to events.jsonl in the run directory (`wukong.events`).
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class RunOptions(Options):
     """Run the steps of a recipe in order; a finished step is skipped, an interrupted one resumed."""
 
     run_dir: Path | None = None
-    """The run directory, {run} in the recipe; runs/<name of the recipe> when absent."""
+    """The run directory, {run} in the recipe. Default: runs/<name of the recipe>."""
     seed: int | None = None
-    """The seed of every step to which the recipe gives none; the recipe's when absent."""
+    """The seed of every step without its own. Default: the recipe's."""
     until: str | None = None
     """The last step to run."""
     redo: str | None = None
-    """Delete the results of this step and of all after it first."""
+    """First delete the results of this step and all later ones."""
 
 
 def run(
@@ -59,18 +59,18 @@ def run(
 
     Args:
         recipe: the YAML file, or the name of a recipe that comes with the package.
-        run_dir: the value of `{run}`; the recipe's own, or runs/<name>, when absent.
+        run_dir: the value of `{run}`. Default: the recipe's, or runs/<name>.
         overrides: values that replace the recipe's, e.g. {"ppo.kl_coef": 0.1}.
         seed: replaces the recipe's seed.
         until: the last step to run.
-        redo: the results of this step and of all after it are deleted first.
+        redo: first delete the results of this step and all later ones.
 
     Returns:
         The run directory.
 
     Raises:
-        UsageError: the recipe or the overrides are unusable (a DataError where it is known in which line), or a step's
-            result was made with other options. RunError: a step had to stop.
+        UsageError: the recipe or the overrides are unusable (a DataError if the line is known), or a step's result was
+            made with other options. RunError: a step had to stop.
     """
     with refusal_logged(recipe, run_dir):
         loaded = load_recipe(recipe)
@@ -90,7 +90,7 @@ def run(
 
 @contextlib.contextmanager
 def refusal_logged(recipe: str | Path, run_dir: str | Path | None = None) -> Iterator[None]:
-    """Records in an existing run why its recipe was refused, unless another process is at work on it."""
+    """Records in an existing run why its recipe was refused, unless another process is using the run."""
     try:
         yield
     except WukongError as error:
@@ -103,7 +103,7 @@ def refusal_logged(recipe: str | Path, run_dir: str | Path | None = None) -> Ite
 
 @contextlib.contextmanager
 def _logged(log: EventLog) -> Iterator[EventLog]:
-    """Records how the block ends, where that is before its time, and the progress of its bars."""
+    """Records the failure or interruption of the block, and the progress of its bars."""
     try:
         with console.progress_reported_to(log.progress):
             yield log
@@ -120,7 +120,7 @@ def _logged(log: EventLog) -> Iterator[EventLog]:
 
 @contextlib.contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """Two commands on one run would write the same files. Of the processes of one the first answers for all."""
+    """Locks the run: two commands would write the same files. In a job, the first process holds the lock for all."""
     if not processes.is_first():
         yield
         return
@@ -155,7 +155,7 @@ def _run_steps(
         log.write("finished", seconds=round(seconds, 3))
         say(f"[{number}/{count}] {step.name} took {duration(seconds)}")
         _free_memory()
-    # Now that no step has refused its options:
+    # Only now: no step has refused its options.
     processes.run_on_first(lambda: _write_resolved(directory, recipe, seed, steps))
     _say_what_next(steps[:count])
 
@@ -163,8 +163,8 @@ def _run_steps(
 def _prepare(
     directory: Path, recipe: Recipe, seed: int | None, steps: list[Step], count: int, redo: str | None
 ) -> list[str]:
-    """Checks all steps; then deletes what is to be made again, and leaves the resolved recipe in the run directory.
-    Returns the names of the steps that are done already."""
+    """Checks all steps, then deletes the results to be rebuilt and writes the resolved recipe to the run directory.
+    Returns the names of the steps already done."""
     again = steps[[step.name for step in steps].index(redo) :] if redo else []
     done = check_steps(steps[:count], again)
     for step in again:
@@ -179,7 +179,7 @@ def _prepare(
 
 
 def _write_resolved(directory: Path, recipe: Recipe, seed: int | None, steps: list[Step]) -> None:
-    """`recipe.yaml` in the run directory: the options of every step, spelled out; itself a recipe that runs."""
+    """`recipe.yaml` in the run directory: every step with all its options, itself a runnable recipe."""
     content: dict[str, Any] = {"name": recipe.name, "seed": recipe.seed if seed is None else seed}
     content |= {"run_dir": HERE, "called_from": _called_from(directory), "steps": {}}
     for step in steps:
@@ -192,7 +192,7 @@ def _write_resolved(directory: Path, recipe: Recipe, seed: int | None, steps: li
 
 
 def _called_from(directory: Path) -> str:
-    """The working directory, as seen from a run that lies in it; else where it is."""
+    """The working directory, relative to a run inside it; else absolute."""
     here, run = os.getcwd(), os.path.abspath(directory)
     return os.path.relpath(here, run) if Path(run).is_relative_to(here) else here
 
@@ -201,7 +201,7 @@ def _called_from(directory: Path) -> str:
 
 
 def check_removable(stage: str, out: Path) -> None:
-    """Raises UsageError where `out` holds the result of another stage, or a directory of anything else."""
+    """Raises UsageError if `out` holds the result of another stage or anything else."""
     marks = [out / DIRECTORY_RECORD, out / STARTED, _side_file(out)]
     made_by = next((record["stage"] for mark in marks if (record := read_record(mark)) is not None), None)
     if made_by is not None and made_by != stage:
@@ -218,10 +218,10 @@ def _side_file(out: Path) -> Path:
 
 
 def remove_result(stage: str, out: Path) -> None:
-    """Deletes what this stage made at `out`, complete or not; an interruption leaves nothing that looks complete.
+    """Deletes this stage's result at `out`, complete or not; an interruption leaves nothing that looks complete.
 
     Raises:
-        UsageError: what lies there is not, or not only, the result of this stage.
+        UsageError: `out` is not, or not only, the result of this stage.
     """
     if out.is_dir():
         with exclusive(out, f"{out}: another process writes there; wait for its end"):
@@ -231,7 +231,7 @@ def remove_result(stage: str, out: Path) -> None:
             shutil.rmtree(doomed)
         return
     check_removable(stage, out)
-    if _side_file(out).exists():  # a file without one was not made here, or is redrawn each time, as the report
+    if _side_file(out).exists():  # a file without one is not ours, or is redrawn each time, like the report
         _side_file(out).unlink()
         out.unlink(missing_ok=True)
 
@@ -240,7 +240,7 @@ def remove_result(stage: str, out: Path) -> None:
 
 
 def _free_memory() -> None:
-    """A stage's models are garbage in cycles (optimiser, hooks): the next one should not start beside them."""
+    """Frees a stage's models, which are in reference cycles (optimiser, hooks), before the next stage starts."""
     gc.collect()
     import torch
 

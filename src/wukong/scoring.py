@@ -1,4 +1,4 @@
-"""Token sequences in, log-probabilities, losses and scores out: what stages, API, studio and studies share.
+"""Log-probabilities, losses and scores of token sequences, shared by stages, API, studio and studies.
 
 Shape legend: B rows, T time, N response tokens, C channels, V vocabulary.
 """
@@ -26,8 +26,8 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def frozen(model: Module, compute: Compute) -> Module:
-    """The model without gradients, its layers' matrices in the compute precision. Autocast would cast them on every
-    pass, so the numbers are the same at half the memory (embedding and head stay float32)."""
+    """The model without gradients, with its layers' matrices in the compute precision. Autocast would cast them on
+    every pass anyway: same numbers, half the memory (embedding and head stay float32)."""
     model.requires_grad_(False).eval().to(compute.device)
     for trunk in model.modules():
         if isinstance(trunk, GPT2):
@@ -38,7 +38,7 @@ def frozen(model: Module, compute: Compute) -> Module:
 
 
 def language_model_loss(model: GPT2, ids: Tensor, compute: Compute) -> Tensor:
-    """Summed negative log-likelihood (nats) of tokens 1..T given those before. ids: (B, T + 1) int64."""
+    """Summed negative log-likelihood (nats) of tokens 1..T given the preceding ones. ids: (B, T + 1) int64."""
     with compute.autocast():
         hidden = model(ids[:, :-1])  # (B, T, C)
         logprobs, _ = token_logprobs(hidden.flatten(0, 1), model.wte.weight, ids[:, 1:].flatten())
@@ -49,7 +49,7 @@ def language_model_loss(model: GPT2, ids: Tensor, compute: Compute) -> Tensor:
 def validation_loss(
     model: GPT2, shards: TokenShards, context: int, max_tokens: int, compute: Compute, rows: int = 16
 ) -> float:
-    """Mean negative log-likelihood (nats a token) over the shards' first max_tokens, in windows of `context`."""
+    """Mean negative log-likelihood (nats per token) over the shards' first max_tokens, in windows of `context`."""
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
@@ -67,9 +67,9 @@ def validation_loss(
 
 
 def response_positions(prompt_lengths: Sequence[int], response_lengths: Sequence[int], width: int) -> Tensor:
-    """Which positions predict a response token, of B sequences prompt + response padded to `width`: (B, T - 1) bool.
+    """The positions that predict a response token, in B sequences prompt + response padded to `width`: (B, T - 1) bool.
 
-    Position t predicts token t + 1, so the first one is the prompt's last token.
+    Position t predicts token t + 1, so the first is the prompt's last token.
     """
     steps = torch.arange(width - 1)
     first = torch.tensor(prompt_lengths).unsqueeze(1) - 1
@@ -79,7 +79,7 @@ def response_positions(prompt_lengths: Sequence[int], response_lengths: Sequence
 def response_states(trunk: GPT2, ids: Tensor, predicts: Tensor) -> Tensor:
     """The hidden states before each response token, row by row: (N, C). Arguments as for `response_logprobs`."""
     steps = torch.arange(1, ids.shape[1], device=ids.device)
-    # (B,) What stands behind the last of these positions is not read; of a row without any, one token is.
+    # (B,) Tokens after the last of these positions are not read; in a row without any, one token is.
     lengths = F.pad(predicts * steps, (1, 0), value=1).amax(1)
     result: Tensor = trunk(ids, lengths=lengths)[:, :-1][predicts]
     return result
@@ -88,8 +88,8 @@ def response_states(trunk: GPT2, ids: Tensor, predicts: Tensor) -> Tensor:
 def response_logprobs(
     model: GPT2, ids: Tensor, predicts: Tensor, temperature: float, compute: Compute, with_entropy: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies of the response tokens, (N,) each, row by row: statistics of a rollout, its update and
-    an evaluation share this path.
+    """Log-probs and entropies of the response tokens, (N,) each, row by row: rollout statistics, updates and
+    evaluations share this code path.
 
     ids: (B, T) int64; predicts: (B, T - 1) bool, of `response_positions`.
     """
@@ -115,13 +115,13 @@ def scores_of(model: ScalarModel, sequences: Sequence[list[int]], compute: Compu
 
 
 MEASURED_ANSWERS = 32
-"""Answers at which the distance to the starting model is measured."""
+"""Number of answers used to measure the distance to the starting model."""
 
 
 @torch.no_grad()
 def kl_to_start(model: GPT2, start: GPT2, answers: Sequence[tuple[list[int], Sequence[bool]]]) -> float:
-    """KL(model || start) in nats a token, exact at each response token of the first few answers (token ids, and which
-    of them are a response), given what the answer says before it."""
+    """KL(model || start) in nats per token, exact at each response token of the first `MEASURED_ANSWERS` answers (token
+    ids, and which of them are the response), given the preceding tokens."""
     total, count = 0.0, 0
     for ids, is_response in answers[:MEASURED_ANSWERS]:
         device, places = model.wte.weight.device, torch.tensor(is_response[1:])

@@ -1,8 +1,8 @@
-"""Answers to a prompt as tokens, and what people preferred, prompt by prompt: how rewards, DPO and KTO read them.
+"""Answers to a prompt as tokens, and preferences by prompt, as rewards, DPO and KTO read them.
 
-All answers to a prompt are read with the same prompt. One that is too long loses its oldest turns once, until its
-longest answer fits; cut for each answer by itself, two answers would be compared under different questions. While
-sampling, the longest answer is --max-new-tokens, and the reward model reads the very tokens that the policy read.
+All answers to a prompt are read with the same prompt tokens. A prompt that is too long loses its oldest turns until
+the longest answer fits; if it were cut per answer, answers would be compared under different prompts. When sampling,
+the longest answer is --max-new-tokens, and the reward model reads the same tokens as the policy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Answered = tuple[Sequence[Message], str]
 
 
 def last_turn(prompt: Sequence[Message]) -> list[Message]:
-    """The prompt from the user's last message on, behind a leading system message."""
+    """The prompt from the user's last message on, after a leading system message."""
     users = [i for i, message in enumerate(prompt) if message.role == "user"]
     return list(prompt) if len(users) < 2 else [*prompt[: prompt[0].role == "system"], *prompt[users[-1] :]]
 
@@ -30,17 +30,17 @@ def last_turn(prompt: Sequence[Message]) -> list[Message]:
 def shared_prompt(
     tokenizer: Tokenizer, prompt: Sequence[Message], lengths: Sequence[int], context: int
 ) -> list[int] | None:
-    """The prompt's tokens for answers of these lengths: without the oldest turns that leave no room for the longest.
+    """The prompt's tokens, without the oldest turns if the longest of these answers would not fit.
 
     Args:
-        lengths: of the answers, in tokens. One that does not fit even beside the last turn alone does not count.
-        context: the most tokens that prompt and answer may have together.
+        lengths: of the answers, in tokens. One that does not fit even with the last turn alone does not count.
+        context: the maximum tokens of prompt and answer together.
 
     Returns:
-        None when no answer fits.
+        None if no answer fits.
 
     Raises:
-        DataError: the prompt is empty, or does not wait for an answer.
+        DataError: the prompt is empty, or does not expect an answer.
     """
     whole = tokenizer.prompt_ids(list(prompt))
     if len(whole) + max(lengths) <= context:
@@ -53,14 +53,14 @@ def shared_prompt(
 def tokenised_answers(
     tokenizer: Tokenizer, answers: Sequence[Answered], context: int, *, finished: bool
 ) -> list[tuple[list[int], list[int]] | None]:
-    """(prompt tokens, answer tokens) of each, in order; the prompt tokens are the same for all answers to a prompt.
+    """(prompt tokens, answer tokens) of each, in order; all answers to a prompt have the same prompt tokens.
 
     Args:
-        finished: whether the closing end token is a part of an answer.
+        finished: whether answers include the closing end token.
 
     Returns:
-        None for an answer that does not fit the context even beside its prompt's last turn alone, and for a prompt
-        that waits for no answer.
+        None for an answer that does not fit the context even with its prompt's last turn alone, or whose prompt
+        expects no answer.
     """
     responses = [tokenizer.response_ids(text, finished) for _, text in answers]
     together: dict[str, list[int]] = defaultdict(list)
@@ -86,21 +86,21 @@ def answers_ids(tokenizer: Tokenizer, answers: Sequence[Answered], context: int)
 
 @dataclass
 class PromptPairs:
-    """All that people said of the answers to one prompt."""
+    """All judgments of the answers to one prompt."""
 
     prompt: list[Message]
     texts: list[str] = field(default_factory=list)  # distinct
-    answers: list[tuple[list[int], list[int]]] = field(default_factory=list)  # tokens of the prompt, of the answer
-    pairs: list[tuple[int, int]] = field(default_factory=list)  # (better, worse), a pair for each judgment of it
+    answers: list[tuple[list[int], list[int]]] = field(default_factory=list)  # (prompt tokens, answer tokens)
+    pairs: list[tuple[int, int]] = field(default_factory=list)  # (better, worse), one per judgment
     records: list[Comparison | Ranking] = field(default_factory=list)  # of each pair
 
 
 def pairs_by_prompt(
     records: Sequence[Comparison | Ranking], tokenizer: Tokenizer, context: int, summary: ReadSummary, *, finished: bool
 ) -> list[PromptPairs]:
-    """The comparisons and rankings of each prompt together, by any annotator, in the order of their first record.
+    """The comparisons and rankings of each prompt, by any annotator, in the order of their first record.
 
-    Prompts that differ in white space alone are one. A record of which no pair fits the context is dropped and counted.
+    Prompts that differ only in white space are the same. A record without a pair that fits is dropped and counted.
     """
     by_prompt: dict[str, list[Comparison | Ranking]] = defaultdict(list)
     for record in records:
@@ -130,7 +130,7 @@ def _grouped(
 
 
 def _judged(record: Comparison | Ranking) -> tuple[Sequence[str], list[tuple[str, str]]]:
-    """A record's answers, and its pairs (better, worse) of different ones."""
+    """A record's answers, and its pairs (better, worse) of different answers."""
     if isinstance(record, Comparison):
         texts: Sequence[str] = (record.chosen, record.rejected)
         pairs = [(record.chosen, record.rejected)]
