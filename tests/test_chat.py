@@ -235,7 +235,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(conversation, scripted,
     encode = conversation.current.tokenizer.encode
     asked = scripted([[*encode("Boil "), KeyboardInterrupt, *encode("never")], "Yes."])
     conversation.handle("eggs")
-    assert "stopped; what was said stays" in capsys.readouterr().err
+    assert "stopped; the answer so far is kept" in capsys.readouterr().err
     assert said(conversation) == ["eggs", "Boil "]
     conversation.handle("go on")
     assert "Boil " in asked[1]["text"]

@@ -201,7 +201,7 @@ class Chat:
                 if name == "quit":
                     return False
                 if name not in COMMANDS:
-                    raise UsageError(f"no command /{name}; /help lists them, and //{name} is said as /{name}")
+                    raise UsageError(f"no command /{name}; /help lists them, and //{name} sends /{name} as text")
                 COMMANDS[name].do(self, argument.strip())
             else:
                 self.ask(line.removeprefix("/") if line.startswith("//") else line, [self.current])
@@ -276,7 +276,7 @@ class Chat:
         except KeyboardInterrupt:
             if not self.interactive:
                 raise
-            note = "(stopped; what was said stays)"
+            note = "(stopped; the answer so far is kept)"
         print(flush=True)
         if note:
             say(note)
@@ -316,7 +316,7 @@ class Chat:
         except ValueError:
             value = math.nan
         if not 0 <= value <= 100:
-            raise UsageError(f"the temperature is a number from 0 (always the likeliest token) up, not {text!r}")
+            raise UsageError(f"the temperature is a number from 0 (always the most likely token) up, not {text!r}")
         self.temperature = value
         say(f"temperature {value:g}")
 
@@ -326,7 +326,7 @@ class Chat:
 
     def switch_raw(self, _: str) -> None:
         self.raw = not self.raw
-        say("raw: texts are continued as they stand, each by itself" if self.raw else "chat: with the chat template")
+        say("raw: texts are continued as given, each separately" if self.raw else "chat: with the chat template")
 
     def save(self, file: str) -> None:
         if not file:
@@ -360,7 +360,7 @@ COMMANDS = {
     "new": Command("", "begin a new conversation", Chat.new),
     "retry": Command("", "answer the last question again, with another seed", Chat.retry),
     "compare": Command("[TEXT]", "all models answer TEXT, or the last question, with the same seed", Chat.compare),
-    "temperature": Command("X", "0 for the likeliest words, 1 for the model's own variety", Chat.set_temperature),
+    "temperature": Command("X", "0 for the most likely words, 1 for the model's own variety", Chat.set_temperature),
     "system": Command("[TEXT]", "set the system message, or remove it", Chat.set_system),
     "raw": Command("", "continue texts without the chat template, or chat again", Chat.switch_raw),
     "save": Command("FILE", "append the conversation to a JSONL file that `wukong sft` reads", Chat.save),

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from wukong import processes
 
 NARROWEST, WIDEST = 40, 500
-"""Columns. With fewer, a word does not fit in a box (and layout never finishes); with more, rules exhaust the memory."""
+"""Columns. Fewer leave no room for a word (and layout never finishes); with more, rules exhaust the memory."""
 
 
 def _width() -> int | None:

@@ -74,7 +74,7 @@ class EventLog:
                 file.write(b"\n" * torn + json.dumps(finite, ensure_ascii=False).encode() + b"\n")
         except OSError as error:
             self._refused = True
-            say(f"warning: {self.path} cannot be written ({error.strerror}); the studio will not see what happens here")
+            say(f"warning: {self.path} cannot be written ({error.strerror}); the studio will not show this run's progress")
 
 
 def _to_redo(said: Text) -> str | None:

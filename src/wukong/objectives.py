@@ -219,7 +219,7 @@ def _groups(rewards: Tensor, size: int) -> Tensor:
     """(B,) -> (B/size, size): the responses to one prompt are consecutive."""
     _check("rewards", rewards, 1, torch.float32)
     if size < 2 or len(rewards) % size:
-        raise ValueError(f"{len(rewards)} rewards are no groups of {size}, and a group needs two at least")
+        raise ValueError(f"{len(rewards)} rewards do not form groups of {size}; a group needs at least two")
     return rewards.view(-1, size)
 
 

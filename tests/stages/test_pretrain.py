@@ -248,7 +248,7 @@ def test_a_compiled_run_learns_what_a_plain_one_learns_and_goes_on_as_it_began(o
     interrupted = options(dropout=0, compile="on")
     stop_after(5, run, interrupted, monkeypatch)
     run(interrupted)
-    assert "going on after step 5" in capsys.readouterr().err
+    assert "resuming after step 5" in capsys.readouterr().err
     plain, compiled = (load_policy(out)[0] for out in (tmp_path / "plain", interrupted.out))
     for one, other in zip(plain.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)

@@ -497,7 +497,7 @@ def test_nothing_of_a_run_is_an_error(tmp_path):
 def test_only_a_page_is_replaced(finished, tmp_path):
     data = tmp_path / "data.jsonl"
     data.write_text('{"text": "precious"}')
-    with pytest.raises(UsageError, match=r"data\.jsonl: is no page of wukong report"):
+    with pytest.raises(UsageError, match=r"data\.jsonl: is not a page of wukong report"):
         report.run(ReportOptions(run=finished, out=data))
     assert data.read_text() == '{"text": "precious"}'
     for _ in range(2):

@@ -195,7 +195,7 @@ def test_a_signal_to_one_stops_all_after_the_same_step_and_others_go_on(
     assert len(list(newest.glob("*.safetensors"))) == 2, "each wrote its own part"
     assert not list(newest.glob(".metadata")), "no pickle"
     assert jobs.run(1, arguments, log) == [0]
-    assert log.read_text().count("going on after step 4 of 6") == 1
+    assert log.read_text().count("resuming after step 4 of 6") == 1
     assert_made_by_one(world, "pretrain", out)
 
 
@@ -227,7 +227,7 @@ def test_a_damaged_shard_is_noticed_and_the_checkpoint_before_is_used(world: Pat
     shard.write_bytes(content)
     assert jobs.run(2, arguments, log) == [0] * 2
     assert log.read_text().count("is damaged (its hash does not match)") == 1
-    assert log.read_text().count("going on after step 2 of 6") == 1
+    assert log.read_text().count("resuming after step 2 of 6") == 1
     assert_made_by_one(world, "pretrain", out)
 
 

@@ -225,7 +225,7 @@ def test_the_estimate_is_what_a_stage_takes_beyond_the_idle_program(
         processes.append(subprocess.Popen(run, env=own, stderr=subprocess.PIPE, text=True))
     said = [process.communicate(timeout=3600)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * size, said
-    match = re.search(r"about ([\d.]+) GB of memory a process", said[0])
+    match = re.search(r"about ([\d.]+) GB of memory per process", said[0])
     assert match
     estimated = float(match[1])
     for rank in range(size):

@@ -76,7 +76,7 @@ def test_a_resumed_run_equals_an_uninterrupted_run(tmp_path, uninterrupted, stop
         assert f"stopped after step {stop + 1}; run the same command to resume" in capsys.readouterr().err
     session = toy_run(options)
     assert session.start == stops[-1] + 1
-    assert f"toy: going on after step {stops[-1] + 1} of 12" in capsys.readouterr().err
+    assert f"toy: resuming after step {stops[-1] + 1} of 12" in capsys.readouterr().err
     assert session.state == whole.state
     assert_equal_runs(options, expected)
 

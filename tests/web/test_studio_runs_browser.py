@@ -68,7 +68,7 @@ def test_a_stage_is_started_watched_stopped_and_resumed(chromium, tmp_path, run)
         assert list((run / "base" / "checkpoints").glob("step-*"))
 
         page.get_by_role("button", name="Start").press("Enter")
-        expect(page.locator("#log")).to_contain_text("going on after step", timeout=PATIENCE)
+        expect(page.locator("#log")).to_contain_text("resuming after step", timeout=PATIENCE)
         page.wait_for_function(f"before => {STEP} > before", arg=stopped_at)
 
     # --- the studio ends, the run goes on; a new studio knows it, and stops it

@@ -186,7 +186,7 @@ def run(options: EvaluateOptions) -> None:
         one = answers[name] = answer_all(name, path, policy, tokenizer, prompts, options, compute, picker)
         if reference is not None and one.best_of == 1 and name not in options.raw and one.sampling.has_kl:
             if tokenizer.fingerprint != reference.tokenizer.fingerprint:
-                raise UsageError(f"{path}: its tokenizer is not the reference's, so their KL means nothing")
+                raise UsageError(f"{path}: its tokenizer is not the reference's, so their KL is meaningless")
             one.kl = kl_of(policy, reference.model, one, options, compute)
         if options.text:
             _measure_text(one, policy, tokenizer, options, compute)

@@ -191,7 +191,7 @@ def run(options: PretrainOptions) -> None:
         {"valid_loss": best, "parameters": model.n_parameters()},
     )
     begun = f"{math.log(tokenizer.vocab_size):.2f} before the first step" if options.model in PRESETS else options.model
-    say(f"pretrain: {best:.3f} nats a held-out token ({begun})")
+    say(f"pretrain: {best:.3f} nats per held-out token ({begun})")
     say(f"next: wukong sft --model {options.out} --data DEMONSTRATIONS --out {options.out}-sft")
 
 

@@ -42,7 +42,7 @@ def needs(options: ReportOptions) -> list[Any]:
     if options.out.is_dir():
         raise UsageError(f"{options.out}: is a directory, --out is the HTML file")
     if options.out.exists() and not is_page(options.out):
-        raise UsageError(f"{options.out}: is no page of wukong report; move it away or choose another --out")
+        raise UsageError(f"{options.out}: is not a page of wukong report; move it away or choose another --out")
     return []
 
 

@@ -22,7 +22,7 @@ def warn_of_few_steps(stage: str, steps: int, remedy: str) -> None:
 def say_distance(stage: str, kl: float, remedy: str) -> None:
     """Reports how far the model moved from its starting point, in nats per token."""
     hardly = f": it hardly moved; {remedy}" if kl < HARDLY_MOVED else ""
-    say(f"{stage}: the model moved {kl:.3g} nats a token (KL) from where it began{hardly}")
+    say(f"{stage}: the model moved {kl:.3g} nats per token (KL) from where it started{hardly}")
 
 
 def evaluate_command(stage: str, start: str, out: Path) -> str:

@@ -46,7 +46,7 @@ def compiled_where_faster(session: Session, choice: Compile, model: GPT2, loss: 
     """
     if is_sharded(model):
         if choice == "on":
-            raise UsageError("--compile on: a model that is spread over processes (--parallel fsdp) is not compiled")
+            raise UsageError("--compile on: a sharded model (--parallel fsdp) cannot be compiled")
         return model
     if "compiled" not in session.state:
         session.state["compiled"] = choice == "on" or (
@@ -75,7 +75,7 @@ def _pays(compute: Compute, model: GPT2, loss: Loss, ids: Tensor, passes: int) -
         return False
     file = _memory(f"{model.config} {model.checkpoint_blocks} {tuple(ids.shape)} {compute.dtype}", compute.device)
     if not file.exists():
-        say("is a pass faster compiled? A minute or two will tell, for this and later runs")
+        say("measuring whether compiled passes are faster: a minute or two, once for this and later runs")
         try:
             candidates = {"eager": model, "compiled": _compiled(model)}
             seconds = {name: _seconds(one, loss, ids, compute) for name, one in candidates.items()}

@@ -1,7 +1,7 @@
-"""The definition of every logged metric: source of docs/reference/metrics.md and of the texts beside the curves.
+"""The definition of every logged metric: source of docs/reference/metrics.md and of the texts next to the curves.
 
-`metrics.jsonl` names a metric only. A name that means something else in one stage has a separate entry there,
-`stage/name`, which `definition` prefers. After a change here, renew the page:
+`metrics.jsonl` holds names only. A name with a different meaning in one stage has a separate entry, `stage/name`,
+which `definition` prefers. After a change here, regenerate the page:
 
     python -m wukong.training.metric_definitions > docs/reference/metrics.md
 """
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 
 class Metric(NamedTuple):
-    """One metric: its unit, what it is, what good looks like and what goes wrong, and where it is shown."""
+    """One metric: its unit, its definition, what good looks like and what goes wrong, and its group."""
 
     unit: str
     definition: str
@@ -55,21 +55,21 @@ METRICS: dict[str, Metric] = {
     ),
     "tokens_per_second": Metric(
         "tokens/s",
-        "Tokens processed a second of wall-clock time since the last logged step, validation and saving included.",
-        "Level, with dips where the stage validates. A lasting fall means another program took the processor.",
+        "Tokens processed per second of wall-clock time since the last logged step, including validation and saving.",
+        "Level, with dips where the stage validates. A lasting fall means another program is using the processor.",
         EVERY_STAGE,
     ),
     # ---------------------------------------------------------------------------------------- pretraining and SFT
     "perplexity": Metric(
         "tokens",
-        "Pretraining: exp(loss), among how many equally likely tokens the model in effect hesitates.",
+        "Pretraining: exp(loss), the effective number of equally likely next tokens.",
         "Starts near the vocabulary's size and falls. Comparable between models with the same tokenizer only.",
         _LANGUAGE,
     ),
     "valid_loss": Metric(
         "nats per token",
         "Mean negative log-likelihood of held-out tokens the model never trains on (in SFT those of the answers).",
-        "Falls with the training loss. Rising while that one falls is over-fitting; the best weights are kept.",
+        "Falls with the training loss. If it rises while that falls, the model overfits; the best weights are kept.",
         _LANGUAGE,
     ),
     "valid_perplexity": Metric(
@@ -80,51 +80,51 @@ METRICS: dict[str, Metric] = {
     ),
     "valid_bits_per_byte": Metric(
         "bits per byte",
-        "Pretraining: valid_loss in bits, divided by the mean number of UTF-8 bytes a token stands for.",
-        "Falls. It does not depend on the tokenizer, so models with different vocabularies can be compared by it.",
+        "Pretraining: valid_loss in bits, divided by the mean number of UTF-8 bytes per token.",
+        "Falls. It does not depend on the tokenizer, so it compares models with different vocabularies.",
         _LANGUAGE,
     ),
     "response_tokens": Metric(
         "tokens",
-        "SFT: tokens of the assistant's answers in the step's batch, the only ones whose loss counts.",
-        "Varies around a level. Very few a step makes the gradient noisy; raise the batch size.",
+        "SFT: tokens of the assistant's answers in the step's batch, the only ones that count in the loss.",
+        "Varies around a level. Very few per step make the gradient noisy; raise the batch size.",
         _LANGUAGE,
     ),
     # ----------------------------------------------------------------------------------------------- reward model
     "reward/loss": Metric(
         "nats per pair",
-        "-log sigmoid(r_chosen - r_rejected), the mean over the prompts of the batch (all pairs of a ranking weigh "
+        "-log sigmoid(r_chosen - r_rejected), the mean over the prompts of the batch (all pairs of a ranking count "
         "as one prompt).",
-        "Starts at ln 2 = 0.69, a coin toss, and falls. Near 0 the model knows its training pairs by heart.",
+        "Starts at ln 2 = 0.69, a coin toss, and falls. Near 0 the model has memorised its training pairs.",
         _REWARD,
     ),
     "reward/valid_loss": Metric(
         "nats per pair",
         "The same loss on pairs whose prompts are held out.",
-        "Falls below 0.69. Above it the model is surer than it has reason to be; train for fewer epochs.",
+        "Falls below 0.69. Above it the model is overconfident; train for fewer epochs.",
         _REWARD,
     ),
     "accuracy": Metric(
         "fraction of pairs",
-        "The part of the training batch's pairs in which the chosen answer gets the higher reward.",
-        "Rises from 0.5. People agree with each other in 63 to 75 % of real pairs, so near 1.0 is memory, not insight.",
+        "The fraction of the training batch's pairs in which the chosen answer gets the higher reward.",
+        "Rises from 0.5. People agree with each other in 63 to 75 % of real pairs, so near 1.0 is memorisation.",
         _REWARD,
     ),
     "valid_accuracy": Metric(
         "fraction of pairs",
         "The same for pairs whose prompts are held out.",
-        "The number that counts. Levelling off below the annotators' own agreement asks for more or cleaner labels.",
+        "The number that counts. If it levels off below the annotators' agreement, get more or cleaner labels.",
         _REWARD,
     ),
     "margin": Metric(
         "reward",
         "Mean of r_chosen - r_rejected over the training batch, before the reward is normalised.",
-        "Grows. When it grows while valid_accuracy stands still, the model only becomes surer of itself.",
+        "Grows. If it grows while valid_accuracy does not, the model only becomes more confident.",
         _REWARD,
     ),
     "pairs": Metric(
         "pairs",
-        "Pairs in the step's batch; a ranking of K answers without ties holds K(K-1)/2.",
+        "Pairs in the step's batch; a ranking of K answers without ties has K(K-1)/2.",
         "Nothing to judge: it varies with the size of the rankings.",
         _REWARD,
     ),
@@ -132,8 +132,8 @@ METRICS: dict[str, Metric] = {
     "score": Metric(
         "reward",
         "Mean reward of the step's responses: the reward model's score, or for a response that did not end the fixed "
-        "score, or its reward less the penalty. The KL penalty is not part of it.",
-        "Rises from about 0 and levels off. A rise that comes with nonsense to read is reward hacking: raise the "
+        "score, or its reward minus the penalty. The KL penalty is not part of it.",
+        "Rises from about 0 and levels off. A rise with nonsensical responses is reward hacking: raise the "
         "KL coefficient or train a better reward model.",
         _OUTCOME,
     ),
@@ -148,38 +148,38 @@ METRICS: dict[str, Metric] = {
         "reward",
         "Mean reward before the rule for responses that did not end: the reward model's score, or the sum of all "
         "rewards.",
-        "Close to `score`; a gap between them is the price of unfinished responses.",
+        "Close to `score`; a gap between them is the cost of unfinished responses.",
         _OUTCOME,
     ),
     "ended_no_better": Metric(
         "fraction of ended responses",
         "Ended responses whose reward is not above --missing-eos-score, the fixed score of those that did not end.",
         "Near 0. Otherwise not ending can pay (a length penalty, rewards on another scale): lower the fixed score, or "
-        "give --missing-eos-penalty in its place.",
+        "use --missing-eos-penalty instead.",
         _OUTCOME,
     ),
     "reward_of.NAME": Metric(
         "its own scale",
-        "Mean of one reward by itself, without its weight; NAME is the judge's name or the reward model's directory. "
-        "Logged where the reward has several parts.",
-        "All rise. One that falls is being paid for by the others: change the weights.",
+        "Mean of one reward, without its weight; NAME is the judge's name or the reward model's directory. "
+        "Logged if the reward has several terms.",
+        "All rise. One that falls is traded for the others: change the weights.",
         _OUTCOME,
     ),
     "ensemble_std": Metric(
         "reward",
         "Standard deviation of the ensemble's scores of a response, the mean over the step's responses.",
-        "Level. A rise means that the policy goes where the reward models know little: early over-optimisation.",
+        "Level. A rise means that the policy goes where the reward models disagree: early over-optimisation.",
         _OUTCOME,
     ),
     "length_penalty": Metric(
         "reward",
-        "What the length penalty takes off the reward of a response, the mean over the step's responses.",
-        "Small beside `score_std`, else short answers are all that is learnt.",
+        "Mean length penalty subtracted from the reward, over the step's responses.",
+        "Small compared with `score_std`, else the policy only learns to be short.",
         _OUTCOME,
     ),
     "kept_score": Metric(
         "reward",
-        "Best of n: mean score of the responses that are learnt.",
+        "Best of n: mean score of the responses trained on.",
         "Above `score`; when the two meet, all responses to a prompt are equally good and nothing is left to learn.",
         _OUTCOME,
     ),
@@ -193,17 +193,17 @@ METRICS: dict[str, Metric] = {
     ),
     "kl_k3": Metric(
         "nats per response",
-        "The same divergence by estimator k3, exp(-d) - 1 + d with d = log pi - log pi_ref: never negative and "
+        "The same divergence with estimator k3, exp(-d) - 1 + d with d = log pi - log pi_ref: never negative and "
         "less noisy while the two models are close.",
         "Agrees with `kl`. A lasting difference means that a few very unlikely tokens dominate the sum.",
         _OUTCOME,
     ),
     "kl_coef": Metric(
         "reward per nat",
-        "beta, the weight of the KL penalty in the reward. Constant, or moved by the adaptive controller towards the "
+        "beta, the weight of the KL penalty in the reward. Constant, or adapted by the controller to the "
         "KL target.",
         "With the controller it falls while the KL is below its target and rises above it. At its limits the target "
-        "cannot be held.",
+        "cannot be met.",
         _OUTCOME,
     ),
     # -------------------------------------------------------------------------------------- online: the policy's update
@@ -211,14 +211,14 @@ METRICS: dict[str, Metric] = {
         "",
         "The algorithm's loss, averaged over response tokens as it does, and over the updates of the step (for PPO the "
         "clipped objective).",
-        "Small, around zero and mostly negative. It is no measure of progress, as the data change with the policy: "
+        "Small, around zero and mostly negative. It does not measure progress, as the data change with the policy: "
         "read `score` and `kl`. A large positive value means that the updates overshoot.",
         _POLICY,
     ),
     "entropy": Metric(
         "nats per token",
         "Mean entropy of the policy's next-token distribution at the responses' tokens.",
-        "Falls slowly as the policy makes up its mind. A fall to near 0 is collapse: always the same answer.",
+        "Falls slowly as the policy becomes more certain. A fall to near 0 is collapse: always the same answer.",
         _POLICY,
     ),
     "approx_kl": Metric(
@@ -230,26 +230,26 @@ METRICS: dict[str, Metric] = {
     ),
     "clip_fraction": Metric(
         "fraction of tokens",
-        "The part of the tokens whose probability ratio left 1 ± clip_range, where PPO stops their gradient.",
-        "0 to 0.2. Above, much of the gradient is thrown away; exactly 0 throughout, the steps could be larger.",
+        "The fraction of tokens whose probability ratio left 1 ± clip_range, where PPO stops their gradient.",
+        "0 to 0.2. Above, much of the gradient is discarded; if always 0, the steps could be larger.",
         _POLICY,
     ),
     "ratio_max": Metric(
         "",
         "The largest ratio pi_new / pi_old of a token's probabilities in the step's updates.",
-        "Below about 3. Values of 10 and more mean that single tokens are pushed too far.",
+        "Below about 3. Values of 10 or more mean that single tokens are pushed too far.",
         _POLICY,
     ),
     "ratio_min": Metric(
         "",
         "The smallest ratio pi_new / pi_old of a token's probabilities in the step's updates.",
-        "Above about 0.3. Near 0, tokens are being forbidden in one stroke.",
+        "Above about 0.3. Near 0, tokens are ruled out in one step.",
         _POLICY,
     ),
     "first_ratio_error": Metric(
         "",
         "Mean |ratio - 1| over the tokens of the step's first minibatch, before any update: old and new log-probs come "
-        "from the same weights, so it ought to be 0.",
+        "from the same weights, so it should be 0.",
         "Below 0.001, in bfloat16 below 0.05: above that the run stops. Anything larger is a bug or active dropout, "
         "not rounding.",
         _POLICY,
@@ -264,13 +264,13 @@ METRICS: dict[str, Metric] = {
     "grad_norm_policy": Metric(
         "",
         "Norm of the policy's gradient before clipping, the mean over the step's updates.",
-        "Level. Growth together with `approx_kl` announces divergence.",
+        "Level. Growth together with `approx_kl` precedes divergence.",
         _POLICY,
     ),
     "advantage_std": Metric(
         "reward",
         "Standard deviation of the advantages over the step's tokens, before they are whitened.",
-        "Falls as the value model learns to foresee the reward. Near 0 the update is noise only.",
+        "Falls as the value model learns to predict the reward. Near 0 the update is noise only.",
         _POLICY,
     ),
     "baseline": Metric(
@@ -295,13 +295,13 @@ METRICS: dict[str, Metric] = {
     "value_error": Metric(
         "reward²",
         "Mean squared difference of the values and the returns of the step, before the update and without clipping.",
-        "Falls. It is value_loss as one would want it without PPO's clipping.",
+        "Falls. It is value_loss without PPO's clipping, and without its factor 1/2.",
         _VALUE,
     ),
     "explained_variance": Metric(
         "",
-        "1 - Var(returns - values) / Var(returns): how much of the differences between returns the value model "
-        "foresees.",
+        "1 - Var(returns - values) / Var(returns): the fraction of the variance of the returns that the value "
+        "model predicts.",
         "Rises towards 0.5 to 0.9. At 0 it is no better than the mean; below 0 it is worse and adds noise: give it "
         "more steps or a higher learning rate.",
         _VALUE,
@@ -314,8 +314,8 @@ METRICS: dict[str, Metric] = {
     ),
     "return_mean": Metric(
         "reward",
-        "Mean over tokens of the returns (advantage + value): the reward still to come, KL penalty included.",
-        "Rises with `score`. When it falls while `score` rises, the KL penalty eats the gain.",
+        "Mean over tokens of the returns (advantage + value): the remaining reward, including the KL penalty.",
+        "Rises with `score`. If it falls while `score` rises, the KL penalty outweighs the gain.",
         _VALUE,
     ),
     "grad_norm_value": Metric(
@@ -327,26 +327,26 @@ METRICS: dict[str, Metric] = {
     # ------------------------------------------------------------------------------------------ online: the responses
     "response_length": Metric(
         "tokens",
-        "Mean length of the step's responses, the end token included.",
+        "Mean length of the step's responses, including the end token.",
         "Near SFT's. A steady rise often means that the reward model mistakes length for quality.",
         _TEXT,
     ),
     "termination_rate": Metric(
         "fraction of responses",
-        "The part of the responses that the model ended itself, before max_new_tokens.",
+        "The fraction of responses that the model ended itself, before max_new_tokens.",
         "Above 0.95. A fall means rambling; raise max_new_tokens or the penalty for responses that do not end.",
         _TEXT,
     ),
     "distinct_2": Metric(
         "fraction of bigrams",
-        "Different pairs of neighbouring tokens as a part of all such pairs in the step's responses.",
-        "Near its first value. A fall below 70 % of it is collapse towards one phrase.",
+        "Distinct bigrams as a fraction of all bigrams in the step's responses.",
+        "Near its first value. A fall below 70 % of it is collapse to one phrase.",
         _TEXT,
     ),
     "top_response_share": Metric(
         "fraction of responses",
-        "The share of the step's most frequent response among all of them.",
-        "Low. A rise means that one answer is given to every question; the run stops itself when it dominates.",
+        "The share of the step's responses that are the most frequent one.",
+        "Low. A rise means that the policy gives every prompt the same answer; the run stops itself when one dominates.",
         _TEXT,
     ),
     # -------------------------------------------------------------------------------------- online: where the time goes
@@ -370,14 +370,14 @@ METRICS: dict[str, Metric] = {
     ),
     "rollout_tokens_per_second": Metric(
         "tokens/s",
-        "Sampled tokens a second of rollout_seconds.",
+        "Sampled tokens per second of rollout_seconds.",
         "Level. It rises with the batch and falls with the length of the sequences.",
         _SPEED,
     ),
     # ------------------------------------------------------------------------------------------------ DPO and KTO
     "dpo/loss": Metric(
         "nats per pair",
-        "The loss of the batch's pairs, all pairs of a record weighing as one (with ipo: squared nats).",
+        "The loss of the batch's pairs, all pairs of a record counting as one (with ipo: squared nats).",
         "Starts at ln 2 = 0.69 (ipo: 1/(4 beta²)) and falls.",
         _OFFLINE,
     ),
@@ -389,26 +389,26 @@ METRICS: dict[str, Metric] = {
     ),
     "dpo/accuracy": Metric(
         "fraction of pairs",
-        "The part of the batch's pairs in which the chosen answer has the higher log pi - log pi_ref.",
-        "Rises from 0.5. Near 1 long before the end: the pairs are learnt by heart.",
+        "The fraction of the batch's pairs in which the chosen answer has the higher log pi - log pi_ref.",
+        "Rises from 0.5. Near 1 long before the end: the pairs are memorised.",
         _OFFLINE,
     ),
     "dpo/margin": Metric(
         "nats x beta",
         "Mean difference of the implied rewards of chosen and rejected answers.",
-        "Grows. Into the tens means that probabilities are driven to zero: raise beta, or use ipo or label smoothing.",
+        "Grows. Values of 10 or more mean that probabilities are driven to zero: raise beta, or use ipo or label smoothing.",
         _OFFLINE,
     ),
     "kto/margin": Metric(
         "nats x beta",
-        "Mean implied reward of the batch's liked answers less that of the disliked ones.",
+        "Mean implied reward of the batch's liked answers minus that of the disliked ones.",
         "Grows.",
         _OFFLINE,
     ),
     "chosen_reward": Metric(
         "nats x beta",
         "Mean implied reward beta (log pi - log pi_ref) of chosen (liked) answers.",
-        "Rises, or falls less than that of the rejected ones. A deep fall: probability flows to answers nobody rated.",
+        "Rises, or falls less than that of the rejected ones. A deep fall: probability moves to unrated answers.",
         _OFFLINE,
     ),
     "rejected_reward": Metric(
@@ -420,25 +420,25 @@ METRICS: dict[str, Metric] = {
     "kl_baseline": Metric(
         "nats",
         "KTO: z_0, the mean log pi - log pi_ref of answers paired with other prompts, at least 0.",
-        "Stays small. Growth means that the policy changes everywhere, not only where it was told to.",
+        "Stays small. Growth means that the policy changes everywhere, not only on the rated answers.",
         _OFFLINE,
     ),
     "dpo/valid_loss": Metric(
         "nats per pair",
         "The same loss on records whose prompts are held out.",
-        "Falls with the training loss; a rise is over-fitting: fewer epochs or a higher beta.",
+        "Falls with the training loss; a rise is overfitting: use fewer epochs or a higher beta.",
         _OFFLINE,
     ),
     "kto/valid_loss": Metric(
         "",
         "The same loss on votes whose prompts are held out.",
-        "Falls with the training loss; a rise is over-fitting.",
+        "Falls with the training loss; a rise is overfitting.",
         _OFFLINE,
     ),
     "valid_margin": Metric(
         "nats x beta",
         "The margin of held-out records.",
-        "Grows with the margin in training, though less.",
+        "Grows with the training margin, but less.",
         _OFFLINE,
     ),
     # ------------------------------------------------------------------------------------------------- evaluation
@@ -457,27 +457,27 @@ METRICS: dict[str, Metric] = {
     ),
     "evaluate/win_rate": Metric(
         "fraction of prompts",
-        "The part of the prompts on which the judge prefers the first model's answer to the second's; a tie counts "
+        "The fraction of prompts on which the judge prefers the first model's answer to the second's; a tie counts "
         "half. With its 95 % interval.",
-        "Above 0.5 with the whole interval means better; an interval across 0.5 means not shown to differ.",
+        "A whole interval above 0.5 means better; an interval across 0.5 shows no difference.",
         _EVALUATION,
     ),
     "evaluate/length_controlled_win_rate": Metric(
         "fraction of prompts",
         "The win rate a model would have if both answers were equally long, from a logistic regression on the "
         "difference of their lengths.",
-        "Close to the win rate. A much lower one means that the judge was won over by length.",
+        "Close to the win rate. A much lower one means that the judge prefers longer answers.",
         _EVALUATION,
     ),
     "evaluate/kl": Metric(
         "nats per response",
         "Mean over the answers of log pi - log pi_ref, summed over tokens, with its 95 % interval.",
-        "The price of the preference: how far the policy went from SFT. 5 to 25 nats are usual for short answers.",
+        "How far the policy moved from SFT for its preference. 5 to 25 nats are usual for short answers.",
         _EVALUATION,
     ),
     "evaluate/termination_rate": Metric(
         "fraction of answers",
-        "The part of the answers that the model ended itself.",
+        "The fraction of answers that the model ended itself.",
         "At least 0.95; a base model does not know where an answer ends.",
         _EVALUATION,
     ),
@@ -489,20 +489,20 @@ METRICS: dict[str, Metric] = {
     ),
     "evaluate/distinct_1": Metric(
         "fraction of tokens",
-        "Different tokens as a part of all tokens in a model's answers.",
+        "Distinct tokens as a fraction of all tokens in a model's answers.",
         "Close to SFT's.",
         _EVALUATION,
     ),
     "evaluate/distinct_2": Metric(
         "fraction of bigrams",
-        "Different pairs of neighbouring tokens as a part of all such pairs in a model's answers.",
+        "Distinct bigrams as a fraction of all bigrams in a model's answers.",
         "Not below 70 % of SFT's: less is the same phrase over and over.",
         _EVALUATION,
     ),
     "evaluate/perplexity": Metric(
         "tokens",
         "exp of the mean negative log-likelihood of held-out pretraining text.",
-        "Rises a little by SFT and PPO. A large rise means that the model forgets its language.",
+        "Rises a little in SFT and PPO. A large rise means that the model forgets its language.",
         _EVALUATION,
     ),
     "evaluate/bits_per_byte": Metric(
@@ -515,7 +515,7 @@ METRICS: dict[str, Metric] = {
 
 
 def definition(stage: str, name: str) -> Metric | None:
-    """What `name` means when `stage` logs it; None for a name that is not defined."""
+    """The definition of `name` when logged by `stage`; None if there is none."""
     return METRICS.get(f"{stage}/{name}") or METRICS.get(name) or METRICS.get(name.partition(".")[0] + ".NAME")
 
 

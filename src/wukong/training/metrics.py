@@ -52,7 +52,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict) or type(record.get("step")) is not int:
-            raise DataError("not a line of metrics or samples; delete it to go on", file=path, line=number)
+            raise DataError("not a line of metrics or samples; delete it to continue", file=path, line=number)
         if line:
             records.append(record)
     return records

@@ -45,7 +45,7 @@ def place(module: nn.Module, parallel: Parallel, device: torch.device) -> None:
                 torch.distributed.broadcast(tensor.detach(), src=0)
         return
     if processes.world_size() == 1:
-        raise UsageError("--parallel fsdp spreads a model over several processes: start them with torchrun")
+        raise UsageError("--parallel fsdp shards a model over several processes: start them with torchrun")
     from torch.distributed.fsdp import fully_shard
 
     _skeletons[module] = copy.deepcopy(module).to("meta")

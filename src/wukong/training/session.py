@@ -167,7 +167,7 @@ class Session:
         say(f"{title}: {', '.join(f'{name} {value}' for name, value in self.compute_record().items())}")
         self.micro_batch_tokens = self._fit_memory(title)
         if self.start:
-            say(f"{title}: going on after step {self.start:,} of {total_steps:,}")
+            say(f"{title}: resuming after step {self.start:,} of {total_steps:,}")
         self.step = self.start
         self.metrics = MetricsLog(options.out, self.start, options.tensorboard)
         self.samples = JsonLines(options.out / "samples.jsonl", self.start)
@@ -222,7 +222,7 @@ class Session:
         }
         text = ", ".join(f"{name} {gigabytes(size)}" for name, size in parts.items() if size)
         say(
-            f"{title}: about {gigabytes(found.total)} of memory a process ({text}); "
+            f"{title}: about {gigabytes(found.total)} of memory per process ({text}); "
             f"{'an unknown amount' if free is None else gigabytes(free)} is free"
         )
         if tokens < limit:

@@ -167,7 +167,7 @@ def test_few_comparisons_are_learnt_in_several_passes_and_the_end_says_how_far_t
     said = capsys.readouterr().err
     assert "dpo: 48 records, 0 held out, 24 steps of 8 (4 epochs, learning rate 5e-05)" in said
     assert "dpo: warning: 24 optimiser steps are few" in said
-    assert f"dpo: the model moved {results['kl_to_start']:.3g} nats a token (KL) from where it began" in said
+    assert f"dpo: the model moved {results['kl_to_start']:.3g} nats per token (KL) from where it started" in said
     assert f"next: wukong evaluate --models start={tiny_models / 'sft'} dpo={made.out}" in said
     compute = json.loads((made.out / "provenance.json").read_text())["compute"]
     assert (compute["device"], compute["precision"]) == ("cpu", "float32")

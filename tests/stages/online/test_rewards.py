@@ -129,7 +129,7 @@ def test_the_kitchens_rubric_and_the_lexicon_are_rewards(byte_tokenizer) -> None
         ({"rewards": ["no.such.module:f"]}, "cannot be loaded"),
         ({"rewards": ["math:pi"]}, "is float, expected a function"),
         ({"rewards": ["x*lexicon"]}, "write WEIGHT"),
-        ({"rewards": ["1e400*lexicon"]}, "the weight is no finite number"),
+        ({"rewards": ["1e400*lexicon"]}, "the weight is not a finite number"),
     ],
 )
 def test_rewards_that_cannot_be_had_are_refused_with_one_line(byte_tokenizer, options, words) -> None:

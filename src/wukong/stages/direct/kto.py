@@ -165,7 +165,7 @@ def needs(options: KTOOptions) -> list[Need]:
 def _refuse_rankings(record: Preference) -> None:
     """Raises DataError for a ranking."""
     if isinstance(record, Ranking):
-        raise DataError("a ranking is neither thumb up nor down", hint="`wukong dpo` learns from rankings")
+        raise DataError("a ranking is neither a thumb up nor a thumb down", hint="`wukong dpo` learns from rankings")
 
 
 def run(options: KTOOptions) -> None:

@@ -83,7 +83,7 @@ def parsed(term: str) -> tuple[float, str]:
     if not re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", weight) or not name.strip():
         raise UsageError(f"--rewards {term}: write WEIGHT*NAME, as in 0.5*lexicon")
     if not math.isfinite(float(weight)):
-        raise UsageError(f"--rewards {term}: the weight is no finite number")
+        raise UsageError(f"--rewards {term}: the weight is not a finite number")
     return float(weight), name.strip()
 
 

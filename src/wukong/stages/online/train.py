@@ -183,9 +183,9 @@ class Trainer:
                 f"the KL is {metrics['kl']:.0f} nats, over --max-kl {options.max_kl:g}; raise --kl-coef or lower --lr"
             )
         elif options.prompts_per_batch >= COLLAPSE_PROMPTS and metrics["top_response_share"] > COLLAPSE_SHARE:
-            problem = "most prompts get one and the same response (a collapse); raise --kl-coef or lower --lr"
+            problem = "most prompts get the same response (collapse); raise --kl-coef or lower --lr"
         elif metrics["distinct_2"] < COLLAPSE_DISTINCT * first:
-            problem = "the responses repeat themselves (a collapse of distinct-2); raise --kl-coef or lower --lr"
+            problem = "the responses repeat themselves (distinct-2 collapsed); raise --kl-coef or lower --lr"
         if problem:
             session.write_metrics()
             at = f"{self.algorithm.name} stopped at iteration {session.step + 1}"
@@ -268,7 +268,7 @@ def train(options: OnlineOptions) -> None:
         kept,
     )
     forget_replies(options.out, directory=True)
-    distance = f"{last['kl']:.3g} nats a response (KL) from where it began"
+    distance = f"{last['kl']:.3g} nats per response (KL) from where it started"
     say(f"{algorithm.name}: the policy scores {last['score']:.3g}, and is {distance}")
     say(f"next: {evaluate_command(algorithm.name, options.model, options.out)}")
 
