@@ -74,7 +74,7 @@ class EventLog:
                 file.write(b"\n" * torn + json.dumps(finite, ensure_ascii=False).encode() + b"\n")
         except OSError as error:
             self._refused = True
-            say(f"warning: {self.path} cannot be written ({error.strerror}); the studio will not show this run's progress")
+            say(f"warning: {self.path} cannot be written ({error.strerror}); the studio cannot follow this run")
 
 
 def _to_redo(said: Text) -> str | None:

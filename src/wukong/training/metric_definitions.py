@@ -168,7 +168,7 @@ METRICS: dict[str, Metric] = {
     "ensemble_std": Metric(
         "reward",
         "Standard deviation of the ensemble's scores of a response, the mean over the step's responses.",
-        "Level. A rise means that the policy goes where the reward models disagree: early over-optimisation.",
+        "Level. A rise means that the policy goes where the reward models know little: early over-optimisation.",
         _OUTCOME,
     ),
     "length_penalty": Metric(
@@ -200,8 +200,7 @@ METRICS: dict[str, Metric] = {
     ),
     "kl_coef": Metric(
         "reward per nat",
-        "beta, the weight of the KL penalty in the reward. Constant, or adapted by the controller to the "
-        "KL target.",
+        "beta, the weight of the KL penalty in the reward. Constant, or adapted by the controller to the KL target.",
         "With the controller it falls while the KL is below its target and rises above it. At its limits the target "
         "cannot be met.",
         _OUTCOME,
@@ -295,7 +294,7 @@ METRICS: dict[str, Metric] = {
     "value_error": Metric(
         "reward²",
         "Mean squared difference of the values and the returns of the step, before the update and without clipping.",
-        "Falls. It is value_loss without PPO's clipping, and without its factor 1/2.",
+        "Falls. It is value_loss without PPO's clipping.",
         _VALUE,
     ),
     "explained_variance": Metric(
@@ -346,7 +345,7 @@ METRICS: dict[str, Metric] = {
     "top_response_share": Metric(
         "fraction of responses",
         "The share of the step's responses that are the most frequent one.",
-        "Low. A rise means that the policy gives every prompt the same answer; the run stops itself when one dominates.",
+        "Low. A rise means that every prompt gets the same answer; the run stops itself when it dominates.",
         _TEXT,
     ),
     # -------------------------------------------------------------------------------------- online: where the time goes
@@ -396,7 +395,7 @@ METRICS: dict[str, Metric] = {
     "dpo/margin": Metric(
         "nats x beta",
         "Mean difference of the implied rewards of chosen and rejected answers.",
-        "Grows. Values of 10 or more mean that probabilities are driven to zero: raise beta, or use ipo or label smoothing.",
+        "Grows. Values in the tens mean that probabilities go to zero: raise beta, or use ipo or label smoothing.",
         _OFFLINE,
     ),
     "kto/margin": Metric(
@@ -472,7 +471,7 @@ METRICS: dict[str, Metric] = {
     "evaluate/kl": Metric(
         "nats per response",
         "Mean over the answers of log pi - log pi_ref, summed over tokens, with its 95 % interval.",
-        "How far the policy moved from SFT for its preference. 5 to 25 nats are usual for short answers.",
+        "The cost of the preference: how far the policy moved from SFT. 5 to 25 nats are usual for short answers.",
         _EVALUATION,
     ),
     "evaluate/termination_rate": Metric(
