@@ -8,6 +8,7 @@
 #   make bench    our speed beside that of transformers and TRL, written to docs/results/benchmarks-cpu.md
 #   make docs     the pages that are written from the code
 #   make site     the documentation as a site, in site/; a dead link or a page that is not in the navigation fails
+#   make dist     the wheel and the source distribution, in dist/
 #   make screenshots  the pictures of the studio that are in the docs, taken again (needs Chromium)
 #
 # PYTHON names another interpreter. TORCH_ARGS goes to pip when it installs torch: on Linux the default build brings
@@ -21,7 +22,7 @@ INSTALLED := .venv/.installed
 DOCS_INSTALLED := .venv/.installed-docs
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: run test test-interop lint format bench docs site screenshots clean
+.PHONY: run test test-interop lint format bench docs site dist screenshots clean
 
 run: $(INSTALLED)
 	$(BIN)/wukong run kitchen $(ARGS)
@@ -54,11 +55,15 @@ site: $(DOCS_INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@! grep -rnoE --include='*.html' '<(script|link|img|iframe)[^>]* (src|href)="?(https?:)?//[^" >]+\.(js|css|woff2?|png|svg|json)' site
 
+dist: $(INSTALLED)
+	rm -rf dist
+	$(BIN)/python -m build
+
 screenshots: $(INSTALLED)
 	$(BIN)/python benchmarks/studio/screenshots.py --only $(basename $(notdir $(wildcard docs/pictures/studio/*.png)))
 
 clean:
-	rm -rf .venv site .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv site dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 # Done anew only when what is to be installed has changed.
 $(INSTALLED): pyproject.toml constraints.txt
