@@ -382,7 +382,11 @@ def test_what_is_no_secret_stays_in_an_error(text):
         (RunError("the loss is nan"), 1, "the loss is nan"),
         (RunError("two\nlines"), 1, "two lines"),
         (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
-        (OSError(errno.ENOSPC, "No space left on device", "/full/x"), 1, "/full/x: No space left on device; finished work"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/full/x"),
+            1,
+            "/full/x: No space left on device; finished work",
+        ),
         (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 1, "/root/x: Permission denied; finished work"),
         (ValueError("I/O error: No space left on device (os error 28)"), 1, "the disk is full (I/O error"),
         (MemoryError(), 1, "out of memory (MemoryError); lower --micro-batch-tokens"),
