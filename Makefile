@@ -7,8 +7,8 @@
 #   make lint     style and types
 #   make bench    our speed beside that of transformers and TRL, written to docs/results/benchmarks-cpu.md
 #   make docs     the pages that are written from the code
-#   make dist     wheel and sdist, in dist/
 #   make site     the documentation as a site, in site/; a dead link or a page that is not in the navigation fails
+#   make dist     the wheel and the source distribution, in dist/
 #   make screenshots  the pictures of the studio that are in the docs, taken again (needs Chromium)
 #
 # PYTHON names another interpreter. TORCH_ARGS goes to pip when it installs torch: on Linux the default build brings
@@ -56,15 +56,14 @@ site: $(DOCS_INSTALLED)
 	@! grep -rnoE --include='*.html' '<(script|link|img|iframe)[^>]* (src|href)="?(https?:)?//[^" >]+\.(js|css|woff2?|png|svg|json)' site
 
 dist: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet twine
-	$(BIN)/python -m build --outdir dist .
-	$(BIN)/python -m twine check --strict dist/*
+	rm -rf dist
+	$(BIN)/python -m build
 
 screenshots: $(INSTALLED)
 	$(BIN)/python benchmarks/studio/screenshots.py --only $(basename $(notdir $(wildcard docs/pictures/studio/*.png)))
 
 clean:
-	rm -rf .venv site .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv site dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 # Done anew only when what is to be installed has changed.
 $(INSTALLED): pyproject.toml constraints.txt

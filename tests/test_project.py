@@ -4,8 +4,10 @@ import re
 import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 import wukong
@@ -141,8 +143,35 @@ def test_the_changelog_knows_this_version():
 
 def test_make_targets_of_the_issue_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in ("run", "test", "test-interop", "lint", "bench"):
+    for target in ("run", "test", "test-interop", "lint", "bench", "site", "dist"):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def workflow(name: str) -> dict[str, Any]:
+    return yaml.safe_load((ROOT / ".github" / "workflows" / f"{name}.yml").read_text(encoding="utf-8"))
+
+
+def test_workflows_call_the_makefile():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    called = {}
+    for file in (ROOT / ".github" / "workflows").glob("*.yml"):
+        commands = re.findall(r"run: make (.*)", file.read_text(encoding="utf-8"))
+        called[file.stem] = {word for command in commands for word in command.split() if "=" not in word}
+        assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in called[file.stem]), file
+    assert called == {
+        "tests": {"lint", "test", "test-interop"},
+        "site": {"site"},
+        "release": {"lint", "test", "dist", "test-interop"},
+    }
+
+
+def test_ci_runs_on_every_system_and_python_that_the_classifiers_name():
+    jobs = workflow("tests")["jobs"]
+    claimed = {name.rpartition(" ")[2] for name in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", name)}
+    for job in ("unix", "windows"):
+        assert set(jobs[job]["strategy"]["matrix"]["python"]) == claimed
+    assert jobs["unix"]["strategy"]["matrix"]["os"] == ["ubuntu-latest", "macos-latest"]
+    assert jobs["windows"]["runs-on"] == "windows-latest"
 
 
 def test_ci_runs_lint_both_halves_of_the_tests_and_the_site():

@@ -237,7 +237,7 @@ def overview() -> str:
             "",
             *(f"  {name:<15}{summary}" for name, summary in tools.items()),
             "",
-            "The stages, in the order of the road:",
+            "The stages, in pipeline order:",
             "",
             *(f"  {name:<15}{summary}" for name, summary in stages.items()),
             "",

@@ -24,13 +24,14 @@ import yaml
 
 from wukong import console, processes
 from wukong.console import duration, say
-from wukong.errors import UsageError, WukongError
+from wukong.errors import UsageError, WukongError, brief
 from wukong.events import EventLog
 from wukong.files import atomic_open, exclusive, remove_leftovers
 from wukong.options import POLICY_STAGES, Options, nearest
 from wukong.places import HERE, RECIPE
 from wukong.provenance import DIRECTORY_RECORD, FILE_RECORD, STARTED, read_record
 from wukong.recipe import Overrides, Recipe, Step, check_steps, load_recipe, named, resolve
+from wukong.report.contents import read_answered_prompts
 
 
 class RunOptions(Options):
@@ -248,8 +249,22 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
+LONGEST_ANSWER = 240
+"""Characters of an answer shown at the end of a run."""
+
+
+def _show_answers(evaluation: Path) -> None:
+    """The first prompt of an evaluation and what each model answered, from the oldest model to the newest."""
+    for prompt in read_answered_prompts(evaluation / "answers.jsonl")[:1]:
+        say(f"the same question, answered by each model: {brief(prompt.messages[-1].content, str)}")
+        for name, answer in prompt.answers.items():
+            say(f"  {name}: {brief(answer.text, str, LONGEST_ANSWER)}")
+
+
 def _say_what_next(steps: list[Step]) -> None:
     made = {step.stage: step.options.out for step in steps}
+    if "evaluate" in made:
+        _show_answers(made["evaluate"])
     if "report" in made:
         say(f"report: open {made['report']} in a browser")
     model = next((made[stage] for stage in (*POLICY_STAGES, "sft", "pretrain") if stage in made), None)

@@ -138,3 +138,21 @@ def _judged(record: Comparison | Ranking) -> tuple[Sequence[str], list[tuple[str
         texts = record.responses
         pairs = [(texts[better], texts[worse]) for better, worse in record.pairs()]
     return texts, [(better, worse) for better, worse in pairs if better != worse]
+
+
+def pair_index(groups: Sequence[tuple[int, Sequence[tuple[int, int]]]]) -> tuple[list[int], list[int], list[int]]:
+    """Which rows the pairs of several groups compare, with the answers of all groups in one batch.
+
+    Args:
+        groups: (number of answers, pairs of better and worse answer) of each.
+
+    Returns:
+        Of each pair the row of the better answer, the row of the worse one, and the group.
+    """
+    better, worse, member, start = [], [], [], 0
+    for number, (n_answers, pairs) in enumerate(groups):
+        better += [start + b for b, _ in pairs]
+        worse += [start + w for _, w in pairs]
+        member += [number] * len(pairs)
+        start += n_answers
+    return better, worse, member

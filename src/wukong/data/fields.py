@@ -57,10 +57,6 @@ def number_or_none(value: Any) -> float | None:
     return number if number is not None and abs(number) < 1e9 else None
 
 
-def is_name(value: Any) -> bool:
-    return isinstance(value, str)
-
-
 def user(text: str) -> Message:
     return Message(role="user", content=text)
 

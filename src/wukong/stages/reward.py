@@ -28,7 +28,7 @@ from torch import Tensor
 
 from wukong import require
 from wukong.console import console, say
-from wukong.data.answers import answers_ids, pairs_by_prompt
+from wukong.data.answers import answers_ids, pair_index, pairs_by_prompt
 from wukong.data.batches import epoch_batch, micro_batches, pad
 from wukong.data.comparisons import COMPARISONS, load_comparisons
 from wukong.data.sources import DataOptions
@@ -205,12 +205,7 @@ def forward_pairs(model: ScalarModel, groups: Sequence[Group], compute: Compute)
     ids, lengths = pad(answers)
     with compute.autocast():
         scores = model(ids.to(compute.device), lengths.to(compute.device))  # (B,)
-    better, worse, member, start = [], [], [], 0
-    for number, group in enumerate(groups):
-        better += [start + b for b, _ in group.pairs]
-        worse += [start + w for _, w in group.pairs]
-        member += [number] * len(group.pairs)
-        start += len(group.answers)
+    better, worse, member = pair_index([(len(group.answers), group.pairs) for group in groups])
     return scores[better] - scores[worse], torch.tensor(member, device=scores.device)
 
 

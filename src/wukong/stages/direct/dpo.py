@@ -22,7 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from wukong.data.answers import pairs_by_prompt
+from wukong.data.answers import pair_index, pairs_by_prompt
 from wukong.data.summary import ReadSummary
 from wukong.errors import DataError, UsageError
 from wukong.model.gpt2 import GPT2
@@ -84,17 +84,6 @@ def pair_losses(chosen: Tensor, rejected: Tensor, options: DPOOptions) -> Tensor
     return dpo_loss(chosen, rejected, options.beta, options.label_smoothing)
 
 
-def pair_index(part: Sequence[AnswerPairs]) -> tuple[list[int], list[int], list[int]]:
-    """The better answer, the worse answer and the group of each pair, for groups whose answers are concatenated."""
-    better, worse, member, start = [], [], [], 0
-    for number, group in enumerate(part):
-        better += [start + b for b, _ in group.pairs]
-        worse += [start + w for _, w in group.pairs]
-        member += [number] * len(group.pairs)
-        start += len(group.answers)
-    return better, worse, member
-
-
 class DPO(DirectAlgorithm[AnswerPairs]):
     name = "dpo"
 
@@ -117,7 +106,7 @@ class DPO(DirectAlgorithm[AnswerPairs]):
         for part in session.micro_batches(batch, self.lengths_of):
             answers = [answer for group in part for answer in group.answers]
             ratios = logratios(policy, answers, options.temperature, session.compute)  # (B,)
-            better, worse, member = pair_index(part)
+            better, worse, member = pair_index([(len(group.answers), group.pairs) for group in part])
             chosen, rejected, groups = ratios[better], ratios[worse], torch.tensor(member, device=ratios.device)
             weight = len(part) / len(batch)
             loss = grouped_mean(pair_losses(chosen, rejected, options), groups) * weight
