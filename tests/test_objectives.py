@@ -531,7 +531,7 @@ LONG = torch.zeros(2, dtype=torch.int64)
         (lambda: ppo_value_loss(SOME, SOME, NO, 0.2), ValueError, "returns has shape"),
         (lambda: sequence_rewards(NO, torch.zeros(2, 1), prefix_mask([1, 1], 1), 0.1), ValueError, "scores has shape"),
         (lambda: policy_gradient_loss(SOME, NO), ValueError, "advantages has shape"),
-        (lambda: leave_one_out_advantages(SOME, 1), ValueError, "a group needs two"),
+        (lambda: leave_one_out_advantages(SOME, 1), ValueError, "a group needs at least two"),
         (lambda: leave_one_out_advantages(torch.zeros(3), 2), ValueError, "do not form groups of 2"),
         (lambda: group_advantages(torch.zeros(2, 2), 2, "none"), ValueError, "rewards must have rank 1"),
         (lambda: group_advantages(SOME, 2, "std"), ValueError, "unknown scale 'std'"),

@@ -287,7 +287,7 @@ def test_a_sharded_model_is_not_compiled(options, tmp_path, slow_machine, compil
     monkeypatch.setattr("wukong.training.compiled.is_sharded", lambda model: True)
     run(options(tokens=256))
     assert not found
-    with pytest.raises(UsageError, match="--compile on: a model that is spread over processes"):
+    with pytest.raises(UsageError, match="--compile on: a sharded model"):
         run(options(tokens=256, out=tmp_path / "on", compile="on"))
 
 
