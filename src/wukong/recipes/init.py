@@ -91,4 +91,6 @@ def _commented(options: InitOptions) -> str:
 
 
 def _comment(text: str) -> list[str]:
-    return textwrap.wrap(text, 118, initial_indent="  # ", subsequent_indent="  # ", break_long_words=False)
+    return textwrap.wrap(
+        text, 118, initial_indent="  # ", subsequent_indent="  # ", break_long_words=False, break_on_hyphens=False
+    )

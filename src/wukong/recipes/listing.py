@@ -25,4 +25,8 @@ def run(options: RecipesOptions) -> None:
         print(name)
         for key in ("description", "time", "needs"):
             label = "" if key == "description" else f"{key}: "
-            print(textwrap.fill(f"{label}{content[key]}", 100, initial_indent="    ", subsequent_indent="    "))
+            print(_paragraph(f"{label}{content[key]}"))
+
+
+def _paragraph(text: str) -> str:
+    return textwrap.fill(text, 100, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
