@@ -92,6 +92,7 @@ def total_variation(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().sum() / 2)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_prompt")
 @pytest.mark.parametrize(
     ("kind", "changes"),
@@ -114,6 +115,7 @@ def test_unbiased_policy_gradients_reach_the_closed_form_solution_of_a_bandit(
     assert total_variation(found, expected) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_prompt")
 def test_grpo_with_k3_in_the_loss_ends_at_the_bandits_optimum_under_the_other_kl(
     tmp_path: Path, byte_tokenizer: Tokenizer
@@ -136,6 +138,7 @@ def test_grpo_with_k3_in_the_loss_ends_at_the_bandits_optimum_under_the_other_kl
     assert total_variation(found, expected) < 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_prompt")
 @pytest.mark.parametrize(("kind", "changes"), [(GRPOOptions, {}), (BestOfNOptions, {"kl_coef": 0.1})])
 def test_methods_with_other_fixed_points_improve_clearly_on_the_bandit(
