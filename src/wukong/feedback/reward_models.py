@@ -102,7 +102,7 @@ def require_better_than_chance(reward_model: str | Path, allow: bool = False) ->
     problem = chance_problem(*measured, prompts=results.get("valid_prompts"))
     if problem and not allow:
         raise UsageError(
-            f"{reward_model}: {problem}; label more, see wukong reward-report {reward_model}, or give "
+            f"{reward_model}: {problem}; label more, see `wukong reward-report {reward_model} --out REPORT`, or give "
             "--allow-chance-reward-model"
         )
     if problem:

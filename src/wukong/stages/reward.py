@@ -402,7 +402,7 @@ def run(options: RewardOptions) -> None:
     if quality:
         low, high = quality["valid_accuracy_interval"]
         say(f"reward: accuracy {quality['valid_accuracy']:.3f} [{low:.3f}, {high:.3f}] on held-out prompts")
-    say(f"next: wukong reward-report {options.out}")
+    say(f"next: wukong reward-report {options.out} --out {options.out}-report")
 
 
 def _reference_answers(options: RewardOptions, tokenizer: Tokenizer, context: int) -> list[list[int]]:
