@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.numerics import close, gradient, randn
 from tests.reference import losses as reference
 from wukong.objectives import (
     adapted_kl_coef,
@@ -35,24 +36,9 @@ from wukong.objectives import (
     whiten,
 )
 
-FP32 = {"rtol": 1e-5, "atol": 1e-5}
-
-
-def close(found: Tensor, expected) -> None:
-    wanted = expected if isinstance(expected, Tensor) else torch.from_numpy(np.array(expected, dtype=np.float64))
-    torch.testing.assert_close(found.detach().double(), wanted.detach().double(), **FP32)
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
 
 def prefix_mask(lengths: list[int], width: int) -> Tensor:
     return torch.arange(width) < torch.tensor(lengths).unsqueeze(1)
-
-
-def gradient(loss: Tensor, of: Tensor) -> Tensor:
-    return torch.autograd.grad(loss.sum(), of)[0]
 
 
 # ------------------------------------------------------------------------------------------- masked statistics

@@ -1,28 +1,12 @@
 """Log-probs of tokens, their entropy and the gradients of both, against a plain loop and numbers derived by hand."""
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
+from tests.numerics import FP32, close, gradient, randn
 from tests.reference import losses as reference
 from wukong.model import logprobs as module
 from wukong.model.logprobs import token_logprobs
-
-FP32 = {"rtol": 1e-5, "atol": 1e-5}
-
-
-def close(found: Tensor, expected) -> None:
-    wanted = expected if isinstance(expected, Tensor) else torch.from_numpy(np.array(expected, dtype=np.float64))
-    torch.testing.assert_close(found.detach().double(), wanted.detach().double(), **FP32)
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def gradient(loss: Tensor, of: Tensor) -> Tensor:
-    return torch.autograd.grad(loss.sum(), of)[0]
 
 
 def test_token_logprobs_by_hand():

@@ -36,7 +36,7 @@ from wukong.seeds import derived_seed
 from wukong.tokenizer import Tokenizer
 from wukong.training.advice import warn_of_few_steps
 from wukong.training.compiled import Compile, compiled_where_faster
-from wukong.training.compute import Compute, read
+from wukong.training.compute import Compute
 from wukong.training.memory import Decoding, Workload
 from wukong.training.parallel import full_module, lockstep
 from wukong.training.session import Session, TrainOptions
@@ -161,13 +161,10 @@ def run(options: PretrainOptions) -> None:
         for step in session.steps():
             model.train()
             ids = local_part(train.batch(step, rows, context, options.seed)).to(compute.device)  # (B, T + 1)
-            losses = []
             for part in lockstep(ids.split(micro_rows) if len(ids) else (), model):
-                loss = language_model_loss(fast, part, compute) / options.batch_tokens
-                session.backward(loss)
-                losses.append(loss.detach())
+                session.backward(language_model_loss(fast, part, compute) / options.batch_tokens)
             norms = session.optimizer_step()
-            (total,) = all_reduce_sum(sum(read(losses)))
+            (total,) = all_reduce_sum(session.loss)
             session.log(options.batch_tokens, loss=total, perplexity=math.exp(min(total, 50)), **norms)
             if session.due(options.eval_every):
                 held_out = validation_loss(model, valid, context, options.eval_tokens, compute)

@@ -329,18 +329,17 @@ def fit(
         for step in session.steps():
             model.train()
             batch = [groups[i] for i in epoch_batch(len(groups), step, passes.batch_size, options.seed)]
-            losses, wins, spreads, pairs = [], [], [], 0.0
+            wins, spreads, pairs = [], [], 0.0
             for part in session.micro_batches(batch, _lengths):
                 margins, member = forward_pairs(model, part, compute)
                 loss = grouped_mean(group_losses(part, margins, options), member) * len(part) / len(batch)
                 session.backward(loss)
-                losses.append(loss.detach())
                 wins.append((margins > 0).sum())
                 spreads.append(margins.detach().sum())
                 pairs += len(margins)
             norms = session.optimizer_step()
-            total, spread, right = (sum(read(values)) for values in (losses, spreads, wins))
-            total, spread, right, pairs = all_reduce_sum(total, spread, right, pairs)
+            spread, right = (sum(read(values)) for values in (spreads, wins))
+            total, spread, right, pairs = all_reduce_sum(session.loss, spread, right, pairs)
             tokens = sum(len(answer) for group in batch for answer in group.answers)
             session.log(tokens, loss=total, accuracy=right / pairs, margin=spread / pairs, pairs=int(pairs), **norms)
             if test and session.due(options.eval_every):

@@ -43,7 +43,7 @@ from wukong.provenance import StageRun
 from wukong.seeds import derived_seed
 from wukong.training import parallel
 from wukong.training.checkpoint import list_checkpoints, load_latest, prune_checkpoints, save_checkpoint
-from wukong.training.compute import Compute, Precision, compute_for
+from wukong.training.compute import Compute, Precision, compute_for, read
 from wukong.training.memory import Workload, decoding_path, estimate, fitting_tokens, free_bytes, gigabytes
 from wukong.training.metrics import JsonLines, MetricsLog
 from wukong.training.parallel import Parallel
@@ -177,6 +177,7 @@ class Session:
         self._latest: dict[str, float] = {}
         self._evaluated = False
         self._losses: list[Tensor] = []
+        self.loss = 0.0
         self._tokens, self._clock, self._saved_at = 0, time.monotonic(), time.monotonic()
 
     def _workload(self, given: Workload | None) -> Workload:
@@ -331,12 +332,14 @@ class Session:
     def optimizer_step(self) -> dict[str, float]:
         """Clips, updates and clears the gradients. Returns the gradient norm of each model before clipping.
 
+        `loss` is then the sum of what `backward` was given, in this process.
+
         Raises RunError when a loss or a gradient is not finite.
         """
-        losses, self._losses = torch.stack(self._losses or [torch.zeros(())]), []
-        if not losses.isfinite().all():  # read once per update: each read waits for the device
-            loss = next(value for value in losses.tolist() if not math.isfinite(value))
-            raise RunError(f"the loss is {loss} at step {self.step + 1}; {self._advice()}")
+        losses, self._losses = read(self._losses), []
+        if (bad := next((loss for loss in losses if not math.isfinite(loss)), None)) is not None:
+            raise RunError(f"the loss is {bad} at step {self.step + 1}; {self._advice()}")
+        self.loss = sum(losses)
         parallel.all_reduce_gradients(self.modules.values())
         norms = {}
         for name, module in self.modules.items():

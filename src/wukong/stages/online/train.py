@@ -107,7 +107,7 @@ class Trainer:
             self.pretraining,
         ).run()  # fmt: skip
         times.append(time.monotonic())
-        metrics = self._metrics(episodes, stats, rewards, advantages, losses) | _seconds(times, episodes)
+        metrics = self._metrics(episodes, stats, rewards, scores, kl, advantages, losses) | _seconds(times, episodes)
         self._warn_of_fixed_score(metrics["ended_no_better"], rewards, episodes)
         self._adapt_kl_coef(metrics["kl"], len(prompts))
         self._log(metrics, episodes, scores, kl)
@@ -115,15 +115,16 @@ class Trainer:
         return metrics
 
     def _metrics(
-        self, episodes: Episodes, stats: RolloutStats, rewards: Tensor, advantages: Advantages, losses: dict[str, float]
-    ) -> dict[str, float]:
+        self, episodes: Episodes, stats: RolloutStats, rewards: Tensor, scores: Tensor, kl: Tensor,
+        advantages: Advantages, losses: dict[str, float],
+    ) -> dict[str, float]:  # fmt: skip
         """The metrics of an iteration; device tensors are read together."""
-        mask, scores = episodes.mask, final_scores(rewards, episodes, self.options)
+        mask = episodes.mask
         on_device = {
             "score": scores.mean(),
             "score_std": scores.std(correction=0),
             "reward_model_score": rewards.mean(),
-            "kl": stats.kl(mask, "k1").sum(1).mean(),
+            "kl": kl.sum(1).mean(),
             "kl_k3": stats.kl(mask, "k3").sum(1).mean(),
             "entropy": masked_mean(stats.entropies, mask),
             "sampler_logprob_gap": masked_mean((stats.logprobs - episodes.sampler_logprobs).abs(), mask),
@@ -150,11 +151,8 @@ class Trainer:
         self.session.log(sum(episodes.response_lengths), **metrics)
         self.session.state["last"] = metrics
         if self.session.due(10):
-            for i in range(min(2, len(episodes.prompts))):
-                text = {
-                    "prompt": self.tokenizer.decode(episodes.prompts[i].ids),
-                    "text": self.tokenizer.decode(episodes.responses[i]),
-                }
+            for i, (prompt, response) in enumerate(zip(episodes.prompts[:2], episodes.responses[:2], strict=True)):
+                text = {"prompt": self.tokenizer.decode(prompt.ids), "text": self.tokenizer.decode(response)}
                 self.session.sample(**text, score=float(scores[i]), kl=float(kl[i].sum()))
 
     def _warn_of_fixed_score(self, no_better: float, rewards: Tensor, episodes: Episodes) -> None:

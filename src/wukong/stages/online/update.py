@@ -86,16 +86,16 @@ def minibatch_loss(
     with torch.no_grad():
         moved = logprobs - tokens.old_logprobs
         ratio = moved.exp()
+        off = (ratio - 1).abs()
         metrics = {
             "policy_loss": losses.sum().double() / tokens.divisor,
             "approx_kl": moved.square().sum().double() / 2 / tokens.n_tokens,
-            "first_ratio_error": (ratio - 1).abs().sum().double() / tokens.n_tokens,
+            "first_ratio_error": off.sum().double() / tokens.n_tokens,
             "ratio_min": ratio.min(),
             "ratio_max": ratio.max(),
         }
         if algorithm.clip_range is not None:
-            outside = (ratio - 1).abs() > algorithm.clip_range
-            metrics["clip_fraction"] = outside.sum().double() / tokens.n_tokens
+            metrics["clip_fraction"] = (off > algorithm.clip_range).sum().double() / tokens.n_tokens
     if values is not None:
         of_values, more = value_loss(algorithm, tokens, values)
         return loss + of_values, {**metrics, **more}
@@ -111,23 +111,24 @@ def value_loss(algorithm: Algorithm, tokens: Tokens, values: Tensor) -> tuple[Te
     return algorithm.value_coef * losses.sum() / tokens.n_tokens, metrics
 
 
+EXTREMES = {"ratio_min": torch.minimum, "ratio_max": torch.maximum}
+"""Metrics of which the most extreme value counts; the others add up."""
+
+
 class UpdateMetrics:
     """Metrics of all micro-batches of a step, kept on the device and read once at the end."""
 
     def __init__(self) -> None:
         self.updates = 0
         self._sums: dict[str, Tensor] = {}
-        self._low: dict[str, Tensor] = {}
-        self._high: dict[str, Tensor] = {}
+        self._extremes: dict[str, Tensor] = {}
         self._norms: dict[str, float] = {}
 
     def add(self, metrics: Metrics) -> None:
         for name, value in metrics.items():
             value = torch.as_tensor(value).detach().double()
-            if name == "ratio_min":
-                self._low[name] = torch.minimum(value, self._low.get(name, torch.ones_like(value)))
-            elif name == "ratio_max":
-                self._high[name] = torch.maximum(value, self._high.get(name, torch.ones_like(value)))
+            if name in EXTREMES:
+                self._extremes[name] = EXTREMES[name](value, self._extremes.get(name, torch.ones_like(value)))
             elif name != "first_ratio_error" or self.updates == 0:
                 self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
 
@@ -138,8 +139,8 @@ class UpdateMetrics:
 
     def read(self) -> dict[str, float]:
         """The means over all updates and processes; `first_ratio_error` is of the first update only."""
-        values = read([*self._sums.values(), *self._low.values(), *self._high.values()])
-        own = dict(zip([*self._sums, *self._low, *self._high], values, strict=True))
+        kept = self._sums | self._extremes
+        own = dict(zip(kept, read(list(kept.values())), strict=True))
         totals: dict[str, float] = {}
         for part in processes.all_gather(lambda: [{name: own[name] for name in self._sums}]):
             for name, value in part.items():
