@@ -1,6 +1,7 @@
 """Small runs of every online algorithm with a trace."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,16 +34,19 @@ TINY = GPT2Config(vocab_size=257, n_positions=64, n_embd=16, n_layer=1, n_head=2
 TRACE = {"trace": 2, "trace_every": 1, "trace_prompts": ["say: 好"]}
 
 
-def world(root: Path) -> Path:
-    """sft/, reward/ and prompts.jsonl; the policy often ends its answers."""
+def world(root: Path, n_positions: int = 64, ends: bool = True) -> Path:
+    """sft/, reward/ and prompts.jsonl. `ends`: whether the policy often ends its answers, or never does."""
     tokenizer = Tokenizer.train([], 257, "plain")
     for name in ("sft", "reward"):
         (root / name).mkdir()
         torch.manual_seed(len(name))
-        model = GPT2(TINY)
+        model = GPT2(replace(TINY, n_positions=n_positions))
         if name == "sft":
             with torch.no_grad():
                 model.wte.weight[tokenizer.eos_id] += 0.5
+                if not ends:  # a logit of about -24
+                    model.ln_f.bias.fill_(0.5)
+                    model.wte.weight[tokenizer.eos_id] = -3
             save_policy(root / name, model, tokenizer)
         else:
             save_reward(root / name, ScalarModel(model), tokenizer)

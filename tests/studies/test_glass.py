@@ -9,7 +9,7 @@ from tests.reference import losses as reference
 from tests.traced_runs import RUNS, options_of, run, world
 from wukong.errors import UsageError
 from wukong.report.traces import TracedIteration, read_trace
-from wukong.studies.glass import ALGORITHMS, recompute, settings_of
+from wukong.studies.glass import ALGORITHMS, recompute
 from wukong.training.metrics import read_metrics
 
 COLUMNS = ("rewards", "advantages", "returns", "ratios", "clipped", "policy_losses", "value_losses")
@@ -37,7 +37,7 @@ def test_without_changes_it_is_what_was_recorded(traces, name: str) -> None:
         assert shared >= {"score", "kl"}
         for metric in shared:
             assert found.means[metric] == pytest.approx(logged[metric], abs=1e-5), metric
-        assert settings_of(one)["kl_coef"] == pytest.approx(logged["kl_coef"])
+        assert one.settings["kl_coef"] == pytest.approx(logged["kl_coef"])
         own = [r for r in one.responses if not r.pinned]
         assert np.mean([r.reward for r in own]) == pytest.approx(logged["reward_model_score"], abs=1e-5)
         assert np.mean([sum(r.kl) for r in own]) == pytest.approx(logged["kl"], abs=1e-5)
@@ -82,7 +82,7 @@ def by_hand(one: TracedIteration, kl_coef: float, gamma: float, lam: float, clip
 )
 def test_ppo_under_other_settings_equals_plain_loops(traces, changes: dict[str, float]) -> None:
     for one in traces["ppo"][1]:
-        before, settings = recompute(one, {}), settings_of(one) | changes
+        before, settings = recompute(one, {}), one.settings | changes
         found = recompute(one, changes)
         own = [r for r in found.responses if not r.pinned]
         for ours, expected in zip(own, by_hand(one, **settings), strict=True):
@@ -104,7 +104,7 @@ def test_the_kl_penalty_of_grpo_is_where_its_options_put_it(traces) -> None:
 
 
 def test_only_the_settings_of_an_algorithm_can_be_changed(traces) -> None:
-    known = {name: set(settings_of(iterations[0])) for name, (_, iterations) in traces.items()}
+    known = {name: set(iterations[0].settings) for name, (_, iterations) in traces.items()}
     assert known["ppo"] == {"kl_coef", "gamma", "lam", "clip_range"}
     assert known["grpo"] == {"kl_coef", "clip_range"}
     assert known["running"] == known["rloo"] == known["bestofn"] == {"kl_coef"}

@@ -21,6 +21,7 @@ from wukong.options import POLICY_STAGES
 from wukong.report import figures
 from wukong.report.contents import AnsweredPrompt, Evaluation, RunContents, StepResult
 from wukong.report.figures import Figure
+from wukong.report.glass import glass_assets, glass_boxes
 from wukong.stats import in_words
 from wukong.training.metric_definitions import EVERY_STAGE, METRICS, Metric, definition
 
@@ -488,6 +489,8 @@ def render(
         "answers": [side_by_side(e, pinned, prompts_shown, seed) for e in run.evaluations if e.answered],
         "seed": seed,
         "training": training(run, charts),
+        "glass": glass_boxes(run),
+        "glass_assets": glass_assets(),
         "reward_models": reward_models(run, charts),
         "samples": samples(run),
         "data": data_tables(run),

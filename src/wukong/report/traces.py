@@ -6,6 +6,7 @@ A line is one iteration. Numbers have nine significant digits, so that a float32
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from wukong.records import Message
 from wukong.training.metrics import read_json_lines
 
 FILE = "trace.jsonl"
+SETTINGS = ("kl_coef", "gamma", "lam", "clip_range")
+"""What can be changed afterwards (`wukong.studies.glass`), where the algorithm has it."""
 
 
 class _Record(BaseModel):
@@ -98,6 +101,23 @@ class TracedIteration(_Record):
     options: dict[str, Any]
     batch: TracedBatch
     responses: list[TracedResponse]
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """Those of `SETTINGS` that the algorithm has."""
+        known = {**self.options, "kl_coef": self.kl_coef}
+        return {name: float(known[name]) for name in SETTINGS if name in known}
+
+
+def token_means(responses: Sequence[TracedResponse]) -> dict[str, float]:
+    """Means over the tokens of the traced responses of the batch, after the update."""
+    own = [one for one in responses if not one.pinned]
+    means = {}
+    for name in ("policy_losses", "value_losses", "ratios", "clipped"):
+        found = [float(x) for one in own for x in getattr(one, name) or ()]
+        if found:
+            means[f"traced_{name}"] = sum(found) / len(found)
+    return means
 
 
 def has_trace(directory: Path) -> bool:

@@ -17,9 +17,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from wukong.errors import UsageError
-from wukong.objectives import masked_mean
 from wukong.options import complaint
-from wukong.report.traces import TracedIteration, TracedResponse
+from wukong.report.traces import TracedIteration, TracedResponse, token_means
 from wukong.stages.online.algorithm import Advantages, Algorithm, Batch, OnlineOptions
 from wukong.stages.online.bestofn import BestOfNOptions
 from wukong.stages.online.grpo import GRPOOptions
@@ -35,8 +34,6 @@ ALGORITHMS: dict[str, type[OnlineOptions]] = {
     "grpo": GRPOOptions,
     "bestofn": BestOfNOptions,
 }
-SETTINGS = ("kl_coef", "gamma", "lam", "clip_range")
-"""What can be changed, where the algorithm has it."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +45,13 @@ class Recomputed:
     means: dict[str, float]
 
 
-def settings_of(traced: TracedIteration) -> dict[str, float]:
-    """The settings of a traced iteration that can be changed."""
-    known = {"kl_coef": traced.kl_coef} | {name: traced.options[name] for name in SETTINGS if name in traced.options}
-    return {name: float(value) for name, value in known.items()}
-
-
 def algorithm_of(traced: TracedIteration, changes: Mapping[str, float]) -> Algorithm:
     """The algorithm as it was, but for the changes. Raises UsageError for a setting that it does not have or that is
     out of range, and for a trace of an algorithm that this version does not know."""
     kind = ALGORITHMS.get(traced.algorithm)
     if kind is None:
         raise UsageError("this version knows no algorithm {name!r}", name=traced.algorithm)
-    if unknown := sorted(changes.keys() - settings_of(traced).keys()):
+    if unknown := sorted(changes.keys() - traced.settings.keys()):
         raise UsageError("{algorithm} has no {name}", algorithm=traced.algorithm, name=unknown[0])
     own = traced.options | {name: value for name, value in changes.items() if name != "kl_coef"}
     kl_coef = changes.get("kl_coef", traced.kl_coef)
@@ -72,7 +63,7 @@ def algorithm_of(traced: TracedIteration, changes: Mapping[str, float]) -> Algor
 
 
 def recompute(traced: TracedIteration, changes: Mapping[str, float]) -> Recomputed:
-    """The iteration under other settings, by the names of `SETTINGS`; without changes, as it was recorded.
+    """The iteration under other settings, by their names in `TracedIteration.settings`; without changes, as it was.
 
     Advantages are whitened, and compared with their group, over the whole batch, as in training. A running baseline
     stays as it was.
@@ -141,15 +132,5 @@ def _response(
 
 
 def _means(batch: Batch, advantages: Advantages, responses: Sequence[TracedResponse]) -> dict[str, float]:
-    means = {
-        "score": float(batch.scores.mean()),
-        "kl": float(batch.kl.sum(1).mean()),
-        "advantage_mean": float(masked_mean(advantages.advantages, batch.mask)),
-        **{name: float(value) for name, value in advantages.metrics.items()},
-    }
-    own = [one for one in responses if not one.pinned]
-    for name in ("policy_losses", "value_losses", "clipped", "ratios"):
-        found = [float(x) for one in own for x in getattr(one, name) or ()]
-        if found:
-            means[f"traced_{name}"] = sum(found) / len(found)
-    return means
+    of_batch = {"score": batch.scores.mean(), "kl": batch.kl.sum(1).mean(), **advantages.metrics}
+    return {name: float(value) for name, value in of_batch.items()} | token_means(responses)
