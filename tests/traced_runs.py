@@ -34,9 +34,9 @@ TINY = GPT2Config(vocab_size=257, n_positions=64, n_embd=16, n_layer=1, n_head=2
 TRACE = {"trace": 2, "trace_every": 1, "trace_prompts": ["say: 好"]}
 
 
-def world(root: Path, n_positions: int = 64, ends: bool = True) -> Path:
+def world(root: Path, n_positions: int = 64, ends: bool = True, template: str = "plain") -> Path:
     """sft/, reward/ and prompts.jsonl. `ends`: whether the policy often ends its answers, or never does."""
-    tokenizer = Tokenizer.train([], 257, "plain")
+    tokenizer = Tokenizer.train([], 257, template)
     for name in ("sft", "reward"):
         (root / name).mkdir()
         torch.manual_seed(len(name))
