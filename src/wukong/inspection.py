@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -54,6 +55,11 @@ class InspectedResponse:
     temperature: float
     reference: str
     reward_model: str
+
+    def shown(self, model: str) -> dict[str, Any]:
+        """For a page, as its view (view.js) reads it. model: the name that people know it by."""
+        names = {name: Path(getattr(self, name)).name for name in ("reference", "reward_model")}
+        return {k: v for k, v in vars(self).items() if v is not None} | names | {"model": model}
 
 
 def recorded_companions(source: str | Path) -> tuple[str, str]:

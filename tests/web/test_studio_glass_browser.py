@@ -12,8 +12,12 @@ from tests.reference import losses as reference
 from tests.traced_runs import options_of, run, world
 from tests.web.browsers import newcomer
 from tests.web.running_studio import RunningStudio
-from wukong.report.contents import read_run
+from wukong.inspection import load_inspector
+from wukong.report.contents import read_answered_prompts, read_run
 from wukong.report.page import render
+from wukong.stages import evaluate, report
+from wukong.stages.evaluate import EvaluateOptions
+from wukong.stages.report import ReportOptions
 from wukong.training.metrics import read_metrics
 
 RESPONSES, TOKENS = 8, 128
@@ -157,3 +161,31 @@ def test_the_report_shows_the_same_without_a_network(chromium: Browser, traced: 
         assert page.evaluate("(e => e.scrollWidth - e.clientWidth)(document.querySelector('#glass'))") <= 0
         assert page.evaluate("window.failed") == []
         page.context.close()
+
+
+def test_answers_of_a_report_open_as_tokens(chromium: Browser, tmp_path: Path):
+    root = tmp_path / "mine"
+    root.mkdir()
+    world(root)
+    run(options_of(root, "ppo", "policy", episodes=16))
+    models = [f"{name}={root / name}" for name in ("sft", "policy")]
+    evaluate.run(EvaluateOptions(
+        models=models, prompts=[str(root / "prompts.jsonl")], limit=3, judge="lexicon", max_new_tokens=8,
+        temperature=0.7, reference="sft", reward_model=str(root / "reward"), out=root / "evaluation",
+    ))  # fmt: skip
+    report.run(ReportOptions(run=root, pinned=["say 2"], tokens=True, out=root / "report.html"))
+    page = chromium.new_context(offline=True, viewport={"width": 360, "height": 740}).new_page()
+    page.goto((root / "report.html").as_uri())
+    place = page.locator("#answers article.prompt").first.locator(".answer").nth(1)
+    place.get_by_role("button", name="As tokens").click()
+    answered = read_answered_prompts(root / "evaluation" / "answers.jsonl")
+    answer = next(one for one in answered if one.messages[0].content == "say 2").answers["policy"]
+    inspect = load_inspector(root / "policy", str(root / "sft"), str(root / "reward"))
+    expected = inspect("say 2", answer.text, finished=answer.finish_reason == "stop", temperature=0.7)
+    cells = page.evaluate(
+        "() => [...document.querySelectorAll('dialog td[data-column]')].map(e => [e.dataset.column, e.innerText])"
+    )
+    for column in ("logprobs", "reference_logprobs", "kl", "end_scores"):
+        shown = [number(text) for name, text in cells if name == column]
+        assert shown == pytest.approx(getattr(expected, column), abs=1e-4), column
+    assert page.locator("#answers .answer").get_by_role("button", name="As tokens").count() == 6

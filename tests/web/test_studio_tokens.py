@@ -26,7 +26,7 @@ def root(tmp_path_factory):
     models = [f"{name}={root / name}" for name in ("sft", "policy")]
     evaluate.run(EvaluateOptions(
         models=models, raw=["sft"], prompts=[str(root / "prompts.jsonl")], limit=3, judge="lexicon", max_new_tokens=8,
-        temperature=0.7, out=root / "evaluation",
+        temperature=0.7, reference="sft", reward_model=str(root / "reward"), out=root / "evaluation",
     ))  # fmt: skip
     return root
 
@@ -65,7 +65,7 @@ def test_an_answer_of_the_chat_opens_as_tokens_for_its_person_and_for_admins(sto
         assert found["end_scores"] == pytest.approx(expected.end_scores)
         assert (found["model"], found["reference"], found["reward_model"]) == ("policy", "sft", "reward")
     (found,) = ann.post(f"/api/turns/{turns['sft']}/tokens", json={}).json()["responses"]
-    assert (found["kl"], found["end_scores"], len(found["logprobs"])) == (None, None, 3)
+    assert ("kl" in found, "end_scores" in found, len(found["logprobs"])) == (False, False, 3)
     for client, turn in ((bob, turns["policy"]), (ann, question), (ann, 999), (ann, turns["gone"])):
         assert client.post(f"/api/turns/{turn}/tokens", json={}).status_code == 404
     assert "tokens.js" in ann.get("/chat").text
@@ -99,7 +99,9 @@ def test_an_answer_of_an_evaluation_opens_as_its_model_was_asked(sign_in, root):
         for model in ("sft", "policy")
     }
     assert found["policy"]["temperature"] == found["sft"]["temperature"] == 0.7
-    assert found["policy"]["kl"] is not None
+    assert (found["policy"]["reference"], len(found["policy"]["kl"])) == ("sft", len(found["policy"]["tokens"]))
+    assert "kl" not in found["sft"], "it was asked another way than the reference reads"
+    assert all(len(one["end_scores"]) == len(one["tokens"]) for one in found.values())
     text = found["sft"]["text"]
     finished = found["sft"]["tokens"][-1] == "<|endoftext|>"
     for raw in (True, False):  # sft got the plain text, as --raw says

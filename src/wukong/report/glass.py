@@ -51,9 +51,13 @@ def _few(responses: list[TracedResponse]) -> list[TracedResponse]:
 
 
 def view_of(response: TracedResponse) -> dict[str, Any]:
-    """What the view (view.js) reads of a response, with as many digits as it shows."""
-    found = response.model_dump(exclude_none=True)
+    """What the view (view.js) reads of a response."""
+    return rounded(response.model_dump(exclude_none=True))
+
+
+def rounded(record: dict[str, Any]) -> dict[str, Any]:
+    """With one digit more than the view shows."""
     return {
         name: [round(x, 5) if isinstance(x, float) else x for x in value] if isinstance(value, list) else value
-        for name, value in found.items()
+        for name, value in record.items()
     }

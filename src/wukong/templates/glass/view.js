@@ -174,6 +174,15 @@ export function tokenView(t, heading) {
   return { root, show, draw };
 }
 
+// Above an answer that was taken apart (wukong.inspection).
+export function answerHeading(t, one) {
+  const parts = [t("{n} tokens", { n: one.tokens.length })];
+  if (one.kl) parts.push(t("KL {x} nats to {name}", { x: shown(one.kl.reduce((a, b) => a + b, 0)), name: one.reference }));
+  if (one.end_scores) parts.push(t("score {x} by {name}", { x: shown(one.end_scores.at(-1)), name: one.reward_model }));
+  parts.push(t("at temperature {x}", { x: one.temperature }));
+  return [make("p", { class: "glass-fine" }, `${one.model} · ${parts.join(" · ")}`), make("p", { class: "glass-prompt" }, one.messages.at(-1)?.content ?? "")];
+}
+
 // ------------------------------------------------------------------------------------------------ a training step
 
 function said(t, one) {

@@ -12,6 +12,7 @@ from wukong.feedback.store import chats
 from wukong.feedback.store.chats import SpokenAnswer
 from wukong.feedback.store.labels import NotFoundError
 from wukong.report.contents import read_run
+from wukong.report.inspected import AnsweringModel, answering_model
 from wukong.web.access import CHANGE, Admin, Person
 from wukong.web.inputs import Body, Id, Name
 from wukong.web.runs.states import run_or_404
@@ -64,24 +65,21 @@ async def of_evaluation(
     request: Request, run: Name, place: Name, body: Evaluated, studio: Studio, person: Admin
 ) -> dict[str, Any]:
     """An answer of an evaluation as tokens."""
-    source, raw, answer = await run_in_threadpool(_evaluated, studio, run, place, body)
-    return {"responses": [await studio.inspectors.inspect(source, answer, raw)]}
+    model, answer = await run_in_threadpool(_evaluated, studio, run, place, body)
+    found = await studio.inspectors.inspect(model.source, answer, model.reference, model.reward_model, model.raw)
+    return {"responses": [found]}
 
 
-def _evaluated(studio: State, run: str, place: str, body: Evaluated) -> tuple[str, bool, SpokenAnswer]:
-    """The model's directory or hub id, whether it got plain text, and the answer. Raises NotFoundError."""
-    root = run_or_404(studio.settings.runs_dir, run)
-    contents = read_run(root)
-    step = next((one for one in contents.of_stage("evaluate") if one.out.relative_to(root).as_posix() == place), None)
+def _evaluated(studio: State, run: str, place: str, body: Evaluated) -> tuple[AnsweringModel, SpokenAnswer]:
+    """The model and its answer. Raises NotFoundError."""
+    contents = read_run(run_or_404(studio.settings.runs_dir, run))
     found = next((one for one in contents.evaluations if one.name == place), None)
-    if step is None or found is None or body.line >= len(found.answered):
+    if found is None or body.line >= len(found.answered):
         raise NotFoundError("there is no such result")
-    named = (str(one).partition("=") for one in step.options.get("models") or [])
-    sources = {name: source or name for name, _, source in named}
     asked, name = found.answered[body.line], body.model
-    if name not in sources or name not in asked.answers:
+    model = answering_model(contents, place, name)
+    if model is None or name not in asked.answers:
         raise NotFoundError("there is no model {name!r} here", name=name)
-    model, answer = found.result.models.get(name), asked.answers[name]
-    temperature = model.sampling.get("temperature", 1.0) if model else 1.0
-    spoken = SpokenAnswer(name, asked.messages, answer.text, answer.finish_reason == "stop", temperature)
-    return sources[name], name in (step.options.get("raw") or []), spoken
+    answer = asked.answers[name]
+    spoken = SpokenAnswer(name, asked.messages, answer.text, answer.finish_reason == "stop", model.temperature)
+    return model, spoken
