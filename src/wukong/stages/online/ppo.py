@@ -1,7 +1,7 @@
 """`wukong ppo`: SFT model + reward model + prompts -> a policy that people prefer.
 
 In:  the SFT model (policy and frozen reference start from it), the reward model, prompts.
-Out: the policy's model directory, metrics.jsonl, samples.jsonl.
+Out: the policy's model directory, metrics.jsonl, samples.jsonl; with --trace also trace.jsonl.
 
     wukong ppo --model runs/mine/sft --reward-model runs/mine/reward --prompts prompts.jsonl --out runs/mine/policy
 
