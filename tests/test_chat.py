@@ -400,6 +400,18 @@ def test_save_does_not_touch_a_file_of_another_kind(conversation, scripted, tmp_
     assert file.read_text() == "my notes"
 
 
+def test_the_last_answer_is_shown_token_by_token(conversation, scripted, capsys):
+    conversation.handle("/tokens")
+    assert "there is no answer yet" in capsys.readouterr().err
+    scripted(["Two eggs."])
+    conversation.handle("eggs")
+    conversation.handle("/tokens")
+    shown = capsys.readouterr().err
+    assert "log π" in shown
+    assert "' eggs'" in shown
+    assert "KL" not in shown, "no record names a reference"
+
+
 def test_help_and_the_docs_list_every_command(conversation, capsys):
     conversation.handle("/help")
     shown = capsys.readouterr().err

@@ -128,6 +128,7 @@ def pictures(browser: Browser, address: str, cookie: str, projects: dict[str, in
         "runs": "/runs",
         "run": "/runs/test",
         "step": "/runs/test/steps/pretrain",
+        "glass": "/runs/test/glass/ppo",
         "answers": "/runs/test/results/evaluation#answers",
         "comparison": "/runs/test/results/compare",
         "reward-report": "/runs/test/reports/reward-report/report.html",
@@ -150,7 +151,7 @@ def pictures(browser: Browser, address: str, cookie: str, projects: dict[str, in
 
 
 WAITS = {"label": ".answer", "chat": ".turn.assistant", "arena": "#ratings td"}
-WAITS |= {"step": ".chart svg", "reward": ".chart svg"}
+WAITS |= {"step": ".chart svg", "reward": ".chart svg", "glass": ".glass-chart svg"}
 """What a page's script shows last."""
 
 

@@ -12,6 +12,7 @@ from wukong.version import __version__ as __version__
 if TYPE_CHECKING:
     from wukong.api import Policy, Reward, load_policy, load_reward
     from wukong.data import as_trl, read_comparisons, read_instructions, read_prompts, read_text
+    from wukong.inspection import load_inspector
     from wukong.runner import run
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Reward",
     "WukongError",
     "as_trl",
+    "load_inspector",
     "load_policy",
     "load_reward",
     "read_comparisons",

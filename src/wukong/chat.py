@@ -26,6 +26,7 @@ from pydantic import Field
 
 from wukong.console import console, say
 from wukong.errors import UsageError, WukongError
+from wukong.inspection import Inspector, load_inspector, token_table
 from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, recommended_sampling
 from wukong.options import Options
@@ -77,6 +78,17 @@ class Speaker:
     tokenizer: Tokenizer
     room: int
     recommended: SamplingParameters = OWN_DISTRIBUTION
+
+
+@dataclass(frozen=True)
+class LastAnswer:
+    """What /tokens takes apart."""
+
+    speaker: Speaker
+    asked: Sequence[Message]
+    text: str
+    finished: bool
+    temperature: float
 
 
 def named_sources(models: Sequence[str]) -> dict[str, str]:
@@ -181,6 +193,7 @@ class Chat:
         self.speakers = {speaker.name: speaker for speaker in speakers}
         self.current = speakers[0]
         self.temperature, self.system, self.raw = options.temperature, options.system, options.raw
+        self._inspectors: dict[tuple[str, bool], Inspector] = {}
         self.new()
 
     # ------------------------------------------------------------------------------------------- conversation
@@ -189,6 +202,7 @@ class Chat:
         """Clears the conversation; system message, temperature and model stay."""
         self.messages: list[Message] = []
         self.last_question: str | None = None
+        self.last_answer: LastAnswer | None = None
         self.attempt = 0
 
     def handle(self, line: str) -> bool:
@@ -230,7 +244,7 @@ class Chat:
         self.last_question, self.attempt = text, attempt
         for speaker, ids in prompts:
             self._announce(speaker, alone=len(speakers) == 1)
-            said = self._speak(speaker, ids, turn=len(asked))
+            said = self._speak(speaker, ids, asked)
             if speaker is self.current and not self.raw:
                 self.messages = [*asked, Message(role="assistant", content=said)]
 
@@ -250,24 +264,26 @@ class Chat:
         elif not alone:  # part of the output: it says whose answer follows
             print(f"== {speaker.name} ==")
 
-    def _speak(self, speaker: Speaker, ids: list[int], turn: int) -> str:
-        """Samples, prints and returns an answer."""
+    def _speak(self, speaker: Speaker, ids: list[int], asked: Sequence[Message]) -> str:
+        """Samples, prints and returns an answer to these messages, whose tokens are `ids`."""
         drawing = speaker.recommended.unless_given(
             speaker.source, self.temperature, self.options.top_k, self.options.top_p
         )
         decoder, said, note = StreamDecoder(speaker.tokenizer), "", f"(cut at {speaker.room} tokens)"
+        finished = False
         try:
             for token in stream(
                 speaker.model,
                 ids,
                 eos_id=speaker.tokenizer.eos_ids,
                 max_new_tokens=speaker.room,
-                seed=derived_seed(self.options.seed, "chat", turn, self.attempt),
+                seed=derived_seed(self.options.seed, "chat", len(asked), self.attempt),
                 temperature=drawing.temperature,
                 top_k=drawing.top_k,
                 top_p=drawing.top_p,
             ):
                 if token in speaker.tokenizer.eos_ids:
+                    finished = True
                     note = "" if said else "(no answer: the model ended its turn at once)"
                     break
                 piece = decoder.push(token)  # an incomplete last character of a cut answer is not shown
@@ -280,6 +296,7 @@ class Chat:
         print(flush=True)
         if note:
             say(note)
+        self.last_answer = LastAnswer(speaker, asked, said, finished, drawing.temperature)
         return said
 
     # ----------------------------------------------------------------------------------------------- commands
@@ -328,6 +345,18 @@ class Chat:
         self.raw = not self.raw
         say("raw: texts are continued as given, each separately" if self.raw else "chat: with the chat template")
 
+    def show_tokens(self, _: str) -> None:
+        last = self.last_answer
+        if last is None:
+            raise UsageError("there is no answer yet")
+        key = (last.speaker.source, self.raw)
+        if key not in self._inspectors:
+            self._inspectors[key] = load_inspector(key[0], raw=self.raw, device=self.options.device)
+        system = [Message(role="system", content=self.system)] if self.system and not self.raw else []
+        console.print(token_table(self._inspectors[key](
+            [*system, *last.asked], last.text, finished=last.finished, temperature=last.temperature
+        )))  # fmt: skip
+
     def save(self, file: str) -> None:
         if not file:
             raise UsageError("/save needs the name of a file")
@@ -363,6 +392,7 @@ COMMANDS = {
     "temperature": Command("X", "0 for the most likely words, 1 for the model's own variety", Chat.set_temperature),
     "system": Command("[TEXT]", "set the system message, or remove it", Chat.set_system),
     "raw": Command("", "continue texts without the chat template, or chat again", Chat.switch_raw),
+    "tokens": Command("", "the last answer token by token: log-prob, KL, score if it ended there", Chat.show_tokens),
     "save": Command("FILE", "append the conversation to a JSONL file that `wukong sft` reads", Chat.save),
     "help": Command("", "this list", Chat.help),
     "quit": Command("", "leave (so does Ctrl-D)", lambda chat, _: None),

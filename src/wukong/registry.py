@@ -107,6 +107,7 @@ TOOLS = {
 PUBLIC = {
     **dict.fromkeys(("Policy", "Reward", "load_policy", "load_reward"), "wukong.api"),
     **dict.fromkeys(("as_trl", "read_comparisons", "read_instructions", "read_prompts", "read_text"), "wukong.data"),
+    "load_inspector": "wukong.inspection",
     "run": "wukong.runner",
 }
 """The names that `wukong` exports, and the modules that define them."""

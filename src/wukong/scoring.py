@@ -114,6 +114,19 @@ def scores_of(model: ScalarModel, sequences: Sequence[list[int]], compute: Compu
     return scores
 
 
+@torch.inference_mode()
+def prefix_scores(model: ScalarModel, ids: list[int], first: int, compute: Compute, max_tokens: int) -> list[float]:
+    """The rewards of ids[:first], ids[:first + 1], ..., ids: what a response would score if it ended there."""
+    if model.pooling == "last":  # a position's score does not depend on what follows
+        model.eval().to(compute.device)
+        with compute.autocast():
+            scores: list[float] = model.token_scores(torch.tensor([ids], device=compute.device))[
+                0, first - 1 :
+            ].tolist()
+        return scores
+    return scores_of(model, [ids[:n] for n in range(first, len(ids) + 1)], compute, max_tokens)
+
+
 MEASURED_ANSWERS = 32
 """Number of answers used to measure the distance to the starting model."""
 

@@ -74,6 +74,13 @@ def test_an_answer_is_disliked_drawn_again_and_the_better_one_trains(chromium, t
         expect(answers).to_have_text(first)
         expect(page.get_by_label("Why? (optional)")).to_have_value(f"no times {XSS}")
 
+        # --- as tokens
+        page.get_by_role("button", name="As tokens").click()
+        expect(page.locator("dialog .glass-table tbody tr").first).to_be_visible(timeout=PATIENCE)
+        fits_a_phone(page)
+        page.keyboard.press("Escape")
+        page.locator("#turns").focus()
+
         # --- edit the question; the old one stays beside it
         page.keyboard.press("e")
         box = page.locator("#turns textarea")
@@ -101,6 +108,10 @@ def test_an_answer_is_disliked_drawn_again_and_the_better_one_trains(chromium, t
         winner = page.locator(".answer .name").nth(1).inner_text()
         expect(page.locator("#ratings tbody td").first).to_have_text(winner)
         fits_a_phone(page)
+        page.get_by_role("button", name="As tokens").click()
+        expect(page.locator("dialog .glass-answer")).to_have_count(2)
+        expect(page.locator("dialog .glass-fine").nth(2)).to_contain_text(winner)
+        page.keyboard.press("Escape")
 
         # --- out of the studio
         page.goto(f"{studio.address}/chat")

@@ -33,7 +33,7 @@ from wukong.model.heads import ScalarModel
 from wukong.model.hub import save_policy, save_reward
 from wukong.records import Comparison, Message, Ranking, Response, Vote, prompt_id, write_records
 from wukong.tokenizer import Tokenizer
-from wukong.web.language import HERE, chinese, translate, used_in
+from wukong.web.language import HERE, chinese, scripts, translate, used_in
 
 
 def hand(client, project, count=1):
@@ -366,7 +366,7 @@ SOURCE = Path(wukong.__file__).parent
 
 
 def test_every_text_is_there_in_both_languages():
-    files = [*(HERE / "templates").glob("*.jinja"), *(HERE / "static").glob("*.js")]
+    files = [*(HERE / "templates").glob("*.jinja"), *scripts()]
     used = set().union(*(used_in(path) for path in files)) | set(FLAGS) | set(SKIP_REASONS)
     assert len(used) > 200
     assert used - set(chinese()) == set(), "without Chinese"

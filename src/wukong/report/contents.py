@@ -98,6 +98,8 @@ class ModelResult(_ResultModel):
     bits_per_byte: float | None = None
     checks: dict[str, float] = {}
     by_source: dict[str, SourceResult] = {}
+    sampling: dict[str, float] = {}
+    """temperature, top_p and top_k; absent in results of earlier versions."""
 
 
 class PairResult(_ResultModel):

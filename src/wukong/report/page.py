@@ -21,6 +21,8 @@ from wukong.options import POLICY_STAGES
 from wukong.report import figures
 from wukong.report.contents import AnsweredPrompt, Evaluation, RunContents, StepResult
 from wukong.report.figures import Figure
+from wukong.report.glass import glass_assets, glass_boxes
+from wukong.report.inspected import Inspect, inspected_answers
 from wukong.stats import in_words
 from wukong.training.metric_definitions import EVERY_STAGE, METRICS, Metric, definition
 
@@ -462,8 +464,9 @@ def provenance(run: RunContents) -> list[dict[str, Any]]:
 
 
 def render(
-    run: RunContents, *, title: str | None, pinned: Sequence[str] = (), prompts_shown: int = 12, seed: int = 0
-) -> str:
+    run: RunContents, *, title: str | None, pinned: Sequence[str] = (), prompts_shown: int = 12, seed: int = 0,
+    inspect: Inspect | None = None,
+) -> str:  # fmt: skip
     """Renders the page.
 
     Args:
@@ -472,12 +475,14 @@ def render(
         pinned: prompts to show first, if the evaluation has them.
         prompts_shown: the number of prompts shown with all answers.
         seed: for the random choice among the others.
+        inspect: reads a shown answer as tokens; None: answers cannot be opened.
 
     Returns:
         Self-contained HTML. The same run directory gives the same page.
     """
     charts = Charts()
     finished = [str(step.record["finished"]) for step in run.steps if step.record.get("finished")]
+    answers = [side_by_side(e, pinned, prompts_shown, seed) for e in run.evaluations if e.answered]
     content = {
         "title": title or run.name,
         "run": run,
@@ -485,9 +490,12 @@ def render(
         "headline": headline(run),
         "pipeline": pipeline(run),
         "results": results(run, charts),
-        "answers": [side_by_side(e, pinned, prompts_shown, seed) for e in run.evaluations if e.answered],
+        "answers": answers,
         "seed": seed,
         "training": training(run, charts),
+        "glass": glass_boxes(run),
+        "glass_assets": glass_assets(),
+        "tokens": inspected_answers(run, answers, inspect) if inspect else [],
         "reward_models": reward_models(run, charts),
         "samples": samples(run),
         "data": data_tables(run),

@@ -17,10 +17,11 @@ from typing import Any
 from pydantic import Field
 
 from wukong.console import say
-from wukong.errors import UsageError
+from wukong.errors import UsageError, WukongError
 from wukong.files import atomic_open
 from wukong.options import StageOptions
-from wukong.report.contents import read_run
+from wukong.report.contents import AnsweredPrompt, read_run
+from wukong.report.inspected import AnsweringModel, Inspect
 from wukong.report.page import render
 
 
@@ -35,6 +36,8 @@ class ReportOptions(StageOptions):
     """Prompts of the evaluation to show first."""
     prompts_shown: int = Field(12, ge=0)
     """Number of prompts shown with every model's answer, including pinned ones; the others are drawn by --seed."""
+    tokens: bool = False
+    """Let each shown answer be opened as tokens: log-prob, KL, score if it ended there. Loads the evaluated models."""
 
 
 def needs(options: ReportOptions) -> list[Any]:
@@ -64,7 +67,39 @@ def run(options: ReportOptions) -> None:
         pinned=options.pinned,
         prompts_shown=options.prompts_shown,
         seed=options.seed,
+        inspect=token_reader() if options.tokens else None,
     )
     with atomic_open(options.out) as out:
         out.write(page)
     say(f"report: {options.out} ({len(page.encode()) / 1e6:.1f} MB), {len(contents.steps)} steps")
+
+
+def token_reader() -> Inspect:
+    """Reads answers as tokens with the models of their evaluation, each loaded once. One that cannot be read is said,
+    and left out."""
+    from wukong.inspection import Inspector, load_inspector  # torch takes seconds, and other reports do without
+
+    loaded: dict[AnsweringModel, Inspector | None] = {}
+
+    def load(model: AnsweringModel, name: str) -> Inspector | None:
+        try:
+            return load_inspector(model.source, model.reference, model.reward_model, raw=model.raw)
+        except WukongError as error:
+            say(f"report: the answers of {name} cannot be opened as tokens: {error}")
+            return None
+
+    def inspect(model: AnsweringModel, prompt: AnsweredPrompt, name: str) -> dict[str, Any] | None:
+        if model not in loaded:
+            loaded[model] = load(model, name)
+        inspector, answer = loaded[model], prompt.answers[name]
+        if inspector is None:
+            return None
+        try:
+            finished = answer.finish_reason == "stop"
+            found = inspector(prompt.messages, answer.text, finished=finished, temperature=model.temperature)
+        except WukongError as error:
+            say(f"report: an answer of {name} cannot be opened as tokens: {error}")
+            return None
+        return found.shown(name)
+
+    return inspect

@@ -10,13 +10,27 @@ from fastapi.staticfiles import StaticFiles
 import wukong
 from wukong.feedback.store.database import Store
 from wukong.feedback.store.people import signing_key
+from wukong.report.glass import GLASS
 from wukong.web.guard import Guard
 from wukong.web.models import Models
 from wukong.web.rendering import add_error_handlers
-from wukong.web.routes import arena, chat, labelling, new_tasks, people, projects, results, runs, sign_in, tasks
+from wukong.web.routes import (
+    arena,
+    chat,
+    glass,
+    labelling,
+    new_tasks,
+    people,
+    projects,
+    results,
+    runs,
+    sign_in,
+    tasks,
+    tokens,
+)
 from wukong.web.state import Settings, State
 
-MODULES = (sign_in, labelling, projects, new_tasks, tasks, people, chat, arena, runs, results)
+MODULES = (sign_in, labelling, projects, new_tasks, tasks, people, chat, arena, runs, glass, results, tokens)
 
 
 def create_app(store: Store, settings: Settings | None = None) -> FastAPI:
@@ -42,6 +56,7 @@ def create_app(store: Store, settings: Settings | None = None) -> FastAPI:
     for module in MODULES:
         for router in module.ROUTERS:
             app.include_router(router)
+    app.mount("/static/glass", StaticFiles(directory=GLASS), name="glass")
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
     app.add_middleware(Guard, settings=settings, limiter=state.limiter)
     add_error_handlers(app)

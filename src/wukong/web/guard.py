@@ -91,7 +91,7 @@ class Guard:
         if scope["path"].startswith(("/invite/", "/login")) and scope["method"] not in SAFE:
             return self.limiter.allows(f"door {address}", 0.5, 20)  # guessing a secret is slow
         key = self.limiter.session(Request(scope).cookies.get(COOKIE))
-        if scope["path"].endswith(("/answers", "/battles")) and scope["method"] not in SAFE:
+        if scope["path"].endswith(("/answers", "/battles", "/tokens")) and scope["method"] not in SAFE:
             return self.limiter.allows(f"answers {key or address}", 0.5, 20)  # each keeps a model busy for seconds
         if key is not None:
             return self.limiter.allows(key, 30, 120) and self.limiter.allows(f"all {address}", 400, 1200)

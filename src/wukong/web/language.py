@@ -14,6 +14,7 @@ from typing import Any
 from fastapi import Request
 
 from wukong.errors import Text, WukongError, printable
+from wukong.report.glass import GLASS
 
 HERE = Path(__file__).parent
 LANGUAGES = {"en": "English", "zh": "简体中文"}
@@ -50,10 +51,15 @@ def used_in(path: Path) -> set[str]:
     return {(a or b).replace('\\"', '"') for a, b in _USE.findall(path.read_text(encoding="utf-8"))}
 
 
+def scripts() -> list[Path]:
+    """The scripts of the pages."""
+    return [*(HERE / "static").glob("*.js"), *GLASS.glob("*.js")]
+
+
 @cache
 def script_texts(language: str) -> str:
     """JSON of every text that the scripts use, for the page to hand them."""
-    texts = sorted(set().union(*(used_in(path) for path in (HERE / "static").glob("*.js"))))
+    texts = sorted(set().union(*map(used_in, scripts())))
     return json.dumps({text: translate(language, text) for text in texts}, ensure_ascii=False)
 
 

@@ -65,10 +65,10 @@ class Models:
         if source is None:
             raise NotFoundError("there is no model {name!r} here", name=name)
         async with self._loading:
-            written = _written(source)
-            if self._loaded.get(name) != written:
+            now = written(source)
+            if self._loaded.get(name) != now:
                 self.service.add(await asyncio.to_thread(_load, name, source))
-                self._loaded[name] = written
+                self._loaded[name] = now
         return self.service.model(name)
 
     def close(self) -> None:
@@ -83,6 +83,6 @@ def _load(name: str, source: str) -> Served:
     return load_model(name, source)
 
 
-def _written(source: str) -> float:
+def written(source: str) -> float:
     """When a directory's weights were written; 0 for a hub id, which does not change under us."""
     return max((path.stat().st_mtime for path in Path(source).glob("model*.safetensors")), default=0.0)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from wukong.feedback.store.database import Store
+from wukong.web.inspectors import Inspectors
 from wukong.web.jobs import Jobs
 from wukong.web.limits import RateLimiter
 from wukong.web.models import Models
@@ -61,6 +62,7 @@ class State:
     jobs: Jobs = field(default_factory=Jobs)
     limiter: RateLimiter = field(default_factory=RateLimiter)
     streams: AnswerStreams = field(default_factory=AnswerStreams)
+    inspectors: Inspectors = field(default_factory=Inspectors)
     ratings: tuple[int, list[dict[str, Any]]] | None = None
 
 

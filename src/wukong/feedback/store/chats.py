@@ -254,6 +254,30 @@ def _turn(row: ChatTurn, responses: dict[str, ResponseRow], votes: dict[str, Vot
     return Turn(row.id, row.parent_id, row.role, row.content, *more, *said)
 
 
+@dataclass(frozen=True)
+class SpokenAnswer:
+    """An answer of the chat or the arena, with what is needed to read it as its model did."""
+
+    model: str
+    messages: Messages
+    text: str
+    finished: bool
+    temperature: float
+
+
+def spoken(session: Session, reader: Annotator, turn_id: int) -> SpokenAnswer:
+    """Raises NotFoundError for a turn that is no answer, or another's and the reader no admin."""
+    turn = session.get(ChatTurn, turn_id)
+    if turn is None or turn.response_id is None or (reader.role != "admin" and turn.annotator_id != reader.id):
+        raise NotFoundError("there is no such answer of yours")
+    return _spoken(session.get_one(ResponseRow, turn.response_id), history(session, turn)[:-1])
+
+
+def _spoken(row: ResponseRow, messages: Messages) -> SpokenAnswer:
+    temperature = float(row.sampling.get("temperature", 1.0))
+    return SpokenAnswer(row.model, messages, row.text, row.finish_reason == "stop", temperature)
+
+
 def check_pair(session: Session, person: Annotator, name: str, against: int | None, asked: int | None) -> None:
     """Whether a pair of this name can be made with an earlier answer, before the new one is drawn.
 
@@ -395,6 +419,17 @@ def revealed(session: Session, person: Annotator, assignment_id: int) -> list[st
 
     Raises NotFoundError for another's pair, ConflictError before it is judged.
     """
+    return [one.model for one in _judged(session, person, assignment_id)]
+
+
+def spoken_in_pair(session: Session, person: Annotator, assignment_id: int) -> list[SpokenAnswer]:
+    """The answers of such a pair, in the same order. Raises as `revealed`."""
+    rows = _judged(session, person, assignment_id)
+    messages = [Message.model_validate(one) for one in session.get_one(PromptRow, rows[0].prompt_id).messages]
+    return [_spoken(row, messages) for row in rows]
+
+
+def _judged(session: Session, person: Annotator, assignment_id: int) -> list[ResponseRow]:
     found = session.get(
         Assignment, assignment_id, options=[selectinload(Assignment.task).selectinload(Task.responses)]
     )  # fmt: skip
@@ -402,4 +437,4 @@ def revealed(session: Session, person: Annotator, assignment_id: int) -> list[st
         raise NotFoundError("there is no such assignment of yours")
     if found.state != "done":
         raise ConflictError("judge first; the models' names are shown after that")
-    return [found.task.responses[i].response.model for i in found.shown]
+    return [found.task.responses[i].response for i in found.shown]

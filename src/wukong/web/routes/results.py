@@ -54,7 +54,7 @@ def one_result(
     directory = root / place
     answered = read_answered_prompts(directory / "answers.jsonl")
     sources = sorted({one.source for one in answered if one.source})
-    found = [one for one in answered if (not source or one.source == source) and _contains(one, q)]
+    found = [(n, one) for n, one in enumerate(answered) if source in ("", one.source) and _contains(one, q)]
     shown = paging(page, len(found), ANSWERS)
     compared = directory / "comparison.json"
     evaluation = next((one for one in read_run(root).evaluations if one.name == place), None)

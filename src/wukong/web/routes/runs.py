@@ -21,6 +21,7 @@ from wukong.errors import WukongError
 from wukong.feedback.store.labels import NotFoundError
 from wukong.report.contents import read_steps
 from wukong.report.page import STAGE_NAMES, duration
+from wukong.report.traces import has_trace
 from wukong.serve.events import EventStream, event
 from wukong.web.access import Admin, Form, maybe_person
 from wukong.web.inputs import Count, Name, text
@@ -94,7 +95,8 @@ def one_step(request: Request, run: Name, step: Name, person: Admin) -> HTMLResp
         step=state,
         names=NAMES,
         duration=duration,
-        plotly=_plotly()[1],
+        plotly=plotly_file()[1],
+        traced=has_trace(step_or_404(root, step).out),
     )
 
 
@@ -102,12 +104,15 @@ def one_step(request: Request, run: Name, step: Name, person: Admin) -> HTMLResp
 def plotly_script(request: Request) -> Response:
     """The script that draws the curves, as the Python package `plotly` brings it; pages name its version."""
     return FileResponse(
-        _plotly()[0], media_type="text/javascript", headers={"cache-control": "private, max-age=31536000, immutable"}
+        plotly_file()[0],
+        media_type="text/javascript",
+        headers={"cache-control": "private, max-age=31536000, immutable"},
     )
 
 
 @cache
-def _plotly() -> tuple[Path, str]:
+def plotly_file() -> tuple[Path, str]:
+    """Plotly's script and its version."""
     import plotly
 
     return Path(plotly.__file__).parent / "package_data" / "plotly.min.js", plotly.__version__

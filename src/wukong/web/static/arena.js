@@ -50,7 +50,8 @@ async function judge(value) {
     const names = await send("GET", `/api/arena/battles/${assignment}`);
     widget.root.querySelectorAll(".answer h2").forEach((heading, i) => heading.append(": ", element("strong", { class: "name" }, names[i])));
     for (const button of widget.root.querySelectorAll(".choices button")) button.disabled = true;
-    saved.textContent = t("Left: {left}. Right: {right}.", { left: names[0], right: names[1] });
+    saved.replaceChildren(t("Left: {left}. Right: {right}.", { left: names[0], right: names[1] }), " ",
+      element("button", { type: "button", class: "quiet", "data-tokens": `/api/arena/battles/${assignment}/tokens` }, t("As tokens")));
     await showRatings();
   } catch (error) {
     battle.assignment = assignment;

@@ -197,6 +197,7 @@ function turnElement(turn) {
       element("button", { type: "button", class: "quiet thumb", "aria-pressed": String(turn.vote === value), onclick: () => vote(turn, turn.vote === value ? 0 : value) }, element("span", { "aria-hidden": "true" }, sign), " ", name)));
     tools.append(element("button", { type: "button", class: "quiet again", onclick: () => { if (!busy) again(turn); } }, t("Answer again")));
   }
+  tools.append(element("button", { type: "button", class: "quiet", "data-tokens": `/api/turns/${turn.id}/tokens` }, t("As tokens")));
   const { temperature, top_p, top_k, seed } = turn.sampling;
   tools.append(element("span", { class: "fine drawn" }, t("temperature {temperature}, top-p {top_p}, top-k {top_k}, seed {seed}", { temperature, top_p, top_k, seed })));
   if (turn.vote && mine) root.append(reasonForm(turn));
