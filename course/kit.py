@@ -1,4 +1,4 @@
-"""What every lesson uses: the models of the recipe `course`, shapes in one line each, the look of the figures, checks."""
+"""What every lesson uses: the models of the recipe `course`, shapes in a line each, the look of the figures, checks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from checks import check
 from matplotlib import pyplot as plt
 
-__all__ = ["RUN", "ROOT", "bars", "check", "course_run", "plt", "shapes"]
+__all__ = ["ROOT", "RUN", "bars", "check", "course_run", "plt", "shapes"]
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ROOT / "runs" / "course"
@@ -46,7 +46,7 @@ def shapes(**tensors: torch.Tensor) -> None:
 
 def bars(values: dict[str, float], label: str) -> None:
     """Horizontal bars, the first on top."""
-    figure, axes = plt.subplots(figsize=(7, 0.5 + 0.26 * len(values)))
+    _, axes = plt.subplots(figsize=(7, 0.5 + 0.26 * len(values)))
     names = list(values)[::-1]
     axes.barh(names, [values[name] for name in names], color="#4c72b0")
     axes.set_xlabel(label)

@@ -24,7 +24,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 
 def test_the_shipped_recipes():
-    assert sorted(path.stem for path in RECIPES) == ["hh", "hh-scratch", "kitchen", "polite", "sentiment", "test"]
+    assert sorted(path.stem for path in RECIPES) == ["course", "hh", "hh-scratch", "kitchen", "polite", "sentiment", "test"]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -143,7 +143,7 @@ def test_the_changelog_knows_this_version():
 
 def test_make_targets_of_the_issue_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in ("run", "test", "test-interop", "lint", "bench", "site", "dist"):
+    for target in ("run", "test", "test-interop", "lint", "bench", "course", "site", "dist"):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 
 
