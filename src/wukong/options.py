@@ -90,6 +90,7 @@ class StageOptions(Options):
 
 WITHOUT_EFFECT = {
     "out", "checkpoint_seconds", "log_every", "tensorboard", "device", "allow_chance_reward_model", "parallel",
+    "trace", "trace_every", "trace_prompts",
     "insist",  # the old name of allow_chance_reward_model, in results of version 0.1
 }  # fmt: skip
 """Options that change how a stage runs but not its result: a finished stage stays valid when they change."""

@@ -240,6 +240,10 @@ class Tokenizer:
             return b""
         return self._bytes.get(int(index), b"\xef\xbf\xbd")
 
+    def token_texts(self, ids: Iterable[int]) -> list[str]:
+        r"""Each token alone, to be shown: special tokens by name, parts of a character as bytes (\xe4\xbd)."""
+        return [self.token_bytes(index, skip_special=False).decode("utf-8", "backslashreplace") for index in ids]
+
     @cached_property
     def _special_ids(self) -> frozenset[int]:
         return frozenset(self._specials.values())

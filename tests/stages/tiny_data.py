@@ -57,7 +57,7 @@ FAST = {"tensorboard": False, "precision": "float32", "checkpoint_seconds": 1e9,
 
 def made_files(out: Path) -> dict[str, bytes]:
     """What a stage made for others to use: everything but its logs."""
-    logs = ("metrics.jsonl", "samples.jsonl", "provenance.json", "options.json")
+    logs = ("metrics.jsonl", "samples.jsonl", "trace.jsonl", "provenance.json", "options.json")
     return {p.name: p.read_bytes() for p in out.iterdir() if p.is_file() and p.name not in logs}
 
 

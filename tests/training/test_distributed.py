@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from tests.stages.tiny_data import FOODS, tokenised, write_jsonl
 from tests.training.jobs import SECONDS, Jobs, run_programs
+from wukong.report.traces import read_trace
 from wukong.runner import run as run_recipe
 from wukong.training.checkpoint import list_checkpoints
 from wukong.training.metrics import read_json_lines, read_metrics
@@ -28,6 +29,7 @@ ONLINE = TRAIN | {
     "model": "{one}/sft", "reward_model": "{one}/reward", "prompts": ["{data}/prompts.jsonl"],
     "allow_chance_reward_model": True,
     "max_new_tokens": 8, "batch_size": 8, "episodes": 24, "minibatch_size": 4, "missing_eos_score": None,
+    "trace": 2,
 }  # fmt: skip
 STEPS: dict[str, dict] = {
     "pretrain": TRAIN | {
@@ -145,6 +147,17 @@ def test_the_responses_are_those_of_one_process(world: Path, together: Path, ste
     expected, found = (read_json_lines(place / step / "samples.jsonl") for place in (world / "one", together))
     assert [line["text"] for line in found] == [line["text"] for line in expected]
     assert expected
+
+
+@pytest.mark.parametrize("step", ["ppo", "grpo"])
+def test_the_trace_is_that_of_one_process(world: Path, together: Path, step: str) -> None:
+    expected, found = (read_trace(place / step) for place in (world / "one", together))
+    assert [one.step for one in found] == [one.step for one in expected] == [1, 2, 3]
+    for ours, theirs in zip(found, expected, strict=True):
+        for response, same in zip(ours.responses, theirs.responses, strict=True):
+            assert response.tokens == same.tokens
+            for name in ("logprobs", "reference_logprobs", "rewards", "advantages", "new_logprobs", "policy_losses"):
+                assert getattr(response, name) == pytest.approx(getattr(same, name), rel=2e-3, abs=1e-4), name
 
 
 def test_one_of_them_speaks_and_none_leaves_anything_behind(together: Path) -> None:

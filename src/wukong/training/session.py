@@ -170,7 +170,8 @@ class Session:
             say(f"{title}: resuming after step {self.start:,} of {total_steps:,}")
         self.step = self.start
         self.metrics = MetricsLog(options.out, self.start, options.tensorboard)
-        self.samples = JsonLines(options.out / "samples.jsonl", self.start)
+        self._files: list[JsonLines] = []
+        self.samples = self.lines("samples.jsonl")
         self.bar = Bar(title, total_steps, done=self.start)
         self._signal: int | None = None
         self._handlers: dict[int, Any] = {}
@@ -247,7 +248,8 @@ class Session:
             signal.signal(number, handler)
         self.bar.__exit__(kind, error, trace)
         self.metrics.close()
-        self.samples.close()
+        for file in self._files:
+            file.close()
 
     def _on_signal(self, number: int, frame: object) -> None:
         # A second Ctrl-C stops at once, without waiting for the step. (Not with several processes: each gets the signal
@@ -363,6 +365,11 @@ class Session:
         """Adds to the metrics of this step; `tokens` were processed in it."""
         self._tokens += tokens
         self._latest |= metrics
+
+    def lines(self, name: str) -> JsonLines:
+        """A file of JSON lines in the output directory, closed at the end of the session."""
+        self._files.append(JsonLines(self.options.out / name, self.start))
+        return self._files[-1]
 
     def sample(self, **fields: object) -> None:
         """Adds a text the model wrote at this step to samples.jsonl."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from wukong import processes
 from wukong.errors import UsageError
 from wukong.model.gpt2 import GPT2Config
-from wukong.objectives import Average, masked_mean, policy_gradient_loss, ppo_value_loss
+from wukong.objectives import Average, masked_mean, policy_gradient_loss, ppo_value_loss, token_rewards
 from wukong.sampling import RecommendOptions
 from wukong.stages.online.rewards import ScoringOptions, model_inputs
 from wukong.stages.online.rollouts import RolloutOptions
@@ -66,6 +66,11 @@ class Algorithm(ABC):
     """Weight of the value loss; None: no value model."""
     value_model: ValueModelKind = "separate"
     """A separate network, or a head on the policy's trunk."""
+
+    def rewards(self, batch: Batch) -> Tensor:
+        """The reward of each token (B, R): the KL penalty, and the score at the last one. What is one action for an
+        algorithm has their sum."""
+        return token_rewards(batch.scores, batch.kl, batch.mask, batch.kl_coef)
 
     @abstractmethod
     def advantages(self, batch: Batch) -> Advantages:
@@ -141,6 +146,12 @@ class OnlineOptions(RolloutOptions, ScoringOptions, RecommendOptions):
     """Iterations between lines of metrics.jsonl."""
     save_every: int = Field(0, ge=0)
     """Iterations between policies saved in OUT/policies; 0 saves none."""
+    trace: int = Field(0, ge=0)
+    """Record the responses to this many prompts of a batch in OUT/trace.jsonl, token by token; 0 records none."""
+    trace_every: int = Field(0, ge=0)
+    """Iterations between traced ones; 0: ten, evenly spread, with the first and the last."""
+    trace_prompts: list[str] = []
+    """Questions that are also answered at each traced iteration, beside the batch. Default: the first of --prompts."""
 
     @abstractmethod
     def algorithm(self) -> Algorithm:

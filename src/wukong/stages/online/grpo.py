@@ -19,7 +19,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from wukong.objectives import Average, Scale, group_advantages, kl_estimate, ppo_policy_loss, sequence_rewards
+from wukong.objectives import (
+    Average,
+    Scale,
+    group_advantages,
+    kl_estimate,
+    ppo_policy_loss,
+    sequence_rewards,
+    token_rewards,
+)
 from wukong.require import Need
 from wukong.stages.online.algorithm import Advantages, Algorithm, Batch, GroupOptions, advantage_metrics
 from wukong.stages.online.train import online_needs, train
@@ -53,9 +61,15 @@ class GRPO(Algorithm):
         self.options, self.epochs = options, options.epochs
         self.average, self.clip_range = options.average, options.clip_range
 
+    def _kl_coef(self, batch: Batch) -> float:
+        """Of the penalty in the reward."""
+        return batch.kl_coef if self.options.kl_in == "reward" else 0.0
+
+    def rewards(self, batch: Batch) -> Tensor:
+        return token_rewards(batch.scores, batch.kl, batch.mask, self._kl_coef(batch))
+
     def advantages(self, batch: Batch) -> Advantages:
-        kl_coef = batch.kl_coef if self.options.kl_in == "reward" else 0.0
-        rewards = sequence_rewards(batch.scores, batch.kl, batch.mask, kl_coef)
+        rewards = sequence_rewards(batch.scores, batch.kl, batch.mask, self._kl_coef(batch))
         better = group_advantages(rewards, self.options.samples_per_prompt, self.options.scale)  # (B,)
         advantages = torch.where(batch.mask, better.unsqueeze(1), 0)
         return Advantages(advantages, metrics=advantage_metrics(advantages, batch.mask))

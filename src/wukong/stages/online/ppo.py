@@ -18,7 +18,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from wukong.objectives import Average, gae, ppo_policy_loss, ppo_value_loss, token_rewards, whiten
+from wukong.objectives import Average, gae, ppo_policy_loss, ppo_value_loss, whiten
 from wukong.require import Need
 from wukong.stages.online.algorithm import (
     Advantages,
@@ -66,12 +66,13 @@ class PPO(Algorithm):
         self.clip_range, self.value_coef = options.clip_range, options.value_coef
         self.value_model = options.value_model
 
+    def rewards(self, batch: Batch) -> Tensor:
+        rewards = super().rewards(batch)
+        return whiten(rewards, batch.mask, shift_mean=False) if self.options.whiten_rewards else rewards
+
     def advantages(self, batch: Batch) -> Advantages:
         mask = batch.mask
-        rewards = token_rewards(batch.scores, batch.kl, mask, batch.kl_coef)
-        if self.options.whiten_rewards:
-            rewards = whiten(rewards, mask, shift_mean=False)
-        advantages, returns = gae(rewards, batch.values, mask, self.options.gamma, self.options.lam)
+        advantages, returns = gae(self.rewards(batch), batch.values, mask, self.options.gamma, self.options.lam)
         metrics = {**advantage_metrics(advantages, mask), **value_metrics(batch.values, returns, mask)}
         return Advantages(whiten(advantages, mask), returns, metrics=metrics)
 

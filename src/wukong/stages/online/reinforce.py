@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from wukong.objectives import gae, sequence_rewards, token_rewards
+from wukong.objectives import gae, sequence_rewards
 from wukong.require import Need
 from wukong.stages.online.algorithm import (
     Advantages,
@@ -56,7 +56,7 @@ class Reinforce(Algorithm):
 
     def advantages(self, batch: Batch) -> Advantages:
         mask = batch.mask
-        rewards = token_rewards(batch.scores, batch.kl, mask, batch.kl_coef)
+        rewards = self.rewards(batch)
         # With values of 0 and lambda = 1 the advantage is the remaining reward.
         to_come, _ = gae(rewards, torch.zeros_like(rewards), mask, gamma=1.0, lam=1.0)
         if self.options.baseline == "learned":

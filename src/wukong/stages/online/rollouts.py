@@ -86,6 +86,21 @@ class Episodes:
         """The length of an episode in tokens, for `Session.micro_batches`."""
         return [len(self.sequences[row])]
 
+    def select(self, rows: Sequence[int]) -> Episodes:
+        """Only these episodes, in this order."""
+        width = max(self.response_lengths[i] for i in rows)
+        chosen = torch.tensor(rows, device=self.mask.device)
+        return Episodes(
+            prompts=[self.prompts[i] for i in rows],
+            sequences=[self.sequences[i] for i in rows],
+            prompt_lengths=[self.prompt_lengths[i] for i in rows],
+            response_lengths=[self.response_lengths[i] for i in rows],
+            scored_lengths=[self.scored_lengths[i] for i in rows],
+            ended=[self.ended[i] for i in rows],
+            mask=self.mask[chosen, :width],
+            sampler_logprobs=self.sampler_logprobs[chosen, :width],
+        )
+
     @property
     def scored_sequences(self) -> list[list[int]]:
         """Prompt and response as rewards read them."""

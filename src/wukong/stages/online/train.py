@@ -54,6 +54,7 @@ from wukong.stages.online.rollouts import (
     rollout_stats,
     tokenised_prompts,
 )
+from wukong.stages.online.trace import Tracer, tracer_of
 from wukong.stages.online.update import PretrainingLoss, Update
 from wukong.stats import distinct_n
 from wukong.tokenizer import Tokenizer
@@ -81,6 +82,7 @@ class Trainer:
     score: ScoreFunction
     tokenizer: Tokenizer
     pretraining: PretrainingLoss | None = None
+    tracer: Tracer | None = None
 
     def __post_init__(self) -> None:
         self.algorithm = self.options.algorithm()
@@ -98,15 +100,17 @@ class Trainer:
             self.policy, self.reference, self.value_model, episodes, rows, options.temperature, compute
         )
         scores, kl = final_scores(rewards, episodes, options), stats.kl(episodes.mask, "k1")
-        advantages = self.algorithm.advantages(
-            Batch(scores, kl, episodes.mask, stats.values, session.state["kl_coef"], session.state)
-        )
+        batch = Batch(scores, kl, episodes.mask, stats.values, session.state["kl_coef"], session.state)
+        advantages = self.algorithm.advantages(batch)
+        traced = self.tracer.before_update(episodes, rewards, stats, batch, advantages) if self.tracer else None
         times.append(time.monotonic())
         losses = Update(
             session, self.algorithm, options, self.policy, self.value_model, episodes, stats, advantages,
             self.pretraining,
         ).run()  # fmt: skip
         times.append(time.monotonic())
+        if self.tracer and traced:
+            self.tracer.after_update(traced)
         metrics = self._metrics(episodes, stats, rewards, scores, kl, advantages, losses) | _seconds(times, episodes)
         self._warn_of_fixed_score(metrics["ended_no_better"], rewards, episodes)
         self._adapt_kl_coef(metrics["kl"], len(prompts))
@@ -246,7 +250,7 @@ def train(options: OnlineOptions) -> None:
     load = workload(options, policy.config, max(len(prompt.ids) for prompt in prompts))
     session = Session(options, modules, options.iterations, algorithm.name, state, lr=options.lr, workload=load)
     with session:
-        trainer = _trainer(session, options, policy, value_model, tokenizer)
+        trainer = _trainer(session, options, policy, value_model, tokenizer, prompts)
         for step in session.steps():
             metrics = trainer.step(batch_of(prompts, step, options))
             session.show(score=metrics["score"], kl=metrics["kl"])
@@ -278,8 +282,9 @@ def batch_of(prompts: Sequence[TokenisedPrompt], step: int, options: OnlineOptio
 
 
 def _trainer(
-    session: Session, options: OnlineOptions, policy: GPT2, value_model: ValueModel | None, tokenizer: Tokenizer
-) -> Trainer:
+    session: Session, options: OnlineOptions, policy: GPT2, value_model: ValueModel | None, tokenizer: Tokenizer,
+    prompts: Sequence[TokenisedPrompt],
+) -> Trainer:  # fmt: skip
     """The trainer with its frozen parts: the reference, the rewards and the pretraining term."""
     reference = frozen(load_policy(options.model)[0], session.compute)
     kept = replies_path(options.out, directory=True)
@@ -291,7 +296,8 @@ def _trainer(
         rows = max(1, options.micro_batch_tokens // context)  # the option, so that results do not depend on the memory
         pretraining = PretrainingLoss(shards, rows, context, options.seed)
     scorer = EpisodeScorer(session, rewards, tokenizer, options.algorithm().name)
-    return Trainer(session, options, policy, reference, value_model, scorer, tokenizer, pretraining)
+    tracer = tracer_of(session, options, policy, reference, value_model, scorer.score, tokenizer, prompts)
+    return Trainer(session, options, policy, reference, value_model, scorer, tokenizer, pretraining, tracer)
 
 
 def _sampling(options: OnlineOptions) -> SamplingParameters:
@@ -327,6 +333,10 @@ class EpisodeScorer:
     name: str
 
     def __call__(self, episodes: Episodes) -> Tensor:
+        """(B,) float32, of a batch, whose terms are logged. Raises as `score`."""
+        return self.score(episodes, log=True)
+
+    def score(self, episodes: Episodes, log: bool = False) -> Tensor:
         """(B,) float32.
 
         Raises RunError when a reward fails, after saving a checkpoint: this step has not changed the weights yet.
@@ -339,5 +349,6 @@ class EpisodeScorer:
                 session.checkpoint(session.step)
             at = f"{self.name} stopped at iteration {session.step + 1}"
             raise RunError(f"{at}: {error}; {session.kept_checkpoint()}") from error
-        session.log(0, **scored.means)
+        if log:
+            session.log(0, **scored.means)
         return torch.tensor(scored.total, dtype=torch.float32, device=session.compute.device)
