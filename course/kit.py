@@ -10,12 +10,16 @@ import torch
 from checks import check
 from matplotlib import pyplot as plt
 
+from wukong.console import console
+
 __all__ = ["ROOT", "RUN", "bars", "check", "course_run", "plt", "shapes"]
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ROOT / "runs" / "course"
 """What the recipe `course` makes: data, tokenizer, base, sft, responses, comparisons, reward models and policies."""
 LAST = "report.html"
+
+console.quiet = True  # a stage that a lesson runs prints nothing beside the lesson's own lines
 
 plt.rcParams.update(
     {

@@ -160,7 +160,7 @@ def test_workflows_call_the_makefile():
         assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in called[file.stem]), file
     assert called == {
         "tests": {"lint", "test", "test-interop"},
-        "site": {"site"},
+        "site": {"course", "site"},
         "release": {"lint", "test", "dist", "test-interop"},
     }
 
@@ -174,9 +174,9 @@ def test_ci_runs_on_every_system_and_python_that_the_classifiers_name():
     assert jobs["windows"]["runs-on"] == "windows-latest"
 
 
-def test_ci_runs_lint_both_halves_of_the_tests_and_the_site():
+def test_ci_runs_lint_both_halves_of_the_tests_the_course_and_the_site():
     """The halves exclude each other, and no test is in neither."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.findall(r'-m "(.*?)"', makefile) == ["not slow and not interop", "slow or interop"]
     commands = re.findall(r"^make (\S+)$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
-    assert commands == ["lint", "test", "test-interop", "site"]
+    assert commands == ["lint", "test", "test-interop", "course", "site"]
