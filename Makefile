@@ -22,7 +22,6 @@ ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 DOCS_INSTALLED := .venv/.installed-docs
-COURSE_INSTALLED := .venv/.installed-course
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: run test test-interop lint format bench course docs site dist screenshots clean
@@ -48,7 +47,7 @@ format: $(INSTALLED)
 bench: $(INSTALLED)
 	PYTHON=$(BIN)/python benchmarks/speed/tables.sh cpu docs/results/benchmarks-cpu.md
 
-course: $(COURSE_INSTALLED)
+course: $(INSTALLED)
 	$(BIN)/python course/build.py $(ARGS)
 
 docs: $(INSTALLED)
@@ -57,7 +56,7 @@ docs: $(INSTALLED)
 
 # NO_MKDOCS_2_WARNING silences an advertisement of mkdocs-material. The last line fails if a page loads anything from
 # another host.
-site: $(DOCS_INSTALLED) $(COURSE_INSTALLED)
+site: $(DOCS_INSTALLED)
 	$(BIN)/python course/build.py --pages
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@! grep -rnoE --include='*.html' '<(script|link|img|iframe)[^>]* (src|href)="?(https?:)?//[^" >]+\.(js|css|woff2?|png|svg|json)' site
@@ -83,8 +82,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(DOCS_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
-	@touch $@
-
-$(COURSE_INSTALLED): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[course]'
 	@touch $@

@@ -91,21 +91,18 @@ def build(name: str) -> float:
 # ----------------------------------------------------------------------------------------------------------- the pages
 
 
-def finished(language: str, name: str) -> tuple[Any, bool]:
-    """The lesson's notebook with its outputs, if it was executed with the code that it has now; else without."""
-    written = COURSE / "en" / f"{name}.ipynb"
-    notebook = read(language, name)
-    if written.exists():
-        executed = nbformat.read(written, as_version=4)
-        if code(executed) == code(notebook):
-            borrow(notebook, executed)
-            return notebook, True
-    return notebook, False
+def with_outputs(notebook: Any, executed: Any | None) -> bool:
+    """Gives the notebook the outputs of the executed one; False if there is none, or it ran other code."""
+    if executed is None or code(executed) != code(notebook):
+        return False
+    borrow(notebook, executed)
+    return True
 
 
-def page(notebook: Any, language: str, name: str, executed: bool) -> str:
-    """The Markdown of a page; writes its figures."""
+def page(notebook: Any, language: str, name: str, executed: bool) -> tuple[str, dict[str, bytes]]:
+    """The Markdown of a page, and its figures by file name."""
     parts: list[str] = []
+    figures: dict[str, bytes] = {}
     for place, cell in enumerate(notebook.cells):
         if cell.cell_type != "code":
             parts.append(cell.source.replace("<details>", '<details markdown="1">'))
@@ -115,33 +112,43 @@ def page(notebook: Any, language: str, name: str, executed: bool) -> str:
             block = f'<details markdown="1"><summary>{SETUP[language]}</summary>\n\n{block}\n\n</details>'
         parts.append(block)
         after = notebook.cells[place + 1].source if place + 1 < len(notebook.cells) else ""
-        parts += [_shown(output, name, place, after) for output in cell.outputs]
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                file = f"{name}-{place}.png"
+                figures[file] = base64.b64decode(output.data["image/png"])
+                parts.append(f"![{_caption(after)}](figures/{file})")
+            elif output.output_type == "stream":
+                parts += [_text(output.text)] * (output.name == "stdout")
+            else:
+                parts.append(_text(output.data.get("text/plain", "")))
     head = NOTEBOOK_LINK[language].format(name=name) + ("" if executed else f"\n\n{NO_OUTPUTS[language]}")
     title, purpose, rest = "\n\n".join(part for part in parts if part).split("\n\n", 2)
-    return "\n\n".join([title, purpose, head, rest]) + "\n"
+    return "\n\n".join([title, purpose, head, rest]) + "\n", figures
 
 
-def _shown(output: Any, name: str, place: int, after: str) -> str:
-    if output.output_type == "stream":
-        return f"```text\n{output.text.rstrip()}\n```" if output.name == "stdout" else ""
-    if "image/png" in output.get("data", {}):
-        file = PAGES / "figures" / f"{name}-{place}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(base64.b64decode(output.data["image/png"]))
-        caption = CAPTION.search(after)
-        text = " ".join(caption[1].split()) if caption else ""
-        return f"![{text.replace('[', '(').replace(']', ')')}](figures/{file.name})"
-    return f"```text\n{output.data.get('text/plain', '').rstrip()}\n```"
+def _text(output: str) -> str:
+    return f"```text\n{output.rstrip()}\n```" if output.strip() else ""
+
+
+def _caption(after: str) -> str:
+    """The alternative text of a figure, from the text that follows its cell."""
+    caption = CAPTION.search(after)
+    return " ".join(caption[1].split()).replace("[", "(").replace("]", ")") if caption else ""
 
 
 def write_pages() -> None:
-    PAGES.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(PAGES / "figures", ignore_errors=True)
+    (PAGES / "figures").mkdir(parents=True)
     for name in lessons():
+        written = COURSE / "en" / f"{name}.ipynb"
+        executed = nbformat.read(written, as_version=4) if written.exists() else None
         for language, suffix in LANGUAGES.items():
-            notebook, executed = finished(language, name)
-            (PAGES / f"{name}{suffix}.md").write_text(page(notebook, language, name, executed), encoding="utf-8")
+            notebook = read(language, name)
+            text, figures = page(notebook, language, name, with_outputs(notebook, executed))
+            (PAGES / f"{name}{suffix}.md").write_text(text, encoding="utf-8")
             nbformat.write(notebook, PAGES / f"{name}{suffix}.ipynb")
+            for file, content in figures.items():
+                (PAGES / "figures" / file).write_bytes(content)
 
 
 def main() -> None:
