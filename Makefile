@@ -6,8 +6,10 @@
 #                 whatever takes long
 #   make lint     style and types
 #   make bench    our speed beside that of transformers and TRL, written to docs/results/benchmarks-cpu.md
+#   make course   the models of the course, and its lessons executed as notebooks and pages, in at most 12 minutes
 #   make docs     the pages that are written from the code
-#   make site     the documentation as a site, in site/; a dead link or a page that is not in the navigation fails
+#   make site     the documentation as a site, in site/, with the lessons' outputs after make course; a dead link or a page
+#                 that is not in the navigation fails
 #   make dist     the wheel and the source distribution, in dist/
 #   make screenshots  the pictures of the studio that are in the docs, taken again (needs Chromium)
 #
@@ -22,7 +24,7 @@ INSTALLED := .venv/.installed
 DOCS_INSTALLED := .venv/.installed-docs
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: run test test-interop lint format bench docs site dist screenshots clean
+.PHONY: run test test-interop lint format bench course docs site dist screenshots clean
 
 run: $(INSTALLED)
 	$(BIN)/wukong run kitchen $(ARGS)
@@ -45,6 +47,9 @@ format: $(INSTALLED)
 bench: $(INSTALLED)
 	PYTHON=$(BIN)/python benchmarks/speed/tables.sh cpu docs/results/benchmarks-cpu.md
 
+course: $(INSTALLED)
+	$(BIN)/python course/build.py $(ARGS)
+
 docs: $(INSTALLED)
 	COLUMNS=100 $(BIN)/python -c "from wukong.cli import reference; print(reference(), end='')" > docs/reference/cli.md
 	$(BIN)/python -m wukong.training.metric_definitions > docs/reference/metrics.md
@@ -52,6 +57,7 @@ docs: $(INSTALLED)
 # NO_MKDOCS_2_WARNING silences an advertisement of mkdocs-material. The last line fails if a page loads anything from
 # another host.
 site: $(DOCS_INSTALLED)
+	$(BIN)/python course/build.py --pages
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@! grep -rnoE --include='*.html' '<(script|link|img|iframe)[^>]* (src|href)="?(https?:)?//[^" >]+\.(js|css|woff2?|png|svg|json)' site
 

@@ -24,7 +24,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 
 def test_the_shipped_recipes():
-    assert sorted(path.stem for path in RECIPES) == ["hh", "hh-scratch", "kitchen", "polite", "sentiment", "test"]
+    assert sorted(path.stem for path in RECIPES) == ["course", "hh", "hh-scratch", "kitchen", "polite", "sentiment", "test"]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -143,7 +143,7 @@ def test_the_changelog_knows_this_version():
 
 def test_make_targets_of_the_issue_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in ("run", "test", "test-interop", "lint", "bench", "site", "dist"):
+    for target in ("run", "test", "test-interop", "lint", "bench", "course", "site", "dist"):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 
 
@@ -160,7 +160,7 @@ def test_workflows_call_the_makefile():
         assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in called[file.stem]), file
     assert called == {
         "tests": {"lint", "test", "test-interop"},
-        "site": {"site"},
+        "site": {"course", "site"},
         "release": {"lint", "test", "dist", "test-interop"},
     }
 
@@ -174,9 +174,9 @@ def test_ci_runs_on_every_system_and_python_that_the_classifiers_name():
     assert jobs["windows"]["runs-on"] == "windows-latest"
 
 
-def test_ci_runs_lint_both_halves_of_the_tests_and_the_site():
+def test_ci_runs_lint_both_halves_of_the_tests_the_course_and_the_site():
     """The halves exclude each other, and no test is in neither."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.findall(r'-m "(.*?)"', makefile) == ["not slow and not interop", "slow or interop"]
     commands = re.findall(r"^make (\S+)$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
-    assert commands == ["lint", "test", "test-interop", "site"]
+    assert commands == ["lint", "test", "test-interop", "course", "site"]
