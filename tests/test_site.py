@@ -27,7 +27,7 @@ def test_every_page_begins_with_one_line_that_says_what_it_is_for(page):
     assert not blank
     assert not after, "the purpose is one line"
     assert len(purpose) <= 160
-    assert purpose.endswith((".", "?", "。"))
+    assert purpose.endswith((".", "?", "。", "？"))
 
 
 def test_pages_that_the_code_names_exist():
