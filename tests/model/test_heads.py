@@ -26,18 +26,20 @@ def head(request) -> str:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("pooling", ["last", "mean", "weighted"])
 def test_reward_is_pooled_over_the_real_tokens_of_each_row(model, head, pooling):
     scalar_model = ScalarModel(model, head, pooling)
     ids = random_ids(3, 9)
     for b, reward in enumerate(scalar_model(ids, LENGTHS).tolist()):
         alone = scalar_model.token_scores(ids[b : b + 1, : LENGTHS[b]])[0].tolist()
-        expected = alone[-1] if pooling == "last" else sum(alone) / len(alone)
+        n = len(alone)
+        weighted = sum(t * score for t, score in enumerate(alone, 1)) / (n * (n + 1) / 2)
+        expected = {"last": alone[-1], "mean": sum(alone) / n, "weighted": weighted}[pooling]
         assert reward == pytest.approx(expected, abs=1e-4)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("pooling", ["last", "mean", "weighted"])
 def test_what_stands_in_the_padding_does_not_matter(model, head, pooling):
     scalar_model = ScalarModel(model, head, pooling)
     ids = random_ids(3, 9)
@@ -67,7 +69,7 @@ def test_mlp_head_is_not_linear_in_the_hidden_state(model):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("pooling", ["last", "mean", "weighted"])
 def test_rescaling_is_an_affine_map_of_the_reward(model, head, pooling):
     scalar_model = ScalarModel(model, head, pooling)
     ids = random_ids(3, 9)
@@ -87,13 +89,15 @@ def test_rewards_start_near_zero_with_a_spread_of_about_one():
     assert scores.std().item() == pytest.approx(math.sqrt(128 / 129), abs=0.2)
 
 
-def test_gradient_reaches_the_pooled_tokens_only(model):
-    for pooling, expected in (("last", [0, 0, 0, 1, 0, 0]), ("mean", [1, 1, 1, 1, 0, 0])):
+def test_gradient_reaches_the_pooled_tokens_in_proportion_to_their_weights(model):
+    # Of four real tokens: the last one; each a quarter; 1, 2, 3 and 4 tenths.
+    weights = {"last": [0, 0, 0, 1, 0, 0], "mean": [0.25] * 4 + [0, 0], "weighted": [0.1, 0.2, 0.3, 0.4, 0, 0]}
+    for pooling, expected in weights.items():
         scalar_model = ScalarModel(model, "linear", pooling)
         scores: list[torch.Tensor] = []
         scalar_model.score.register_forward_hook(lambda _, __, out, s=scores: (out.retain_grad(), s.append(out))[0])
         scalar_model(random_ids(1, 6), torch.tensor([4])).sum().backward()
-        assert scores[0].grad.flatten().ne(0).int().tolist() == expected
+        assert scores[0].grad.flatten().tolist() == pytest.approx(expected)
 
 
 # ------------------------------------------------------------------------------------------------------ in bfloat16

@@ -269,7 +269,7 @@ def test_saving_leaves_the_model_as_it_was(reward_model, tokenizer, tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("head", "pooling"), [("mlp", "last"), ("linear", "mean"), ("mlp", "mean")])
+@pytest.mark.parametrize(("head", "pooling"), [("mlp", "last"), ("linear", "mean"), ("mlp", "weighted")])
 def test_heads_unknown_to_transformers_come_back_here_and_are_refused_there(model, tokenizer, tmp_path, head, pooling):
     transformers = pytest.importorskip("transformers")
     reward_model = ScalarModel(model, head, pooling)

@@ -1,6 +1,8 @@
 """Scalar heads: the reward model and the value model, with a separate GPT-2 trunk or on the policy's.
 
-The reward of a response is read at its last real token (`pooling="last"`) or as the mean over its real tokens.
+The reward of a response is read at its last real token (`pooling="last"`), as the mean over its real tokens, or as
+their mean weighted by position: token t of n weighs t / (1 + ... + n), as in SGPT (Muennighoff 2022, arXiv 2202.08904),
+because a later token has read more of the text.
 The reward model reads prompt + response *without* the closing end-of-text token: Hugging Face's
 `GPT2ForSequenceClassification` skips the padding token, which for GPT-2 is the end-of-text token, so only this
 convention gives an exported model the same scores there.
@@ -20,7 +22,7 @@ from wukong.model.config import GPT2Config
 from wukong.model.gpt2 import GPT2
 
 HeadKind = Literal["linear", "mlp"]
-Pooling = Literal["last", "mean"]
+Pooling = Literal["last", "mean", "weighted"]
 
 
 class ScalarModel(nn.Module):
@@ -55,8 +57,10 @@ class ScalarModel(nn.Module):
         scores = self.token_scores(input_ids, lengths)
         if self.pooling == "last":
             return scores.gather(1, (lengths - 1).unsqueeze(1)).squeeze(1)
-        real = torch.arange(scores.shape[1], device=scores.device) < lengths.unsqueeze(1)  # (B, T)
-        return (scores * real).sum(1) / lengths
+        places = torch.arange(1, scores.shape[1] + 1, device=scores.device)  # (T,)
+        real = places <= lengths.unsqueeze(1)  # (B, T)
+        weights = real * places if self.pooling == "weighted" else real
+        return (scores * weights).sum(1) / weights.sum(1)
 
     @torch.no_grad()
     def rescale(self, gain: float, bias: float) -> None:

@@ -2,8 +2,8 @@
 
 Their GPT-2 stores each linear layer's weight transposed (a `Conv1D`), under a `transformer.` prefix, and the tied
 output layer not at all. A reward model with a linear head read at the last token is their
-`GPT2ForSequenceClassification`; one with an MLP head or mean pooling has no counterpart there, so it is stored under a
-separate model type, which `transformers` refuses instead of giving wrong scores.
+`GPT2ForSequenceClassification`; one with an MLP head or another pooling has no counterpart there, so it is
+stored under a separate model type, which `transformers` refuses instead of giving wrong scores.
 
 Saving only writes files: the caller provides a staging directory (`wukong.files.atomic_directory`).
 """

@@ -74,7 +74,7 @@ class RewardOptions(TrainOptions, DataOptions):
     head: HeadKind = "linear"
     """linear, or mlp (one hidden layer)."""
     pooling: Pooling = "last"
-    """Read the score at the last token, or average it over all tokens."""
+    """Read the score at the last token, or average it over all tokens: evenly, or weighted by position (SGPT)."""
     ties: Literal["drop", "half"] = "drop"
     """Drop tied comparisons, or train them towards probability 1/2 (ties within a ranking are dropped)."""
     margin: float = Field(0.0, ge=0)

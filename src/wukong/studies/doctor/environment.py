@@ -25,6 +25,7 @@ EXTRAS = {
     "serve": "`wukong serve`, models behind an OpenAI-compatible API",
     "rl": "the Gymnasium environment and Stable-Baselines3",
     "docs": "the documentation as a site (`make site`)",
+    "course": "the lessons of the course, as notebooks (`make course`)",
     "dev": "tests and checks of wukong itself",
 }
 """The optional parts of the installation, and what each is for."""
