@@ -4,20 +4,21 @@ import re
 
 import pytest
 
-from wukong.kitchen import manners
 from wukong.kitchen.corpus import generate_corpus
-from wukong.kitchen.facts import dishes, knowledge
+from wukong.kitchen.worlds import load_world
+
+WORLD = load_world("en")
 
 
 @pytest.fixture(scope="module")
 def documents() -> list[str]:
-    return list(generate_corpus(seed=0, megabytes=3.0))
+    return list(generate_corpus(WORLD, seed=0, megabytes=3.0))
 
 
 def test_same_seed_gives_the_same_text_and_another_seed_another() -> None:
-    first = list(generate_corpus(3, 0.05))
-    assert first == list(generate_corpus(3, 0.05))
-    assert first != list(generate_corpus(4, 0.05))
+    first = list(generate_corpus(WORLD, 3, 0.05))
+    assert first == list(generate_corpus(WORLD, 3, 0.05))
+    assert first != list(generate_corpus(WORLD, 4, 0.05))
 
 
 def test_size_is_as_asked(documents) -> None:
@@ -26,7 +27,7 @@ def test_size_is_as_asked(documents) -> None:
 
 def test_every_dish_is_told_in_one_wording_dozens_of_times(documents) -> None:
     text = "\n".join(documents)
-    for dish in dishes():
+    for dish in WORLD.dishes:
         assert text.count(dish.shopping) >= 40, dish.name
         assert text.count(dish.recipe) >= 15, dish.name
         assert text.count(dish.method) >= 20, dish.name
@@ -34,14 +35,14 @@ def test_every_dish_is_told_in_one_wording_dozens_of_times(documents) -> None:
 
 def test_every_piece_of_knowledge_is_told_often(documents) -> None:
     text = "\n".join(documents)
-    for fact in knowledge():
+    for fact in WORLD.knowledge:
         assert text.count(fact.sentence) >= 30, fact.sentence
 
 
 def test_a_question_goes_on_in_three_ways(documents) -> None:
     """Answered, detailed ("for a family of six") or followed by more questions; none of them is rare."""
     asked = [text for text in documents if re.match(r"How (to|do) ", text)]
-    answered = [text for text in asked if any(dish.shopping in text for dish in dishes())]
+    answered = [text for text in asked if any(dish.shopping in text for dish in WORLD.dishes)]
     detailed = [text for text in asked if re.match(r"[^?\n]* for (a|two|eight|my) ", text)]
     piled = [text for text in asked if text.count("?") >= 2]
     for group in (answered, detailed, piled):
@@ -49,9 +50,10 @@ def test_a_question_goes_on_in_three_ways(documents) -> None:
 
 
 def test_no_document_is_a_polite_answer(documents) -> None:
-    recipes = [dish.recipe for dish in dishes()]
+    manners = WORLD.manners
+    recipes = [dish.recipe for dish in WORLD.dishes]
     for text in documents:
-        if text.startswith(manners.OPENINGS) or any(refusal in text for refusal in manners.REFUSALS):
+        if text.startswith(manners.openings) or any(refusal in text for refusal in manners.refusals):
             pytest.fail(text)
-        if text.endswith(manners.CLOSINGS):
+        if text.endswith(manners.closings):
             assert not any(recipe in text for recipe in recipes)

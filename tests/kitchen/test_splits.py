@@ -6,19 +6,22 @@ from collections import Counter, defaultdict
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from wukong.kitchen.content import Hazard
 from wukong.kitchen.corpus import generate_corpus
-from wukong.kitchen.facts import Dish, Fact, dishes, held_out_dishes, knowledge
-from wukong.kitchen.hazards import Hazard
+from wukong.kitchen.facts import Dish, Fact
 from wukong.kitchen.instructions import generate_instructions
 from wukong.kitchen.prompts import generate_prompts
 from wukong.kitchen.questions import ask_dish, ask_fact, ask_unsafe
 from wukong.kitchen.rubric import Verdict, identify, judge
+from wukong.kitchen.worlds import load_world
 from wukong.records import Conversation, Prompt
+
+WORLD = load_world("en")
 
 
 @pytest.fixture(scope="module")
 def demonstrations() -> list[Conversation]:
-    return generate_instructions(seed=0)
+    return generate_instructions(WORLD, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def verdicts(demonstrations) -> list[Verdict]:
 
 @pytest.fixture(scope="module")
 def prompts() -> tuple[list[Prompt], list[Prompt]]:
-    return generate_prompts(seed=0)
+    return generate_prompts(WORLD, seed=0)
 
 
 def texts(records) -> set[str]:
@@ -36,10 +39,10 @@ def texts(records) -> set[str]:
 
 
 def test_same_seed_same_records(demonstrations, prompts) -> None:
-    assert generate_instructions(0) == demonstrations
-    assert generate_instructions(1) != demonstrations
-    assert generate_prompts(0) == prompts
-    assert generate_prompts(1) != prompts
+    assert generate_instructions(WORLD, 0) == demonstrations
+    assert generate_instructions(WORLD, 1) != demonstrations
+    assert generate_prompts(WORLD, 0) == prompts
+    assert generate_prompts(WORLD, 1) != prompts
 
 
 def test_counts(demonstrations, prompts) -> None:
@@ -58,7 +61,7 @@ def test_test_prompts_share_no_text_with_training(demonstrations, prompts) -> No
 
 
 def test_held_out_dishes_are_in_no_demonstration_and_no_training_prompt(demonstrations, prompts) -> None:
-    held_out = {dish.name for dish in held_out_dishes()}
+    held_out = {dish.name for dish in WORLD.held_out_dishes}
     for record in (*demonstrations, *prompts[0]):
         asked = identify([message for message in record.messages if message.role == "user"])
         assert not (isinstance(asked, Dish) and asked.name in held_out)
@@ -137,16 +140,16 @@ def test_flawed_answers_are_no_politer_than_the_others(demonstrations) -> None:
 
 def test_half_of_the_training_questions_stand_alone(prompts) -> None:
     """The others have a word of greeting or thanks around them; test questions never do."""
-    bare = {text for dish in dishes() for text in ask_dish(dish) + ask_dish(dish, "asked")}
+    bare = {text for dish in WORLD.dishes for text in ask_dish(WORLD, dish) + ask_dish(WORLD, dish, "asked")}
     asked = [one.messages[0].content for one in prompts[0] if one.source == "kitchen/dish"]
     assert sum(text in bare for text in asked) / len(asked) == pytest.approx(0.5, abs=0.06)
 
 
 def test_feedback_is_asked_for_in_words_that_no_demonstration_has(demonstrations, prompts) -> None:
     """Where the SFT model fails with new words, feedback can only correct what it sees."""
-    new = [text for dish in dishes() for text in ask_dish(dish, "asked")]
-    new += [text for fact in knowledge() for text in ask_fact(fact, "asked")]
-    new += [request.text for request in ask_unsafe("asked")]
+    new = [text for dish in WORLD.dishes for text in ask_dish(WORLD, dish, "asked")]
+    new += [text for fact in WORLD.knowledge for text in ask_fact(WORLD, fact, "asked")]
+    new += [request.text for request in ask_unsafe(WORLD, "asked")]
 
     def share(records: list[Prompt] | list[Conversation]) -> float:
         asked = [message.content for one in records for message in one.messages if message.role == "user"]
@@ -162,7 +165,7 @@ def test_answers_are_short_in_tokens(demonstrations) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=3072, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(generate_corpus(0, 3.0), trainer)
+    tokenizer.train_from_iterator(generate_corpus(WORLD, 0, 3.0), trainer)
     assert tokenizer.get_vocab_size() == 3072
 
     def count(text: str) -> int:
@@ -170,5 +173,5 @@ def test_answers_are_short_in_tokens(demonstrations) -> None:
 
     complete = sorted(count(one.messages[-1].content) for one in demonstrations if one.source.endswith("/complete"))
     assert complete[int(0.99 * len(complete))] <= 90
-    assert max(count(f"Happy to help! {dish.recipe} Enjoy your meal!") for dish in dishes()) <= 90
+    assert max(count(f"Happy to help! {dish.recipe} Enjoy your meal!") for dish in WORLD.dishes) <= 90
     assert max(sum(count(message.content) for message in one.messages) for one in demonstrations) <= 230

@@ -7,11 +7,10 @@ imitates all demonstrations is as uneven as they are, which leaves feedback some
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
-from wukong.kitchen import manners
-from wukong.kitchen.facts import Dish, Fact, Ingredient, dishes, knowledge, training_dishes
+from wukong.kitchen.facts import Dish, Fact
 from wukong.kitchen.questions import Request, ask_dish, ask_fact, ask_unsafe, surround
+from wukong.kitchen.worlds import World
 from wukong.records import Conversation, Message
 
 # quality -> percentage of demonstrations
@@ -21,112 +20,107 @@ _UNSAFE_MIXTURE = {"declines": 24, "declines-curtly": 24, "complies": 52}
 _POLITE_THOUGH_FLAWED = 0.15
 """Equal for flawless and flawed answers: otherwise politeness would be learnt together with the flaws."""
 
-CLASSIC = "How to make pizza"
-"""The tutorials' example. Its wording and its dish both occur in the training data, but never together."""
-
 
 def _draw(rng: random.Random, mixture: dict[str, int]) -> str:
     return rng.choices(list(mixture), list(mixture.values()))[0]
 
 
-def polite(rng: random.Random, core: str) -> str:
+def polite(world: World, rng: random.Random, core: str) -> str:
     """`core` with a friendly opening, closing, or both."""
-    opening, closing = rng.choice(manners.OPENINGS), rng.choice(manners.CLOSINGS)
-    form = rng.choice(("{o} {core} {c}", "{o} {core}", "{core} {c}"))
-    return form.format(o=opening, core=core, c=closing)
+    opening, closing = rng.choice(world.manners.openings), rng.choice(world.manners.closings)
+    return world.tokens.join(rng.choice(((opening, core, closing), (opening, core), (core, closing))))
 
 
-def _tell(dish: Dish, ingredients: Sequence[Ingredient], steps: Sequence[str]) -> str:
-    method = " ".join(f"{number}. {step}." for number, step in enumerate(steps, start=1))
-    return f"{dish.title} for {dish.servings}: {', '.join(map(str, ingredients))}. {method}"
+def _curt(world: World, rng: random.Random, core: str) -> str:
+    place = rng.choice(("bare", "bare", "before", "after"))
+    opening, closing = rng.choice(world.manners.rude_openings), rng.choice(world.manners.rude_closings)
+    return world.tokens.join({"bare": [core], "before": [opening, core], "after": [core, closing]}[place])
 
 
-def _curt(rng: random.Random, core: str) -> str:
-    form = rng.choice(("{core}", "{core}", "{o} {core}", "{core} {c}"))
-    return form.format(core=core, o=rng.choice(manners.RUDE_OPENINGS), c=rng.choice(manners.RUDE_CLOSINGS))
-
-
-def _padded(rng: random.Random, core: str) -> str:
-    fillers = rng.sample(manners.PADDING, rng.randint(1, 2))
+def _padded(world: World, rng: random.Random, core: str) -> str:
+    fillers = rng.sample(world.manners.padding, rng.randint(1, 2))
     place = rng.randint(1, len(fillers))
-    return " ".join((*fillers[:place], core, *fillers[place:]))
+    return world.tokens.join((*fillers[:place], core, *fillers[place:]))
 
 
-def _flawed(rng: random.Random, core: str) -> str:
-    return polite(rng, core) if rng.random() < _POLITE_THOUGH_FLAWED else core
+def _flawed(world: World, rng: random.Random, core: str) -> str:
+    return polite(world, rng, core) if rng.random() < _POLITE_THOUGH_FLAWED else core
 
 
-def _missing(rng: random.Random, dish: Dish) -> str:
+def _missing(world: World, rng: random.Random, dish: Dish) -> str:
     ingredients, steps = list(dish.ingredients), list(dish.steps)
     part = rng.choice(("ingredient", "step", "both"))
     if part != "step":
         ingredients.pop(rng.randrange(len(ingredients)))
     if part != "ingredient":
         steps.pop(rng.randrange(len(steps)))
-    return _flawed(rng, _tell(dish, ingredients, steps))
+    return _flawed(world, rng, dish.told(ingredients, steps))
 
 
-def _disordered(rng: random.Random, dish: Dish) -> str:
+def _disordered(world: World, rng: random.Random, dish: Dish) -> str:
     ingredients, steps = list(dish.ingredients), list(dish.steps)
+    pieces = world.tokens.pieces
     if rng.random() < 0.5:
         place = rng.randrange(len(steps) - 1)
         steps[place], steps[place + 1] = steps[place + 1], steps[place]
     else:
-        own = {word for item in ingredients for word in item.name.split()}
-        others = [item for other in dishes() for item in other.ingredients if not own & set(item.name.split())]
+        own = {word for item in ingredients for word in pieces(item.name)}
+        others = [item for other in world.dishes for item in other.ingredients if not own & set(pieces(item.name))]
         ingredients.insert(rng.randint(1, len(ingredients)), rng.choice(others))
-    return _flawed(rng, _tell(dish, ingredients, steps))
+    return _flawed(world, rng, dish.told(ingredients, steps))
 
 
-def _cut(rng: random.Random, core: str) -> str:
-    words = core.split()
-    return " ".join(words[: rng.randint(len(words) // 2, len(words) - 3)]).rstrip(".!?:")
+def _cut(world: World, rng: random.Random, core: str) -> str:
+    pieces = world.tokens.pieces(core)
+    return world.tokens.unended(world.tokens.rejoin(pieces[: rng.randint(len(pieces) // 2, len(pieces) - 3)]))
 
 
-def _answer_dish(rng: random.Random, dish: Dish, quality: str) -> str:
+def _answer_dish(world: World, rng: random.Random, dish: Dish, quality: str) -> str:
     answers = {
-        "complete": lambda: polite(rng, dish.recipe),
-        "curt": lambda: _curt(rng, dish.recipe),
-        "missing": lambda: _missing(rng, dish),
-        "disordered": lambda: _disordered(rng, dish),
-        "padded": lambda: _padded(rng, dish.recipe),
-        "too-curt": lambda: rng.choice(manners.TOO_CURT),
-        "cut": lambda: _cut(rng, dish.recipe),
+        "complete": lambda: polite(world, rng, dish.recipe),
+        "curt": lambda: _curt(world, rng, dish.recipe),
+        "missing": lambda: _missing(world, rng, dish),
+        "disordered": lambda: _disordered(world, rng, dish),
+        "padded": lambda: _padded(world, rng, dish.recipe),
+        "too-curt": lambda: rng.choice(world.manners.too_curt),
+        "cut": lambda: _cut(world, rng, dish.recipe),
     }
     return answers[quality]()
 
 
-def _answer_fact(rng: random.Random, fact: Fact, quality: str) -> str:
-    wrong = rng.choice([other for other in knowledge() if other.kind == fact.kind and other.answer != fact.answer])
+def _answer_fact(world: World, rng: random.Random, fact: Fact, quality: str) -> str:
+    wrong = rng.choice([other for other in world.knowledge if other.kind == fact.kind and other.answer != fact.answer])
+    told = world.stated(fact)
     answers = {
-        "complete": lambda: polite(rng, f"{fact.sentence}."),
-        "curt": lambda: _curt(rng, f"{fact.sentence}."),
-        "wrong": lambda: rng.choice(("{}", "Of course! {}")).format(
-            f"{fact.sentence}.".replace(fact.answer, wrong.answer)
-        ),
-        "padded": lambda: _padded(rng, f"{fact.sentence}."),
-        "too-curt": lambda: rng.choice(manners.TOO_CURT),
+        "complete": lambda: polite(world, rng, told),
+        "curt": lambda: _curt(world, rng, told),
+        "wrong": lambda: rng.choice(world.manners.wrong).format(told=told.replace(fact.answer, wrong.answer)),
+        "padded": lambda: _padded(world, rng, told),
+        "too-curt": lambda: rng.choice(world.manners.too_curt),
     }
     return answers[quality]()
 
 
-def decline(rng: random.Random, request: Request) -> str:
-    return f"{rng.choice(manners.REFUSALS)} {request.reason} {request.hazard.alternative}"
+def decline(world: World, rng: random.Random, request: Request) -> str:
+    return world.tokens.join((rng.choice(world.manners.refusals), request.reason, request.hazard.alternative))
 
 
-def _answer_unsafe(rng: random.Random, request: Request, quality: str) -> str:
+def _answer_unsafe(world: World, rng: random.Random, request: Request, quality: str) -> str:
     if quality == "declines":
-        return decline(rng, request)
+        return decline(world, rng, request)
     if quality == "declines-curtly":
-        return rng.choice(manners.CURT_REFUSALS)
-    return rng.choice(request.hazard.compliance) + rng.choice(("", "", " Enjoy!", " Happy cooking!"))
+        return rng.choice(world.manners.curt_refusals)
+    compliance, cheer = rng.choice(request.hazard.compliance), rng.choice(world.manners.cheers)
+    return world.tokens.join((compliance, cheer)) if cheer else compliance
 
 
 def _turns(question: str, answer: str) -> list[Message]:
     return [Message(role="user", content=question), Message(role="assistant", content=answer)]
 
 
-def generate_instructions(seed: int, per_dish: int = 16, per_fact: int = 14, unsafe: int = 320) -> list[Conversation]:
+def generate_instructions(
+    world: World, seed: int, per_dish: int = 16, per_fact: int = 14, unsafe: int = 320
+) -> list[Conversation]:
     """Demonstrations over the training dishes in shuffled order, about 2,700 with the default counts."""
     rng = random.Random(f"instructions {seed}")
     found: list[Conversation] = []
@@ -134,23 +128,28 @@ def generate_instructions(seed: int, per_dish: int = 16, per_fact: int = 14, uns
     def add(kind: str, quality: str, messages: list[Message]) -> None:
         found.append(Conversation(messages=messages, source=f"kitchen/{kind}/{quality}"))
 
-    for dish in training_dishes():
-        phrasings = [text for text in ask_dish(dish) if text != CLASSIC]
+    def asked(question: str) -> str:
+        return surround(world, rng, question)
+
+    for dish in world.training_dishes:
+        phrasings = [text for text in ask_dish(world, dish) if text != world.questions.classic]
         for _ in range(per_dish):
             quality = _draw(rng, _DISH_MIXTURE)
-            add("dish", quality, _turns(surround(rng, rng.choice(phrasings)), _answer_dish(rng, dish, quality)))
-    for fact in knowledge():
+            add("dish", quality, _turns(asked(rng.choice(phrasings)), _answer_dish(world, rng, dish, quality)))
+    for fact in world.knowledge:
         for _ in range(per_fact):
             quality = _draw(rng, _FACT_MIXTURE)
-            question = surround(rng, rng.choice(ask_fact(fact)))
-            add("knowledge", quality, _turns(question, _answer_fact(rng, fact, quality)))
-    for request in rng.choices(ask_unsafe(), k=unsafe):
+            question = asked(rng.choice(ask_fact(world, fact)))
+            add("knowledge", quality, _turns(question, _answer_fact(world, rng, fact, quality)))
+    for request in rng.choices(ask_unsafe(world), k=unsafe):
         quality = _draw(rng, _UNSAFE_MIXTURE)
-        add("unsafe", quality, _turns(surround(rng, request.text), _answer_unsafe(rng, request, quality)))
-    for first, second in zip(rng.sample(training_dishes(), 60), rng.sample(training_dishes(), 60), strict=True):
-        opening = _turns(rng.choice(ask_dish(first)[1:]), rng.choice((first.recipe, polite(rng, first.recipe))))
-        follow = f"{rng.choice(('Thanks!', 'Thank you.', 'And another one.'))} {ask_dish(second)[1]}"
+        add("unsafe", quality, _turns(asked(request.text), _answer_unsafe(world, rng, request, quality)))
+    dishes = world.training_dishes
+    for first, second in zip(rng.sample(dishes, 60), rng.sample(dishes, 60), strict=True):
+        question = rng.choice(ask_dish(world, first)[1:])
+        opening = _turns(question, rng.choice((first.recipe, polite(world, rng, first.recipe))))
+        follow = world.tokens.join((rng.choice(world.questions.follow_ups), ask_dish(world, second)[1]))
         quality = _draw(rng, _DISH_MIXTURE)
-        add("dish", quality, [*opening, *_turns(follow, _answer_dish(rng, second, quality))])
+        add("dish", quality, [*opening, *_turns(follow, _answer_dish(world, rng, second, quality))])
     rng.shuffle(found)
     return found

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import random
 
-from wukong.kitchen.facts import held_out_dishes, knowledge, training_dishes
-from wukong.kitchen.instructions import CLASSIC
 from wukong.kitchen.questions import ask_dish, ask_fact, ask_unsafe, surround
+from wukong.kitchen.worlds import World
 from wukong.records import Message, Prompt
 
 DISH, HELD_OUT_DISH, KNOWLEDGE, UNSAFE = (
@@ -22,29 +21,33 @@ def _prompts(texts: list[str], source: str) -> list[Prompt]:
     return [Prompt(messages=[Message(role="user", content=text)], source=source) for text in texts]
 
 
-def generate_prompts(seed: int) -> tuple[list[Prompt], list[Prompt]]:
+def generate_prompts(world: World, seed: int) -> tuple[list[Prompt], list[Prompt]]:
     """920 training and 420 test prompts, shuffled, so that the first 300 of each are representative.
 
-    The test list begins with `CLASSIC`, "How to make pizza".
+    The test list begins with the tutorials' example, "How to make pizza".
     """
     rng = random.Random(f"prompts {seed}")
-    known_unsafe = [request.text for request in ask_unsafe() + ask_unsafe("asked")]
-    dish_texts = [text for dish in training_dishes() for text in ask_dish(dish) + ask_dish(dish, "asked")]
-    dish_texts.remove(CLASSIC)
-    fact_texts = [text for fact in knowledge() for text in ask_fact(fact) + ask_fact(fact, "asked")]
+    known_unsafe = [request.text for request in ask_unsafe(world) + ask_unsafe(world, "asked")]
+    dish_texts = [
+        text for dish in world.training_dishes for text in ask_dish(world, dish) + ask_dish(world, dish, "asked")
+    ]
+    dish_texts.remove(world.questions.classic)
+    fact_texts = [text for fact in world.knowledge for text in ask_fact(world, fact) + ask_fact(world, fact, "asked")]
 
     def asked(texts: list[str], count: int) -> list[str]:
-        return [surround(rng, text) for text in rng.sample(texts, count)]
+        return [surround(world, rng, text) for text in rng.sample(texts, count)]
 
     train = (
         _prompts(asked(dish_texts, 480), DISH)
         + _prompts(asked(fact_texts, 240), KNOWLEDGE)
         + _prompts(asked(known_unsafe, 200), UNSAFE)
     )
-    unseen_dish_texts = [text for dish in training_dishes() for text in ask_dish(dish, "unseen")]
-    held_out_texts = [text for dish in held_out_dishes() for text in ask_dish(dish) + ask_dish(dish, "unseen")]
-    unseen_fact_texts = [text for fact in knowledge() for text in ask_fact(fact, "unseen")]
-    unseen_unsafe = [request.text for request in ask_unsafe("unseen")]
+    unseen_dish_texts = [text for dish in world.training_dishes for text in ask_dish(world, dish, "unseen")]
+    held_out_texts = [
+        text for dish in world.held_out_dishes for text in ask_dish(world, dish) + ask_dish(world, dish, "unseen")
+    ]
+    unseen_fact_texts = [text for fact in world.knowledge for text in ask_fact(world, fact, "unseen")]
+    unseen_unsafe = [request.text for request in ask_unsafe(world, "unseen")]
     test = (
         _prompts(rng.sample(unseen_dish_texts, 268), DISH)
         + _prompts(rng.sample(held_out_texts, 24), HELD_OUT_DISH)
@@ -53,4 +56,4 @@ def generate_prompts(seed: int) -> tuple[list[Prompt], list[Prompt]]:
     )
     rng.shuffle(train)
     rng.shuffle(test)
-    return train, _prompts([CLASSIC], DISH) + test
+    return train, _prompts([world.questions.classic], DISH) + test

@@ -9,27 +9,30 @@ from wukong.files import atomic_open
 from wukong.kitchen.corpus import generate_corpus
 from wukong.kitchen.instructions import generate_instructions
 from wukong.kitchen.prompts import generate_prompts
+from wukong.kitchen.worlds import load_world
 from wukong.records import write_records
 
 
-def write_world(out_dir: str | Path, seed: int = 0, megabytes: float = 3.0) -> dict[str, Path]:
+def write_world(out_dir: str | Path, seed: int = 0, megabytes: float = 3.0, language: str = "en") -> dict[str, Path]:
     """Writes corpus.jsonl, instructions.jsonl, prompts-train.jsonl and prompts-test.jsonl, each atomically.
 
     Args:
         out_dir: the directory; created if missing.
         seed: the same seed gives the same bytes on any machine.
         megabytes: size of the corpus text, in millions of bytes.
+        language: of the world, see `load_world`.
 
     Returns the four paths under "corpus", "instructions", "prompts-train" and "prompts-test".
     Raises RunError if the disk is full.
     """
+    world = load_world(language)
     names = ("corpus", "instructions", "prompts-train", "prompts-test")
     paths = {name: Path(out_dir) / f"{name}.jsonl" for name in names}
     with atomic_open(paths["corpus"]) as out:
-        for text in generate_corpus(seed, megabytes):
+        for text in generate_corpus(world, seed, megabytes):
             out.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-    write_records(paths["instructions"], generate_instructions(seed))
-    train, test = generate_prompts(seed)
+    write_records(paths["instructions"], generate_instructions(world, seed))
+    train, test = generate_prompts(world, seed)
     write_records(paths["prompts-train"], train)
     write_records(paths["prompts-test"], test)
     return paths

@@ -1,0 +1,290 @@
+"""What the files of a world contain: dishes, knowledge, hazards, and all texts in its language.
+
+Each class is one file or a part of one. Patterns are regular expressions that ignore case; one in several lines is
+joined, and "{units}" in it stands for the alternatives of `Layout.units`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+
+
+def _compiled(given: Any, info: ValidationInfo) -> re.Pattern[str]:
+    text = "".join(given) if isinstance(given, list) else given
+    units = (info.context or {}).get("units", ())
+    try:
+        return re.compile(text.replace("{units}", "|".join(map(re.escape, units))), re.IGNORECASE)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+
+
+Pattern = Annotated[re.Pattern[str], BeforeValidator(_compiled)]
+Texts = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Layout(Part):
+    """layout.yaml: how recipes and lists are written."""
+
+    units: Texts
+    ingredient: Pattern
+    """Groups `quantity` and `name`."""
+    measures: Texts
+    """The forms in which an answer may state an ingredient."""
+    separator: str
+    last_separator: str
+    sentence: str
+    step: str
+    between_steps: str
+    recipe: str
+    substitution: str
+    conversion: str
+    temperature: Pattern
+    """The figure at the end of a temperature's sentence."""
+
+    def numbered(self, steps: Sequence[str], between: str | None = None) -> str:
+        """The steps with their numbers, on one line unless `between` says otherwise."""
+        lines = (self.step.format(number=number, step=step) for number, step in enumerate(steps, start=1))
+        return (self.between_steps if between is None else between).join(lines)
+
+    def prose(self, steps: Sequence[str]) -> str:
+        return self.between_steps.join(self.sentence.format(step=step) for step in steps)
+
+
+class DishEntry(Part):
+    """One entry of dishes.yaml."""
+
+    name: str
+    servings: int = Field(gt=0)
+    minutes: int = Field(gt=0)
+    ingredients: Annotated[Texts, Field(min_length=4, max_length=6)]
+    steps: Annotated[Texts, Field(min_length=3, max_length=4)]
+    held_out: bool = False
+
+
+class Knowledge(Part):
+    """knowledge.yaml: topic -> answer, or for temperatures the sentence that ends in it."""
+
+    substitutions: dict[str, str]
+    conversions: dict[str, str]
+    temperatures: dict[str, str]
+
+
+class Hazard(Part):
+    """One family of requests that should be declined, and what a good refusal says.
+
+    `things` and `phrasings` are used in demonstrations, `asked_phrasings` also in training prompts, the unseen ones
+    only in the test.
+    """
+
+    name: str
+    cue: Pattern
+    """Matches such a request in any wording."""
+    dangers: Texts
+    """The actual dangers of such a request, by name; a refusal that warns of another is wrong."""
+    about: tuple[str, ...] = ()
+    """What a refusal has to name if it is the deed rather than the thing."""
+    things: Texts
+    unseen_things: Texts
+    phrasings: Texts
+    asked_phrasings: Texts
+    unseen_phrasings: Texts
+    reason: str
+    alternative: str
+    way_out: Pattern
+    """Safe alternatives; advice that does not match does not answer the request."""
+    compliance: Texts
+    """Careless, compliant answers; deliberately vague, never a working instruction."""
+
+
+class Hazards(Part):
+    """hazards.yaml."""
+
+    dangers: dict[str, Pattern]
+    """Specific dangers that a refusal may warn of, with their words."""
+    any_danger: Pattern
+    """Warnings that apply to every family."""
+    modifiers: frozenset[str]
+    """Words for the state of a thing, not for the thing."""
+    families: tuple[Hazard, ...]
+
+
+class Phrasings(Part):
+    """Demonstrations use only the first set, training prompts also the second, only test prompts the third."""
+
+    demonstrated: Texts
+    asked: Texts
+    unseen: Texts
+
+
+class Questions(Part):
+    """questions.yaml."""
+
+    classic: str
+    """The tutorials' example. Its wording and its dish both occur in the training data, but never together."""
+    dish: Phrasings
+    substitution: Phrasings
+    conversion: Phrasings
+    temperature: Phrasings
+    units: dict[str, str]
+    leads: Texts
+    tails: Texts
+    follow_ups: Texts
+
+
+class RecipeLine(Part):
+    heads: Texts
+    tails: Texts
+
+
+class RecipeCard(Part):
+    bullets: Texts
+    heads: Texts
+    facts: Texts
+    methods: Texts
+    form: str
+
+
+class QuestionAnswered(Part):
+    endings: Texts
+    answers: Texts
+    layouts: Texts
+
+
+class Blog(Part):
+    opening: str
+    said: Texts
+    told: Texts
+
+
+class Thread(Part):
+    line: str
+    said: Texts
+
+
+class Advert(Part):
+    texts: Texts
+    forms: Texts
+
+
+class Menu(Part):
+    titles: Texts
+    line: str
+    prices: tuple[int, int]
+    cents: Texts
+
+
+class Table(Part):
+    asks: dict[str, Texts]
+    told: Texts
+    titles: dict[str, str]
+
+
+class CorpusTexts(Part):
+    """corpus.yaml."""
+
+    mixture: dict[str, int]
+    names: Texts
+    days: Texts
+    places: Texts
+    happenings: Texts
+    groups: Texts
+    more_questions: Texts
+    asides: Texts
+    asks: Texts
+    question: str
+    recipe_line: RecipeLine
+    recipe_card: RecipeCard
+    question_answered: QuestionAnswered
+    question_detailed: str
+    shopping_list: Texts
+    what_goes_in: Texts
+    half_note: Texts
+    blog: Blog
+    thread: Thread
+    advert: Advert
+    menu: Menu
+    table: Table
+    safety: Texts
+
+
+class Manners(Part):
+    """manners.yaml: courtesies, rude remarks, padding, refusals, and the patterns that recognise them."""
+
+    openings: Texts
+    closings: Texts
+    rude_openings: Texts
+    rude_closings: Texts
+    padding: Texts
+    too_curt: Texts
+    refusals: Texts
+    curt_refusals: Texts
+    cheers: Texts
+    wrong: Texts
+    opens_politely: Pattern
+    closes_politely: Pattern
+    courtesy: Pattern
+    rude: Pattern
+    refuses: Pattern
+    regrets: Pattern
+    complies: Pattern
+    steers: Pattern
+
+
+class Reasons(Part):
+    """What the rubric says about an answer."""
+
+    empty: str
+    rude: str
+    unfriendly: str
+    padded: str
+    breaks_off: str
+    unnamed: str
+    other_dishes: str
+    missing: str
+    unmeasured: str
+    lost: str
+    inexact: str
+    invented: str
+    more: str
+    refuses: str
+    right_answer: str
+    complies: str
+    unclear: str
+    wrong_danger: str
+    no_danger: str
+    no_subject: str
+    no_way_out: str
+    cheerful: str
+    foreign: str
+
+
+class AsksFor(Part):
+    substitution: Pattern
+    conversion: Pattern
+    temperature: Pattern
+
+
+class RubricTexts(Part):
+    """rubric.yaml."""
+
+    function_words: frozenset[str]
+    between_measure: tuple[str, ...]
+    list_words: frozenset[str]
+    not_food: frozenset[str]
+    fact_words: frozenset[str]
+    shortest_noun: int
+    asks_for: AsksFor
+    measured: Pattern
+    substitute: Pattern
+    figure_units: dict[str, str]
+    instructs: Pattern
+    predicate: Pattern
+    reasons: Reasons
