@@ -80,4 +80,19 @@ def test_a_chinese_page_has_the_sections_and_links_of_the_english_one(page):
     links = set(LINK.findall(theirs))
     for name, chinese in pictures.items():
         links = {link.replace(name, chinese) for link in links}
-    assert set(LINK.findall(ours)) == links
+    assert {link.replace(".zh.md", ".md") for link in LINK.findall(ours)} == links
+
+
+@pytest.mark.parametrize("page", [*CHINESE, ROOT / "README.zh-CN.md"], ids=lambda page: page.name)
+def test_a_chinese_page_links_to_chinese_pages(page):
+    """On the site either link would do; a reader of the repository would land on an English page."""
+    pages = [page.parent / link.partition("#")[0] for link in LINK.findall(text(page)) if not link.startswith("http")]
+    english = [one for one in pages if one.suffix == ".md" and ".zh" not in one.suffixes]
+    assert [str(one) for one in english if one.with_suffix(".zh.md").is_file()] == []
+
+
+def test_the_chinese_readme_says_which_of_its_links_are_english():
+    for line in text(ROOT / "README.zh-CN.md").splitlines():
+        links = [link.partition("#")[0] for link in LINK.findall(line) if link.startswith("docs/")]
+        untranslated = [link for link in links if link.endswith(".md") and not link.endswith(".zh.md")]
+        assert not untranslated or "英文" in line, line
