@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from wukong.errors import DataError, UsageError
 from wukong.files import read_yaml
 from wukong.kitchen.content import (
+    Conversations,
     CorpusTexts,
     DishEntry,
     Hazards,
@@ -47,6 +48,7 @@ class World:
     """Substitutions, conversions and safe temperatures."""
     hazards: Hazards
     questions: Questions
+    conversations: Conversations
     corpus: CorpusTexts
     manners: Manners
     rubric: RubricTexts
@@ -90,6 +92,7 @@ def read_world(directory: Path, language: str) -> World:
         knowledge=_facts(_read(directory / "knowledge.yaml", Knowledge, units), layout, directory / "knowledge.yaml"),
         hazards=_read(directory / "hazards.yaml", Hazards, units),
         questions=_read(directory / "questions.yaml", Questions, units),
+        conversations=_read(directory / "conversations.yaml", Conversations, units),
         corpus=_read(directory / "corpus.yaml", CorpusTexts, units),
         manners=_read(directory / "manners.yaml", Manners, units),
         rubric=_read(directory / "rubric.yaml", RubricTexts, units),
