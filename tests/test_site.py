@@ -27,7 +27,7 @@ def test_every_page_begins_with_one_line_that_says_what_it_is_for(page):
     assert not blank
     assert not after, "the purpose is one line"
     assert len(purpose) <= 160
-    assert purpose.endswith((".", "?", "。"))
+    assert purpose.endswith((".", "?", "。", "？"))
 
 
 def test_pages_that_the_code_names_exist():
@@ -49,15 +49,6 @@ def test_every_picture_and_figure_is_shown():
 def test_every_public_name_is_on_the_python_page():
     named = re.findall(r"^::: wukong\.(\w+)$", read("docs/reference/python.md"), re.MULTILINE)
     assert sorted(named) == sorted(wukong.__all__)
-
-
-def test_chinese_pages_have_the_sections_of_the_english_ones():
-    for page in ("glossary", "quickstart", "index"):
-        english = re.findall(r"^(##+) ", read(f"docs/{page}.md"), re.MULTILINE)
-        assert re.findall(r"^(##+) ", read(f"docs/{page}.zh.md"), re.MULTILINE) == english
-    anchors = re.findall(r"\{#([\w-]+)\}", read("docs/glossary.zh.md"))
-    titles = re.findall(r"^## (.*)", read("docs/glossary.md"), re.MULTILINE)
-    assert anchors == [re.sub(r"[^\w\s-]", "", title.lower()).replace(" ", "-") for title in titles]
 
 
 def test_every_title_of_the_navigation_has_a_chinese_one():
