@@ -45,7 +45,7 @@ def course_run() -> Path:
 def shapes(**tensors: torch.Tensor) -> None:
     """Prints name, shape and type of each tensor."""
     for name, tensor in tensors.items():
-        print(f"{name:>14} {tuple(tensor.shape)!s:<18} {str(tensor.dtype).removeprefix('torch.')}")
+        print(f"{name:>18} {tuple(tensor.shape)!s:<18} {str(tensor.dtype).removeprefix('torch.')}")
 
 
 def bars(values: dict[str, float], label: str) -> None:
