@@ -9,6 +9,7 @@ Shape legend: P prompts.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -173,3 +174,24 @@ def distinct_n(responses: Sequence[Sequence[int]], n: int) -> float:
     """Different n-grams as a part of all n-grams of the responses (Li et al. 2016); 0 when there is none."""
     grams = [tuple(r[i : i + n]) for r in responses for i in range(len(r) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def repeated_n(responses: Sequence[Sequence[int]], n: int) -> float:
+    """The fraction of a response's n-grams that occurred earlier in it, the mean over responses (Welleck et al. 2020,
+    seq-rep-n). Responses shorter than n tokens repeat nothing."""
+    if not responses:
+        return 0.0
+    return float(np.mean([1 - distinct_n([one], n) if len(one) >= n else 0.0 for one in responses]))
+
+
+def top_phrase_share(responses: Sequence[Sequence[int]], n: int) -> float:
+    """The fraction of responses that contain the most widespread n-gram."""
+    seen = Counter(gram for one in responses for gram in {tuple(one[i : i + n]) for i in range(len(one) - n + 1)})
+    return max(seen.values()) / len(responses) if seen else 0.0
+
+
+def correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """Pearson's correlation of two columns (N,); 0 where one is constant."""
+    a, b = (np.asarray(column, dtype=float) - np.mean(column) for column in (x, y))
+    size = math.sqrt(float((a * a).sum() * (b * b).sum()))
+    return float((a * b).sum()) / size if size > 0 else 0.0
