@@ -1,6 +1,6 @@
 """Breaks runs on purpose, one thing each, and asks the doctor what is wrong with them.
 
-    python benchmarks/learning/pathologies.py runs/kitchen --seeds 100 --healthy runs/kitchen --out docs/results/doctor.md
+    python benchmarks/learning/pathologies.py runs/kitchen --seeds 100 --out docs/results/doctor.md
 
 From a finished kitchen run come the SFT model, the reward model, answers, labels, prompts and the options of its steps;
 of each broken run exactly one thing differs from that recipe (PPO has fewer iterations, so that a seed takes minutes).
@@ -31,15 +31,21 @@ from shared.machine import machine
 from shared.table import markdown_table
 
 from wukong.errors import RunError
-from wukong.records import Conversation, Message, Prompt, Ranking, read_records, write_records
+from wukong.records import Comparison, Conversation, Message, Prompt, Ranking, prompt_id, read_records, write_records
 from wukong.report.diagnosis.diagnose import diagnose
 from wukong.report.diagnosis.findings import TITLES, Diagnosis
 from wukong.report.diagnosis.records import read_records_of
 from wukong.seeds import permutation
 
-EPISODES, BATCH, MINIBATCH = 512, 32, 16
+FAST = {"batch_size": 32, "minibatch_size": 16, "lr": 2.4e-4, "temperature": 1.0}
+"""Of PPO, in place of the recipe's: smaller batches, a higher learning rate and more exploration, so that a run takes a
+minute."""
+SHORT, LONG = 12, 24
+"""Iterations of PPO."""
 LABELLED = 250
 """Prompts with labels, of those of the recipe, that the broken reward models learn from."""
+ENDLESS = 600
+"""Demonstrations without an end."""
 
 
 # --------------------------------------------------------------------------------------------------- broken judges
@@ -65,14 +71,9 @@ class Base:
     steps: dict[str, dict[str, Any]]
     seed: int
 
-    def ppo(self, out: Path, **changes: Any) -> None:
-        own = self.steps["ppo"] | {
-            "episodes": EPISODES,
-            "batch_size": BATCH,
-            "minibatch_size": MINIBATCH,
-            "tensorboard": False,
-            "seed": self.seed,
-        }
+    def ppo(self, out: Path, iterations: int = SHORT, **changes: Any) -> None:
+        own = self.steps["ppo"] | FAST | {"tensorboard": False, "seed": self.seed}
+        own |= {"episodes": iterations * FAST["batch_size"]}
         run_stage("ppo", own | {"out": str(out / "policy")} | changes)
 
     def reward(self, out: Path, data: Path, **changes: Any) -> None:
@@ -84,6 +85,10 @@ class Base:
         run_stage("label", own | changes)
         return out / "labels.jsonl"
 
+    def sft(self, out: Path, data: Path, **changes: Any) -> None:
+        own = self.steps["sft"] | {"data": [str(data)], "tensorboard": False, "seed": self.seed}
+        run_stage("sft", own | {"out": str(out / "sft")} | changes)
+
     def some_rankings(self, out: Path, count: int) -> Path:
         """The recipe's rankings of so many prompts."""
         file = out / "some-rankings.jsonl"
@@ -93,8 +98,13 @@ class Base:
         return file
 
 
+def healthy(base: Base, out: Path) -> None:
+    """The control: nothing is broken."""
+    base.ppo(out, LONG)
+
+
 def lr_too_high(base: Base, out: Path) -> None:
-    base.ppo(out, lr=8 * base.steps["ppo"]["lr"])
+    base.ppo(out, lr=8 * FAST["lr"])
 
 
 def lr_too_low(base: Base, out: Path) -> None:
@@ -106,19 +116,26 @@ def kl_coefficient_too_high(base: Base, out: Path) -> None:
 
 
 def kl_runaway(base: Base, out: Path) -> None:
-    base.ppo(out, kl_coef=0.0)
+    base.ppo(out, LONG, entropy_coef=0.05)
 
 
 def length_hacking(base: Base, out: Path) -> None:
-    base.ppo(out, rewards=["0.05*pathologies:words"])
+    base.ppo(out, LONG, rewards=["0.1*pathologies:words"])
 
 
 def repetition(base: Base, out: Path) -> None:
-    base.ppo(out, rewards=["pathologies:phrase"])
+    base.ppo(out, LONG, rewards=["3*pathologies:phrase"])
 
 
 def reward_at_chance(base: Base, out: Path) -> None:
-    base.reward(out, base.label(out, error_rate=0.5))
+    """Each pair is labelled by the toss of a coin."""
+    file = out / "some-labels.jsonl"
+    labels = read_records(base.label(out, error_rate=0.5), Comparison)
+    if not file.exists():
+        known = sorted({prompt_id(one.prompt) for one in labels})
+        some = {known[i] for i in permutation(len(known), base.seed)[:LABELLED]}
+        write_records(file, (one for one in labels if prompt_id(one.prompt) in some))
+    base.reward(out, file)
 
 
 def reward_blind(base: Base, out: Path) -> None:
@@ -130,7 +147,23 @@ def value_model(base: Base, out: Path) -> None:
 
 
 def never_ends(base: Base, out: Path) -> None:
-    base.ppo(out, missing_eos_score=5.0)
+    """Demonstrations that run on beyond the context, so that no answer's end is ever seen."""
+    file = out / "demonstrations.jsonl"
+    if not file.exists():
+        records = read_records(base.steps["sft"]["data"][0], Conversation)
+        order = permutation(len(records), base.seed)
+        write_records(file, (endless(records[i]) for i in order[:ENDLESS]))
+    base.sft(out, file, epochs=1)
+    judging = base.steps["evaluate"] | {"models": [f"sft={out / 'sft'}"], "raw": [], "text": None, "limit": 60}
+    run_stage("evaluate", judging | {"out": str(out / "evaluation"), "reward_model": None})
+
+
+def endless(demonstration: Conversation) -> Conversation:
+    turns = [
+        Message(role=turn.role, content=" ".join([turn.content] * 60) if turn.role == "assistant" else turn.content)
+        for turn in demonstration.messages
+    ]
+    return Conversation(messages=turns, source=demonstration.source)
 
 
 def sampler_mismatch(base: Base, out: Path) -> None:
@@ -165,29 +198,29 @@ def noisy_labels(base: Base, out: Path) -> None:
 
 
 def overlap(base: Base, out: Path) -> None:
-    """A quarter of the test prompts are training prompts."""
-    judging = base.steps["evaluate"]
+    """A third of the prompts of the evaluation are those that the policy was trained on."""
+    judging, policy = base.steps["evaluate"], base.steps["ppo"]
     file = out / "prompts-mixed.jsonl"
-    test, train = (read_records(source[0], Prompt) for source in (judging["prompts"], base.steps["ppo"]["prompts"]))
+    test, train = (read_records(source[0], Prompt) for source in (judging["prompts"], policy["prompts"]))
     order = permutation(len(train), base.seed)
     if not file.exists():
-        write_records(file, [*test[:60], *(train[i] for i in order[:20])])
-    changes = {"prompts": [str(file)], "models": [f"sft={base.steps['ppo']['model']}"], "raw": [], "text": None}
-    run_stage("evaluate", judging | changes | {"out": str(out / "evaluation"), "reward_model": None})
+        write_records(file, [*test[:40], *(train[i] for i in order[:20])])
+    models = [f"sft={policy['model']}", f"policy={policy['out']}"]
+    changes = {"prompts": [str(file)], "models": models, "raw": [], "text": None, "reward_model": None}
+    run_stage("evaluate", judging | changes | {"out": str(out / "evaluation")})
 
 
 def overfitted_sft(base: Base, out: Path) -> None:
     """A twentieth of the demonstrations, and as many steps."""
-    own = base.steps["sft"]
     file = out / "demonstrations.jsonl"
-    records = read_records(own["data"][0], Conversation)
+    records = read_records(base.steps["sft"]["data"][0], Conversation)
     if not file.exists():
         write_records(file, [records[i] for i in permutation(len(records), base.seed)[:130]])
-    changes = {"data": [str(file)], "epochs": 40, "eval_every": 0, "valid_fraction": 0.2, "tensorboard": False}
-    run_stage("sft", own | changes | {"seed": base.seed, "out": str(out / "sft")})
+    base.sft(out, file, epochs=40, eval_every=0, valid_fraction=0.2)
 
 
 PATHOLOGIES: dict[str, Callable[[Base, Path], None]] = {
+    "healthy": healthy,
     "lr-too-high": lr_too_high,
     "lr-too-low": lr_too_low,
     "kl-coefficient-too-high": kl_coefficient_too_high,
@@ -256,7 +289,7 @@ def page(report: dict[str, Any], command: str) -> str:
     lines = [
         "# The doctor on broken runs",
         "",
-        "Which pathologies `wukong doctor` names in runs that were broken on purpose, and what it says of healthy ones.",
+        "What `wukong doctor` says of runs that were broken on purpose, one thing each, and of healthy ones.",
         "",
         f"`{command}`",
         "",

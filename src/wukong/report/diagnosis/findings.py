@@ -60,8 +60,13 @@ class Finding:
     def title(self) -> Text:
         return Text(TITLES[self.code])
 
+    @property
+    def section(self) -> str:
+        """Where the documentation has more about it, as messages name a page: by its path in the repository."""
+        return f"docs/tools/doctor.md#{self.code}"
+
     def link(self, language: str = "en") -> str:
-        """The section of the documentation about it."""
+        """The address of that section."""
         return f"{SITE}{'' if language == 'en' else f'{language}/'}tools/doctor.html#{self.code}"
 
     @property
@@ -108,6 +113,7 @@ class Diagnosis:
                     "confidence": one.confidence,
                     "evidence": list(map(str, one.evidence)),
                     "advice": list(map(str, one.advice)),
+                    "section": one.section,
                     "link": one.link(),
                 }
                 for one in self.findings

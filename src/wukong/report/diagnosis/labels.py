@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from wukong.data.comparisons import load_comparisons
-from wukong.data.overlap import normalised
 from wukong.data.sources import DataOptions
+from wukong.data.text import normalised
 from wukong.records import Comparison, Message, Preference, Ranking, Vote
 from wukong.stats import rate_interval
 

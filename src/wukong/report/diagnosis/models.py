@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 from wukong.errors import Text
-from wukong.feedback.reward_models import chance_problem
 from wukong.report.contents import StepResult
 from wukong.report.diagnosis.curves import Curve, curve_of, last_step
 from wukong.report.diagnosis.findings import Outcome, Unchecked, problem
 from wukong.report.diagnosis.labels import LabelStatistics, Rate
 from wukong.report.diagnosis.results import lower_lr, raise_lr, result, result_interval
+from wukong.stats import chance_problem
 from wukong.training.advice import FEW_STEPS, HARDLY_MOVED
 
 FEWEST_POINTS = 4
@@ -25,7 +25,7 @@ def loss_rises(step: StepResult) -> Outcome:
     rise = loss.last - lowest
     coin = step.stage == "reward" and loss.last > 1.2
     rose = rise > 0.5 * lowest + 0.1 and rise > 4 * loss.last_error
-    never_fell = loss.last > 0.95 * start and step.stage != "reward" and start > 0.5
+    never_fell = step.stage != "reward" and loss.last - 4 * loss.last_error > start
     if not (coin or rose or never_fell):
         return None
     evidence = [

@@ -15,13 +15,10 @@ FEWEST = 6
 
 
 def too_short(code: str, step: StepResult) -> Unchecked:
-    return Unchecked(
-        code,
-        Text(
-            "{step}: {n} logged iterations are too few, or an earlier version logged them",
-            step=step.name, n=len(step.metrics),
-        ),
-    )  # fmt: skip
+    n = len(step.metrics)
+    if n < FEWEST:
+        return Unchecked(code, Text("{step}: {n} logged iterations are too few", step=step.name, n=n))
+    return Unchecked(code, Text("{step}: an earlier version did not log what this check reads", step=step.name))
 
 
 # ------------------------------------------------------------------------------------------------- size of the steps
@@ -67,7 +64,7 @@ def lr_too_high(step: StepResult) -> Outcome:
     return problem("lr-too-high", step.name, red, evidence, [lower_lr(step)])
 
 
-TINY_STEP, NO_DISTANCE = 2e-5, 0.15
+TINY_STEP, NO_DISTANCE = 1e-4, 0.05
 """Median approx_kl, nats per token, and KL to the reference, nats per response, of a policy that hardly moves."""
 
 
@@ -109,6 +106,8 @@ DOMINANT = 1.0
 """The spread of the KL penalty between responses over that of the scores: above it the penalty decides."""
 LITTLE_GAIN = 0.25
 """Of a standard deviation of the scores."""
+HELD = 5.0
+"""Nats per response; a policy further away is not held back by the penalty."""
 
 
 def kl_coefficient_too_high(step: StepResult) -> Outcome:
@@ -120,7 +119,9 @@ def kl_coefficient_too_high(step: StepResult) -> Outcome:
         return too_short("kl-coefficient-too-high", step)
     ratio = penalty.last / spread.last if spread.last > 0 else 0.0
     gain = score.gain / spread.first if spread.first > 0 else 0.0
-    if ratio < DOMINANT / 2 or (gain > LITTLE_GAIN and ratio < DOMINANT) or gain > 2 * LITTLE_GAIN:
+    if ratio < DOMINANT / 2 or kl.last > HELD or gain > 2 * LITTLE_GAIN:
+        return None
+    if ratio < DOMINANT and gain > LITTLE_GAIN:
         return None
     evidence = [
         Text(

@@ -20,6 +20,7 @@ class PanelFinding:
     confidence: str
     evidence: list[str]
     advice: list[str]
+    section: str
     link: str
 
 
@@ -73,5 +74,6 @@ def _finding(finding: Finding, language: str) -> PanelFinding:
         confidence=say(Text("confidence: {level}", level=Text(finding.confidence))),
         evidence=list(map(say, finding.evidence)),
         advice=list(map(say, finding.advice)),
+        section=finding.section,
         link=finding.link(language),
     )

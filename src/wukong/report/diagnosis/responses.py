@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from wukong.report.diagnosis.curves import Curve, curve_of
 from wukong.report.diagnosis.findings import Outcome, Unchecked, problem
 from wukong.report.diagnosis.online import FEWEST, too_short
 from wukong.report.diagnosis.verdicts import better_at_equal_length, judged
-from wukong.stats import correlation, repeated_n
+from wukong.stats import correlation
 
 LONGER, MUCH_LONGER = 1.25, 1.5
 """Last third over first iterations, of the mean length."""
@@ -28,7 +27,7 @@ def length_hacking(step: StepResult, run: RunContents) -> Outcome:
     if length is None or score is None:
         return too_short("length-hacking", step)
     growth = length.last / length.first if length.first > 0 else 1.0
-    if growth < LONGER or length.z < 4:
+    if growth < LONGER or length.z < 3:
         return None
     inside, across = curve_of(step, "score_length_correlation", FEWEST), _together(length, score)
     within = float(inside.values.mean()) if inside is not None else None
@@ -139,13 +138,6 @@ def _quoted(step: StepResult) -> str:
     return phrase if times >= 3 else ""
 
 
-def repeated_in(texts: Sequence[str]) -> float:
-    """`stats.repeated_n` of four words, for texts without tokens."""
-    places: dict[str, int] = {}
-    words = [re.findall(r"[\u3400-\u9fff]|[^\s\u3400-\u9fff]+", text) for text in texts]
-    return repeated_n([[places.setdefault(word, len(places)) for word in one] for one in words], 4)
-
-
 # ------------------------------------------------------------------------------------------------------------- endings
 
 FEW_END, FEWER_END = 0.5, 0.85
@@ -192,7 +184,7 @@ def never_ends(step: StepResult, run: RunContents) -> Outcome:
         else Text("raise --max-new-tokens, or give --missing-eos-penalty 1"),
         Text("check that the demonstrations of SFT end, and that the chat template closes an answer"),
     ]
-    red = ends.last < FEW_END and (fell > 0.2 or taught or pays)
+    red = ends.last < FEW_END and (fell > 0.2 or taught or pays or costs)
     return problem("never-ends", step.name, red, evidence, advice)
 
 

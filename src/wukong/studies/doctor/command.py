@@ -9,18 +9,11 @@ environment: a line for each check, ok, note (it works, but could be better) or 
 
 from __future__ import annotations
 
-import json
-import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from wukong.console import console
 from wukong.errors import RunError, UsageError
 from wukong.options import Options
-from wukong.report.diagnosis.diagnose import diagnose
-from wukong.report.diagnosis.panel import Panel, panel_of
-from wukong.report.diagnosis.records import read_records_of
 from wukong.studies.doctor.environment import check_environment
 
 
@@ -45,35 +38,11 @@ def run(options: DoctorOptions) -> None:
             raise UsageError("--as-json and --strict are about a run: name its directory")
         _environment()
         return
-    diagnosis = diagnose(read_records_of(options.run))
-    if options.as_json:
-        print(json.dumps({"run": str(options.run), **diagnosis.as_json()}, indent=1, ensure_ascii=False))
-    else:
-        print("\n".join(_lines(panel_of(diagnosis, options.language), options.run)))
-    if options.strict and diagnosis.red:
-        raise RunError("{n} red findings in {run}", n=len(diagnosis.red), run=options.run)
+    from wukong.studies.doctor.runs import report_on  # imported here: the environment may lack what it needs
 
-
-def _lines(panel: Panel, run: Path) -> Iterator[str]:
-    width = max(60, console.width) - 10
-    yield f"{run}: {panel.summary}"
-    for one in panel.findings:
-        yield ""
-        yield f"{one.severity_word.upper():<6} {one.step}: {one.title} ({one.confidence})"
-        for mark, texts in (("-", one.evidence), ("->", one.advice)):
-            for text in texts:
-                first, *more = textwrap.wrap(text, width) or [""]
-                yield f"{'':<7}{mark:<3}{first}"
-                yield from (f"{'':<10}{line}" for line in more)
-        yield f"{'':<10}{one.link}"
-    if panel.passed:
-        yield ""
-        yield from textwrap.wrap(panel.passed, width + 10)
-    if panel.unchecked:
-        yield ""
-        yield panel.not_checked
-        for text in panel.unchecked:
-            yield from textwrap.wrap(text, width + 8, initial_indent="  ", subsequent_indent="    ")
+    red = report_on(options.run, options.language, options.as_json)
+    if options.strict and red:
+        raise RunError("{n} red findings in {run}", n=red, run=options.run)
 
 
 def _environment() -> None:
