@@ -40,7 +40,7 @@ from wukong.seeds import permutation
 FAST = {"batch_size": 32, "minibatch_size": 16, "lr": 2.4e-4, "temperature": 1.0}
 """Of PPO, in place of the recipe's: smaller batches, a higher learning rate and more exploration, so that a run takes a
 minute."""
-SHORT, LONG = 12, 24
+SHORT, LONG, LONGEST = 12, 24, 36
 """Iterations of PPO."""
 LABELLED = 250
 """Prompts with labels, of those of the recipe, that the broken reward models learn from."""
@@ -116,7 +116,7 @@ def kl_coefficient_too_high(base: Base, out: Path) -> None:
 
 
 def kl_runaway(base: Base, out: Path) -> None:
-    base.ppo(out, LONG, entropy_coef=0.05)
+    base.ppo(out, LONGEST, kl_coef=0.0)
 
 
 def length_hacking(base: Base, out: Path) -> None:

@@ -66,6 +66,14 @@ class LabelStatistics:
     """How often the preferred answer shares more rare words with its prompt than the other, where one does."""
 
     @property
+    def prompt_decides(self) -> float:
+        """A lower bound of the part of the pairs in which the prompt tells which answer is better: how much more often
+        than by chance, times how many pairs it concerns. Two wordings of one answer to the same question differ in few
+        such words; an answer to another question in most."""
+        rate = self.on_prompt
+        return (2 * rate.low - 1) * rate.n / self.pairs if rate is not None and self.pairs else 0.0
+
+    @property
     def flip_rates(self) -> list[tuple[str, Rate]]:
         """How often a single judgment is wrong, as estimated from cycles and from contradictions.
 

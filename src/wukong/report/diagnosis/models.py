@@ -87,10 +87,10 @@ def overfitted(step: StepResult) -> Outcome:
     kept_best = kept is not None and kept < final * 0.999
     tail = loss.values[-max(2, len(loss) // 5) :]
     train = float(tail.mean())
-    rose = final > 1.05 * best and len(held_out) > 2
+    several = len(held_out) > 2
+    rose = several and final > 1.05 * best
     memorised = train < MEMORISED * final and final - train > GAP
-    slightly = train < 0.5 * final and final - train > GAP
-    if not (memorised or rose or slightly):
+    if not (memorised or rose):
         return None
     evidence = [
         Text(
@@ -105,7 +105,8 @@ def overfitted(step: StepResult) -> Outcome:
         )
     if kept_best:
         evidence.append(Text("the weights of that step were kept"))
-    red = (memorised or final > 1.3 * best) and not kept_best
+    # A held-out loss that is lowest at the end says that more training still helps, whatever is memorised.
+    red = not kept_best and (final > 1.3 * best or (memorised and (rose or not several)))
     advice = [
         Text("give fewer --epochs or more demonstrations; --dropout 0.1 helps a little"),
         Text("--eval-every keeps the weights of the lowest held-out loss"),
@@ -149,6 +150,8 @@ def at_chance(step: StepResult) -> Outcome:
 
 BLIND, DIM = 0.65, 0.8
 """How often the answer to this prompt has to score above the answer to another one."""
+PROMPT_DECIDES = 0.15
+"""Part of the pairs (`LabelStatistics.prompt_decides`): 0.3 in the kitchen, below 0.1 where only manners differ."""
 
 
 def reads_no_prompt(step: StepResult, labels: list[LabelStatistics]) -> Outcome:
@@ -169,9 +172,9 @@ def reads_no_prompt(step: StepResult, labels: list[LabelStatistics]) -> Outcome:
             accuracy=accuracy, low=low, high=high, n=int(result(step, "off_prompt_prompts") or 0),
         )
     ]  # fmt: skip
-    cared = next((one.on_prompt for one in labels if one.on_prompt is not None and one.on_prompt.low > 0.55), None)
-    if cared is not None:
-        evidence.append(_cared(cared))
+    cared = next((one for one in labels if one.prompt_decides > PROMPT_DECIDES), None)
+    if cared is not None and cared.on_prompt is not None:
+        evidence.append(_cared(cared.on_prompt, cared.pairs))
     else:
         evidence.append(
             Text("the labels do not show whether the prompt matters: for style alone, such a model is enough")
@@ -181,11 +184,11 @@ def reads_no_prompt(step: StepResult, labels: list[LabelStatistics]) -> Outcome:
     return problem(code, step.name, red, evidence, advice)
 
 
-def _cared(rate: Rate) -> Text:
+def _cared(rate: Rate, pairs: int) -> Text:
     return Text(
         "where one of two answers shares more rare words with its prompt, annotators preferred it in {value:.0%} "
-        "[{low:.0%}, {high:.0%}] of {n} pairs: the prompt matters to them",
-        value=rate.value, low=rate.low, high=rate.high, n=rate.n,
+        "[{low:.0%}, {high:.0%}] of {n} such pairs, of {pairs} in all: the prompt matters to them",
+        value=rate.value, low=rate.low, high=rate.high, n=rate.n, pairs=pairs,
     )  # fmt: skip
 
 

@@ -137,7 +137,7 @@ def kl_coefficient_too_high(step: StepResult) -> Outcome:
     return problem("kl-coefficient-too-high", step.name, red, evidence, lower)
 
 
-FAR, TOO_FAR = 22.0, 35.0
+FAR, TOO_FAR = 20.0, 35.0
 """Nats per response. Published runs on short answers end at 5 to 25."""
 
 

@@ -71,7 +71,7 @@ def _together(a: Curve, b: Curve) -> float:
 
 # ---------------------------------------------------------------------------------------------------------- repetition
 
-MORE_REPEATED, MUCH_REPEATED = 0.07, 0.15
+MORE_REPEATED, MUCH_REPEATED = 0.04, 0.1
 """Rise of the fraction of 4-grams that a response repeats."""
 LESS_DISTINCT, MUCH_LESS_DISTINCT = 0.65, 0.45
 """Last third over first iterations, of distinct_2."""
