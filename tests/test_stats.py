@@ -7,13 +7,16 @@ import pytest
 
 from wukong.stats import (
     FEWEST_PROMPTS,
+    correlation,
     decisive,
     exact_interval,
     in_words,
     mean_interval,
     prompts_needed,
     rate_interval,
+    repeated_n,
     shown,
+    top_phrase_share,
 )
 
 
@@ -157,3 +160,21 @@ def test_words_say_who_is_better_or_that_nothing_can_be_said():
     assert in_words(entry(500, 0, 500)).endswith("; one of 5 points would probably have shown")
     assert in_words(entry(0, 20, 0)).endswith(": they are tied on all of them")
     assert in_words(entry(4, 16, 0)).endswith(": 4 decided, and fewer than 6 show nothing")
+
+
+def test_repetition_within_and_between_responses():
+    once, thrice = [1, 2, 3, 4, 5], [1, 2, 1, 2, 1, 2]
+    assert repeated_n([once], 2) == 0
+    assert repeated_n([thrice], 2) == pytest.approx(3 / 5)  # 12 21 12 21 12: three of five were there before
+    assert repeated_n([once, thrice, [7]], 2) == pytest.approx(1 / 5)
+    assert repeated_n([], 2) == 0
+    assert top_phrase_share([[1, 2, 3], [0, 1, 2], [2, 1], [9]], 2) == 0.5  # "1 2"; a response counts once
+    assert top_phrase_share([[1, 2, 1, 2], [3]], 2) == 0.5
+    assert top_phrase_share([[1]], 2) == 0
+
+
+def test_correlation():
+    """Deviations -1 0 1 and -1 1 0: 1 / sqrt(2 x 2)."""
+    assert correlation([1, 2, 3], [0, 2, 1]) == pytest.approx(0.5)
+    assert correlation([1, 2, 3], [-2, -4, -6]) == pytest.approx(-1)
+    assert correlation([1, 1, 1], [0, 2, 1]) == 0

@@ -88,7 +88,9 @@ RUN = Stage("wukong.runner", "all steps of a recipe; a finished one is skipped, 
 TOOLS = {
     "recipes": Stage("wukong.recipes.listing", "the recipes that come with the package"),
     "init": Stage("wukong.recipes.init", "write a commented recipe to start from", positional="path"),
-    "doctor": Stage("wukong.studies.doctor.command", "is this machine ready: versions, device, kernels, disk, extras"),
+    "doctor": Stage(
+        "wukong.studies.doctor.command", "what is wrong with a run, or with this machine", positional="run"
+    ),
     "chat": Stage("wukong.chat", "talk to a model, or to several, in the terminal", positional="models"),
     "serve": Stage("wukong.serve.command", "models behind an OpenAI-compatible HTTP API", positional="models"),
     "accept": Stage("wukong.accept", "keep a result that was changed by hand", positional="result"),

@@ -9,6 +9,7 @@ Shape legend: P prompts.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -169,7 +170,48 @@ def in_words(entry: Mapping[str, Any]) -> str:
     return f"{begin}; one of {100 * POINTS:.0f} points would probably have shown"
 
 
+def chance_problem(accuracy: float, interval: Sequence[float], pairs: int, prompts: int | None = None) -> str | None:
+    """Why a reward model with this accuracy on held-out pairs cannot be told from a coin; None when it can.
+
+    interval: its 95 %, over prompts. Results of earlier versions have a bootstrap's, which is a point for a handful of
+    pairs that are all right, and do not say of how many prompts they are: the exact interval of so many independent
+    pairs has to lie above one half too.
+    """
+    low, high = min(interval[0], exact_interval(accuracy * pairs, pairs)[0]), interval[1]
+    if shown([low, high], pairs if prompts is None else prompts) > 0:
+        return None
+    few = f" of {prompts:,} prompts" if prompts is not None and prompts < FEWEST_PROMPTS else ""
+    return (
+        f"its accuracy on {pairs:,} held-out pairs{few} is {100 * accuracy:.0f} % [{100 * low:.0f}, {100 * high:.0f}], "
+        "which cannot be told from chance"
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- of responses
+
+
 def distinct_n(responses: Sequence[Sequence[int]], n: int) -> float:
     """Different n-grams as a part of all n-grams of the responses (Li et al. 2016); 0 when there is none."""
     grams = [tuple(r[i : i + n]) for r in responses for i in range(len(r) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def repeated_n(responses: Sequence[Sequence[int]], n: int) -> float:
+    """The fraction of a response's n-grams that occurred earlier in it, the mean over responses (Welleck et al. 2020,
+    seq-rep-n). Responses shorter than n tokens repeat nothing."""
+    if not responses:
+        return 0.0
+    return float(np.mean([1 - distinct_n([one], n) if len(one) >= n else 0.0 for one in responses]))
+
+
+def top_phrase_share(responses: Sequence[Sequence[int]], n: int) -> float:
+    """The fraction of responses that contain the most widespread n-gram."""
+    seen = Counter(gram for one in responses for gram in {tuple(one[i : i + n]) for i in range(len(one) - n + 1)})
+    return max(seen.values()) / len(responses) if seen else 0.0
+
+
+def correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """Pearson's correlation of two columns (N,); 0 where one is constant."""
+    a, b = (np.asarray(column, dtype=float) - np.mean(column) for column in (x, y))
+    size = math.sqrt(float((a * a).sum() * (b * b).sum()))
+    return float((a * b).sum()) / size if size > 0 else 0.0

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from wukong.errors import DataError, UsageError
 from wukong.report import figures
 from wukong.report.contents import read_run
+from wukong.report.diagnosis.findings import SITE, TITLES
 from wukong.report.page import Charts, curve_groups, duration, flat, interval, number, percent, pipeline, short
 from wukong.stages import report
 from wukong.stages.report import ReportOptions
@@ -348,6 +349,14 @@ def test_samples_of_pretraining_show_first_and_last_step(page):
     assert "dough of step 500" in page.text
 
 
+def test_the_doctor_says_what_is_wrong_with_a_link(page):
+    assert "The KL runs away" not in page.text
+    found = re.findall(rf"{SITE}tools/doctor.html#([\w-]+)", " ".join(attrs.get("href", "") for _, attrs in page.tags))
+    assert found, "something is wrong with made-up curves"
+    assert set(found) <= set(TITLES)
+    assert "checks could be made" in page.text
+
+
 # ------------------------------------------------------------------------------------------- self-contained and safe
 
 
@@ -355,7 +364,8 @@ def test_nothing_is_fetched_from_outside(page):
     for tag, attrs in page.tags:
         assert tag not in ("link", "img", "iframe", "object", "embed", "base", "form"), tag
         assert "src" not in attrs, attrs
-        assert attrs.get("href", "#").startswith("#"), attrs
+        # A link of the doctor's leads to the documentation: it is followed, not fetched.
+        assert attrs.get("href", "#").startswith("#") or (tag == "a" and attrs["href"].startswith(SITE)), attrs
         assert "url(" not in (attrs.get("style") or "")
     assert not re.search(r"@import|url\(", "".join(page.styles))
     policy = next(attrs["content"] for _, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy")

@@ -138,6 +138,10 @@ def test_it_learns_normalises_and_reports(tmp_path: Path, tiny_models: Path, byt
     # "yes 7" is a character longer than "no 7": length alone decides every pair here
     assert results["length_accuracy"] == 1.0
     assert sum(bin_["n"] for bin_ in results["calibration"]) == results["valid_pairs"]
+    # It reads "yes" or "no" and no prompt, and all best answers begin with "yes".
+    low, high = results["off_prompt_interval"]
+    assert low < 0.5 < high
+    assert results["off_prompt_prompts"] == n
     model, tokenizer = load_reward(tmp_path / "reward")
     ids = answers_ids(tokenizer, [(r.messages, r.text) for r in responses], 64)
     scores = scores_of(model, ids, CPU, 1000)

@@ -9,8 +9,8 @@ import pytest
 
 from wukong.data.comparisons import read_comparisons
 from wukong.errors import DataError
-from wukong.feedback.reward_models import chance_problem
 from wukong.records import Comparison, Message, Ranking, Vote, as_messages
+from wukong.stats import chance_problem
 from wukong.studies.pairs import (
     agreement,
     bag_of_words,

@@ -336,6 +336,19 @@ def test_results_are_readable_paged_and_filtered(run, root):
     assert root.get("/runs/one/results/versus").status_code == 400
 
 
+def test_what_the_doctor_says_is_beside_the_run_in_both_languages(run, root):
+    assert "checks could be made" in root.get("/runs/one").text
+    kl = [0.0, 20.0, *[70.0] * 10]
+    write_lines(run / "sft" / "metrics.jsonl", [{"step": i + 1, "kl": value} for i, value in enumerate(kl)])
+    (run / "sft" / "options.json").write_text(json.dumps({"stage": "ppo", "options": {}}))
+    page = root.get("/runs/one").text
+    assert "The KL runs away" in page
+    assert "tools/doctor.html#kl-runaway" in page
+    page = root.get("/runs/one", headers={"accept-language": "zh"}).text
+    assert "KL 失控" in page
+    assert "zh/tools/doctor.html#kl-runaway" in page
+
+
 def test_every_curve_has_its_definition_in_both_languages(run, root):
     (loss,) = root.get("/api/runs/one/steps/pretrain/curves").json()["charts"]
     assert loss["metrics"][0]["definition"] == METRICS["loss"].definition

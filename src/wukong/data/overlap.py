@@ -23,7 +23,7 @@ from wukong.data.instructions import load_instructions
 from wukong.data.prompts import PromptOptions, load_prompts
 from wukong.data.sources import DataOptions
 from wukong.data.split import halves, split_by_prompt
-from wukong.data.text import TextOptions, iter_text
+from wukong.data.text import TextOptions, iter_text, normalised
 from wukong.errors import DataError, UsageError
 from wukong.model.gpt2 import PRESETS
 from wukong.options import POLICY_STAGES
@@ -39,12 +39,6 @@ MOST_WORDS = 20_000_000
 """The number of words of pretraining text searched; takes about ten seconds."""
 EXAMPLES = 3
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")  # a Chinese character is a word
-
-
-def normalised(text: str) -> str:
-    """Text without differences in case, white space, Unicode form and trailing punctuation."""
-    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return re.sub(r"[\s?!.。]+$", "", plain) or plain
 
 
 def _key(messages: Sequence[Message]) -> Key:

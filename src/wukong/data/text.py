@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -110,3 +111,9 @@ TEXT.add(
         for name in ("text", "content")
     )
 )
+
+
+def normalised(text: str) -> str:
+    """Text without differences in case, white space, Unicode form and trailing punctuation."""
+    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return re.sub(r"[\s?!.。]+$", "", plain) or plain

@@ -14,7 +14,7 @@ from wukong.files import read_json
 from wukong.model.hub import load_reward
 from wukong.records import Message, prompt_id
 from wukong.scoring import scores_of
-from wukong.stats import FEWEST_PROMPTS, exact_interval, shown
+from wukong.stats import chance_problem
 from wukong.training.compute import Compute
 
 
@@ -61,23 +61,6 @@ def reward_judge(directory: str, compute: Compute, max_tokens: int, room: int | 
         return [Opinion(score, {}, []) for score in scores_of(model, read, compute, max_tokens)]
 
     return judge
-
-
-def chance_problem(accuracy: float, interval: Sequence[float], pairs: int, prompts: int | None = None) -> str | None:
-    """Why a reward model with this accuracy on held-out pairs cannot be told from a coin; None when it can.
-
-    interval: its 95 %, over prompts. Results of earlier versions have a bootstrap's, which is a point for a handful of
-    pairs that are all right, and do not say of how many prompts they are: the exact interval of so many independent
-    pairs has to lie above one half too.
-    """
-    low, high = min(interval[0], exact_interval(accuracy * pairs, pairs)[0]), interval[1]
-    if shown([low, high], pairs if prompts is None else prompts) > 0:
-        return None
-    few = f" of {prompts:,} prompts" if prompts is not None and prompts < FEWEST_PROMPTS else ""
-    return (
-        f"its accuracy on {pairs:,} held-out pairs{few} is {100 * accuracy:.0f} % [{100 * low:.0f}, {100 * high:.0f}], "
-        "which cannot be told from chance"
-    )
 
 
 def require_better_than_chance(reward_model: str | Path, allow: bool = False) -> None:

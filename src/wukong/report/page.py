@@ -20,6 +20,9 @@ from markupsafe import Markup, escape
 from wukong.options import POLICY_STAGES
 from wukong.report import figures
 from wukong.report.contents import AnsweredPrompt, Evaluation, RunContents, StepResult
+from wukong.report.diagnosis.diagnose import diagnose
+from wukong.report.diagnosis.panel import panel_of
+from wukong.report.diagnosis.records import RunRecords
 from wukong.report.figures import Figure
 from wukong.report.glass import glass_assets, glass_boxes
 from wukong.report.inspected import Inspect, inspected_answers
@@ -500,6 +503,7 @@ def render(
         "samples": samples(run),
         "data": data_tables(run),
         "provenance": provenance(run),
+        "diagnosis": panel_of(diagnose(RunRecords(run))),
         "step_names": STAGE_NAMES,
     }
     return fill("page.html.jinja", content, charts)

@@ -263,6 +263,21 @@ def evaluate_pairs(
     }
 
 
+OFF_PROMPT_TESTED = 200
+"""Held-out prompts on which it is measured whether the model reads the prompt."""
+
+
+def off_prompt_quality(
+    model: ScalarModel, tokenizer: Tokenizer, test: Sequence[Group], options: RewardOptions, session: Session
+) -> dict[str, Any]:
+    """How often the best answer to a held-out prompt scores higher than the best answer to another one, both under this
+    prompt: one half for a model that does not read it. {} with a single prompt."""
+    groups = off_prompt_groups(test[:OFF_PROMPT_TESTED], tokenizer, model.config.n_positions, 1, options.seed)
+    found = evaluate_pairs(model, groups, options, session)
+    names = {"valid_accuracy": "off_prompt_accuracy", "valid_accuracy_interval": "off_prompt_interval"}
+    return {new: found[old] for old, new in (names | {"valid_prompts": "off_prompt_prompts"}).items() if old in found}
+
+
 def calibration(differences: np.ndarray, bins: int = 10) -> list[dict[str, float]]:
     """Predicted probability that the preferred answer wins against how often it does, each pair counted from both
     sides (so the curve is symmetric about 1/2). Bins of predicted probability from 0.5 to 1."""
@@ -344,6 +359,8 @@ def fit(
             session.log(tokens, loss=total, accuracy=right / pairs, margin=spread / pairs, pairs=int(pairs), **norms)
             if test and session.due(options.eval_every):
                 quality = evaluate_pairs(model, test, options, session)
+                if step + 1 == steps:
+                    quality |= off_prompt_quality(model, tokenizer, test, options, session)
                 session.state["quality"] = quality
                 session.log(**{k: quality[k] for k in ("valid_loss", "valid_accuracy") if k in quality})
             session.show(loss=total, accuracy=right / pairs)

@@ -33,7 +33,6 @@ from wukong.data.sources import DataOptions
 from wukong.data.split import group_of
 from wukong.data.summary import ReadSummary
 from wukong.errors import UsageError
-from wukong.feedback.reward_models import chance_problem
 from wukong.files import atomic_open, write_json
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_reward
@@ -46,7 +45,7 @@ from wukong.require import Need
 from wukong.scoring import scores_of
 from wukong.seeds import permutation
 from wukong.stages.reward import RewardOptions, calibration, fit, groups_of, new_model, records_of
-from wukong.stats import FEWEST_PROMPTS, decisive, mean_interval, shown
+from wukong.stats import FEWEST_PROMPTS, chance_problem, decisive, mean_interval, shown
 from wukong.studies.answers import read_answers, split_name
 from wukong.studies.pairs import Pair, agreement, calibration_error, pairs_of, proportion, right, simple_judges, slices
 from wukong.tokenizer import Tokenizer

@@ -198,6 +198,13 @@ METRICS: dict[str, Metric] = {
         "Agrees with `kl`. A lasting difference means that a few very unlikely tokens dominate the sum.",
         _OUTCOME,
     ),
+    "kl_penalty_std": Metric(
+        "reward",
+        "Standard deviation over the step's responses of the KL penalty, kl_coef times the KL of a response.",
+        "Small compared with `score_std`. When it is larger, staying close to the reference earns more than a better "
+        "score does, and the policy learns to stay: lower the KL coefficient.",
+        _OUTCOME,
+    ),
     "kl_coef": Metric(
         "reward per nat",
         "beta, the weight of the KL penalty in the reward. Constant, or adapted by the controller to the KL target.",
@@ -330,6 +337,13 @@ METRICS: dict[str, Metric] = {
         "Near SFT's. A steady rise often means that the reward model mistakes length for quality.",
         _TEXT,
     ),
+    "score_length_correlation": Metric(
+        "",
+        "Pearson correlation of the rewards and the lengths of the step's responses.",
+        "Any steady value is fine while lengths stay. Clearly positive while `response_length` rises: the policy is "
+        "paid for length.",
+        _TEXT,
+    ),
     "termination_rate": Metric(
         "fraction of responses",
         "The fraction of responses that the model ended itself, before max_new_tokens.",
@@ -340,6 +354,19 @@ METRICS: dict[str, Metric] = {
         "fraction of bigrams",
         "Distinct bigrams as a fraction of all bigrams in the step's responses.",
         "Near its first value. A fall below 70 % of it is collapse to one phrase.",
+        _TEXT,
+    ),
+    "repetition": Metric(
+        "fraction of 4-grams",
+        "The fraction of a response's sequences of four tokens that occurred earlier in the same response, the mean "
+        "over the step's responses.",
+        "Near its first value. A rise means that responses say the same thing again and again.",
+        _TEXT,
+    ),
+    "top_phrase_share": Metric(
+        "fraction of responses",
+        "The fraction of the step's responses that contain the most widespread sequence of six tokens.",
+        "Rises when a manner of speaking is learnt. Near 1, every response has the same phrase in it; read some.",
         _TEXT,
     ),
     "top_response_share": Metric(

@@ -56,7 +56,7 @@ from wukong.stages.online.rollouts import (
 )
 from wukong.stages.online.trace import Tracer, tracer_of
 from wukong.stages.online.update import PretrainingLoss, Update
-from wukong.stats import distinct_n
+from wukong.stats import correlation, distinct_n, repeated_n, top_phrase_share
 from wukong.tokenizer import Tokenizer
 from wukong.training.advice import evaluate_command, warn_of_few_steps
 from wukong.training.compute import read
@@ -68,6 +68,8 @@ COLLAPSE_SHARE, COLLAPSE_DISTINCT = 0.5, 0.25
 batch's."""
 COLLAPSE_PROMPTS = 16
 """The share is checked only in batches of at least this many prompts: a few may have the same best answer."""
+REPEATED, PHRASE = 4, 6
+"""Tokens of what counts as a repetition within a response, and as a phrase shared by responses."""
 
 
 @dataclass
@@ -130,6 +132,7 @@ class Trainer:
             "reward_model_score": rewards.mean(),
             "kl": kl.sum(1).mean(),
             "kl_k3": stats.kl(mask, "k3").sum(1).mean(),
+            "kl_penalty_std": self.session.state["kl_coef"] * kl.sum(1).std(correction=0),
             "entropy": masked_mean(stats.entropies, mask),
             "sampler_logprob_gap": masked_mean((stats.logprobs - episodes.sampler_logprobs).abs(), mask),
             **{name: torch.as_tensor(value, dtype=torch.float64) for name, value in advantages.metrics.items()},
@@ -142,7 +145,10 @@ class Trainer:
             **losses,
             "response_length": sum(episodes.response_lengths) / len(responses),
             "termination_rate": float(np.mean(episodes.ended)),
+            "score_length_correlation": correlation(rewards.tolist(), episodes.response_lengths),
             "distinct_2": distinct_n(responses, 2),
+            "repetition": repeated_n(responses, REPEATED),
+            "top_phrase_share": top_phrase_share(responses, PHRASE),
             "top_response_share": Counter(responses).most_common(1)[0][1] / len(responses),
         }
 

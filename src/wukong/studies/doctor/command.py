@@ -1,23 +1,51 @@
-"""`wukong doctor`: is this machine ready for wukong, and what is missing?
+"""`wukong doctor`: what is wrong with a run, why, and what to change; without a run, is this machine ready?
 
-    wukong doctor
+    wukong doctor runs/mine
 
-Prints a line for each check: ok, note (it works, but could be better) or problem, and what to do about it.
+With a run directory, or the result of one stage, it reads curves, samples, labels and data, and prints each finding
+with its evidence, the confidence in it, and what to change (docs/tools/doctor.md). Without one it checks the
+environment: a line for each check, ok, note (it works, but could be better) or problem, and what to do about it.
 """
 
 from __future__ import annotations
 
-from wukong.errors import RunError
+from pathlib import Path
+from typing import Literal
+
+from wukong.errors import RunError, UsageError
 from wukong.options import Options
 from wukong.studies.doctor.environment import check_environment
 
 
 class DoctorOptions(Options):
-    """Check the environment: versions, device and precision, kernels, threads, memory, disk, optional extras."""
+    """What is wrong with a run, or, without one, with the environment: versions, device, kernels, disk, extras."""
+
+    run: Path | None = None
+    """A run directory, or the result of one stage. Default: none, which checks the environment."""
+    as_json: bool = False
+    """Print the findings about a run as JSON."""
+    strict: bool = False
+    """Exit with code 1 if there is a red finding about a run."""
+    language: Literal["en", "zh"] = "en"
+    """The language of the findings about a run."""
 
 
 def run(options: DoctorOptions) -> None:
-    """Raises RunError where something that is needed is missing."""
+    """Raises RunError where something that the environment needs is missing, or for a red finding with --strict;
+    UsageError or DataError for a directory that holds no run, or a damaged file in it."""
+    if options.run is None:
+        if options.as_json or options.strict:
+            raise UsageError("--as-json and --strict are about a run: name its directory")
+        _environment()
+        return
+    from wukong.studies.doctor.runs import report_on  # imported here: the environment may lack what it needs
+
+    red = report_on(options.run, options.language, options.as_json)
+    if options.strict and red:
+        raise RunError("{n} red findings in {run}", n=red, run=options.run)
+
+
+def _environment() -> None:
     problems = 0
     for finding in check_environment():
         print(f"{finding.level:<8} {finding.subject:<10} {finding.text}", flush=True)
