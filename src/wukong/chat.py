@@ -25,7 +25,7 @@ from pathlib import Path
 from pydantic import Field
 
 from wukong.console import console, say
-from wukong.errors import UsageError, WukongError
+from wukong.errors import Text, UsageError, WukongError
 from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, recommended_sampling
 from wukong.options import Options
@@ -110,10 +110,15 @@ def load_speakers(options: ChatOptions) -> list[Speaker]:
         model = inference_copy(model.to(compute.device), compute).eval()
         room = min(options.max_new_tokens, model.config.n_positions // 2)
         if room < options.max_new_tokens:
-            say(f"{name}: its context is {model.config.n_positions} tokens, its answers are cut at {room}")
+            say(
+                "{name}: its context is {n_positions} tokens, its answers are cut at {room}",
+                name=name,
+                n_positions=model.config.n_positions,
+                room=room,
+            )
         recommended = recommended_sampling(source)
         drawing = recommended.unless_given(source, options.temperature, options.top_k, options.top_p)
-        say(f"{name}: {drawing.in_words()}")
+        say("{name}: {sampling}", name=name, sampling=drawing.in_words())
         speakers.append(Speaker(name, source, model, tokenizer, room, recommended))
     return speakers
 
@@ -130,8 +135,13 @@ def run(options: ChatOptions) -> None:
                 chat.ask(text, speakers)
         else:
             if interactive:
-                others = f" (also loaded: {', '.join(s.name for s in speakers[1:])})" if speakers[1:] else ""
-                say(f"{speakers[0].name} is listening{others}; /help lists the commands, Ctrl-D leaves")
+                others = ", ".join(s.name for s in speakers[1:])
+                also = Text(" (also loaded: {others})", others=others) if others else ""
+                say(
+                    "{name} is listening{also}; /help lists the commands, Ctrl-D leaves",
+                    name=speakers[0].name,
+                    also=also,
+                )
             for line in _typed_lines() if interactive else _piped_lines():
                 if not chat.handle(line):
                     break
@@ -206,7 +216,7 @@ class Chat:
             else:
                 self.ask(line.removeprefix("/") if line.startswith("//") else line, [self.current])
         except WukongError as error:
-            say(str(error))
+            say(error)
         return True
 
     def ask(
@@ -288,12 +298,18 @@ class Chat:
         if name not in self.speakers:
             raise UsageError(f"no model {name!r} is loaded; there are {', '.join(self.speakers)}")
         self.current = self.speakers[name]
-        say(f"{name} continues the conversation")
+        say("{name} continues the conversation", name=name)
 
     def list_models(self, _: str) -> None:
         for speaker in self.speakers.values():
             mark = "*" if speaker is self.current else " "
-            say(f"{mark} {speaker.name}  {speaker.source}  ({speaker.model.n_parameters():,} parameters)")
+            say(
+                "{mark} {name}  {source}  ({n_parameters:,} parameters)",
+                mark=mark,
+                name=speaker.name,
+                source=speaker.source,
+                n_parameters=speaker.model.n_parameters(),
+            )
 
     def retry(self, _: str) -> None:
         question, history = self._last_turn()
@@ -318,7 +334,7 @@ class Chat:
         if not 0 <= value <= 100:
             raise UsageError(f"the temperature is a number from 0 (always the most likely token) up, not {text!r}")
         self.temperature = value
-        say(f"temperature {value:g}")
+        say("temperature {value:g}", value=value)
 
     def set_system(self, text: str) -> None:
         self.system = text or None
@@ -338,11 +354,11 @@ class Chat:
         path = Path(file).expanduser()
         before = read_records(path, Conversation) if path.exists() else []
         count = write_records(path, [*before, conversation])
-        say(f"{path}: {count} conversation{'s' if count > 1 else ''}")
+        say("{path}: {count} conversation{part}", path=path, count=count, part="s" if count > 1 else "")
 
     def help(self, _: str) -> None:
         for name, command in COMMANDS.items():
-            say(f"{f'/{name} {command.argument}':20} {command.help}")
+            say("{part:20} {help}", part=f"/{name} {command.argument}", help=command.help)
 
 
 @dataclass(frozen=True)

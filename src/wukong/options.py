@@ -19,7 +19,11 @@ LARGEST = 1 << 53
 @functools.cache
 def warn_of_old_name(old: str, new: str) -> None:
     """Warns once per process: a recipe's options are checked several times."""
-    say(f"warning: the option {old} is now called {new}; the old name will be removed in the next release")
+    say(
+        "warning: the option {old} is now called {new}; the old name will be removed in the next release",
+        old=old,
+        new=new,
+    )
 
 
 class Options(BaseModel):

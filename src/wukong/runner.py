@@ -142,7 +142,7 @@ def _run_steps(
     count = names.index(until) + 1 if until else len(steps)
     done = processes.run_on_first(lambda: _prepare(directory, recipe, seed, steps, count, redo))
     for number, step in enumerate(steps[:count], start=1):
-        say(f"[{number}/{count}] {step.name} -> {step.options.out}")
+        say("[{number}/{count}] {name} -> {out}", number=number, count=count, name=step.name, out=step.options.out)
         log.start(step.name, number, count)
         begin = time.monotonic()
         if step.name not in done:
@@ -154,7 +154,13 @@ def _run_steps(
             continue
         seconds = time.monotonic() - begin
         log.write("finished", seconds=round(seconds, 3))
-        say(f"[{number}/{count}] {step.name} took {duration(seconds)}")
+        say(
+            "[{number}/{count}] {name} took {duration}",
+            number=number,
+            count=count,
+            name=step.name,
+            duration=duration(seconds),
+        )
         _free_memory()
     # Only now: no step has refused its options.
     processes.run_on_first(lambda: _write_resolved(directory, recipe, seed, steps))
@@ -256,9 +262,9 @@ LONGEST_ANSWER = 240
 def _show_answers(evaluation: Path) -> None:
     """The first prompt of an evaluation and what each model answered, from the oldest model to the newest."""
     for prompt in read_answered_prompts(evaluation / "answers.jsonl")[:1]:
-        say(f"the same question, answered by each model: {brief(prompt.messages[-1].content, str)}")
+        say("the same question, answered by each model: {brief}", brief=brief(prompt.messages[-1].content, str))
         for name, answer in prompt.answers.items():
-            say(f"  {name}: {brief(answer.text, str, LONGEST_ANSWER)}")
+            say("  {name}: {brief}", name=name, brief=brief(answer.text, str, LONGEST_ANSWER))
 
 
 def _say_what_next(steps: list[Step]) -> None:
@@ -266,7 +272,7 @@ def _say_what_next(steps: list[Step]) -> None:
     if "evaluate" in made:
         _show_answers(made["evaluate"])
     if "report" in made:
-        say(f"report: open {made['report']} in a browser")
+        say("report: open {report} in a browser", report=made["report"])
     model = next((made[stage] for stage in (*POLICY_STAGES, "sft", "pretrain") if stage in made), None)
     if model is not None:
-        say(f"talk to the model: wukong chat {model}")
+        say("talk to the model: wukong chat {model}", model=model)

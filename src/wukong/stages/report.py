@@ -19,6 +19,7 @@ from pydantic import Field
 from wukong.console import say
 from wukong.errors import UsageError
 from wukong.files import atomic_open
+from wukong.language import counted
 from wukong.options import StageOptions
 from wukong.report.contents import read_run
 from wukong.report.page import render
@@ -67,4 +68,9 @@ def run(options: ReportOptions) -> None:
     )
     with atomic_open(options.out) as out:
         out.write(page)
-    say(f"report: {options.out} ({len(page.encode()) / 1e6:.1f} MB), {len(contents.steps)} steps")
+    say(
+        "report: {out} ({megabytes:.1f} MB), {steps}",
+        out=options.out,
+        megabytes=len(page.encode()) / 1e6,
+        steps=counted(len(contents.steps), "{n:,} step", "{n:,} steps"),
+    )

@@ -28,7 +28,7 @@ from wukong.console import Bar, console, say
 from wukong.data.comparisons import COMPARISONS, load_comparisons
 from wukong.data.overlap import overlap
 from wukong.data.sources import DataOptions
-from wukong.errors import RunError, UsageError
+from wukong.errors import RunError, Text, UsageError
 from wukong.feedback.annotators import load_judge
 from wukong.feedback.pairwise_judge import PairwiseJudge, agreed, question, verdict_of
 from wukong.feedback.replies import forget_replies, replies_path
@@ -150,14 +150,20 @@ def run(options: CompareOptions) -> None:
     files = [options.out / "comparison.json", options.out / "answers.jsonl"]
     write_json(files[0], comparison)
     _write_answers(files[1], prompts, answers)
-    say(f"compare: {comparison['overlap']['words']}")  # type: ignore[index]
+    say("compare: {words}", words=comparison["overlap"]["words"])  # type: ignore[index]
     for name, of_judge_found in found.items():
         console.print(_table(name, names, of_judge_found))
         for pair in of_judge_found["comparisons"]:
-            say(f"{name}: {pair['words']}")
+            say("{name}: {words}", name=name, words=pair["words"])
         if together := of_judge_found.get("agreement_with_people"):
             low, high = together["interval"]
-            say(f"{name}: agrees with people in {percent(together['value'])} [{100 * low:.0f}, {100 * high:.0f}]")
+            say(
+                "{name}: agrees with people in {share} [{low:.0f}, {high:.0f}]",
+                name=name,
+                percent=percent(together["value"]),
+                part=100 * low,
+                part2=100 * high,
+            )
     if (verdicts := options.out / "verdicts.jsonl").exists():
         files.append(verdicts)
     work.finish({name: one["ratings"] for name, one in found.items()}, files)
@@ -201,7 +207,11 @@ def _answers(
         wanted = [Prompt(messages=one.messages, source=one.source, id=one.prompt_id) for one in first][: options.limit]
     prompts = [p for p in wanted if all(prompt_id(p.messages) in of_model for of_model in given.values())]
     if left_out := len(wanted) - len(prompts):
-        say(f"compare: {left_out:,} of {len(wanted):,} prompts left out: not every file has an answer")
+        say(
+            "compare: {left_out:,} of {n:,} prompts left out: not every file has an answer",
+            left_out=left_out,
+            n=len(wanted),
+        )
     if not prompts:
         raise UsageError(f"{', '.join(models.values())}: no prompt has answers in all files")
     answers: dict[str, list[ModelAnswer]] = {}
@@ -278,7 +288,7 @@ def _by_llm(
     for a, b, i in jobs:
         conversation = prompts[i].messages
         questions += [question(conversation, texts[x][i], texts[y][i]) for x, y in ((a, b), (b, a))]
-    with Bar(f"verdicts of {options.endpoint_model}", len(questions), unit="verdict") as bar:
+    with Bar(Text("verdicts of {model}", model=options.endpoint_model), len(questions), unit="verdict") as bar:
         verdicts = [verdict_of(reply) for reply in judge.ask(questions, bar.advance)]
     missing = sum(v is None for v in verdicts)
     if verdicts and missing > len(verdicts) / 2:

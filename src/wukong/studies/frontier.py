@@ -199,11 +199,11 @@ def run(options: FrontierOptions) -> None:
     with atomic_open(files[1]) as out:
         out.write(render_frontier(report))
     console.print(_table(curves))
-    say(f"frontier: {report['overlap']['words']}")  # type: ignore[index]
+    say("frontier: {words}", words=report["overlap"]["words"])  # type: ignore[index]
     for one in curves:
         if one["words"]:
-            say(f"{one['name']}: {one['words']}")
-    say(f"frontier: open {files[1]} in a browser")
+            say("{name}: {words}", name=one["name"], words=one["words"])
+    say("frontier: open {page} in a browser", page=files[1])
     work.finish({one["name"]: one["words"] for one in curves}, files)
     forget_replies(options.out, directory=True)
 

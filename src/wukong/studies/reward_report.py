@@ -32,9 +32,10 @@ from wukong.data.comparisons import COMPARISONS, load_comparisons
 from wukong.data.sources import DataOptions
 from wukong.data.split import group_of
 from wukong.data.summary import ReadSummary
-from wukong.errors import UsageError
+from wukong.errors import Text, UsageError
 from wukong.feedback.reward_models import chance_problem
 from wukong.files import atomic_open, write_json
+from wukong.language import counted
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_reward
 from wukong.options import StageOptions
@@ -149,7 +150,11 @@ def run(options: RewardReportOptions) -> None:
     if not len(kept):
         raise UsageError(f"no pair fits the context of {model.config.n_positions} tokens")
     pairs, chosen, rejected = [pairs[i] for i in kept], chosen[kept], rejected[kept]
-    say(f"reward-report: {len(pairs):,} pairs to test on, {len(train_records):,} records it was trained on")
+    say(
+        "reward-report: {pairs} to test on, {records:,} records it was trained on",
+        pairs=counted(len(pairs), "{n:,} pair", "{n:,} pairs"),
+        records=len(train_records),
+    )
     # -------------------------------------------------------------------------------------------------- measure
     margins, lengths, prompts = chosen - rejected, scorer.lengths(pairs), [prompt_id(p.prompt) for p in pairs]
     scale = float(trained[1].get("normalised_from", {}).get("std", 1.0)) if trained else 1.0
@@ -183,8 +188,8 @@ def run(options: RewardReportOptions) -> None:
     with atomic_open(files[1]) as out:
         out.write(render_reward(report))
     console.print(_table(report))
-    say(f"preflight: {'passed' if problem is None else problem}")
-    say(f"reward-report: open {files[1]} in a browser")
+    say("preflight: {result}", result=Text("passed") if problem is None else problem)
+    say("reward-report: open {page} in a browser", page=files[1])
     work.finish({name: report[name] for name in ("accuracy", "preflight")}, files)
     shutil.rmtree(options.out / "fits", ignore_errors=True)
 
@@ -222,7 +227,7 @@ def _records(
             if not options.data:
                 raise UsageError(f"{error}; its provenance names this file: run where it was trained") from None
             note = f"its training data cannot be read ({error}): no bag of words, no learning curve"
-            say(f"reward-report: {note}")
+            say("reward-report: {note}", note=note)
             notes.append(note)
     if trained is None:
         notes.append("the model's training data are not recorded: these prompts may be among them")
@@ -310,7 +315,7 @@ def _learning_curve(
         part = [groups[i] for i in sorted(order[: max(1, round(fraction * len(groups)))])]
         place = options.out / "fits" / f"{fraction:g}"
         fresh, _ = new_model(settings)
-        say(f"reward-report: a fit on {fraction:.3g} of the prompts")
+        say("reward-report: a fit on {fraction:.3g} of the prompts", fraction=fraction)
         _, session = fit(fresh, tokenizer, part, [], settings.model_copy(update={"out": place}))
         session.checkpoint(session.total_steps)  # a retry, or the next fit, does not repeat this one
         scorer = Scorer(fresh.eval(), tokenizer, session.compute, options.micro_batch_tokens)

@@ -19,12 +19,13 @@ from starlette.datastructures import FormData
 
 from wukong.errors import WukongError
 from wukong.feedback.store.labels import NotFoundError
+from wukong.language import translate
 from wukong.report.contents import read_steps
 from wukong.report.page import STAGE_NAMES, duration
 from wukong.serve.events import EventStream, event
 from wukong.web.access import Admin, Form, maybe_person
 from wukong.web.inputs import Count, Name, text
-from wukong.web.language import language_of, translate
+from wukong.web.language import language_of
 from wukong.web.rendering import paging, render_page
 from wukong.web.routes.results import reports_in, results_in
 from wukong.web.runs.processes import start, stop
