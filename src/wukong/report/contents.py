@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from wukong.errors import DataError, UsageError
+from wukong.errors import DataError, Text, UsageError
 from wukong.files import numbered_lines, read_json
 from wukong.places import read_recipe
 from wukong.provenance import DIRECTORY_RECORD, FILE_RECORD, STARTED, read_record
@@ -115,11 +115,23 @@ class PairResult(_ResultModel):
     length_controlled_win_rate: float | None = None
 
 
-class OverlapResult(_ResultModel):
-    """Which of the prompts were used in training (`wukong.data.overlap`)."""
+class OverlapResult(BaseModel):
+    """Which of the prompts were used in training (`wukong.data.overlap`), with whatever else was recorded about it."""
+
+    model_config = ConfigDict(extra="allow")
 
     seen: int
     words: str
+
+    @property
+    def said(self) -> Text:
+        """`words`, from the numbers, so that they can be said in another language."""
+        from wukong.data.overlap import in_words  # needs torch
+
+        try:
+            return in_words(self.model_dump())
+        except (KeyError, TypeError, IndexError):  # of an earlier version, which recorded less
+            return Text(self.words)
 
 
 class EvaluationResult(_ResultModel):

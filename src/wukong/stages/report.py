@@ -12,7 +12,7 @@ shows missing steps as not run.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -22,7 +22,7 @@ from wukong.files import atomic_open
 from wukong.language import counted
 from wukong.options import StageOptions
 from wukong.report.contents import read_run
-from wukong.report.page import render
+from wukong.report.page import View, render
 
 
 class ReportOptions(StageOptions):
@@ -34,6 +34,8 @@ class ReportOptions(StageOptions):
     """The page's title. Default: the run's name."""
     pinned: list[str] = []
     """Prompts of the evaluation to show first."""
+    language: Literal["en", "zh"] | None = None
+    """The language in which the page opens; it holds both, and the reader can switch. Default: the terminal's."""
     prompts_shown: int = Field(12, ge=0)
     """Number of prompts shown with every model's answer, including pinned ones; the others are drawn by --seed."""
 
@@ -59,13 +61,8 @@ def run(options: ReportOptions) -> None:
     """Raises UsageError for a directory without a run, DataError for a damaged file in it."""
     needs(options)
     contents = read_run(options.run)
-    page = render(
-        contents,
-        title=options.title,
-        pinned=options.pinned,
-        prompts_shown=options.prompts_shown,
-        seed=options.seed,
-    )
+    view = View(options.title, options.pinned, options.prompts_shown, options.seed, options.language)
+    page = render(contents, view)
     with atomic_open(options.out) as out:
         out.write(page)
     say(

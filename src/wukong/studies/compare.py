@@ -35,7 +35,7 @@ from wukong.feedback.replies import forget_replies, replies_path
 from wukong.files import atomic_open, write_json
 from wukong.model.hub import load_policy
 from wukong.records import Comparison, Prompt, Vote, prompt_id
-from wukong.report.page import equal_length, interval, percent
+from wukong.report.formatting import equal_length, interval, percent
 from wukong.require import Need
 from wukong.sampling import SamplingParameters
 from wukong.stages.evaluate import AnswerOptions, answer_all, answer_needs, chosen_prompts, rewards_of

@@ -37,8 +37,8 @@ from wukong.files import atomic_open, read_json, write_json
 from wukong.model.hub import load_policy, recommended_sampling
 from wukong.objectives import best_of_n_kl
 from wukong.records import Prompt
+from wukong.report.formatting import number
 from wukong.report.frontier_page import render_frontier
-from wukong.report.page import number
 from wukong.require import Need
 from wukong.seeds import derived_seed
 from wukong.stages.evaluate import (

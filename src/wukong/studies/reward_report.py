@@ -41,7 +41,7 @@ from wukong.model.hub import load_reward
 from wukong.options import StageOptions
 from wukong.provenance import read_record
 from wukong.records import Messages, Preference, prompt_id
-from wukong.report.page import interval, percent
+from wukong.report.formatting import interval, percent
 from wukong.report.reward_page import render_reward
 from wukong.require import Need
 from wukong.scoring import scores_of

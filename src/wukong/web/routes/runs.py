@@ -21,7 +21,8 @@ from wukong.errors import WukongError
 from wukong.feedback.store.labels import NotFoundError
 from wukong.language import translate
 from wukong.report.contents import read_steps
-from wukong.report.page import STAGE_NAMES, duration
+from wukong.report.formatting import duration
+from wukong.report.names import STAGE_NAMES
 from wukong.serve.events import EventStream, event
 from wukong.web.access import Admin, Form, maybe_person
 from wukong.web.inputs import Count, Name, text
