@@ -8,9 +8,10 @@ from pathlib import Path
 
 from wukong.console import say
 from wukong.data.answers import last_turn, shared_prompt
-from wukong.errors import UsageError
+from wukong.errors import Text, UsageError
 from wukong.feedback.judge import Judge, Opinion
 from wukong.files import read_json
+from wukong.language import counted
 from wukong.model.hub import load_reward
 from wukong.records import Message, prompt_id
 from wukong.scoring import scores_of
@@ -68,7 +69,7 @@ def reward_judge(directory: str, compute: Compute, max_tokens: int, room: int | 
     return judge
 
 
-def chance_problem(accuracy: float, interval: Sequence[float], pairs: int, prompts: int | None = None) -> str | None:
+def chance_problem(accuracy: float, interval: Sequence[float], pairs: int, prompts: int | None = None) -> Text | None:
     """Why a reward model with this accuracy on held-out pairs cannot be told from a coin; None when it can.
 
     interval: its 95 %, over prompts. Results of earlier versions have a bootstrap's, which is a point for a handful of
@@ -78,10 +79,14 @@ def chance_problem(accuracy: float, interval: Sequence[float], pairs: int, promp
     low, high = min(interval[0], exact_interval(accuracy * pairs, pairs)[0]), interval[1]
     if shown([low, high], pairs if prompts is None else prompts) > 0:
         return None
-    few = f" of {prompts:,} prompts" if prompts is not None and prompts < FEWEST_PROMPTS else ""
-    return (
-        f"its accuracy on {pairs:,} held-out pairs{few} is {100 * accuracy:.0f} % [{100 * low:.0f}, {100 * high:.0f}], "
-        "which cannot be told from chance"
+    few = Text(" of {prompts:,} prompts", prompts=prompts) if prompts is not None and prompts < FEWEST_PROMPTS else ""
+    return Text(
+        "its accuracy on {pairs}{few} is {accuracy:.0f} % [{low:.0f}, {high:.0f}], which cannot be told from chance",
+        pairs=counted(pairs, "{n:,} held-out pair", "{n:,} held-out pairs"),
+        few=few,
+        accuracy=100 * accuracy,
+        low=100 * low,
+        high=100 * high,
     )
 
 
@@ -109,8 +114,10 @@ def require_better_than_chance(reward_model: str | Path, allow: bool = False) ->
     problem = chance_problem(*measured, prompts=results.get("valid_prompts"))
     if problem and not allow:
         raise UsageError(
-            f"{reward_model}: {problem}; label more, see `wukong reward-report {reward_model} --out REPORT`, or give "
-            "--allow-chance-reward-model"
+            "{reward_model}: {problem}; label more, see `wukong reward-report {reward_model} --out REPORT`, or give "
+            "--allow-chance-reward-model",
+            reward_model=reward_model,
+            problem=problem,
         )
     if problem:
         say("{reward_model}: {problem}; training goes on, as asked", reward_model=reward_model, problem=problem)

@@ -26,7 +26,7 @@ class Piece(NamedTuple):
 
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|\s+|.", re.DOTALL)
 """A Chinese or Japanese character is a word, and so are white space and punctuation."""
-FEWEST_SHARED = 0.25
+FEWEST_SHARED = 0.4
 """Texts with less in common are two texts, not one that was changed."""
 
 
@@ -34,10 +34,14 @@ def word_by_word(old: str, new: str) -> list[Piece] | None:
     """What changed from one text to the other; None if they have little in common."""
     before, after = _WORD.findall(old), _WORD.findall(new)
     matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
-    shared = sum(size for _, _, size in matcher.get_matching_blocks())
-    if not before or not after or 2 * shared < FEWEST_SHARED * (len(before) + len(after)):
+    shared = sum(_words(before[i : i + size]) for i, _, size in matcher.get_matching_blocks())
+    if 2 * shared < FEWEST_SHARED * (_words(before) + _words(after)) or not shared:
         return None
     return list(_joined(_pieces(matcher, before, after)))
+
+
+def _words(parts: Sequence[str]) -> int:
+    return sum(not part.isspace() for part in parts)
 
 
 def _pieces(matcher: difflib.SequenceMatcher[str], before: list[str], after: list[str]) -> Iterator[Piece]:

@@ -43,11 +43,11 @@ def equal_length(rate: float | None) -> str:
     return Text("not estimable") if rate is None else percent(rate)
 
 
-def interval(pair: Sequence[float] | None, as_percent: bool = False) -> Text:
+def interval(pair: Sequence[float] | None, as_percent: bool = False, digits: int = 3) -> Text:
     """Two limits: 3.1 to 4.2, or 79.3 to 85.5 %."""
     if pair is None:
         return Text("")
-    low, high = (f"{100 * x:.1f}" for x in pair) if as_percent else (number(x) for x in pair)
+    low, high = (f"{100 * x:.1f}" for x in pair) if as_percent else (number(x, digits) for x in pair)
     return Text("{low} to {high} %" if as_percent else "{low} to {high}", low=low, high=high)
 
 

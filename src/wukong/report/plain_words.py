@@ -132,9 +132,9 @@ def _applies(check: str, model: ModelResult, result: EvaluationResult) -> int:
 
 def _costs(pair: PairResult, new: ModelResult, old: ModelResult) -> Iterator[Text]:
     if new.kl:
-        spread = interval(new.kl_interval) if new.kl_interval else Text("no interval")
+        spread = interval(new.kl_interval, digits=2) if new.kl_interval else Text("no interval")
         yield Text("The price of the change is a [KL](#kl-divergence) of {kl} nats per answer ({interval}).",
-                   kl=number(new.kl), interval=spread)  # fmt: skip
+                   kl=number(new.kl, 2), interval=spread)  # fmt: skip
     if new.distinct_2 is not None and old.distinct_2 and new.distinct_2 < VARIETY * old.distinct_2:
         yield Text("The answers repeat themselves more: [distinct-2](#distinct-2) is {share} of what it was.",
                    share=percent(new.distinct_2 / old.distinct_2, 0))  # fmt: skip
@@ -142,7 +142,7 @@ def _costs(pair: PairResult, new: ModelResult, old: ModelResult) -> Iterator[Tex
         longer = new.length_mean > old.length_mean
         template = "Answers are longer: {after} tokens instead of {before}."
         yield Text(template if longer else "Answers are shorter: {after} tokens instead of {before}.",
-                   after=number(new.length_mean), before=number(old.length_mean))  # fmt: skip
+                   after=f"{new.length_mean:.0f}", before=f"{old.length_mean:.0f}")  # fmt: skip
     at_equal_length = pair.length_controlled_win_rate
     if at_equal_length is not None and pair.win_rate - at_equal_length > LENGTH_GAIN:
         yield Text("Part of the preference is for length: at equal length the win rate is {rate}.",
@@ -165,4 +165,4 @@ def _failing(pair: PairResult, new: ModelResult, evaluation: Evaluation) -> Iter
     for name, kind in sorted(new.by_source.items(), key=lambda one: one[1].score_mean or 0):
         if mean and kind.score_mean is not None and kind.score_mean < LOW_SCORE * mean:
             yield Text("Prompts of the kind “{kind}” score {score} on average, all together {mean} ({n:,} prompts).",
-                       kind=Text(name), score=number(kind.score_mean), mean=number(mean), n=kind.n)  # fmt: skip
+                       kind=Text(name), score=number(kind.score_mean, 2), mean=number(mean, 2), n=kind.n)  # fmt: skip

@@ -35,7 +35,7 @@ from wukong.data.summary import ReadSummary
 from wukong.errors import Text, UsageError
 from wukong.feedback.reward_models import chance_problem
 from wukong.files import atomic_open, write_json
-from wukong.language import counted
+from wukong.language import counted, spoken
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_reward
 from wukong.options import StageOptions
@@ -146,7 +146,8 @@ def run(options: RewardReportOptions) -> None:
     chosen, rejected = scorer.margins(pairs)
     kept = np.flatnonzero(~np.isnan(chosen - rejected))
     if len(kept) < len(pairs):
-        notes.append(f"{len(pairs) - len(kept):,} pairs do not fit the context of {model.config.n_positions} tokens")
+        left_out, context = len(pairs) - len(kept), model.config.n_positions
+        notes.append(Text("{n:,} pairs do not fit the context of {context} tokens", n=left_out, context=context))
     if not len(kept):
         raise UsageError(f"no pair fits the context of {model.config.n_positions} tokens")
     pairs, chosen, rejected = [pairs[i] for i in kept], chosen[kept], rejected[kept]
@@ -226,18 +227,18 @@ def _records(
         except UsageError as error:
             if not options.data:
                 raise UsageError(f"{error}; its provenance names this file: run where it was trained") from None
-            note = f"its training data cannot be read ({error}): no bag of words, no learning curve"
+            note = Text("its training data cannot be read ({error}): no bag of words, no learning curve", error=error)
             say("reward-report: {note}", note=note)
             notes.append(note)
     if trained is None:
-        notes.append("the model's training data are not recorded: these prompts may be among them")
+        notes.append(Text("the model's training data are not recorded: these prompts may be among them"))
     if options.data:
         read = load_comparisons(options.data, options)
         console.print(read.summary.table("comparisons"))
         known = {group_of(record) for record in train}
         test = [record for record in read.records if group_of(record) not in known]
         if left_out := len(read.records) - len(test):
-            notes.append(f"{left_out:,} comparisons left out: the model was trained on their prompts")
+            notes.append(Text("{n:,} comparisons left out: the model was trained on their prompts", n=left_out))
     return train, test, notes
 
 
@@ -338,18 +339,23 @@ def _gain(before: np.ndarray, after: np.ndarray, prompts: Sequence[str]) -> dict
     return {"value": float((after - before).mean()), "interval": interval, "prompts": decisive(sums, counts, than=0)}
 
 
-def _advice(points: Sequence[dict[str, Any]], gain: dict[str, Any]) -> str:
+def _advice(points: Sequence[dict[str, Any]], gain: dict[str, Any]) -> Text:
     """Advice on whether to label more."""
     begin, end = points[-2], points[-1]
     low, high = gain["interval"] or (-math.inf, math.inf)
     spread = f" [{100 * low:+.1f}, {100 * high:+.1f}]" if gain["interval"] else ""
-    change = f"{100 * gain['value']:+.1f} points{spread}"
-    step = f"from {begin['prompts']:,} to {end['prompts']:,} prompts accuracy changed by {change}"
+    step = Text(
+        "from {before:,} to {after:,} prompts accuracy changed by {points:+.1f} points{spread}",
+        before=begin["prompts"],
+        after=end["prompts"],
+        points=100 * gain["value"],
+        spread=spread,
+    )
     if shown(gain["interval"], gain["prompts"], than=0) > 0:
-        return f"Label more: {step}, and the curve still rises."
+        return Text("Label more: {step}, and the curve still rises.", step=step)
     if high < 0.01 and points[-1]["accuracy"]["prompts"] >= FEWEST_PROMPTS:
-        return f"More of the same labels would hardly help: {step}."
-    return f"Unclear whether more labels would help: {step}; test on more pairs to find out."
+        return Text("More of the same labels would hardly help: {step}.", step=step)
+    return Text("Unclear whether more labels would help: {step}; test on more pairs to find out.", step=step)
 
 
 # ------------------------------------------------------------------------------------------------------ terminal
@@ -357,27 +363,30 @@ def _advice(points: Sequence[dict[str, Any]], gain: dict[str, Any]) -> str:
 
 def _table(report: dict[str, Any]) -> Table:
     """The key numbers."""
-    table = Table(title=f"reward model {report['reward_model']}")
-    table.add_column("what")
-    table.add_column("value", justify="right")
-    table.add_column("95 % interval", justify="right")
+    table = Table(title=spoken("Reward model {path}", path=report["reward_model"]))
+    table.add_column(spoken("what"))
+    table.add_column(spoken("value"), justify="right")
+    table.add_column(spoken("95 % interval"), justify="right")
 
     def row(name: str, entry: dict[str, Any] | None) -> None:
         if entry is not None:
-            table.add_row(name, percent(entry["value"]), interval(entry["interval"], as_percent=True))
+            spread = interval(entry["interval"], as_percent=True)
+            table.add_row(spoken(name), percent(entry["value"]), spoken(spread))
 
-    row(f"accuracy on {report['accuracy']['pairs']:,} pairs", report["accuracy"])
+    row(Text("accuracy on {pairs:,} pairs", pairs=report["accuracy"]["pairs"]), report["accuracy"])
     row("always the longer answer", report["judges"]["length"]["accuracy"])
     row("its choices that are the longer answer", report["judges"]["length"]["explains"])
     if words := report["judges"]["bag_of_words"]:
         row("a bag of words", words["accuracy"])
         row("its choices that a bag of words makes too", words["explains"])
     if (error := report["calibration"]["error"]) is not None:
-        table.add_row("expected calibration error", percent(error), "")
+        table.add_row(spoken("expected calibration error"), percent(error), "")
     if people := report["agreement"]:
         row("two people agree", {"value": people["agreement"], "interval": people["agreement_interval"]})
-        table.add_row("best accuracy that leaves possible", interval(people["ceiling"], as_percent=True), "")
+        ceiling = interval(people["ceiling"], as_percent=True)
+        table.add_row(spoken("best accuracy that leaves possible"), spoken(ceiling), "")
     if curve := report["learning_curve"]:
         for point in curve["points"][:-1]:
-            row(f"fitted to {100 * point['fraction']:.3g} % of the prompts", point["accuracy"])
+            fitted = Text("fitted to {percent:.3g} % of the prompts", percent=100 * point["fraction"])
+            row(fitted, point["accuracy"])
     return table
