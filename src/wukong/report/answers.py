@@ -12,9 +12,9 @@ from wukong.report import figures
 from wukong.report.contents import AnsweredPrompt, Evaluation
 
 
-def _question(answered: AnsweredPrompt) -> str:
-    """The last message, ignoring case, white space and trailing punctuation."""
-    return re.sub(r"[\s?!.]+$", "", " ".join(answered.messages[-1].content.casefold().split()))
+def plain_question(text: str) -> str:
+    """A question without differences in case, white space and trailing punctuation."""
+    return re.sub(r"[\s?!.？！。]+$", "", " ".join(text.casefold().split()))
 
 
 class Piece(NamedTuple):
@@ -74,8 +74,8 @@ def _joined(pieces: Iterator[Piece]) -> Iterator[Piece]:
 
 def side_by_side(evaluation: Evaluation, pinned: Sequence[str], shown: int, seed: int) -> dict[str, Any]:
     """The prompts shown: the pinned ones, then a seeded random choice, to avoid cherry-picking."""
-    wanted = [re.sub(r"[\s?!.]+$", "", " ".join(text.casefold().split())) for text in pinned]
-    by_question = {_question(one): one for one in reversed(evaluation.answered)}
+    wanted = [plain_question(text) for text in pinned]
+    by_question = {plain_question(one.messages[-1].content): one for one in reversed(evaluation.answered)}
     first = [by_question[text] for text in dict.fromkeys(wanted) if text in by_question]
     missing = [text for text, question in zip(pinned, wanted, strict=True) if question not in by_question]
     rest = [one for one in evaluation.answered if not any(one is other for other in first)]

@@ -305,13 +305,13 @@ def _named(step: tuple[Path, bool, dict[str, Any]], root: Path, places: dict[str
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file; none if it is missing. An incomplete last line is left out."""
-    lines = [(number, line) for number, line in numbered_lines(path) if line] if path.exists() else []
+    """The objects of a JSONL file, one after another; none if it is missing. An incomplete last line is left out."""
+    lines = ((number, line) for number, line in numbered_lines(path) if line) if path.exists() else iter(())
     for number, line in lines:
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
-            if number == lines[-1][0]:
+            if next(lines, None) is None:
                 return
             raise DataError("not valid JSON: {reason}", reason=error.msg, file=path, line=number) from None
         except (ValueError, RecursionError) as error:
@@ -347,7 +347,12 @@ def read_comparison(path: Path) -> ComparisonResult:
     return _parsed(ComparisonResult, read_json(path), path)
 
 
-def read_answered_prompts(path: Path) -> list[AnsweredPrompt]:
+def iter_answered_prompts(path: Path) -> Iterator[AnsweredPrompt]:
     """The prompts of an answers.jsonl with every model's answer; none if it is missing. Raises DataError for a bad
     line."""
-    return [_parsed(AnsweredPrompt, value, path, n) for n, value in enumerate(_json_lines(path), start=1)]
+    return (_parsed(AnsweredPrompt, value, path, n) for n, value in enumerate(_json_lines(path), start=1))
+
+
+def read_answered_prompts(path: Path) -> list[AnsweredPrompt]:
+    """All of them."""
+    return list(iter_answered_prompts(path))
