@@ -36,6 +36,7 @@ from wukong.sampling import OWN_DISTRIBUTION, SamplingParameters
 from wukong.seeds import derived_seed
 from wukong.tokenizer import StreamDecoder, Tokenizer
 from wukong.training.compute import Precision, compute_for
+from wukong.training.memory import n_parameters
 
 
 class ChatOptions(Options):
@@ -235,6 +236,10 @@ class Chat:
         Raises:
             DataError: the text alone exceeds a model's context; the conversation is unchanged.
         """
+        if (
+            cut := next((i for i, character in enumerate(text, 1) if "\ud800" <= character <= "\udfff"), None)
+        ) is not None:
+            raise UsageError("character {n} of what you typed is not valid UTF-8; nothing was sent", n=cut)
         asked = [*(self.messages if history is None else history), Message(role="user", content=text)]
         prompts = [(speaker, self._prompt_ids(speaker, text, asked)) for speaker in speakers]
         self.last_question, self.attempt = text, attempt
@@ -308,7 +313,7 @@ class Chat:
                 mark=mark,
                 name=speaker.name,
                 source=speaker.source,
-                n_parameters=speaker.model.n_parameters(),
+                n_parameters=n_parameters(speaker.model.config),
             )
 
     def retry(self, _: str) -> None:

@@ -174,7 +174,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WukongError as error:
         return _fail(error, error.exit_code)
     except KeyboardInterrupt:
-        return _fail("stopped by Ctrl-C; run the same command to resume", 130)
+        again = (sys.argv[1:] if arguments is None else list(arguments))[:1]
+        resumes = again == ["run"] or again[0] in STAGES if again else False
+        return _fail(KEPT if resumes else "stopped by Ctrl-C", 130)
     except BrokenPipeError:  # the reader (head, less) has seen enough
         _abandon_output()
         return 1
@@ -201,6 +203,9 @@ def _abandon_output() -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+KEPT = "stopped by Ctrl-C; what is finished is kept: run the same command to go on"
 
 
 def _fail(problem: str | WukongError, code: int) -> int:

@@ -111,7 +111,7 @@ def parse(command: str, hints: Hints, description: str, arguments: Sequence[str]
         if not error.code:
             raise
         raise UsageError(
-            "{problem}; see {command} --help", problem=_sentence(said.getvalue()), command=command
+            "{problem}; see {command} --help", problem=_plainly(_sentence(said.getvalue())), command=command
         ) from None
     if unknown:
         name = unknown[0].partition("=")[0]
@@ -196,6 +196,31 @@ def _sentence(box: str) -> str:
     return " ".join(parts[min(1, len(parts) - 1)].split()).removeprefix("Error parsing ").rstrip(".")
 
 
+_SAYS = (
+    (r"(--[\w.-]+): no type matching \S*\bINT\b\S* could be instantiated from \[(.*?)\].*",
+     "{option}: expected a whole number, not {given}"),
+    (r"(--[\w.-]+): no type matching \S*\bFLOAT\b\S* could be instantiated from \[(.*?)\].*",
+     "{option}: expected a number, not {given}"),
+    (r"(--[\w.-]+): no type matching (?:.*?) could be instantiated from \[(.*?)\].*", "{option}: cannot be {given}"),
+    (r"(--[\w.-]+): invalid literal for int\(\) with base 10: (.*)", "{option}: expected a whole number, not {given}"),
+    (r"(--[\w.-]+): could not convert string to float: (.*)", "{option}: expected a number, not {given}"),
+    (r"Missing value for argument '(--[\w.-]+)'.*()", "{option}: a value is missing"),
+)  # fmt: skip
+"""What tyro says of a wrong value -> what we say. It has names of Python in it, and lists every type it tried."""
+_CHOICE = re.compile(r"invalid choice (.*) for argument '(--[\w.-]+)'\. Expected one of \((.*?),?\)")
+
+
+def _plainly(problem: str) -> Text:
+    if choice := _CHOICE.fullmatch(problem):
+        known = choice[3].replace("'", "")
+        return Text("{option}: choose one of {known}, not {given}", option=choice[2], known=known, given=choice[1])
+    for pattern, template in _SAYS:
+        if match := re.fullmatch(pattern, problem):
+            values = {"option": match[1], "given": match[2]}
+            return Text(template, **{name: value for name, value in values.items() if f"{{{name}}}" in template})
+    return Text(problem)
+
+
 def build(options: type[Options], given: Mapping[str, Any], command: str, positional: str = "") -> Options:
     """The validated options. Raises UsageError naming the option that is wrong, or all that are missing."""
 
@@ -203,17 +228,24 @@ def build(options: type[Options], given: Mapping[str, Any], command: str, positi
         return positional.upper() if option == positional else flag(str(option))
 
     try:
-        return options.model_validate(dict(given))
+        found = options.model_validate(dict(given))
+        _require(options.needed(given), command)
+        return found
     except ValidationError as error:
         missing = [shown(problem["loc"][0]) for problem in error.errors() if problem["type"] == "missing"]
         if missing:
-            listed = joined(missing, "{a} and {b}")
-            required = "{options} is required; see {command} --help"
-            if len(missing) > 1:
-                required = "{options} are required; see {command} --help"
-            raise UsageError(required, options=listed, command=command) from None
+            _require([*missing, *options.needed(given)], command)
         option, problem = complaint(error, options)
         raise UsageError(f"{shown(option)}: {problem}" if option else problem) from None
+
+
+def _require(missing: Sequence[str], command: str) -> None:
+    """Raises UsageError that names all options that are missing, if any are."""
+    if missing:
+        required = "{options} is required; see {command} --help"
+        if len(missing) > 1:
+            required = "{options} are required; see {command} --help"
+        raise UsageError(required, options=joined(missing, "{a} and {b}"), command=command)
 
 
 def description(text: str, example: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -35,6 +35,12 @@ class Options(BaseModel):
     )
     old_names: ClassVar[dict[str, str]] = {}
     """Old name -> new name of options renamed in this release; the old name still works, with a warning."""
+
+    @classmethod
+    def needed(cls, given: Mapping[str, Any]) -> list[str]:
+        """What is missing among the options given on a command line, beside required fields: "--models or --endpoint"
+        where one of several is needed. The command line then names everything that is missing at once."""
+        return []
 
     @model_validator(mode="before")
     @classmethod

@@ -11,8 +11,9 @@ temperature and number, so adding prompts or models changes no existing answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
+from typing import Any
 
 from pydantic import Field
 
@@ -65,6 +66,12 @@ class SampleOptions(StageOptions, PromptOptions):
     """bfloat16 where it is faster, or as named."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+
+    @classmethod
+    def needed(cls, given: Mapping[str, Any]) -> list[str]:
+        if given.get("models") or given.get("endpoint"):
+            return []
+        return [Text("--models (or --endpoint with --endpoint-model)")]
 
 
 def needs(options: SampleOptions) -> list[Need]:

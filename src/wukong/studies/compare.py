@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ from wukong.studies.answers import ModelAnswer, read_answers, split_name
 from wukong.studies.win_rates import Outcomes, compared, ratings, with_people
 from wukong.training.compute import Compute, compute_for
 
+JUDGES = ("judge", "reward_model", "endpoint", "human")
+
 
 class CompareOptions(AnswerOptions):
     """Compare models, or files of their answers: win rates, ratings and conclusions."""
@@ -62,6 +64,16 @@ class CompareOptions(AnswerOptions):
     """The model's name on that server."""
     human: list[str] = []
     """People's comparisons or rankings of these same answers, in any format of docs/reference/data.md."""
+
+    @classmethod
+    def needed(cls, given: Mapping[str, Any]) -> list[str]:
+        missing = []
+        paths = [split_name(model)[1] for model in given.get("models") or [] if "=" in model]
+        if not given.get("prompts") and any(not Path(path).is_file() for path in paths):
+            missing.append("--prompts")
+        if not any(given.get(judge) for judge in JUDGES):
+            missing.append(Text("a judge (--judge, --reward-model, --endpoint or --human)"))
+        return missing
 
 
 def _human_options(options: CompareOptions) -> DataOptions:
