@@ -10,28 +10,40 @@ MAKERS = {"say": (0,), "Text": (0,), "spoken": (0,), "counted": (1, 2), "t": (0,
 """Functions that take a template, and the places of it among their arguments."""
 
 
-def literals(node: ast.expr) -> Iterator[str]:
-    """The strings that an expression can be: a literal, or either side of a condition."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+Named = dict[str, list[ast.expr]]
+"""Variable -> what is assigned to it somewhere in the file."""
+
+
+def literals(node: ast.expr, named: Named) -> Iterator[str]:
+    """The strings that an expression can be: a literal, either side of a condition, or those of a variable."""
+    if isinstance(node, ast.Name):
+        for value in named.get(node.id, []):
+            yield from literals(value, {})
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
         yield node.value
     elif isinstance(node, ast.IfExp):
-        yield from (*literals(node.body), *literals(node.orelse))
+        yield from (*literals(node.body, named), *literals(node.orelse, named))
     elif isinstance(node, ast.Dict):
-        yield from (text for value in node.values for text in literals(value))
+        yield from (text for value in node.values for text in literals(value, named))
     elif isinstance(node, ast.Subscript):
-        yield from literals(node.value)
+        yield from literals(node.value, named)
 
 
 def texts_of_python(paths: Iterable[Path]) -> set[str]:
     found = set()
     for path in paths:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        named: Named = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                named.setdefault(node.targets[0].id, []).append(node.value)
+        for node in ast.walk(tree):
             if not isinstance(node, ast.Call):
                 continue
             name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
             for place in MAKERS.get(name, ()):
                 if len(node.args) > place:
-                    found.update(literals(node.args[place]))
+                    found.update(literals(node.args[place], named))
     return found
 
 
