@@ -26,6 +26,7 @@ from pydantic import Field
 
 from wukong.console import console, say
 from wukong.errors import Text, UsageError, WukongError
+from wukong.language import counted
 from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, recommended_sampling
 from wukong.options import Options
@@ -270,7 +271,7 @@ class Chat:
         drawing = speaker.recommended.unless_given(
             speaker.source, self.temperature, self.options.top_k, self.options.top_p
         )
-        decoder, said, note = StreamDecoder(speaker.tokenizer), "", f"(cut at {speaker.room} tokens)"
+        decoder, said, note = StreamDecoder(speaker.tokenizer), "", Text("(cut at {room} tokens)", room=speaker.room)
         try:
             for token in stream(
                 speaker.model,
@@ -283,7 +284,7 @@ class Chat:
                 top_p=drawing.top_p,
             ):
                 if token in speaker.tokenizer.eos_ids:
-                    note = "" if said else "(no answer: the model ended its turn at once)"
+                    note = Text("" if said else "(no answer: the model ended its turn at once)")
                     break
                 piece = decoder.push(token)  # an incomplete last character of a cut answer is not shown
                 said += piece
@@ -291,7 +292,7 @@ class Chat:
         except KeyboardInterrupt:
             if not self.interactive:
                 raise
-            note = "(stopped; the answer so far is kept)"
+            note = Text("(stopped; the answer so far is kept)")
         print(flush=True)
         if note:
             say(note)
@@ -359,11 +360,15 @@ class Chat:
         path = Path(file).expanduser()
         before = read_records(path, Conversation) if path.exists() else []
         count = write_records(path, [*before, conversation])
-        say("{path}: {count} conversation{part}", path=path, count=count, part="s" if count > 1 else "")
+        say(
+            "{path}: {conversations}",
+            path=path,
+            conversations=counted(count, "{n:,} conversation", "{n:,} conversations"),
+        )
 
     def help(self, _: str) -> None:
         for name, command in COMMANDS.items():
-            say("{part:20} {help}", part=f"/{name} {command.argument}", help=command.help)
+            say("{command:20} {help}", command=f"/{name} {command.argument}", help=Text(command.help))
 
 
 @dataclass(frozen=True)

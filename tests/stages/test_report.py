@@ -16,7 +16,10 @@ from pydantic import ValidationError
 from wukong.errors import DataError, UsageError
 from wukong.report import figures
 from wukong.report.contents import read_run
-from wukong.report.page import Charts, curve_groups, duration, flat, interval, number, percent, pipeline, short
+from wukong.report.charts import Charts
+from wukong.report.formatting import duration, flat, interval, number, percent, short
+from wukong.report.pipeline import pipeline
+from wukong.report.training import curve_groups
 from wukong.stages import report
 from wukong.stages.report import ReportOptions
 from wukong.training.metric_definitions import METRICS, as_markdown, definition
@@ -201,12 +204,13 @@ def make_run(root: Path) -> Path:
 
 
 class Page(HTMLParser):
-    """What a browser would make of the page: its tags, its visible text, its embedded charts."""
+    """What a browser would make of the page: its tags, its visible text in one language, its embedded charts."""
 
     VOID = {"meta", "br", "link", "img", "input", "hr"}
 
-    def __init__(self, html: str) -> None:
+    def __init__(self, html: str, hidden: str = "zh") -> None:
         super().__init__()
+        self.hidden = hidden
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
         self.words: list[str] = []
@@ -217,12 +221,12 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
         if tag not in self.VOID:
-            self.open.append(tag)
+            self.open.append("hidden" if tag == "span" and dict(attrs).get("lang") == self.hidden else tag)
         if tag == "script":
             self.scripts.append("")
 
     def handle_endtag(self, tag):
-        while self.open and self.open.pop() != tag:
+        while self.open and self.open.pop() not in (tag, "hidden" if tag == "span" else tag):
             pass
 
     def handle_data(self, data):
@@ -230,7 +234,7 @@ class Page(HTMLParser):
             self.scripts[-1] += data
         elif "style" in self.open:
             self.styles.append(data)
-        else:
+        elif "hidden" not in self.open:
             self.words.append(data)
 
     @property
