@@ -49,7 +49,8 @@ def texts_of_python(paths: Iterable[Path]) -> set[str]:
 
 STRING = r'"((?:[^"\\]|\\.)*)"'
 CALLS = (rf"\b(?:t|label|chart|table|absent|reasons|side)\((?:[\w.]+, )?{STRING}(?:, {STRING})?",
-         rf"counted\([\w.]+, {STRING}, {STRING}\)", rf"{STRING} if ", rf"\belse {STRING}", rf"{STRING} \| said")  # fmt: skip
+         rf"counted\([\w.]+, {STRING}, {STRING}\)",
+         rf"{STRING} if ", rf"\belse {STRING}", rf"{STRING} \| said")  # fmt: skip
 
 
 def texts_of_templates(paths: Iterable[Path]) -> set[str]:
