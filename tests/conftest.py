@@ -12,6 +12,7 @@ import zlib
 # time waiting for one another, tiny products gain nothing from threads, and the sums of two differ in the last bits.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on the network
+os.environ["WUKONG_LANGUAGE"] = "en"  # whatever the language of the machine is
 
 # A shell starts what runs in the background with SIGINT ignored, and every process started here would inherit that:
 # the tests of Ctrl-C start from the same disposition however the suite was started.

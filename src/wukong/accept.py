@@ -28,6 +28,6 @@ def run(options: AcceptOptions) -> None:
     """Raises UsageError if there is no complete result."""
     changed = provenance.accept(options.result)
     for name in changed:
-        say(f"accept: {name} accepted as it is now")
+        say("accept: {name} accepted as it is now", name=name)
     if not changed:
-        say(f"accept: {options.result} is unchanged, nothing to do")
+        say("accept: {result} is unchanged, nothing to do", result=options.result)

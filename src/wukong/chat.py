@@ -25,8 +25,9 @@ from pathlib import Path
 from pydantic import Field
 
 from wukong.console import console, say
-from wukong.errors import UsageError, WukongError
+from wukong.errors import Text, UsageError, WukongError
 from wukong.inspection import Inspector, load_inspector, token_table
+from wukong.language import counted
 from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, recommended_sampling
 from wukong.options import Options
@@ -37,6 +38,7 @@ from wukong.sampling import OWN_DISTRIBUTION, SamplingParameters
 from wukong.seeds import derived_seed
 from wukong.tokenizer import StreamDecoder, Tokenizer
 from wukong.training.compute import Precision, compute_for
+from wukong.training.memory import n_parameters
 
 
 class ChatOptions(Options):
@@ -122,10 +124,15 @@ def load_speakers(options: ChatOptions) -> list[Speaker]:
         model = inference_copy(model.to(compute.device), compute).eval()
         room = min(options.max_new_tokens, model.config.n_positions // 2)
         if room < options.max_new_tokens:
-            say(f"{name}: its context is {model.config.n_positions} tokens, its answers are cut at {room}")
+            say(
+                "{name}: its context is {n_positions} tokens, its answers are cut at {room}",
+                name=name,
+                n_positions=model.config.n_positions,
+                room=room,
+            )
         recommended = recommended_sampling(source)
         drawing = recommended.unless_given(source, options.temperature, options.top_k, options.top_p)
-        say(f"{name}: {drawing.in_words()}")
+        say("{name}: {sampling}", name=name, sampling=drawing.in_words())
         speakers.append(Speaker(name, source, model, tokenizer, room, recommended))
     return speakers
 
@@ -142,8 +149,13 @@ def run(options: ChatOptions) -> None:
                 chat.ask(text, speakers)
         else:
             if interactive:
-                others = f" (also loaded: {', '.join(s.name for s in speakers[1:])})" if speakers[1:] else ""
-                say(f"{speakers[0].name} is listening{others}; /help lists the commands, Ctrl-D leaves")
+                others = ", ".join(s.name for s in speakers[1:])
+                also = Text(" (also loaded: {others})", others=others) if others else ""
+                say(
+                    "{name} is listening{also}; /help lists the commands, Ctrl-D leaves",
+                    name=speakers[0].name,
+                    also=also,
+                )
             for line in _typed_lines() if interactive else _piped_lines():
                 if not chat.handle(line):
                     break
@@ -220,7 +232,7 @@ class Chat:
             else:
                 self.ask(line.removeprefix("/") if line.startswith("//") else line, [self.current])
         except WukongError as error:
-            say(str(error))
+            say(error)
         return True
 
     def ask(
@@ -239,6 +251,10 @@ class Chat:
         Raises:
             DataError: the text alone exceeds a model's context; the conversation is unchanged.
         """
+        if (
+            cut := next((i for i, character in enumerate(text, 1) if "\ud800" <= character <= "\udfff"), None)
+        ) is not None:
+            raise UsageError("character {n} of what you typed is not valid UTF-8; nothing was sent", n=cut)
         asked = [*(self.messages if history is None else history), Message(role="user", content=text)]
         prompts = [(speaker, self._prompt_ids(speaker, text, asked)) for speaker in speakers]
         self.last_question, self.attempt = text, attempt
@@ -269,7 +285,7 @@ class Chat:
         drawing = speaker.recommended.unless_given(
             speaker.source, self.temperature, self.options.top_k, self.options.top_p
         )
-        decoder, said, note = StreamDecoder(speaker.tokenizer), "", f"(cut at {speaker.room} tokens)"
+        decoder, said, note = StreamDecoder(speaker.tokenizer), "", Text("(cut at {room} tokens)", room=speaker.room)
         finished = False
         try:
             for token in stream(
@@ -284,7 +300,7 @@ class Chat:
             ):
                 if token in speaker.tokenizer.eos_ids:
                     finished = True
-                    note = "" if said else "(no answer: the model ended its turn at once)"
+                    note = Text("" if said else "(no answer: the model ended its turn at once)")
                     break
                 piece = decoder.push(token)  # an incomplete last character of a cut answer is not shown
                 said += piece
@@ -292,7 +308,7 @@ class Chat:
         except KeyboardInterrupt:
             if not self.interactive:
                 raise
-            note = "(stopped; the answer so far is kept)"
+            note = Text("(stopped; the answer so far is kept)")
         print(flush=True)
         if note:
             say(note)
@@ -305,12 +321,18 @@ class Chat:
         if name not in self.speakers:
             raise UsageError(f"no model {name!r} is loaded; there are {', '.join(self.speakers)}")
         self.current = self.speakers[name]
-        say(f"{name} continues the conversation")
+        say("{name} continues the conversation", name=name)
 
     def list_models(self, _: str) -> None:
         for speaker in self.speakers.values():
             mark = "*" if speaker is self.current else " "
-            say(f"{mark} {speaker.name}  {speaker.source}  ({speaker.model.n_parameters():,} parameters)")
+            say(
+                "{mark} {name}  {source}  ({n_parameters:,} parameters)",
+                mark=mark,
+                name=speaker.name,
+                source=speaker.source,
+                n_parameters=n_parameters(speaker.model.config),
+            )
 
     def retry(self, _: str) -> None:
         question, history = self._last_turn()
@@ -335,7 +357,7 @@ class Chat:
         if not 0 <= value <= 100:
             raise UsageError(f"the temperature is a number from 0 (always the most likely token) up, not {text!r}")
         self.temperature = value
-        say(f"temperature {value:g}")
+        say("temperature {value:g}", value=value)
 
     def set_system(self, text: str) -> None:
         self.system = text or None
@@ -367,11 +389,15 @@ class Chat:
         path = Path(file).expanduser()
         before = read_records(path, Conversation) if path.exists() else []
         count = write_records(path, [*before, conversation])
-        say(f"{path}: {count} conversation{'s' if count > 1 else ''}")
+        say(
+            "{path}: {conversations}",
+            path=path,
+            conversations=counted(count, "{n:,} conversation", "{n:,} conversations"),
+        )
 
     def help(self, _: str) -> None:
         for name, command in COMMANDS.items():
-            say(f"{f'/{name} {command.argument}':20} {command.help}")
+            say("{command:20} {help}", command=f"/{name} {command.argument}", help=Text(command.help))
 
 
 @dataclass(frozen=True)

@@ -11,171 +11,19 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import re
 import sys
-from collections.abc import Mapping, Sequence
-from itertools import product
-from typing import Annotated, Any, Required, TypedDict, cast, get_args, get_origin
+from collections.abc import Sequence
 
-from pydantic import ValidationError
-
-from wukong import processes
-from wukong.console import machine_trouble, readable_width
-from wukong.errors import UsageError, WukongError
-from wukong.options import Options, StageOptions, complaint, nearest, warn_of_old_name
+from wukong import cli_parser, processes
+from wukong.console import machine_trouble
+from wukong.errors import Text, UsageError, WukongError
+from wukong.language import choose, spoken
+from wukong.options import StageOptions, nearest
 from wukong.recipe import load_recipe, stage_of
 from wukong.registry import RUN, STAGES, TOOLS, Stage
 from wukong.runner import RunOptions, refusal_logged, remove_result, run
 from wukong.version import __version__
-
-Hints = dict[str, Any]
-"""What tyro makes a parser from: option -> annotated type, or step -> the hints of its options."""
-
-
-# ------------------------------------------------------------------------------------------------------------ parsing
-
-
-def _hints(options: type[Options], recipe: Mapping[str, Any] | None = None, positional: str = "") -> Hints:
-    """The fields of an options class for the parser: those required first, then its own, then those it shares.
-
-    Args:
-        recipe: values that replace the class's defaults, for the help.
-        positional: the field that is given without its name.
-    """
-    recipe = recipe or {}
-    fields = options.model_fields
-    hints: Hints = {}
-    for name in sorted(fields, key=lambda n: (not fields[n].is_required(), n not in options.__annotations__)):
-        field = fields[name]
-        if name in recipe:
-            default = f"(recipe: {_shown(recipe[name])})"
-        else:
-            default = "(required)" if field.is_required() else f"(default: {_shown(field.get_default())})"
-        hints[name] = _argument(
-            field.annotation, field.description, default, name.upper() if name == positional else ""
-        )
-    return hints
-
-
-def _with_new_names(arguments: Sequence[str], old_names: Mapping[str, str], step: str = "") -> list[str]:
-    """The arguments with new names for options that were renamed; a warning for each."""
-    found = list(arguments)
-    for (old, new), no in product(old_names.items(), ("", "no-")):
-        flag = f"--{step}{no}{old.replace('_', '-')}"
-        for i, argument in enumerate(found):
-            name, equals, value = argument.partition("=")
-            if name == flag:
-                warn_of_old_name(old, new)
-                found[i] = f"--{step}{no}{new.replace('_', '-')}{equals}{value}"
-    return found
-
-
-def _argument(kind: Any, text: str | None, default: str, positional: str = "") -> Any:
-    import tyro
-
-    if positional:
-        about = tyro.conf.arg(help=text, help_behavior_hint=default, metavar=positional)
-        is_list, kind = get_origin(kind) is list, Annotated[kind, tyro.conf.Positional, about]
-        return Required[kind] if is_list else kind  # an absent list would come as the text "[]"
-    return Annotated[kind, tyro.conf.arg(help=text, help_behavior_hint=default)]
-
-
-def _shown(value: Any) -> str:
-    return (" ".join(map(str, value)) or "none") if isinstance(value, list | tuple) else str(value)
-
-
-def _parse(command: str, hints: Hints, description: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """The options that were given. Prints the help and raises SystemExit for --help.
-
-    Raises:
-        UsageError: one line for what tyro says in a box.
-    """
-    import tyro
-
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said), readable_width():
-            kind = cast(Any, _dictionary(command, hints))
-            given, unknown = tyro.cli(
-                kind, prog=command, description=description, args=_gathered(arguments, hints), return_unknown_args=True
-            )
-    except SystemExit as error:
-        if not error.code:
-            raise
-        raise UsageError(f"{_sentence(said.getvalue())}; see {command} --help") from None
-    if unknown:
-        name = unknown[0].partition("=")[0]
-        kind = "unknown option" if name.startswith("-") else "unexpected argument"
-        raise UsageError(f"{kind} {name}{nearest(name, _flags(hints)) or f'; see {command} --help'}")
-    result: dict[str, Any] = given
-    return result
-
-
-def _dictionary(name: str, hints: Hints) -> Any:
-    """A dictionary type in which every key may be absent: what is not given is then not in the result."""
-    fields = {key: _dictionary(key, hint) if isinstance(hint, dict) else hint for key, hint in hints.items()}
-    return TypedDict(name, fields, total=False)  # type: ignore[operator]
-
-
-def _flag(option: str) -> str:
-    return f"--{option.replace('_', '-')}"
-
-
-def _flags(hints: Hints, above: str = "") -> dict[str, Any]:
-    """Flag -> annotated type."""
-    flags = {}
-    for name, hint in hints.items():
-        flags.update(_flags(hint, f"{name}.") if isinstance(hint, dict) else {_flag(above + name): hint})
-    return flags
-
-
-def _gathered(arguments: Sequence[str], hints: Hints) -> list[str]:
-    """The arguments with all values of a list behind its first flag: tyro would forget those of an earlier one."""
-    lists = {flag for flag, hint in _flags(hints).items() if get_origin(get_args(hint)[0]) is list}
-    groups: dict[str, list[str]] = {"": []}  # flag -> flag and values
-    values = groups[""]
-    for number, argument in enumerate(arguments):
-        name, given, value = argument.partition("=")
-        if (flag := _flag(name.removeprefix("--"))) in lists and name.startswith("--"):
-            values = groups.setdefault(flag, [flag])
-            values += [value] if given else []
-        elif argument.startswith("--"):
-            values = groups.setdefault(f"{number}", [])
-            values.append(argument)
-        else:
-            values.append(argument)
-    return [argument for group in groups.values() for argument in group]
-
-
-def _sentence(box: str) -> str:
-    """What one of tyro's boxes says: the part between its first two rules, the rest being help. A box has a frame with
-    its title inside, or, where the terminal is not UTF-8, only rules and the title above the first."""
-    lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
-    parts = re.split(r"\n(?:[╭╰─].*|-{9,})(?=\n|$)", "\n" + "\n".join(lines))
-    return " ".join(parts[min(1, len(parts) - 1)].split()).removeprefix("Error parsing ").rstrip(".")
-
-
-def _build(options: type[Options], given: Mapping[str, Any], command: str, positional: str = "") -> Options:
-    """The validated options. Raises UsageError naming the option that is wrong or missing."""
-
-    def shown(option: object) -> str:
-        return positional.upper() if option == positional else _flag(str(option))
-
-    try:
-        return options.model_validate(dict(given))
-    except ValidationError as error:
-        missing = [shown(problem["loc"][0]) for problem in error.errors() if problem["type"] == "missing"]
-        if missing:
-            are = "is" if len(missing) == 1 else "are"
-            raise UsageError(f"{' and '.join(missing)} {are} required; see {command} --help") from None
-        option, problem = complaint(error, options)
-        raise UsageError(f"{shown(option)}: {problem}" if option else problem) from None
-
-
-def _description(text: str, example: str) -> str:
-    indented = "\n".join(f"    {line}" for line in example.splitlines())
-    return f"{' '.join(text.split())}\n\nExample:\n{indented}"
-
+from wukong.wide_text import widened
 
 # ----------------------------------------------------------------------------------------------------------- commands
 
@@ -183,16 +31,20 @@ def _description(text: str, example: str) -> str:
 def _stage(name: str, stage: Stage, arguments: Sequence[str]) -> None:
     command = f"wukong {name}"
     options_class, call = stage.load()
-    hints = _hints(options_class, positional=stage.positional)
+    hints = cli_parser.hints(options_class, positional=stage.positional)
     if issubclass(options_class, StageOptions):
         text = "First delete what this stage made at --out, and only that."
-        hints["redo"] = _argument(bool, text, "(default: False)")
-    arguments = _with_new_names(arguments, options_class.old_names)
-    given = _parse(command, hints, _description(options_class.__doc__ or "", stage.example), arguments)
+        hints["redo"] = cli_parser.argument(bool, text, Text("(default: {value})", value=False))
+    hints = hints if "language" in hints else cli_parser.with_language(hints)
+    arguments = cli_parser.with_new_names(arguments, options_class.old_names)
+    description = cli_parser.description(options_class.__doc__ or "", stage.example)
+    given = cli_parser.parse(command, hints, description, arguments)
     redo = given.pop("redo", False)
+    if "language" not in options_class.model_fields:
+        given.pop("language", None)
     if not given.get(stage.positional):
         given.pop(stage.positional, None)
-    options = _build(options_class, given, command, stage.positional)
+    options = cli_parser.build(options_class, given, command, stage.positional)
     if redo and isinstance(options, StageOptions):
         processes.run_on_first(lambda: _remove_result(name, stage, options))
     call(options)
@@ -204,53 +56,72 @@ def _remove_result(name: str, stage: Stage, options: StageOptions) -> None:
     remove_result(name, options.out)
 
 
+RUN_NOTE = "`wukong run RECIPE --help` also lists the options of the recipe's steps."
+
+
 def _run(arguments: Sequence[str]) -> None:
-    description = _description(RunOptions.__doc__ or "", RUN.example)
-    hints = _hints(RunOptions)
+    description = cli_parser.description(RunOptions.__doc__ or "", RUN.example)
+    hints = cli_parser.with_language(cli_parser.hints(RunOptions))
     if not arguments or arguments[0].startswith("-"):
-        note = "`wukong run RECIPE --help` also lists the options of the recipe's steps."
-        _parse("wukong run RECIPE", hints, f"{description}\n\n{note}", arguments)
+        note = widened(spoken(RUN_NOTE))
+        cli_parser.parse("wukong run RECIPE", hints, f"{description}\n\n{note}", arguments)
         raise UsageError("the recipe comes first: wukong run RECIPE [options]")
     recipe = arguments[0]
     command = f"wukong run {recipe}"
     with refusal_logged(recipe):
         steps = load_recipe(recipe).recipe.steps
     options = {name: STAGES[stage_of(name)].load()[0] for name in steps}
-    hints |= {name: _hints(options[name], written) for name, written in steps.items()}
+    hints |= {name: cli_parser.hints(options[name], written) for name, written in steps.items()}
     arguments = arguments[1:]
     for name, options_class in options.items():
-        arguments = _with_new_names(arguments, options_class.old_names, f"{name}.")
-    given = _parse(command, hints, description, arguments)
+        arguments = cli_parser.with_new_names(arguments, options_class.old_names, f"{name}.")
+    given = cli_parser.parse(command, hints, description, arguments)
+    given.pop("language", None)
     overrides = {f"{step}.{name}": value for step in steps for name, value in given.pop(step, {}).items()}
-    run(recipe, overrides=overrides, **_build(RunOptions, given, command).model_dump())
+    run(recipe, overrides=overrides, **cli_parser.build(RunOptions, given, command).model_dump())
+
+
+OVERVIEW = (
+    "usage: wukong COMMAND [OPTIONS]",
+    "GPT-2 from raw text to a model that people prefer.",
+    "The stages, in pipeline order:",
+    "Example:",
+    "`wukong COMMAND --help` explains a command's options, `wukong --version` prints the version.",
+    "`--language zh`, or WUKONG_LANGUAGE=zh, says all this in Chinese.",
+)
 
 
 def overview() -> str:
     """What `wukong --help` prints."""
+    usage, about, order, example, more, language = map(spoken, OVERVIEW)
     tools = {"run": RUN.summary, **{name: tool.summary for name, tool in TOOLS.items()}}
     stages = {name: stage.summary for name, stage in STAGES.items()}
     return "\n".join(
         [
-            "usage: wukong COMMAND [OPTIONS]",
+            usage,
             "",
-            "GPT-2 from raw text to a model that people prefer.",
+            about,
             "",
-            *(f"  {name:<15}{summary}" for name, summary in tools.items()),
+            *(f"  {name:<15}{spoken(summary)}" for name, summary in tools.items()),
             "",
-            "The stages, in pipeline order:",
+            order,
             "",
-            *(f"  {name:<15}{summary}" for name, summary in stages.items()),
+            *(f"  {name:<15}{spoken(summary)}" for name, summary in stages.items()),
             "",
-            "Example:",
+            example,
             "    wukong run kitchen",
             "    wukong chat runs/kitchen/policy",
             "",
-            "`wukong COMMAND --help` explains a command's options, `wukong --version` prints the version.",
+            more,
+            language,
         ]
     )
 
 
 def _dispatch(arguments: Sequence[str]) -> None:
+    cli_parser.choose_language(arguments)
+    if arguments[:1] == ["--language"] or (arguments and arguments[0].startswith("--language=")):
+        arguments = arguments[1 if "=" in arguments[0] else 2 :]  # before the command too
     name = arguments[0] if arguments else "--help"
     if name in ("--help", "-h"):
         print(overview())
@@ -264,16 +135,21 @@ def _dispatch(arguments: Sequence[str]) -> None:
         raise UsageError(f"unknown command {name}{nearest(name, ['run', *STAGES, *TOOLS]) or '; see wukong --help'}")
 
 
-def reference() -> str:
-    """docs/reference/cli.md: every command's help, as wide as the terminal (or $COLUMNS) is."""
-    parts = ["# Command line\n\nEvery command and option, as `--help` prints them. Written by `make docs`.\n"]
+def reference(language: str = "en") -> str:
+    """docs/reference/cli.md or cli.zh.md: every command's help, as wide as the terminal (or $COLUMNS) is."""
+    choose(language)
+    parts = [f"# {spoken('Command line')}\n\n{spoken(REFERENCE)}\n"]
     for name in ("", "run", *TOOLS, *STAGES):
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
             _dispatch([name, "--help"] if name else ["--help"])
         text = "\n".join(line.rstrip() for line in said.getvalue().strip("\n").splitlines())
         parts.append(f"## wukong {name}".rstrip() + f"\n\n```text\n{text}\n```\n")
+    choose(None)
     return "\n".join(parts)
+
+
+REFERENCE = "Every command and option, as `--help` prints them. Written by `make docs`."
 
 
 # ------------------------------------------------------------------------------------------------------------- errors
@@ -289,15 +165,18 @@ def _ask_for_huge_pages() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0 done, 1 the run failed, 2 the input is wrong, 130 Ctrl-C."""
     _ask_for_huge_pages()
+    choose(None)
     try:
         _dispatch(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
         processes.leave()
         return 0
     except WukongError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(error, error.exit_code)
     except KeyboardInterrupt:
-        return _fail("stopped by Ctrl-C", 130)
+        again = (sys.argv[1:] if arguments is None else list(arguments))[:1]
+        resumes = again == ["run"] or again[0] in STAGES if again else False
+        return _fail(KEPT if resumes else "stopped by Ctrl-C", 130)
     except BrokenPipeError:  # the reader (head, less) has seen enough
         _abandon_output()
         return 1
@@ -326,7 +205,16 @@ def _abandon_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _fail(message: str, code: int) -> int:
+KEPT = "stopped by Ctrl-C; what is finished is kept: run the same command to go on"
+
+
+def _fail(problem: str | WukongError, code: int) -> int:
     if processes.reports_failure():
-        print(f"wukong: error: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
+        try:
+            message = spoken(
+                "wukong: error: {problem}", problem=Text(str(problem)) if isinstance(problem, str) else problem
+            )
+        except UsageError:  # it is the language that is wrong
+            message = f"wukong: error: {problem}"
+        print(" ".join(message.splitlines()), file=sys.stderr, flush=True)
     return code

@@ -10,11 +10,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from wukong import processes
+from wukong.errors import Text, WukongError
+from wukong.language import spoken
 
 NARROWEST, WIDEST = 40, 500
 """Columns. Fewer leave no room for a word (and layout never finishes); with more, rules exhaust the memory."""
@@ -60,16 +63,18 @@ LINE_SECONDS = 20.0
 """Without a terminal (a log file, CI), a line this often replaces the bar."""
 
 
-def say(text: str) -> None:
-    console.print(text, markup=False, soft_wrap=True)
+def say(text: str | WukongError, /, **values: Any) -> None:
+    """One line for people, in the terminal's language; `values` fill in the text's `{places}`."""
+    console.print(spoken(text, **values), markup=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 12.3 s, 4 min 5 s."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes} min {seconds} s"
+    """Seconds for people: 0.4 s, 12 s, 4 min 05 s, 2 h 03 min."""
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
 _report_progress: Callable[[int, int], None] | None = None
@@ -105,7 +110,7 @@ class Bar:
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
-                TextColumn("left"),
+                TextColumn(spoken("left")),
                 TimeRemainingColumn(),
             )
             self._progress = Progress(
@@ -114,7 +119,7 @@ class Bar:
                 TextColumn("{task.fields[note]}", markup=False),
                 console=console,
             )
-            self._task = self._progress.add_task(title, total=total or None, completed=done, note="")
+            self._task = self._progress.add_task(spoken(title), total=total or None, completed=done, note="")
 
     def __enter__(self) -> Bar:
         if self._progress:
@@ -144,14 +149,18 @@ class Bar:
         self._last_line = time.monotonic()
         seconds = self._last_line - self._begin
         rate = (self.done - self._first) / max(seconds, 1e-9)
-        left = f"{(self.total - self.done) / rate:.0f} s left" if rate else "time left unknown"
-        ending = left if self.done < self.total else f"{seconds:.0f} s"
+        rest = (self.total - self.done) / max(rate, 1e-9)
+        left = Text("{time} left", time=duration(rest)) if rate else Text("time left unknown")
         count = f"{self.done:,}/{self.total:,}" if self.total else f"{self.done:,}"
-        print(
-            f"{self.title}: {count} {self.unit}s, {rate:,.1f}/s, {ending}  {note}".rstrip(),
-            file=sys.stderr,
-            flush=True,
+        line = spoken(
+            "{title}: {count} {units}, {rate:,.1f}/s, {time}",
+            title=Text(self.title),
+            count=count,
+            units=Text(f"{self.unit}s"),
+            rate=rate,
+            time=left if self.done < self.total else duration(seconds),
         )
+        print(f"{line}  {note}".rstrip(), file=sys.stderr, flush=True)
 
 
 # -------------------------------------------------------------------------------------------------- what went wrong

@@ -74,7 +74,11 @@ class EventLog:
                 file.write(b"\n" * torn + json.dumps(finite, ensure_ascii=False).encode() + b"\n")
         except OSError as error:
             self._refused = True
-            say(f"warning: {self.path} cannot be written ({error.strerror}); the studio cannot follow this run")
+            say(
+                "warning: {path} cannot be written ({strerror}); the studio cannot follow this run",
+                path=self.path,
+                strerror=error.strerror,
+            )
 
 
 def _to_redo(said: Text) -> str | None:

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from rich.text import Text
+from rich.text import Text as Cell
 from torch import Tensor
 
-from wukong.errors import UsageError
+from wukong.errors import Text, UsageError
+from wukong.language import counted, joined, spoken
 from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_policy, load_reward
@@ -170,13 +171,19 @@ def load_inspector(
 
 def token_table(found: InspectedResponse) -> Table:
     """The answer for a terminal, one token a line; a column that nothing is known of is left out."""
-    names = {"logprobs": "log π", "reference_logprobs": "log π_ref", "kl": "KL", "end_scores": "score if it ended here"}
+    names = {
+        "logprobs": "log π",
+        "reference_logprobs": "log π_ref",
+        "kl": "KL",
+        "end_scores": spoken("score if it ended here"),
+    }
     columns = {title: values for name, title in names.items() if (values := getattr(found, name)) is not None}
-    total = "" if found.kl is None else f", KL {sum(found.kl):.3f} nats"
-    table = Table(title=f"{len(found.tokens)} tokens{total}, at temperature {found.temperature:g}")
+    parts = [counted(len(found.tokens), "{n:,} token", "{n:,} tokens")]
+    parts += [] if found.kl is None else [Text("KL {x:.3f} nats", x=sum(found.kl))]
+    table = Table(title=spoken(joined([*parts, Text("at temperature {x:g}", x=found.temperature)])))
     table.add_column("token")
     for title in columns:
         table.add_column(title, justify="right")
     for i, token in enumerate(found.tokens):  # quoted: white space is seen, and no control character reaches a terminal
-        table.add_row(Text(repr(token)), *(f"{values[i]:.3f}" for values in columns.values()))
+        table.add_row(Cell(repr(token)), *(f"{values[i]:.3f}" for values in columns.values()))
     return table

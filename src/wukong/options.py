@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -19,7 +19,11 @@ LARGEST = 1 << 53
 @functools.cache
 def warn_of_old_name(old: str, new: str) -> None:
     """Warns once per process: a recipe's options are checked several times."""
-    say(f"warning: the option {old} is now called {new}; the old name will be removed in the next release")
+    say(
+        "warning: the option {old} is now called {new}; the old name will be removed in the next release",
+        old=old,
+        new=new,
+    )
 
 
 class Options(BaseModel):
@@ -31,6 +35,12 @@ class Options(BaseModel):
     )
     old_names: ClassVar[dict[str, str]] = {}
     """Old name -> new name of options renamed in this release; the old name still works, with a warning."""
+
+    @classmethod
+    def needed(cls, given: Mapping[str, Any]) -> list[str]:
+        """What is missing among the options given on a command line, beside required fields: "--models or --endpoint"
+        where one of several is needed. The command line then names everything that is missing at once."""
+        return []
 
     @model_validator(mode="before")
     @classmethod

@@ -210,6 +210,12 @@ def _vocabulary(directory: str, known: dict[str, int]) -> int | None:
 # -------------------------------------------------------------------------------------------------------- the command
 
 
+AUTO = (
+    "--precision auto measured that now; a training stage measures again when it starts, and may choose the other of "
+    "float32 and bfloat16"
+)
+
+
 def _speed(compute: Compute, rows: int, width: int) -> float:
     """The best of a few measurements, since other load may slow some down."""
     return max(matrix_speed(compute, rows, width) for _ in range(5))
@@ -247,6 +253,8 @@ def run(options: PlanOptions) -> None:
         kind = str(compute.dtype).removeprefix("torch.")
         products = f"{large / 1e9:,.0f} GFLOP/s training, {small / 1e9:,.0f} decoding"
         console.print(f"{compute.device} at {kind}, width {width}: {products}; assuming {EFFICIENCY:.0%} of it")
+        if compute.device.type == "cpu" and any(stage.precision == "auto" for _, stage in training):
+            console.print(AUTO)
         if (free := free_bytes(compute.device)) is not None:
             console.print(f"{gigabytes(free)} of memory free; micro-batches are reduced to fit")
     console.print(f"total: about {duration(total)}, without sampling, labelling and evaluation")

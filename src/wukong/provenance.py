@@ -295,12 +295,12 @@ class StageRun:
             record = _read(self.path, self.out)
             self._refuse_if_other(record, finished=True)
             if not record["files"]:
-                say(f"warning: {self.path} has no hashes (an older version wrote it): whether {self.out} is whole is "
-                    "not known")  # fmt: skip
+                say("warning: {path} has no hashes (an older version wrote it): whether {out} is whole is "
+                    "not known", path=self.path, out=self.out)  # fmt: skip
             for name, expected in record["files"].items():
                 file = self.base / name
                 if not os.path.exists(file):  # a damaged record may contain a name that is too long
-                    say(f"{self.stage}: {file} is missing, so {self.out} is rebuilt")
+                    say("{stage}: {file} is missing, so {out} is rebuilt", stage=self.stage, file=file, out=self.out)
                     return "new"
                 if expected and fingerprint(file) != expected:
                     raise _damaged(file, self.out)
@@ -389,7 +389,7 @@ class StageRun:
         state = self.state()
         if state == "done":
             self.done = True
-            say(f"{self.stage}: {self.out} is complete, nothing to do")
+            say("{stage}: {out} is complete, nothing to do", stage=self.stage, out=self.out)
             self._release()
             return self
         for source in self.sources:

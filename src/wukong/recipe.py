@@ -79,6 +79,9 @@ def _line(lines: Lines, key: tuple[str, ...]) -> int | None:
     return lines.get(key)
 
 
+NO_RECIPE = "{path}: is not a recipe, which is a YAML file with `name:` and `steps:`; `wukong recipes` lists some"
+
+
 def load_recipe(path: str | Path) -> Loaded:
     """Reads a recipe and checks its structure; `resolve` checks the options of its steps.
 
@@ -89,8 +92,16 @@ def load_recipe(path: str | Path) -> Loaded:
         UsageError: a missing file. DataError: what is wrong, with the line.
     """
     path = find_recipe(path)
-    content, root = read_yaml(path)
+    is_yaml = path.suffix.lower() in (".yaml", ".yml") or path.is_dir()
+    try:
+        content, root = read_yaml(path)
+    except DataError:
+        if is_yaml:
+            raise
+        raise UsageError(NO_RECIPE, path=path) from None
     lines: Lines = {} if root is None else dict(_key_lines(root, path))
+    if not isinstance(content, dict) and not is_yaml:
+        raise UsageError(NO_RECIPE, path=path)
     if not isinstance(content, dict) or not isinstance(content.get("steps"), dict):
         raise DataError("a recipe needs `name:` and `steps:`", file=path, hint="docs/reference/recipes.md shows one")
     content["steps"] = {str(name): {} if given is None else given for name, given in content["steps"].items()}
@@ -176,6 +187,8 @@ def resolve(
                     if variable not in os.environ:
                         instead = f"set it, or give --{name}.{option.replace('_', '-')}"
                         raise wrong(f"the environment variable {variable} is not set ({instead})", option)
+                if option != "out" and (place := MISSING_PLACE.match(text)) and _is_no_directory(os.environ[place[1]]):
+                    raise wrong(f"{place[1]} names {os.environ[place[1]]}, and there is no such directory", option)
                 if option != "out" and not _is_made(text, run_dir, steps):
                     raise wrong(f"{text} is not the result of an earlier step", option)
         if "seed" in options_class.model_fields:
@@ -209,6 +222,12 @@ def _by_step(overrides: Overrides, recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")
+MISSING_PLACE = re.compile(r"(?:\w+=)?\$\{(\w+)\}/")
+"""A path below a directory that a variable names."""
+
+
+def _is_no_directory(place: str) -> bool:
+    return "://" not in place and not Path(place).is_dir()
 
 
 def _texts(value: Any) -> Iterator[str]:

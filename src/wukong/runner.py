@@ -22,16 +22,15 @@ from typing import Any
 
 import yaml
 
-from wukong import console, processes
+from wukong import console, processes, story
 from wukong.console import duration, say
-from wukong.errors import UsageError, WukongError, brief
+from wukong.errors import UsageError, WukongError
 from wukong.events import EventLog
 from wukong.files import atomic_open, exclusive, remove_leftovers
 from wukong.options import POLICY_STAGES, Options, nearest
 from wukong.places import HERE, RECIPE
 from wukong.provenance import DIRECTORY_RECORD, FILE_RECORD, STARTED, read_record
 from wukong.recipe import Overrides, Recipe, Step, check_steps, load_recipe, named, resolve
-from wukong.report.contents import read_answered_prompts
 
 
 class RunOptions(Options):
@@ -142,7 +141,7 @@ def _run_steps(
     count = names.index(until) + 1 if until else len(steps)
     done = processes.run_on_first(lambda: _prepare(directory, recipe, seed, steps, count, redo))
     for number, step in enumerate(steps[:count], start=1):
-        say(f"[{number}/{count}] {step.name} -> {step.options.out}")
+        say("[{number}/{count}] {name} -> {out}", number=number, count=count, name=step.name, out=step.options.out)
         log.start(step.name, number, count)
         begin = time.monotonic()
         if step.name not in done:
@@ -154,11 +153,20 @@ def _run_steps(
             continue
         seconds = time.monotonic() - begin
         log.write("finished", seconds=round(seconds, 3))
-        say(f"[{number}/{count}] {step.name} took {duration(seconds)}")
+        say(
+            "[{number}/{count}] {name} took {duration}",
+            number=number,
+            count=count,
+            name=step.name,
+            duration=duration(seconds),
+        )
+        if processes.is_first():
+            story.tell(step.stage, step.options, next(iter(_pinned(steps)), None))
         _free_memory()
     # Only now: no step has refused its options.
     processes.run_on_first(lambda: _write_resolved(directory, recipe, seed, steps))
-    _say_what_next(steps[:count])
+    if processes.is_first():
+        _say_what_next(steps[:count], _pinned(steps))
 
 
 def _prepare(
@@ -249,24 +257,17 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-LONGEST_ANSWER = 240
-"""Characters of an answer shown at the end of a run."""
+def _pinned(steps: list[Step]) -> list[str]:
+    """The prompts that the recipe's reports show first."""
+    return [prompt for step in steps if step.stage == "report" for prompt in getattr(step.options, "pinned", [])]
 
 
-def _show_answers(evaluation: Path) -> None:
-    """The first prompt of an evaluation and what each model answered, from the oldest model to the newest."""
-    for prompt in read_answered_prompts(evaluation / "answers.jsonl")[:1]:
-        say(f"the same question, answered by each model: {brief(prompt.messages[-1].content, str)}")
-        for name, answer in prompt.answers.items():
-            say(f"  {name}: {brief(answer.text, str, LONGEST_ANSWER)}")
-
-
-def _say_what_next(steps: list[Step]) -> None:
+def _say_what_next(steps: list[Step], pinned: list[str]) -> None:
     made = {step.stage: step.options.out for step in steps}
     if "evaluate" in made:
-        _show_answers(made["evaluate"])
+        story.tell_answers(made["evaluate"], pinned)
     if "report" in made:
-        say(f"report: open {made['report']} in a browser")
+        say("report: open {report} in a browser", report=made["report"])
     model = next((made[stage] for stage in (*POLICY_STAGES, "sft", "pretrain") if stage in made), None)
     if model is not None:
-        say(f"talk to the model: wukong chat {model}")
+        say("talk to the model: wukong chat {model}", model=model)

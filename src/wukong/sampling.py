@@ -14,7 +14,8 @@ from typing import Any
 
 from pydantic import Field
 
-from wukong.errors import UsageError, brief
+from wukong.errors import Text, UsageError, brief
+from wukong.language import joined
 from wukong.options import Options
 
 # Options of `transformers` that we do not support, with the values that have no effect.
@@ -130,12 +131,16 @@ class SamplingParameters:
         """As in records and results."""
         return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
 
-    def in_words(self) -> str:
+    def in_words(self) -> Text:
         """E.g. "temperature 0.5, top-p 0.9 (the model's own)"."""
-        words = [f"temperature {self.temperature:g}"]
+        words: list[str] = [Text("temperature {value:g}", value=self.temperature)]
         words += [f"top-k {self.top_k}"] * (self.top_k > 0) + [f"top-p {self.top_p:g}"] * (self.top_p < 1)
-        beyond = f"; {self.unsupported} is not supported" if self.unsupported else ""
-        return ", ".join(words) + " (the model's own)" * self.is_recommended + beyond
+        said = joined(words)
+        if self.is_recommended:
+            said = Text("{sampling} (the model's own)", sampling=said)
+        if self.unsupported:
+            said = Text("{sampling}; {option} is not supported", sampling=said, option=self.unsupported)
+        return said
 
 
 OWN_DISTRIBUTION = SamplingParameters()

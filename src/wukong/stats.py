@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from wukong.errors import Text
+from wukong.language import counted
+
 ALPHA = 0.05
 FEWEST_PROMPTS = 6
 """The fewest decided prompts that can show a difference. If neither side is better, n prompts all go one way with
@@ -146,7 +149,7 @@ def prompts_needed(outcome_std: float, points: float = POINTS) -> int:
     return max(FEWEST_PROMPTS, math.ceil(n / step) * step)
 
 
-def in_words(entry: Mapping[str, Any]) -> str:
+def in_words(entry: Mapping[str, Any]) -> Text:
     """The conclusion from a win rate: which is better, or that no difference is seen and how many prompts would show
     it.
 
@@ -155,22 +158,36 @@ def in_words(entry: Mapping[str, Any]) -> str:
     a, b, rate, (low, high), n = entry["a"], entry["b"], entry["win_rate"], entry["interval"], entry["n"]
     if rate < 0.5:
         a, b, rate, low, high = b, a, 1 - rate, 1 - high, 1 - low
-    figures = f"{100 * rate:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
-    decided, s = entry["wins"] + entry["losses"], "" if n == 1 else "s"
+    figures = {"rate": 100 * rate, "low": 100 * low, "high": 100 * high}
+    decided, prompts = entry["wins"] + entry["losses"], counted(n, "{n:,} prompt", "{n:,} prompts")
     if shown([low, high], decided) > 0:
-        return f"{a} is better than {b}: {figures} of {n:,} prompts"
-    begin = f"no difference between {a} and {b} can be seen with {n:,} prompt{s} ({figures})"
+        return Text(
+            "{a} is better than {b}: {rate:.0f} % [{low:.0f}, {high:.0f}] of {prompts}",
+            a=a,
+            b=b,
+            prompts=prompts,
+            **figures,
+        )
+    begin = Text(
+        "no difference between {a} and {b} can be seen with {prompts} ({rate:.0f} % [{low:.0f}, {high:.0f}])",
+        a=a, b=b, prompts=prompts, **figures,
+    )  # fmt: skip
     if not decided:
-        return f"{begin}: they are tied on all of them"
+        return Text("{begin}: they are tied on all of them", begin=begin)
     if decided < FEWEST_PROMPTS:
-        return f"{begin}: {decided} decided, and fewer than {FEWEST_PROMPTS} show nothing"
+        return Text(
+            "{begin}: {n} decided, and fewer than {least} show nothing", begin=begin, n=decided, least=FEWEST_PROMPTS
+        )
     needed = prompts_needed(math.sqrt(max(0.0, decided / n / 4 - (rate - 0.5) ** 2)))
+    points = 100 * POINTS
     if needed > n:
-        return f"{begin}; about {needed:,} would show {100 * POINTS:.0f} points"
-    return f"{begin}; one of {100 * POINTS:.0f} points would probably have shown"
+        return Text(
+            "{begin}; about {needed:,} would show {points:.0f} points", begin=begin, needed=needed, points=points
+        )
+    return Text("{begin}; one of {points:.0f} points would probably have shown", begin=begin, points=points)
 
 
-def chance_problem(accuracy: float, interval: Sequence[float], pairs: int, prompts: int | None = None) -> str | None:
+def chance_problem(accuracy: float, interval: Sequence[float], pairs: int, prompts: int | None = None) -> Text | None:
     """Why a reward model with this accuracy on held-out pairs cannot be told from a coin; None when it can.
 
     interval: its 95 %, over prompts. Results of earlier versions have a bootstrap's, which is a point for a handful of
@@ -180,10 +197,14 @@ def chance_problem(accuracy: float, interval: Sequence[float], pairs: int, promp
     low, high = min(interval[0], exact_interval(accuracy * pairs, pairs)[0]), interval[1]
     if shown([low, high], pairs if prompts is None else prompts) > 0:
         return None
-    few = f" of {prompts:,} prompts" if prompts is not None and prompts < FEWEST_PROMPTS else ""
-    return (
-        f"its accuracy on {pairs:,} held-out pairs{few} is {100 * accuracy:.0f} % [{100 * low:.0f}, {100 * high:.0f}], "
-        "which cannot be told from chance"
+    few = Text(" of {prompts:,} prompts", prompts=prompts) if prompts is not None and prompts < FEWEST_PROMPTS else ""
+    return Text(
+        "its accuracy on {pairs}{few} is {accuracy:.0f} % [{low:.0f}, {high:.0f}], which cannot be told from chance",
+        pairs=counted(pairs, "{n:,} held-out pair", "{n:,} held-out pairs"),
+        few=few,
+        accuracy=100 * accuracy,
+        low=100 * low,
+        high=100 * high,
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.report.made_up_steps import HEALTHY, N, made_up, noisy, run_of
+from wukong.language import catalogue, translate
 from wukong.records import Comparison, Ranking, as_messages, write_records
 from wukong.report.contents import Evaluation, EvaluationResult, ModelResult, OverlapResult, PairResult
 from wukong.report.diagnosis import data, models
@@ -15,7 +16,6 @@ from wukong.report.diagnosis.curves import curve_of
 from wukong.report.diagnosis.diagnose import diagnose
 from wukong.report.diagnosis.findings import SITE, TITLES
 from wukong.report.diagnosis.labels import statistics_of
-from wukong.report.diagnosis.language import chinese
 from wukong.report.diagnosis.panel import panel_of
 from wukong.report.diagnosis.records import LabelFile, RunRecords
 
@@ -332,12 +332,12 @@ def test_every_finding_has_its_section_in_both_languages():
 
 
 def said_in(path: Path) -> set[str]:
-    """The templates that a module's `Text` and `say` calls name, and the titles and levels."""
+    """The templates that a module's `Text` calls name, and the titles and levels."""
     import ast
 
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Text", "say"):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Text":
             found |= {one.value for one in node.args[:1] if isinstance(one, ast.Constant)}
     return found
 
@@ -347,19 +347,20 @@ def test_everything_the_doctor_says_is_there_in_chinese_with_the_same_places():
     from wukong.report.diagnosis import online
     from wukong.report.diagnosis.data import HOW
 
-    texts |= {*HOW.values(), *online.FALLS.values(), "medium", "low"}
+    texts |= {*HOW.values(), *online.FALLS.values(), "medium", "low", "{a}; {b}"}
     texts -= {"", "{words}"}
     assert len(texts) > 70
-    assert texts - set(chinese()) == set()
-    assert set(chinese()) - texts == set(), "said nowhere"
-    for text, translation in chinese().items():
+    chinese = catalogue("doctor")
+    assert texts - set(chinese) == set()
+    assert set(chinese) - texts == set(), "said nowhere"
+    for text, translation in chinese.items():
         assert sorted(re.findall(r"{.*?}", text)) == sorted(re.findall(r"{.*?}", translation)), text
 
 
 def test_a_diagnosis_reads_in_chinese(tmp_path):
     step = made_up(tmp_path / "policy", "ppo", HEALTHY | {"kl": noisy(0, 70, 2)})
-    panel = panel_of(diagnose(RunRecords(run_of(tmp_path, step))), "zh")
+    panel = panel_of(diagnose(RunRecords(run_of(tmp_path, step))))
     (one,) = panel.findings
-    for text in (panel.heading, panel.summary, one.title, one.confidence, *one.evidence, *one.advice, panel.passed):
-        assert re.search("[\u4e00-\u9fff]", text), text
-    assert one.link.endswith("/zh/tools/doctor.html#kl-runaway")
+    for text in (panel.summary, one.title, one.certainty, *one.evidence, *one.advice, panel.passed):
+        assert re.search("[\u4e00-\u9fff]", translate("zh", text)), text
+    assert one.link("zh").endswith("/zh/tools/doctor.html#kl-runaway")

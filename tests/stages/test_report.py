@@ -15,9 +15,12 @@ from pydantic import ValidationError
 
 from wukong.errors import DataError, UsageError
 from wukong.report import figures
+from wukong.report.charts import Charts
 from wukong.report.contents import read_run
 from wukong.report.diagnosis.findings import SITE, TITLES
-from wukong.report.page import Charts, curve_groups, duration, flat, interval, number, percent, pipeline, short
+from wukong.report.formatting import duration, flat, interval, number, percent, short
+from wukong.report.pipeline import pipeline
+from wukong.report.training import curve_groups
 from wukong.stages import report
 from wukong.stages.report import ReportOptions
 from wukong.training.metric_definitions import METRICS, as_markdown, definition
@@ -202,12 +205,13 @@ def make_run(root: Path) -> Path:
 
 
 class Page(HTMLParser):
-    """What a browser would make of the page: its tags, its visible text, its embedded charts."""
+    """What a browser would make of the page: its tags, its visible text in one language, its embedded charts."""
 
     VOID = {"meta", "br", "link", "img", "input", "hr"}
 
-    def __init__(self, html: str) -> None:
+    def __init__(self, html: str, hidden: str = "zh") -> None:
         super().__init__()
+        self.hidden = hidden
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
         self.words: list[str] = []
@@ -218,12 +222,12 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
         if tag not in self.VOID:
-            self.open.append(tag)
+            self.open.append("hidden" if tag == "span" and dict(attrs).get("lang") == self.hidden else tag)
         if tag == "script":
             self.scripts.append("")
 
     def handle_endtag(self, tag):
-        while self.open and self.open.pop() != tag:
+        while self.open and self.open.pop() not in (tag, "hidden" if tag == "span" else tag):
             pass
 
     def handle_data(self, data):
@@ -231,7 +235,7 @@ class Page(HTMLParser):
             self.scripts[-1] += data
         elif "style" in self.open:
             self.styles.append(data)
-        else:
+        elif "hidden" not in self.open:
             self.words.append(data)
 
     @property
@@ -270,7 +274,7 @@ def root(finished, tmp_path) -> Path:
 
 def test_every_part_of_the_road_shows_its_number(page):
     for expected in (
-        "90.2 % of 400 prompts", "87.2 to 93.2 %",  # the newest model against the one before
+        "On 90.2 % of 400 unseen prompts", "87.2 to 93.2 %",  # the newest model against the one before
         "812 k tokens", "2.21 M parameters", "2,950 demonstrations", "8 answers", "4 rankings", "10.0 % errors",
         "91.3 % accuracy on held-out pairs", "preferred to sft", "12 min 06 s",
     ):  # fmt: skip
@@ -339,8 +343,8 @@ def test_data_and_provenance_are_shown(page):
 
 def test_reward_over_kl_and_calibration_are_drawn(page):
     titles = [chart["layout"]["xaxis"].get("title", {}).get("text", "") for chart in page.charts.values()]
-    assert "KL to the reference, nats per response" in titles
-    assert "predicted probability" in titles
+    assert {"en": "KL to the reference, nats per response", "zh": "相对参考的 KL（奈特／回答）"} in titles
+    assert {"en": "predicted probability", "zh": "预测的概率"} in titles
     assert "Baseline: choosing the longer answer is right for 58.1 %" in page.text
 
 
@@ -350,9 +354,9 @@ def test_samples_of_pretraining_show_first_and_last_step(page):
 
 
 def test_the_doctor_says_what_is_wrong_with_a_link(page):
-    assert "The KL runs away" not in page.text
     found = re.findall(rf"{SITE}tools/doctor.html#([\w-]+)", " ".join(attrs.get("href", "") for _, attrs in page.tags))
     assert found, "something is wrong with made-up curves"
+    assert "kl-runaway" not in found
     assert set(found) <= set(TITLES)
     assert "checks could be made" in page.text
 
@@ -477,7 +481,7 @@ def test_one_win_of_one_is_no_headline(root):
            "interval": [1.0, 1.0], "length_controlled_win_rate": None}  # fmt: skip
     write(root / "evaluation/evaluation.json", evaluation() | {"n_prompts": 1, "comparisons": [won]})
     page = page_of(root)
-    assert "No difference between policy and sft can be seen with 1 prompt" in page.text
+    assert "No difference between policy and sft is shown: 100 % of 1 unseen prompts" in page.text
     assert "is better than" not in page.text
     assert "not estimable" in page.text
 
@@ -668,3 +672,70 @@ def test_every_definition_is_of_something_that_is_logged_or_evaluated():
     pretraining = {"ptx_loss"}  # counted by `Update`
     known = {name for _, name in logged_names()} | everywhere | by_the_reward_model | held_out | parts | pretraining
     assert not [name for name in METRICS if not name.startswith("evaluate/") and name.split("/")[-1] not in known]
+
+
+# ------------------------------------------------------------------------------------------------- in both languages
+
+
+def test_the_page_says_everything_in_both_languages(finished, page):
+    chinese = Page((finished / "report.html").read_text(encoding="utf-8"), hidden="en")
+    for expected in ("学到了", "失去了", "仍然做不到", "同样的提示，并排的回答", "在 400 个未见过的提示中", "总时间"):
+        assert expected in chinese.text, expected
+        assert expected not in page.text, expected
+    own = (
+        re.sub(r"<[^>]+>", "", Page.__doc__ or ""),
+        "Pipeline",
+        "Provenance",
+        "Everything needed",
+        "Nothing to judge",
+    )
+    assert not [word for word in own if word in chinese.text]
+    labels = [attrs for _, attrs in page.tags if "aria-label" in attrs]
+    assert len(labels) > 40
+    assert all(attrs.get("data-zh") and attrs["aria-label"] == attrs["data-en"] for attrs in labels)
+
+
+def test_the_page_opens_in_the_language_that_was_asked_for(finished, tmp_path):
+    for language in ("en", "zh"):
+        report.run(ReportOptions(run=finished, out=tmp_path / "x.html", language=language))
+        page = Page((tmp_path / "x.html").read_text(encoding="utf-8"))
+        assert dict(page.tags)["html"] == {"lang": language}
+
+
+def test_terms_have_their_definitions(page):
+    terms = [attrs for tag, attrs in page.tags if tag == "abbr"]
+    assert all(attrs["tabindex"] == "0" and len(attrs["title"] or "") > 10 for attrs in terms)
+    assert any(attrs["title"].startswith("How different two distributions are") for attrs in terms)
+
+
+def test_the_first_words_say_what_was_learned_lost_and_still_fails(page):
+    learned, rest = page.text.split("Learned", 1)[1].split("Lost", 1)
+    lost, fails = rest.split("Still fails", 1)
+    assert (
+        "the answers of policy are preferred to those of sft (95 % interval 87.2 to 93.2 %; judged by rubric)"
+        in learned
+    )
+    assert "“polite” rises from 64 % to 92 % of the answers (+28 points, +22 to +33)" in learned
+    assert "KL of 14 nats per answer (13 to 16)" in lost
+    assert "“right dish” is met by only 80 % of the 400 answers of policy" in fails
+
+
+def test_every_curve_has_a_verdict(page):
+    curves = [
+        attrs["class"] for tag, attrs in page.tags if tag == "figure" and attrs.get("class", "").startswith("curve")
+    ]
+    assert len(curves) > 30
+    assert all(name.split()[1] in ("green", "amber", "red", "none") for name in curves)
+    assert "good Falls from" in page.text
+
+
+def test_answers_are_compared_word_by_word(page):
+    assert "From sft to policy, word by word:" in page.text
+    assert sum(tag == "ins" for tag, _ in page.tags) >= 12
+
+
+def test_what_was_measured_later_is_not_part_of_the_total_time(root):
+    provenance(root / "later/provenance.json", "reward-report", result="z0", inputs=["w0"], seconds=4000, hour=9)
+    assert "12 min 06 s" in page_of(root).text
+    (root / "recipe.yaml").unlink()
+    assert "12 min 06 s" in page_of(root).text

@@ -14,9 +14,9 @@ import pytest
 
 from wukong.errors import DataError, Text, UsageError
 from wukong.files import exclusive, write_json
+from wukong.language import catalogue, translate
 from wukong.places import read_recipe
 from wukong.training.metric_definitions import METRICS
-from wukong.web.language import chinese, translate
 from wukong.web.runs import processes
 from wukong.web.runs.events import last_event
 from wukong.web.runs.processes import RunProcess
@@ -359,7 +359,7 @@ def test_every_curve_has_its_definition_in_both_languages(run, root):
     texts = {
         text for name, metric in METRICS.items() if not name.startswith("evaluate/") for text in metric[1:] if text
     }
-    assert texts - set(chinese()) == set(), "definitions without Chinese in zh-metrics.json"
+    assert texts - set(catalogue("metrics")) == set(), "definitions without Chinese in language/zh/metrics.json"
 
 
 def test_ten_thousand_lines_stay_fast_and_small(run):

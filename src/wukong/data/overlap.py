@@ -24,7 +24,8 @@ from wukong.data.prompts import PromptOptions, load_prompts
 from wukong.data.sources import DataOptions
 from wukong.data.split import halves, split_by_prompt
 from wukong.data.text import TextOptions, iter_text, normalised
-from wukong.errors import DataError, UsageError
+from wukong.errors import DataError, Text, UsageError
+from wukong.language import joined
 from wukong.model.gpt2 import PRESETS
 from wukong.options import POLICY_STAGES
 from wukong.places import split_path
@@ -252,29 +253,32 @@ def _search(options: Record, source: str, found: _Found) -> None:
 # -------------------------------------------------------------------------------------------------------- in words
 
 
-def in_words(found: Record) -> str:
+def in_words(found: Record) -> Text:
     """A short summary: how many prompts were used in training, what was searched, what could not be checked."""
-    said = []
+    said: list[str] = []
     n, text, unchecked = found["prompts"], found["text"], found["unchecked"]
-    sources = _listed([f"{one['stage']} ({one['prompts']:,})" for one in found["checked"]])
     if found["seen"]:
         of = _listed([f"{one['stage']} ({one['seen']:,})" for one in found["checked"] if one["seen"]])
         example = " ".join(found["examples"][0].split())
         example = f"{example[:80]} …" if len(example) > 80 else example
-        said.append(f'warning: {found["seen"]:,} of {n:,} prompts were used in training, by {of}, such as "{example}"')
+        seen = 'warning: {seen:,} of {n:,} prompts were used in training, by {stages}, such as "{example}"'
+        said.append(Text(seen, seen=found["seen"], n=n, stages=of, example=example))
     elif found["checked"]:
-        said.append(f"0 of {n:,} prompts were used in training: compared with the prompts of {sources}")
+        of = _listed([f"{one['stage']} ({one['prompts']:,})" for one in found["checked"]])
+        said.append(
+            Text("0 of {n:,} prompts were used in training: compared with the prompts of {stages}", n=n, stages=of)
+        )
     else:
-        said.append(f"could not check whether any of the {n:,} prompts were used in training")
+        said.append(Text("could not check whether any of the {n:,} prompts were used in training", n=n))
     if text["sources"] and text["searched"]:
-        many = f"{text['found']:,} of the {text['searched']:,} prompts of {FEWEST_WORDS} words or more"
-        said.append(f"{many} occur verbatim in the pretraining text")
+        occur = "{found:,} of the {searched:,} prompts of {least} words or more occur verbatim in the pretraining text"
+        said.append(Text(occur, found=text["found"], searched=text["searched"], least=FEWEST_WORDS))
     if unchecked:
-        names = [f"{one['source']} ({one['why']})" for one in unchecked]
-        said.append("not checked: " + "; ".join(names))
-    return "; ".join(said)
+        names = "; ".join(f"{one['source']} ({one['why']})" for one in unchecked)
+        said.append(Text("not checked: {names}", names=names))
+    return joined(said, "{a}; {b}")
 
 
-def _listed(parts: Sequence[str]) -> str:
+def _listed(parts: Sequence[str]) -> Text:
     distinct = list(dict.fromkeys(parts))
-    return " and ".join([", ".join(distinct[:-1]), distinct[-1]] if len(distinct) > 1 else distinct)
+    return joined([joined(distinct[:-1]), distinct[-1]] if len(distinct) > 1 else distinct, "{a} and {b}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from wukong.data.row import Row
 from wukong.errors import Text
+from wukong.language import spoken
 
 T = TypeVar("T")
 
@@ -44,10 +46,7 @@ class SourceSummary:
 
     def events(self) -> list[str]:
         """One line per kind of event."""
-        lines: list[str] = [
-            Text("{n} dropped: {reason}", n=n, reason=Text(reason)) for reason, n in self.dropped.items()
-        ]
-        lines += [f"{n} truncated: {reason}" for reason, n in self.truncated.items()]
+        lines: list[str] = [*_counted("dropped", self.dropped), *_counted("truncated", self.truncated)]
         lines += [f"{n} x {note}" for note, n in self.notes.items()]
         if self.unused:
             fields = ", ".join(f"{name} ({n})" for name, n in self.unused.items())
@@ -97,21 +96,27 @@ class ReadSummary:
 
     def table(self, title: str = "data") -> Table:
         """For the console: one row per source, with the reasons for which records were left out."""
-        table = Table(title=title)
+        table = Table(title=spoken(title))
         for name in ("source", "format"):
-            table.add_column(name, overflow="fold")
+            table.add_column(spoken(name), overflow="fold")
         for name in ("read", "kept", "dropped"):
-            table.add_column(name, justify="right")
-        table.add_column("what happened", overflow="fold")
+            table.add_column(spoken(name), justify="right")
+        table.add_column(spoken("what happened"), overflow="fold")
         for source in self.sources:
-            counts = map(str, (source.read, source.kept, source.dropped.total()))
-            table.add_row(escape(source.source), source.format, *counts, escape("\n".join(source.events())))
+            counts = (f"{n:,}" for n in (source.read, source.kept, source.dropped.total()))
+            events = "\n".join(map(spoken, source.events()))
+            table.add_row(escape(source.source), source.format, *counts, escape(events))
         if self.dropped or self.truncated:
-            later = [f"{n} dropped: {reason}" for reason, n in self.dropped.items()]
-            later += [f"{n} truncated: {reason}" for reason, n in self.truncated.items()]
-            counts = map(str, (self.kept + self.dropped.total(), self.kept, self.dropped.total()))
-            table.add_row("all, afterwards", "", *counts, "\n".join(later))
+            later = [*_counted("dropped", self.dropped), *_counted("truncated", self.truncated)]
+            counts = (f"{n:,}" for n in (self.kept + self.dropped.total(), self.kept, self.dropped.total()))
+            table.add_row(spoken("all, afterwards"), "", *counts, escape("\n".join(map(spoken, later))))
         return table
+
+
+def _counted(what: str, reasons: Counter[str]) -> Iterator[Text]:
+    """One line per reason; `what` happened to the records: dropped or truncated."""
+    for reason, n in reasons.items():
+        yield Text(f"{{n}} {what}: {{reason}}", n=n, reason=Text(reason))
 
 
 @dataclass

@@ -56,7 +56,12 @@ def reward_judge(directory: str, compute: Compute, max_tokens: int, room: int | 
             for i in rows:
                 read[i] = [*ids, *responses[i]]
         if cut := sum(len(ids) > context for ids in read):
-            say(f"{directory}: {cut} of {len(texts)} answers are longer than its context, and read up to there")
+            say(
+                "{directory}: {cut} of {n} answers are longer than its context, and read up to there",
+                directory=directory,
+                cut=cut,
+                n=len(texts),
+            )
         read = [ids[:context] for ids in read]
         return [Opinion(score, {}, []) for score in scores_of(model, read, compute, max_tokens)]
 
@@ -79,14 +84,18 @@ def require_better_than_chance(reward_model: str | Path, allow: bool = False) ->
     path = Path(reward_model) / "provenance.json"
     results = read_json(path).get("results", {}) if path.is_file() else {}
     if not results.get("valid_pairs"):
-        say(f"{reward_model}: no held-out accuracy recorded; wukong reward-report measures it")
+        say(
+            "{reward_model}: no held-out accuracy recorded; wukong reward-report measures it", reward_model=reward_model
+        )
         return
     measured = results["valid_accuracy"], results["valid_accuracy_interval"], results["valid_pairs"]
     problem = chance_problem(*measured, prompts=results.get("valid_prompts"))
     if problem and not allow:
         raise UsageError(
-            f"{reward_model}: {problem}; label more, see `wukong reward-report {reward_model} --out REPORT`, or give "
-            "--allow-chance-reward-model"
+            "{reward_model}: {problem}; label more, see `wukong reward-report {reward_model} --out REPORT`, or give "
+            "--allow-chance-reward-model",
+            reward_model=reward_model,
+            problem=problem,
         )
     if problem:
-        say(f"{reward_model}: {problem}; training goes on, as asked")
+        say("{reward_model}: {problem}; training goes on, as asked", reward_model=reward_model, problem=problem)

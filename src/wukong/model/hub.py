@@ -274,6 +274,16 @@ def _download(source: str | Path) -> Path:
     return directory
 
 
+def _no_model(directory: Path) -> UsageError:
+    """For a directory without a model, which may be a run that has some."""
+    inside = sorted(str(file.parent) for file in directory.glob("*/config.json"))
+    if inside:
+        return UsageError("{directory}: holds no model itself; choose one in it: {models}", directory=directory,
+                          models=", ".join(inside))  # fmt: skip
+    return UsageError("{directory}: holds no model (config.json is missing); give the directory of a trained one",
+                      directory=directory)  # fmt: skip
+
+
 def _open(directory: Path) -> _Checkpoint:
     config, is_reward = _read_config(directory / "config.json")
     weights_file, tensors = _read_weights(directory)
@@ -291,6 +301,8 @@ def recommended_sampling(source: str | Path) -> SamplingParameters:
 
 def _read_config(file: Path) -> tuple[dict[str, Any], bool]:
     """(config.json, whether the model is a reward model)."""
+    if file.parent.is_dir() and not file.exists():
+        raise _no_model(file.parent)
     config = read_object(file)
     if config.get("model_type") not in ("gpt2", _OWN_TYPE):
         raise UsageError(f"{file}: model_type is {brief(config.get('model_type'))}, only GPT-2 can be loaded")

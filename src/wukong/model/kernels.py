@@ -59,13 +59,20 @@ def compiled() -> ctypes.CDLL | None:
         return None
     compiler = os.environ.get("CXX", "c++")
     if not shutil.which(compiler):
-        say(f"no C++ compiler ({compiler}): using PyTorch's kernels, which take up to twice as long to write responses")
+        say(
+            "no C++ compiler ({compiler}): using PyTorch's kernels, which take up to twice as long to write responses",
+            compiler=compiler,
+        )
         return None
     try:
         return load(compiler, "native", os.environ.get("WUKONG_SANITIZE", ""))
     except (OSError, subprocess.CalledProcessError) as error:
         said = error.stderr.strip().splitlines() if isinstance(error, subprocess.CalledProcessError) else [str(error)]
-        say(f"{SOURCE.name} cannot be compiled ({next(iter(said), error)}): using PyTorch's kernels")
+        say(
+            "{name} cannot be compiled ({problem}): using PyTorch's kernels",
+            name=SOURCE.name,
+            problem=next(iter(said), error),
+        )
         return None
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from wukong.errors import DataError, UsageError
+from wukong.errors import DataError, Text, UsageError
 from wukong.files import numbered_lines, read_json
 from wukong.places import read_recipe
 from wukong.provenance import DIRECTORY_RECORD, FILE_RECORD, STARTED, read_record
@@ -117,11 +117,23 @@ class PairResult(_ResultModel):
     length_controlled_win_rate: float | None = None
 
 
-class OverlapResult(_ResultModel):
-    """Which of the prompts were used in training (`wukong.data.overlap`)."""
+class OverlapResult(BaseModel):
+    """Which of the prompts were used in training (`wukong.data.overlap`), with whatever else was recorded about it."""
+
+    model_config = ConfigDict(extra="allow")
 
     seen: int
     words: str
+
+    @property
+    def said(self) -> Text:
+        """`words`, from the numbers, so that they can be said in another language."""
+        from wukong.data.overlap import in_words  # needs torch
+
+        try:
+            return in_words(self.model_dump())
+        except (KeyError, TypeError, IndexError):  # of an earlier version, which recorded less
+            return Text(self.words)
 
 
 class EvaluationResult(_ResultModel):
@@ -295,13 +307,13 @@ def _named(step: tuple[Path, bool, dict[str, Any]], root: Path, places: dict[str
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file; none if it is missing. An incomplete last line is left out."""
-    lines = [(number, line) for number, line in numbered_lines(path) if line] if path.exists() else []
+    """The objects of a JSONL file, one after another; none if it is missing. An incomplete last line is left out."""
+    lines = ((number, line) for number, line in numbered_lines(path) if line) if path.exists() else iter(())
     for number, line in lines:
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
-            if number == lines[-1][0]:
+            if next(lines, None) is None:
                 return
             raise DataError("not valid JSON: {reason}", reason=error.msg, file=path, line=number) from None
         except (ValueError, RecursionError) as error:
@@ -337,7 +349,12 @@ def read_comparison(path: Path) -> ComparisonResult:
     return _parsed(ComparisonResult, read_json(path), path)
 
 
-def read_answered_prompts(path: Path) -> list[AnsweredPrompt]:
+def iter_answered_prompts(path: Path) -> Iterator[AnsweredPrompt]:
     """The prompts of an answers.jsonl with every model's answer; none if it is missing. Raises DataError for a bad
     line."""
-    return [_parsed(AnsweredPrompt, value, path, n) for n, value in enumerate(_json_lines(path), start=1)]
+    return (_parsed(AnsweredPrompt, value, path, n) for n, value in enumerate(_json_lines(path), start=1))
+
+
+def read_answered_prompts(path: Path) -> list[AnsweredPrompt]:
+    """All of them."""
+    return list(iter_answered_prompts(path))

@@ -12,6 +12,7 @@ from html import escape
 from itertools import accumulate, pairwise
 from typing import Any, TypeVar
 
+from wukong.errors import Text
 from wukong.report.contents import EvaluationResult, Interval
 
 Figure = dict[str, Any]
@@ -75,7 +76,7 @@ def curves(series: Mapping[str, Points], y_title: str) -> Figure:
     for index, (name, points) in enumerate(series.items()):
         colour = f"var(--curve-{index})"
         line = {"color": colour, "width": 2}
-        hover = {"hovertemplate": "step %{x}: %{y}"}
+        hover = {"hovertemplate": Text("step %{x}: %{y}")}
         if len(points) >= SMOOTH_FROM:
             faint = {"color": colour, "width": 1}
             data.append(_trace(points, name, mode="lines", line=faint, opacity=0.35, showlegend=False, **hover))
@@ -84,8 +85,8 @@ def curves(series: Mapping[str, Points], y_title: str) -> Figure:
             marker = {"size": 5, "color": colour}
             data.append(_trace(points, name, mode="lines+markers", line=line, marker=marker, **hover))
     layout = {
-        "xaxis": {"title": {"text": "step"}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": escape(y_title)}},
+        "xaxis": {"title": {"text": Text("step")}, "rangemode": "tozero"},
+        "yaxis": {"title": {"text": Text(escape(y_title))}},
         "showlegend": len(series) > 1,
     }
     return {"data": data, "layout": layout, "height": 230}
@@ -102,7 +103,7 @@ def reward_over_kl(metrics: Sequence[Mapping[str, Any]]) -> Figure | None:
         "colorscale": [[0, "var(--model-0)"], [0.5, "var(--model-1)"], [1, "var(--model-2)"]],
         "line": {"width": 0},
         "showscale": True,
-        "colorbar": {"title": {"text": "step"}, "thickness": 10, "outlinewidth": 0, "len": 0.9},
+        "colorbar": {"title": {"text": Text("step")}, "thickness": 10, "outlinewidth": 0, "len": 0.9},
     }
     data = [
         {
@@ -113,20 +114,21 @@ def reward_over_kl(metrics: Sequence[Mapping[str, Any]]) -> Figure | None:
             "customdata": [line["step"] for line in steps],
             "line": {"color": "var(--rule)", "width": 1},
             "marker": marker,
-            "hovertemplate": "step %{customdata}<br>KL %{x:.2f} nats<br>score %{y:.3f}<extra></extra>",
+            "hovertemplate": Text("step %{customdata}<br>KL %{x:.2f} nats<br>score %{y:.3f}<extra></extra>"),
         }
     ]
     layout = {
-        "xaxis": {"title": {"text": "KL to the reference, nats per response"}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": "mean score of the reward model"}},
+        "xaxis": {"title": {"text": Text("KL to the reference, nats per response")}, "rangemode": "tozero"},
+        "yaxis": {"title": {"text": Text("mean score of the reward model")}},
     }
     return {"data": data, "layout": layout, "height": 340}
 
 
 def _dots(rows: Sequence[tuple[str, float, Interval | None, str, str]], x_axis: Figure) -> Figure:
-    """One dot with its interval per row, the first row on top. Rows: (label, value, interval, colour, symbol)."""
+    """One dot with its interval per row, the first row on top. Rows: (label, value, interval, colour, symbol); a label
+    is escaped already."""
     data = []
-    for place, (label, value, interval, colour, symbol) in enumerate(rows):
+    for place, (_, value, interval, colour, symbol) in enumerate(rows):
         low, high = interval or (value, value)
         data.append(
             {
@@ -144,12 +146,12 @@ def _dots(rows: Sequence[tuple[str, float, Interval | None, str, str]], x_axis: 
                     "thickness": 2.5,
                     "width": 5,
                 },
-                "hovertemplate": f"{escape(label)}: %{{x}}<extra></extra>",
+                "hovertemplate": "%{x}<extra></extra>",
             }
         )
     y_axis = {
         "tickvals": list(range(len(rows))),
-        "ticktext": [escape(label).replace("\n", "<br>") for label, *_ in rows],
+        "ticktext": [label for label, *_ in rows],
         "range": [len(rows) - 0.4, -0.6],
         "showgrid": False,
         "zeroline": False,
@@ -158,12 +160,17 @@ def _dots(rows: Sequence[tuple[str, float, Interval | None, str, str]], x_axis: 
     return {"data": data, "layout": layout, "height": 90 + 46 * len(rows)}
 
 
+def _words(name: str) -> Text:
+    """A name from a file, with blanks and escaped."""
+    return Text(escape(name.replace("_", " ")))
+
+
 def win_rates(result: EvaluationResult) -> Figure | None:
     """Every comparison with its 95 % interval, and a line at one half, where neither model is better."""
     colours = model_indices(list(result.models))
     rows = [
         (
-            f"{one.a} vs {one.b}\n{one.judge.replace('_', ' ')}",
+            Text("{a} vs {b}<br>{judge}", a=escape(one.a), b=escape(one.b), judge=_words(one.judge)),
             one.win_rate,
             one.interval,
             model_colour(colours.get(one.a, 0)),
@@ -173,7 +180,7 @@ def win_rates(result: EvaluationResult) -> Figure | None:
     ]
     if not rows:
         return None
-    figure = _dots(rows, {"range": [0, 1.02], "tickformat": ".0%", "title": {"text": "win rate"}})
+    figure = _dots(rows, {"range": [0, 1.02], "tickformat": ".0%", "title": {"text": Text("win rate")}})
     half = {"type": "line", "x0": 0.5, "x1": 0.5, "y0": 0, "y1": 1, "yref": "paper"}
     figure["layout"]["shapes"] = [half | {"line": {"color": "var(--ink-soft)", "width": 1, "dash": "dot"}}]
     return figure
@@ -183,11 +190,11 @@ def scores(result: EvaluationResult) -> Figure | None:
     """Each model's mean score with its 95 % interval."""
     colours = model_indices(list(result.models))
     rows = [
-        (name, model.score_mean, model.score_interval, model_colour(colours[name]), SYMBOLS[colours[name]])
+        (escape(name), model.score_mean, model.score_interval, model_colour(colours[name]), SYMBOLS[colours[name]])
         for name, model in result.models.items()
         if model.score_mean is not None
     ]
-    title = f"mean score by {escape(result.scorer or 'the judge')}"
+    title = Text("mean score by {judge}", judge=Text(escape(result.scorer or "the judge")))
     return _dots(rows, {"rangemode": "tozero", "title": {"text": title}}) if rows else None
 
 
@@ -202,7 +209,7 @@ def checks(result: EvaluationResult) -> Figure | None:
             "type": "bar",
             "orientation": "h",
             "name": escape(name),
-            "y": [escape(check) for check in names],
+            "y": [Text(escape(check)) for check in names],
             "x": [model.checks.get(check) for check in names],
             "marker": {"color": model_colour(colours[name])},
             "hovertemplate": f"{escape(name)}, %{{y}}: %{{x:.1%}}<extra></extra>",
@@ -212,7 +219,7 @@ def checks(result: EvaluationResult) -> Figure | None:
     layout = {
         "barmode": "group",
         "bargap": 0.3,
-        "xaxis": {"range": [0, 1.02], "tickformat": ".0%", "title": {"text": "answers that meet it"}},
+        "xaxis": {"range": [0, 1.02], "tickformat": ".0%", "title": {"text": Text("answers that meet it")}},
         "yaxis": {"autorange": "reversed"},
         "showlegend": True,
     }
@@ -237,12 +244,12 @@ def calibration(bins: Sequence[Mapping[str, float]]) -> Figure | None:
             "customdata": [b["n"] for b in bins],
             "line": {"color": "var(--curve-0)", "width": 1},
             "marker": {"color": "var(--curve-0)", "size": [6 + 16 * math.sqrt(b["n"] / largest) for b in bins]},
-            "hovertemplate": "predicted %{x:.2f}, observed %{y:.2f} (%{customdata} pairs)<extra></extra>",
+            "hovertemplate": Text("predicted %{x:.2f}, observed %{y:.2f} (%{customdata} pairs)<extra></extra>"),
         },
     ]
     layout = {
-        "xaxis": {"title": {"text": "predicted probability"}, "tickformat": ".0%"},
-        "yaxis": {"title": {"text": "how often it was right"}, "tickformat": ".0%"},
+        "xaxis": {"title": {"text": Text("predicted probability")}, "tickformat": ".0%"},
+        "yaxis": {"title": {"text": Text("how often it was right")}, "tickformat": ".0%"},
         "showlegend": False,
     }
     return {"data": data, "layout": layout, "height": 320}
@@ -258,8 +265,17 @@ def accuracies(rows: Sequence[Mapping[str, Any]], ceiling: float | None = None) 
     if not rows:
         return None
     colour = "var(--curve-0)"
-    dots = [(f"{r['name']}\n{r['pairs']:,} pairs", r["value"], tuple(r["interval"]), colour, "circle") for r in rows]
-    figure = _dots(dots, {"range": [0, 1.02], "tickformat": ".0%", "title": {"text": "accuracy"}})
+    dots = [
+        (
+            Text("{name}<br>{pairs:,} pairs", name=_words(row["name"]), pairs=row["pairs"]),
+            row["value"],
+            tuple(row["interval"]),
+            colour,
+            "circle",
+        )
+        for row in rows
+    ]
+    figure = _dots(dots, {"range": [0, 1.02], "tickformat": ".0%", "title": {"text": Text("accuracy")}})
     lines = [(0.5, "var(--ink-soft)", "dot")] + ([(ceiling, "var(--gold)", "dash")] if ceiling else [])
     figure["layout"]["shapes"] = [
         {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper"}
@@ -294,8 +310,8 @@ def distributions(scores: Mapping[str, Any]) -> Figure:
             }
         )
     layout = {
-        "xaxis": {"title": {"text": "score"}},
-        "yaxis": {"title": {"text": "fraction of answers"}, "tickformat": ".0%", "rangemode": "tozero"},
+        "xaxis": {"title": {"text": Text("score")}},
+        "yaxis": {"title": {"text": Text("fraction of answers")}, "tickformat": ".0%", "rangemode": "tozero"},
         "showlegend": True,
     }
     return {"data": data, "layout": layout, "height": 320}
@@ -320,18 +336,18 @@ def learning_curve(points: Sequence[Mapping[str, Any]]) -> Figure:
             },
             "line": {"color": "var(--curve-0)", "width": 2},
             "marker": {"color": "var(--curve-0)", "size": 9},
-            "hovertemplate": "%{x} prompts: %{y:.1%}<extra></extra>",
+            "hovertemplate": Text("%{x} prompts: %{y:.1%}<extra></extra>"),
         }
     ]
     counts = [point["prompts"] for point in points]
     layout = {
         "xaxis": {
             "type": "log",
-            "title": {"text": "training prompts"},
+            "title": {"text": Text("training prompts")},
             "tickvals": counts,
             "ticktext": [f"{n:,}" for n in counts],
         },
-        "yaxis": {"title": {"text": "accuracy"}, "tickformat": ".0%"},
+        "yaxis": {"title": {"text": Text("accuracy")}, "tickformat": ".0%"},
         "showlegend": False,
     }
     return {"data": data, "layout": layout, "height": 300}
@@ -340,7 +356,7 @@ def learning_curve(points: Sequence[Mapping[str, Any]]) -> Figure:
 # --------------------------------------------------------------------------------------------------------- frontier
 
 
-def frontier(curves: Sequence[Mapping[str, Any]], of: str, y_title: str) -> Figure:
+def frontier(curves: Sequence[Mapping[str, Any]], of: str, y_title: Text) -> Figure:
     """Gain over sqrt(KL): one line per run, coloured by algorithm; for gold also the fitted form.
 
     Args:
@@ -354,7 +370,7 @@ def frontier(curves: Sequence[Mapping[str, Any]], of: str, y_title: str) -> Figu
         for number, run in enumerate(curve["runs"]):
             points = run["points"]
             d = [math.sqrt(max(0.0, point["kl"])) for point in points]
-            labels = [f"n = {p['n']}" if "n" in p else f"iteration {p['iteration']}" for p in points]
+            labels = [f"n = {p['n']}" if "n" in p else Text("iteration {n}", n=p["iteration"]) for p in points]
             low, high = zip(*(point[f"{of}_gain_interval"] for point in points), strict=True)
             gains = [point[f"{of}_gain"] for point in points]
             data.append(
@@ -387,8 +403,8 @@ def frontier(curves: Sequence[Mapping[str, Any]], of: str, y_title: str) -> Figu
             more = {"legendgroup": escape(curve["name"]), "showlegend": False, "hoverinfo": "skip", "line": line}
             data.append({"type": "scatter", "mode": "lines", "x": list(xs), "y": list(ys), **more})
     layout = {
-        "xaxis": {"title": {"text": "√KL to the reference (√nats)"}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": escape(y_title)}},
+        "xaxis": {"title": {"text": Text("√KL to the reference (√nats)")}, "rangemode": "tozero"},
+        "yaxis": {"title": {"text": y_title}},
         "showlegend": True,
     }
     return {"data": data, "layout": layout, "height": 420}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
+from wukong.errors import Text
 from wukong.report import figures
-from wukong.report.page import Charts, fill
+from wukong.report.charts import Charts
+from wukong.report.page import fill
 
 
 def render_frontier(report: Mapping[str, Any]) -> str:
@@ -15,12 +18,12 @@ def render_frontier(report: Mapping[str, Any]) -> str:
     Args:
         report: the content of frontier.json.
     """
-    charts = Charts()
+    charts, gold = Charts(), Text("gain in gold ({gold})", gold=escape(report["gold"]))
     curves = report["curves"]
     content = {
-        "title": "Gold and proxy reward over KL to the reference",
+        "title": Text("Gold and proxy reward over KL to the reference"),
         "report": report,
-        "gold": charts.add(figures.frontier(curves, "gold", f"gain in gold ({report['gold']})")),
-        "proxy": charts.add(figures.frontier(curves, "proxy", "gain in proxy")),
+        "gold": charts.add(figures.frontier(curves, "gold", gold)),
+        "proxy": charts.add(figures.frontier(curves, "proxy", Text("gain in proxy"))),
     }
     return fill("frontier.html.jinja", content, charts)

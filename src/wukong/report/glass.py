@@ -7,8 +7,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from wukong.language import translate
+from wukong.language.scripts import used_in
 from wukong.options import POLICY_STAGES
 from wukong.report.contents import RunContents, StepResult
+from wukong.report.names import stage_name
 from wukong.report.traces import TracedIteration, TracedResponse, read_trace
 
 GLASS = Path(__file__).parents[1] / "templates" / "glass"
@@ -25,12 +28,22 @@ MEANS = ("score", "kl", "kl_coef", "advantage_std", "value_mean", "return_mean",
 def glass_boxes(run: RunContents) -> list[dict[str, Any]]:
     """Of each step with a trace, what its part of the page needs. Raises DataError for a damaged trace."""
     steps = [step for step in run.steps if step.stage in POLICY_STAGES and step.out.is_dir()]
-    return [{"step": step, "data": _data(step, traced)} for step in steps if (traced := read_trace(step.out))]
+    return [
+        {"step": step, "title": stage_name(step.stage), "data": _data(step, traced)}
+        for step in steps
+        if (traced := read_trace(step.out))
+    ]
 
 
 def glass_assets() -> dict[str, Markup]:
     """The view's script and style, to be inlined."""
     return {name: Markup((GLASS / f"view.{name}").read_text(encoding="utf-8")) for name in ("js", "css")}
+
+
+def script_texts() -> dict[str, str]:
+    """English -> Chinese of what the view's script, and the report's that draws it, say."""
+    texts = used_in(GLASS / "view.js") | used_in(GLASS.parent / "report" / "token_script.html.jinja")
+    return {text: translate("zh", text) for text in sorted(texts)}
 
 
 def _data(step: StepResult, traced: list[TracedIteration]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ Inspect = Callable[[AnsweringModel, AnsweredPrompt, str], dict[str, Any] | None]
 def inspected_answers(run: RunContents, shown: Sequence[dict[str, Any]], inspect: Inspect) -> list[list[Any]]:
     """Of each prompt that the page shows, in order, its answers as tokens.
 
-    shown: as `wukong.report.page.side_by_side` makes them, one for each evaluation with answers.
+    shown: as `wukong.report.answers.side_by_side` makes them, one for each evaluation with answers.
     """
     found: list[list[Any]] = []
     places = [one.name for one in run.evaluations if one.answered]

@@ -5,29 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from wukong.errors import Text
 from wukong.report import figures
-from wukong.report.page import Charts, fill
+from wukong.report.charts import Charts
+from wukong.report.page import fill
 
 SLICES = {
     "source": (
-        "Source",
-        "By data source. A source far below the others is a different task, or badly labelled.",
+        Text("Source"),
+        Text("By data source. A source far below the others is a different task, or badly labelled."),
     ),
     "length": (
-        "Length",
-        "By how much longer the preferred answer is. A model that is right only where it is longer measures length.",
+        Text("Length"),
+        Text(
+            "By how much longer the preferred answer is. A model that is right only where it is longer measures length."
+        ),
     ),
     "strength": (
-        "Strength of the preference",
-        "As given by annotators, or the difference in rank of two ranked answers. Clear cases should be easy.",
+        Text("Strength of the preference"),
+        Text("As given by annotators, or the difference in rank of two ranked answers. Clear cases should be easy."),
     ),
     "margin": (
-        "The model's own margin",
-        "Quintiles by the difference of the two scores. Where the model is confident, it should be right.",
+        Text("The model's own margin"),
+        Text("Quintiles by the difference of the two scores. Where the model is confident, it should be right."),
     ),
     "depth": (
-        "Depth of the conversation",
-        "User turns before the answer. Long conversations may lose their beginning to the context limit.",
+        Text("Depth of the conversation"),
+        Text("User turns before the answer. Long conversations may lose their beginning to the context limit."),
     ),
 }
 """key in the report -> (heading, how to read it)."""
@@ -44,7 +48,7 @@ def render_reward(report: Mapping[str, Any]) -> str:
     curve = report["learning_curve"]
     ceiling = people["ceiling"][1] if people else None
     content = {
-        "title": f"Reward model {report['reward_model']}",
+        "title": Text("Reward model {path}", path=report["reward_model"]),
         "report": report,
         "slices": [
             (title, text, charts.add(figures.accuracies(report["by"][key], ceiling)), report["by"][key])

@@ -37,6 +37,7 @@ from wukong.serve.protocol import (
     parse,
 )
 from wukong.serve.service import Answer, Served, Service
+from wukong.training.memory import n_parameters
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def _model(served: Served) -> dict[str, Any]:
         "created": served.created,
         "owned_by": "wukong",
         "context_length": served.context,
-        "parameters": served.model.n_parameters(),
+        "parameters": n_parameters(served.model.config),  # an inference copy has packed weights beside its parameters
         "sampling": served.sampling.as_dict(),
     }
 

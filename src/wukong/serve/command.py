@@ -19,7 +19,7 @@ from pydantic import Field
 
 from wukong.chat import named_sources
 from wukong.console import say
-from wukong.errors import UsageError
+from wukong.errors import Text, UsageError
 from wukong.options import Options
 from wukong.serve.listen import address_of, is_loopback, listen
 from wukong.training.compute import Precision
@@ -77,10 +77,15 @@ def run(options: ServeOptions) -> None:
             max_new_tokens=options.max_new_tokens,
         )
         app = create_app(service, Access(key, options.max_body))
-        note = "API key needed; Ctrl-C stops" if key else "Ctrl-C stops"
-        say(f"serving {', '.join(models)} at {address_of(listener)}/v1 ({note})")
+        note = Text("API key needed; Ctrl-C stops" if key else "Ctrl-C stops")
+        say(
+            "serving {models} at {address}/v1 ({note})",
+            models=", ".join(models),
+            address=address_of(listener),
+            note=note,
+        )
         for name, served in models.items():
-            say(f"{name}: {served.sampling.in_words()}, unless a request says otherwise")
+            say("{name}: {sampling}, unless a request says otherwise", name=name, sampling=served.sampling.in_words())
         config = uvicorn.Config(
             app,
             http=http_protocol(),

@@ -34,7 +34,7 @@ from wukong.data.overlap import overlap
 from wukong.data.prompts import PROMPTS, PromptOptions, load_prompts
 from wukong.data.shards import TokenShards
 from wukong.data.split import split_by_prompt
-from wukong.errors import DataError, UsageError
+from wukong.errors import DataError, Text, UsageError
 from wukong.feedback.annotators import load_judge
 from wukong.feedback.judge import Judge, Opinion
 from wukong.feedback.replies import forget_replies, replies_path
@@ -227,9 +227,9 @@ def run(options: EvaluateOptions) -> None:
                 "answers": {name: _answer(one, i) for name, one in answers.items()},
             }
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
-    say(f"evaluate: {evaluation['overlap']['words']}")  # type: ignore[index]
+    say("evaluate: {words}", words=evaluation["overlap"]["words"])  # type: ignore[index]
     for c in comparisons:
-        say(f"evaluate: by {c['judge']}, {in_words(c)}")
+        say("evaluate: by {judge}, {verdict}", judge=c["judge"], verdict=in_words(c))
     work.finish({"comparisons": comparisons}, [options.out / "evaluation.json", options.out / "answers.jsonl"])
     forget_replies(options.out, directory=True)
 
@@ -311,9 +311,9 @@ def answer_all(
         raise DataError(error.problem, file=options.prompts[0], hint="lower --max-new-tokens or shorten it") from None
     n = picker.counts.get(name, 1) if picker else 1
     sampling = recommended_sampling(path).unless_given(path, options.temperature)
-    say(f"answers of {name}: {sampling.in_words()}")
+    say("answers of {name}: {sampling}", name=name, sampling=sampling.in_words())
     first = [derived_seed(options.seed, "evaluate", p.id) for p in prompts]  # the same for all models
-    with Bar(f"answers of {name}", len(prompts) * n, unit="response") as bar:
+    with Bar(Text("answers of {name}", name=name), len(prompts) * n, unit="response") as bar:
         sampled = generate(
             inference_copy(policy, compute),
             [prompt for prompt in ids for _ in range(n)],

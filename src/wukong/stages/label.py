@@ -26,11 +26,15 @@ from wukong.errors import UsageError
 from wukong.feedback.annotators import load_judge
 from wukong.feedback.replies import forget_replies, replies_path
 from wukong.feedback.reward_models import is_model, reward_judge
+from wukong.language import counted
 from wukong.options import StageOptions
 from wukong.records import Comparison, Ranking, Response, read_records, write_records
 from wukong.require import Need
 from wukong.seeds import derived_seed
 from wukong.training.compute import compute_for
+
+COUNTED = {"ranking": ("{n:,} ranking", "{n:,} rankings"), "pairs": ("{n:,} pair", "{n:,} pairs")}
+"""What --shape makes, in words."""
 
 
 class LabelOptions(StageOptions):
@@ -80,7 +84,12 @@ def run(options: LabelOptions) -> None:
     if not records:
         raise UsageError(f"{options.responses}: the judge finds all answers to every prompt equally good")
     write_records(options.out, records)
-    say(f"label: {len(records):,} {options.shape} from {len(responses):,} responses to {len(by_prompt):,} prompts")
+    say(
+        "label: {records} from {responses} to {prompts}",
+        records=counted(len(records), *COUNTED[options.shape]),
+        responses=counted(len(responses), "{n:,} response", "{n:,} responses"),
+        prompts=counted(len(by_prompt), "{n:,} prompt", "{n:,} prompts"),
+    )
     counts = {"records": len(records), "prompts": len(by_prompt), "responses": len(responses)}
     work.finish(counts, [options.out])
     forget_replies(options.out, directory=False)

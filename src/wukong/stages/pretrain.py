@@ -24,7 +24,7 @@ from pydantic import Field
 from wukong import require
 from wukong.console import say
 from wukong.data.shards import TokenShards
-from wukong.errors import UsageError
+from wukong.errors import Text, UsageError
 from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
 from wukong.model.hub import load_policy, recommended_sampling, save_policy
 from wukong.processes import all_reduce_sum, is_first, local_part, world_size
@@ -150,8 +150,10 @@ def run(options: PretrainOptions) -> None:
     rows = options.batch_tokens // context
     steps = math.ceil(training_tokens(options, len(train)) / options.batch_tokens)
     say(
-        f"pretrain: {model.n_parameters():,} parameters, {len(train):,} tokens in the corpus, "
-        f"{steps * options.batch_tokens / len(train):.2f} epochs"
+        "pretrain: {parameters:,} parameters, {tokens:,} tokens in the corpus, {epochs:.2g} epochs",
+        parameters=model.n_parameters(),
+        tokens=len(train),
+        epochs=steps * options.batch_tokens / len(train),
     )
     warn_of_few_steps("pretrain", steps, "give more --tokens, or fewer --batch-tokens")
     # ---------------------------------------------------------------------------------------------------- loop
@@ -193,9 +195,10 @@ def run(options: PretrainOptions) -> None:
         lambda staged: save_policy(staged, model, tokenizer, sampling=sampling),
         {"valid_loss": best, "parameters": model.n_parameters()},
     )
-    begun = f"{math.log(tokenizer.vocab_size):.2f} before the first step" if options.model in PRESETS else options.model
-    say(f"pretrain: {best:.3f} nats per held-out token ({begun})")
-    say(f"next: wukong sft --model {options.out} --data DEMONSTRATIONS --out {options.out}-sft")
+    chance = Text("{loss:.2f} before the first step", loss=math.log(tokenizer.vocab_size))
+    begun = chance if options.model in PRESETS else options.model
+    say("pretrain: {best:.3f} nats per held-out token ({begun})", best=best, begun=begun)
+    say("next: wukong sft --model {out} --data DEMONSTRATIONS --out {out}-sft", out=options.out)
 
 
 def _show_samples(

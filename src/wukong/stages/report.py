@@ -12,17 +12,18 @@ shows missing steps as not run.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
 from wukong.console import say
 from wukong.errors import UsageError, WukongError
 from wukong.files import atomic_open
+from wukong.language import counted
 from wukong.options import StageOptions
 from wukong.report.contents import AnsweredPrompt, read_run
 from wukong.report.inspected import AnsweringModel, Inspect
-from wukong.report.page import render
+from wukong.report.page import View, render
 
 
 class ReportOptions(StageOptions):
@@ -34,6 +35,8 @@ class ReportOptions(StageOptions):
     """The page's title. Default: the run's name."""
     pinned: list[str] = []
     """Prompts of the evaluation to show first."""
+    language: Literal["en", "zh"] | None = None
+    """The language in which the page opens; it holds both, and the reader can switch. Default: the terminal's."""
     prompts_shown: int = Field(12, ge=0)
     """Number of prompts shown with every model's answer, including pinned ones; the others are drawn by --seed."""
     tokens: bool = False
@@ -61,17 +64,17 @@ def run(options: ReportOptions) -> None:
     """Raises UsageError for a directory without a run, DataError for a damaged file in it."""
     needs(options)
     contents = read_run(options.run)
-    page = render(
-        contents,
-        title=options.title,
-        pinned=options.pinned,
-        prompts_shown=options.prompts_shown,
-        seed=options.seed,
-        inspect=token_reader() if options.tokens else None,
-    )
+    inspect = token_reader() if options.tokens else None
+    view = View(options.title, options.pinned, options.prompts_shown, options.seed, options.language, inspect)
+    page = render(contents, view)
     with atomic_open(options.out) as out:
         out.write(page)
-    say(f"report: {options.out} ({len(page.encode()) / 1e6:.1f} MB), {len(contents.steps)} steps")
+    say(
+        "report: {out} ({megabytes:.1f} MB), {steps}",
+        out=options.out,
+        megabytes=len(page.encode()) / 1e6,
+        steps=counted(len(contents.steps), "{n:,} step", "{n:,} steps"),
+    )
 
 
 def token_reader() -> Inspect:
@@ -85,7 +88,7 @@ def token_reader() -> Inspect:
         try:
             return load_inspector(model.source, model.reference, model.reward_model, raw=model.raw)
         except WukongError as error:
-            say(f"report: the answers of {name} cannot be opened as tokens: {error}")
+            say("report: the answers of {name} cannot be opened as tokens: {error}", name=name, error=error)
             return None
 
     def inspect(model: AnsweringModel, prompt: AnsweredPrompt, name: str) -> dict[str, Any] | None:
@@ -98,7 +101,7 @@ def token_reader() -> Inspect:
             finished = answer.finish_reason == "stop"
             found = inspector(prompt.messages, answer.text, finished=finished, temperature=model.temperature)
         except WukongError as error:
-            say(f"report: an answer of {name} cannot be opened as tokens: {error}")
+            say("report: an answer of {name} cannot be opened as tokens: {error}", name=name, error=error)
             return None
         return found.shown(name)
 

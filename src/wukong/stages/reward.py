@@ -34,8 +34,9 @@ from wukong.data.comparisons import COMPARISONS, load_comparisons
 from wukong.data.sources import DataOptions
 from wukong.data.split import halves, split_by_prompt
 from wukong.data.summary import ReadSummary
-from wukong.errors import DataError, UsageError
+from wukong.errors import DataError, Text, UsageError
 from wukong.feedback.consensus import by_annotators, decide, weights_of
+from wukong.language import counted
 from wukong.model.heads import HeadKind, Pooling, ScalarModel
 from wukong.model.hub import load_trunk, save_reward
 from wukong.objectives import grouped_mean, pairwise_loss
@@ -333,9 +334,16 @@ def fit(
     passes = passes_over(groups, model, options)
     steps = passes.steps(len(groups))
     n_pairs = sum(len(group.pairs) for group in train)
-    added = f" and {len(off_prompt):,} off-prompt pairs" if off_prompt else ""
+    added = Text(" and {n:,} off-prompt pairs", n=len(off_prompt)) if off_prompt else ""
     described = passes.described(len(groups))
-    say(f"reward: {n_pairs:,} pairs of {len(train):,} prompts{added}, {len(test):,} held out, {described}")
+    say(
+        "reward: {pairs} of {prompts}{added}, {held_out:,} held out, {described}",
+        pairs=counted(n_pairs, "{n:,} pair", "{n:,} pairs"),
+        prompts=counted(len(train), "{n:,} prompt", "{n:,} prompts"),
+        added=added,
+        held_out=len(test),
+        described=described,
+    )
     warn_of_few_steps("reward", steps, "label more, or give more --epochs")
     state = {"quality": {}, "passes": passes.record(len(groups))}
     load = workload([sum(map(len, group.answers)) for group in groups], passes.batch_size)
@@ -417,8 +425,13 @@ def run(options: RewardOptions) -> None:
     )
     if quality:
         low, high = quality["valid_accuracy_interval"]
-        say(f"reward: accuracy {quality['valid_accuracy']:.3f} [{low:.3f}, {high:.3f}] on held-out prompts")
-    say(f"next: wukong reward-report {options.out} --out {options.out}-report")
+        say(
+            "reward: accuracy {valid_accuracy:.3f} [{low:.3f}, {high:.3f}] on held-out prompts",
+            valid_accuracy=quality["valid_accuracy"],
+            low=low,
+            high=high,
+        )
+    say("next: wukong reward-report {out} --out {out}-report", out=options.out)
 
 
 def _reference_answers(options: RewardOptions, tokenizer: Tokenizer, context: int) -> list[list[int]]:

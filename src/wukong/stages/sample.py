@@ -11,8 +11,9 @@ temperature and number, so adding prompts or models changes no existing answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
+from typing import Any
 
 from pydantic import Field
 
@@ -20,9 +21,10 @@ from wukong import require
 from wukong.console import Bar, console, say
 from wukong.data.prompts import PROMPTS, PromptOptions, load_prompts
 from wukong.data.split import split_by_prompt
-from wukong.errors import DataError, UsageError
+from wukong.errors import DataError, Text, UsageError
 from wukong.feedback.endpoint import Endpoint
 from wukong.feedback.replies import Replies, forget_replies, gather, replies_path
+from wukong.language import counted
 from wukong.model.hub import load_policy, recommended_sampling
 from wukong.options import StageOptions
 from wukong.records import Prompt, Response, Sampling, write_records
@@ -65,6 +67,12 @@ class SampleOptions(StageOptions, PromptOptions):
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
+    @classmethod
+    def needed(cls, given: Mapping[str, Any]) -> list[str]:
+        if given.get("models") or given.get("endpoint"):
+            return []
+        return [Text("--models (or --endpoint with --endpoint-model)")]
+
 
 def needs(options: SampleOptions) -> list[Need]:
     if not options.models and not options.endpoint:
@@ -104,7 +112,11 @@ def run(options: SampleOptions) -> None:
     responses.sort(key=lambda r: place[r.prompt_id])  # all answers to a prompt together
     write_records(options.out, responses)
     finished = sum(r.finish_reason == "stop" for r in responses) / len(responses)
-    say(f"sample: {len(responses):,} responses, {finished:.1%} of them ended by the model")
+    say(
+        "sample: {responses}, {finished:.1%} of them ended by the model",
+        responses=counted(len(responses), "{n:,} response", "{n:,} responses"),
+        finished=finished,
+    )
     work.finish({"responses": len(responses), "termination_rate": finished}, [options.out])
     forget_replies(options.out, directory=False)
 
@@ -132,10 +144,10 @@ def sample_model(model_path: str, prompts: Sequence[Prompt], options: SampleOpti
     for given in temperatures:
         drawing = recommended.unless_given(model_path, given, options.top_k, options.top_p)
         temperature = drawing.temperature
-        say(f"sample: {model_path} with {drawing.in_words()}")
+        say("sample: {model} with {sampling}", model=model_path, sampling=drawing.in_words())
         jobs = list(product(range(len(prompts)), range(options.responses_per_prompt)))
         seeds = [derived_seed(options.seed, prompts[i].id, temperature, k) for i, k in jobs]
-        with Bar(f"sampling {model_path}", len(jobs), unit="response") as bar:
+        with Bar(Text("sampling {model}", model=model_path), len(jobs), unit="response") as bar:
             answers = generate(
                 model,
                 [ids[i] for i, _ in jobs],
@@ -168,7 +180,7 @@ def sample_endpoint(endpoint: Endpoint, prompts: Sequence[Prompt], options: Samp
         )
         jobs.append((prompt, Sampling(temperature=temperature, top_p=top_p, seed=seed), endpoint.key(request), request))
     questions = {key: request for _, _, key, request in jobs}
-    with Bar(f"sampling {endpoint.model}", len(questions), unit="response") as bar:
+    with Bar(Text("sampling {model}", model=endpoint.model), len(questions), unit="response") as bar:
         gather(questions, endpoint.reply, replies, endpoint.remote, lambda key: bar.advance())
     found = [(prompt, sampling, replies[key]) for prompt, sampling, key, _ in jobs]
     return [

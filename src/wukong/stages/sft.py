@@ -27,6 +27,7 @@ from wukong.data.sources import DataOptions
 from wukong.data.split import split_by_prompt
 from wukong.data.summary import ReadSummary
 from wukong.errors import UsageError
+from wukong.language import counted
 from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, recommended_sampling, save_policy
 from wukong.model.logprobs import token_logprobs
@@ -130,7 +131,12 @@ def run(options: SFTOptions) -> None:
         raise UsageError(f"{options.data[0]}: no demonstration is left to train on")
     passes = USUAL.passes(len(train), model.config.n_embd, options.epochs, options.batch_size, options.lr)
     steps = passes.steps(len(train))
-    say(f"sft: {len(train):,} demonstrations, {len(valid):,} held out, {passes.described(len(train))}")
+    say(
+        "sft: {demonstrations}, {held_out:,} held out, {described}",
+        demonstrations=counted(len(train), "{n:,} demonstration", "{n:,} demonstrations"),
+        held_out=len(valid),
+        described=passes.described(len(train)),
+    )
     warn_of_few_steps("sft", steps, "give more demonstrations, or more --epochs")
     lengths, learnt = [len(e.ids) for e in train], sum(sum(e.response) for e in train)
     load = workload(lengths, learnt / sum(lengths), passes.batch_size)
@@ -168,7 +174,7 @@ def run(options: SFTOptions) -> None:
         {**results, "data": found.summary.as_dict()},
     )
     say_distance("sft", moved, "give more --epochs or a higher --lr")
-    say(f"next: wukong chat {options.out}")
+    say("next: wukong chat {out}", out=options.out)
 
 
 def _parts(batch: Sequence[Example], max_tokens: int) -> list[list[Example]]:

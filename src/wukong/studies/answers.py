@@ -69,7 +69,7 @@ def read_answers(path: str | Path, name: str, skip_bad: int = 0) -> list[ModelAn
             if left_out == skip_bad:
                 raise
             left_out += 1
-            say(f"left out: {error}")
+            say("left out: {error}", error=error)
     if not answers:
         raise UsageError(f"{path}: contains no answer of {name!r}")
     return answers

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,14 @@ from wukong.console import Bar, console, say
 from wukong.data.comparisons import COMPARISONS, load_comparisons
 from wukong.data.overlap import overlap
 from wukong.data.sources import DataOptions
-from wukong.errors import RunError, UsageError
+from wukong.errors import RunError, Text, UsageError
 from wukong.feedback.annotators import load_judge
 from wukong.feedback.pairwise_judge import PairwiseJudge, agreed, question, verdict_of
 from wukong.feedback.replies import forget_replies, replies_path
 from wukong.files import atomic_open, write_json
 from wukong.model.hub import load_policy
 from wukong.records import Comparison, Prompt, Vote, prompt_id
-from wukong.report.page import equal_length, interval, percent
+from wukong.report.formatting import equal_length, interval, percent
 from wukong.require import Need
 from wukong.sampling import SamplingParameters
 from wukong.stages.evaluate import AnswerOptions, answer_all, answer_needs, chosen_prompts, rewards_of
@@ -43,6 +43,8 @@ from wukong.stats import in_words
 from wukong.studies.answers import ModelAnswer, read_answers, split_name
 from wukong.studies.win_rates import Outcomes, compared, ratings, with_people
 from wukong.training.compute import Compute, compute_for
+
+JUDGES = ("judge", "reward_model", "endpoint", "human")
 
 
 class CompareOptions(AnswerOptions):
@@ -62,6 +64,16 @@ class CompareOptions(AnswerOptions):
     """The model's name on that server."""
     human: list[str] = []
     """People's comparisons or rankings of these same answers, in any format of docs/reference/data.md."""
+
+    @classmethod
+    def needed(cls, given: Mapping[str, Any]) -> list[str]:
+        missing = []
+        paths = [split_name(model)[1] for model in given.get("models") or [] if "=" in model]
+        if not given.get("prompts") and any(not Path(path).is_file() for path in paths):
+            missing.append("--prompts")
+        if not any(given.get(judge) for judge in JUDGES):
+            missing.append(Text("a judge (--judge, --reward-model, --endpoint or --human)"))
+        return missing
 
 
 def _human_options(options: CompareOptions) -> DataOptions:
@@ -150,14 +162,20 @@ def run(options: CompareOptions) -> None:
     files = [options.out / "comparison.json", options.out / "answers.jsonl"]
     write_json(files[0], comparison)
     _write_answers(files[1], prompts, answers)
-    say(f"compare: {comparison['overlap']['words']}")  # type: ignore[index]
+    say("compare: {words}", words=comparison["overlap"]["words"])  # type: ignore[index]
     for name, of_judge_found in found.items():
         console.print(_table(name, names, of_judge_found))
         for pair in of_judge_found["comparisons"]:
-            say(f"{name}: {pair['words']}")
+            say("{name}: {words}", name=name, words=pair["words"])
         if together := of_judge_found.get("agreement_with_people"):
             low, high = together["interval"]
-            say(f"{name}: agrees with people in {percent(together['value'])} [{100 * low:.0f}, {100 * high:.0f}]")
+            say(
+                "{name}: agrees with people in {share} [{low:.0f}, {high:.0f}]",
+                name=name,
+                percent=percent(together["value"]),
+                part=100 * low,
+                part2=100 * high,
+            )
     if (verdicts := options.out / "verdicts.jsonl").exists():
         files.append(verdicts)
     work.finish({name: one["ratings"] for name, one in found.items()}, files)
@@ -201,7 +219,11 @@ def _answers(
         wanted = [Prompt(messages=one.messages, source=one.source, id=one.prompt_id) for one in first][: options.limit]
     prompts = [p for p in wanted if all(prompt_id(p.messages) in of_model for of_model in given.values())]
     if left_out := len(wanted) - len(prompts):
-        say(f"compare: {left_out:,} of {len(wanted):,} prompts left out: not every file has an answer")
+        say(
+            "compare: {left_out:,} of {n:,} prompts left out: not every file has an answer",
+            left_out=left_out,
+            n=len(wanted),
+        )
     if not prompts:
         raise UsageError(f"{', '.join(models.values())}: no prompt has answers in all files")
     answers: dict[str, list[ModelAnswer]] = {}
@@ -278,7 +300,7 @@ def _by_llm(
     for a, b, i in jobs:
         conversation = prompts[i].messages
         questions += [question(conversation, texts[x][i], texts[y][i]) for x, y in ((a, b), (b, a))]
-    with Bar(f"verdicts of {options.endpoint_model}", len(questions), unit="verdict") as bar:
+    with Bar(Text("verdicts of {model}", model=options.endpoint_model), len(questions), unit="verdict") as bar:
         verdicts = [verdict_of(reply) for reply in judge.ask(questions, bar.advance)]
     missing = sum(v is None for v in verdicts)
     if verdicts and missing > len(verdicts) / 2:

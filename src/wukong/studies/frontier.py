@@ -37,8 +37,8 @@ from wukong.files import atomic_open, read_json, write_json
 from wukong.model.hub import load_policy, recommended_sampling
 from wukong.objectives import best_of_n_kl
 from wukong.records import Prompt
+from wukong.report.formatting import number
 from wukong.report.frontier_page import render_frontier
-from wukong.report.page import number
 from wukong.require import Need
 from wukong.seeds import derived_seed
 from wukong.stages.evaluate import (
@@ -199,11 +199,11 @@ def run(options: FrontierOptions) -> None:
     with atomic_open(files[1]) as out:
         out.write(render_frontier(report))
     console.print(_table(curves))
-    say(f"frontier: {report['overlap']['words']}")  # type: ignore[index]
+    say("frontier: {words}", words=report["overlap"]["words"])  # type: ignore[index]
     for one in curves:
         if one["words"]:
-            say(f"{one['name']}: {one['words']}")
-    say(f"frontier: open {files[1]} in a browser")
+            say("{name}: {words}", name=one["name"], words=one["words"])
+    say("frontier: open {page} in a browser", page=files[1])
     work.finish({one["name"]: one["words"] for one in curves}, files)
     forget_replies(options.out, directory=True)
 

@@ -32,14 +32,15 @@ from wukong.data.comparisons import COMPARISONS, load_comparisons
 from wukong.data.sources import DataOptions
 from wukong.data.split import group_of
 from wukong.data.summary import ReadSummary
-from wukong.errors import UsageError
+from wukong.errors import Text, UsageError
 from wukong.files import atomic_open, write_json
+from wukong.language import counted, spoken
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_reward
 from wukong.options import StageOptions
 from wukong.provenance import read_record
 from wukong.records import Messages, Preference, prompt_id
-from wukong.report.page import interval, percent
+from wukong.report.formatting import interval, percent
 from wukong.report.reward_page import render_reward
 from wukong.require import Need
 from wukong.scoring import scores_of
@@ -144,11 +145,16 @@ def run(options: RewardReportOptions) -> None:
     chosen, rejected = scorer.margins(pairs)
     kept = np.flatnonzero(~np.isnan(chosen - rejected))
     if len(kept) < len(pairs):
-        notes.append(f"{len(pairs) - len(kept):,} pairs do not fit the context of {model.config.n_positions} tokens")
+        left_out, context = len(pairs) - len(kept), model.config.n_positions
+        notes.append(Text("{n:,} pairs do not fit the context of {context} tokens", n=left_out, context=context))
     if not len(kept):
         raise UsageError(f"no pair fits the context of {model.config.n_positions} tokens")
     pairs, chosen, rejected = [pairs[i] for i in kept], chosen[kept], rejected[kept]
-    say(f"reward-report: {len(pairs):,} pairs to test on, {len(train_records):,} records it was trained on")
+    say(
+        "reward-report: {pairs} to test on, {records:,} records it was trained on",
+        pairs=counted(len(pairs), "{n:,} pair", "{n:,} pairs"),
+        records=len(train_records),
+    )
     # -------------------------------------------------------------------------------------------------- measure
     margins, lengths, prompts = chosen - rejected, scorer.lengths(pairs), [prompt_id(p.prompt) for p in pairs]
     scale = float(trained[1].get("normalised_from", {}).get("std", 1.0)) if trained else 1.0
@@ -182,8 +188,8 @@ def run(options: RewardReportOptions) -> None:
     with atomic_open(files[1]) as out:
         out.write(render_reward(report))
     console.print(_table(report))
-    say(f"preflight: {'passed' if problem is None else problem}")
-    say(f"reward-report: open {files[1]} in a browser")
+    say("preflight: {result}", result=Text("passed") if problem is None else problem)
+    say("reward-report: open {page} in a browser", page=files[1])
     work.finish({name: report[name] for name in ("accuracy", "preflight")}, files)
     shutil.rmtree(options.out / "fits", ignore_errors=True)
 
@@ -220,18 +226,18 @@ def _records(
         except UsageError as error:
             if not options.data:
                 raise UsageError(f"{error}; its provenance names this file: run where it was trained") from None
-            note = f"its training data cannot be read ({error}): no bag of words, no learning curve"
-            say(f"reward-report: {note}")
+            note = Text("its training data cannot be read ({error}): no bag of words, no learning curve", error=error)
+            say("reward-report: {note}", note=note)
             notes.append(note)
     if trained is None:
-        notes.append("the model's training data are not recorded: these prompts may be among them")
+        notes.append(Text("the model's training data are not recorded: these prompts may be among them"))
     if options.data:
         read = load_comparisons(options.data, options)
         console.print(read.summary.table("comparisons"))
         known = {group_of(record) for record in train}
         test = [record for record in read.records if group_of(record) not in known]
         if left_out := len(read.records) - len(test):
-            notes.append(f"{left_out:,} comparisons left out: the model was trained on their prompts")
+            notes.append(Text("{n:,} comparisons left out: the model was trained on their prompts", n=left_out))
     return train, test, notes
 
 
@@ -309,7 +315,7 @@ def _learning_curve(
         part = [groups[i] for i in sorted(order[: max(1, round(fraction * len(groups)))])]
         place = options.out / "fits" / f"{fraction:g}"
         fresh, _ = new_model(settings)
-        say(f"reward-report: a fit on {fraction:.3g} of the prompts")
+        say("reward-report: a fit on {fraction:.3g} of the prompts", fraction=fraction)
         _, session = fit(fresh, tokenizer, part, [], settings.model_copy(update={"out": place}))
         session.checkpoint(session.total_steps)  # a retry, or the next fit, does not repeat this one
         scorer = Scorer(fresh.eval(), tokenizer, session.compute, options.micro_batch_tokens)
@@ -332,18 +338,23 @@ def _gain(before: np.ndarray, after: np.ndarray, prompts: Sequence[str]) -> dict
     return {"value": float((after - before).mean()), "interval": interval, "prompts": decisive(sums, counts, than=0)}
 
 
-def _advice(points: Sequence[dict[str, Any]], gain: dict[str, Any]) -> str:
+def _advice(points: Sequence[dict[str, Any]], gain: dict[str, Any]) -> Text:
     """Advice on whether to label more."""
     begin, end = points[-2], points[-1]
     low, high = gain["interval"] or (-math.inf, math.inf)
     spread = f" [{100 * low:+.1f}, {100 * high:+.1f}]" if gain["interval"] else ""
-    change = f"{100 * gain['value']:+.1f} points{spread}"
-    step = f"from {begin['prompts']:,} to {end['prompts']:,} prompts accuracy changed by {change}"
+    step = Text(
+        "from {before:,} to {after:,} prompts accuracy changed by {points:+.1f} points{spread}",
+        before=begin["prompts"],
+        after=end["prompts"],
+        points=100 * gain["value"],
+        spread=spread,
+    )
     if shown(gain["interval"], gain["prompts"], than=0) > 0:
-        return f"Label more: {step}, and the curve still rises."
+        return Text("Label more: {step}, and the curve still rises.", step=step)
     if high < 0.01 and points[-1]["accuracy"]["prompts"] >= FEWEST_PROMPTS:
-        return f"More of the same labels would hardly help: {step}."
-    return f"Unclear whether more labels would help: {step}; test on more pairs to find out."
+        return Text("More of the same labels would hardly help: {step}.", step=step)
+    return Text("Unclear whether more labels would help: {step}; test on more pairs to find out.", step=step)
 
 
 # ------------------------------------------------------------------------------------------------------ terminal
@@ -351,27 +362,30 @@ def _advice(points: Sequence[dict[str, Any]], gain: dict[str, Any]) -> str:
 
 def _table(report: dict[str, Any]) -> Table:
     """The key numbers."""
-    table = Table(title=f"reward model {report['reward_model']}")
-    table.add_column("what")
-    table.add_column("value", justify="right")
-    table.add_column("95 % interval", justify="right")
+    table = Table(title=spoken("Reward model {path}", path=report["reward_model"]))
+    table.add_column(spoken("what"))
+    table.add_column(spoken("figure"), justify="right")
+    table.add_column(spoken("95 % interval"), justify="right")
 
     def row(name: str, entry: dict[str, Any] | None) -> None:
         if entry is not None:
-            table.add_row(name, percent(entry["value"]), interval(entry["interval"], as_percent=True))
+            spread = interval(entry["interval"], as_percent=True)
+            table.add_row(spoken(name), percent(entry["value"]), spoken(spread))
 
-    row(f"accuracy on {report['accuracy']['pairs']:,} pairs", report["accuracy"])
+    row(Text("accuracy on {pairs:,} pairs", pairs=report["accuracy"]["pairs"]), report["accuracy"])
     row("always the longer answer", report["judges"]["length"]["accuracy"])
     row("its choices that are the longer answer", report["judges"]["length"]["explains"])
     if words := report["judges"]["bag_of_words"]:
         row("a bag of words", words["accuracy"])
         row("its choices that a bag of words makes too", words["explains"])
     if (error := report["calibration"]["error"]) is not None:
-        table.add_row("expected calibration error", percent(error), "")
+        table.add_row(spoken("expected calibration error"), percent(error), "")
     if people := report["agreement"]:
         row("two people agree", {"value": people["agreement"], "interval": people["agreement_interval"]})
-        table.add_row("best accuracy that leaves possible", interval(people["ceiling"], as_percent=True), "")
+        ceiling = interval(people["ceiling"], as_percent=True)
+        table.add_row(spoken("best accuracy that leaves possible"), spoken(ceiling), "")
     if curve := report["learning_curve"]:
         for point in curve["points"][:-1]:
-            row(f"fitted to {100 * point['fraction']:.3g} % of the prompts", point["accuracy"])
+            fitted = Text("fitted to {percent:.3g} % of the prompts", percent=100 * point["fraction"])
+            row(fitted, point["accuracy"])
     return table

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from wukong.console import say
+from wukong.errors import Text
+from wukong.language import counted
 
 FEW_STEPS = 30
 """Fewer optimiser steps than this draw a warning."""
@@ -15,14 +17,23 @@ HARDLY_MOVED = 0.005
 def warn_of_few_steps(stage: str, steps: int, remedy: str) -> None:
     """Warns if there are too few optimiser steps to change a model much, and suggests a remedy."""
     if steps < FEW_STEPS:
-        many = "step is" if steps == 1 else "steps are"
-        say(f"{stage}: warning: {steps} optimiser {many} few, and may teach the model next to nothing; {remedy}")
+        say(
+            "{stage}: warning: {steps} may teach the model next to nothing; {remedy}",
+            stage=stage,
+            steps=counted(steps, "{n:,} optimiser step", "{n:,} optimiser steps"),
+            remedy=Text(remedy),
+        )
 
 
 def say_distance(stage: str, kl: float, remedy: str) -> None:
     """Reports how far the model moved from its starting point, in nats per token."""
-    hardly = f": it hardly moved; {remedy}" if kl < HARDLY_MOVED else ""
-    say(f"{stage}: the model moved {kl:.3g} nats per token (KL) from where it started{hardly}")
+    hardly = Text(": it hardly moved; {remedy}", remedy=Text(remedy)) if kl < HARDLY_MOVED else ""
+    say(
+        "{stage}: the model moved {kl:.3g} nats per token (KL) from where it started{hardly}",
+        stage=stage,
+        kl=kl,
+        hardly=hardly,
+    )
 
 
 def evaluate_command(stage: str, start: str, out: Path) -> str:

@@ -121,7 +121,11 @@ def _newest_undamaged(directory: Path) -> Path | None:
             _shapes(path), int(saved["step"]), dict(saved["state"])
             return path
         except (*DAMAGE, WukongError) as error:
-            say(f"warning: checkpoint {path} is damaged ({error}); going back to the one before it")
+            say(
+                "warning: checkpoint {path} is damaged ({error}); going back to the one before it",
+                path=path,
+                error=error,
+            )
             aside = path.with_name(f"damaged-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)

@@ -80,7 +80,7 @@ def _pays(compute: Compute, model: GPT2, loss: Loss, ids: Tensor, passes: int) -
             candidates = {"eager": model, "compiled": _compiled(model)}
             seconds = {name: _seconds(one, loss, ids, compute) for name, one in candidates.items()}
         except RuntimeError as error:
-            say(f"no: {_reason(error)}")
+            say("no: {reason}", reason=_reason(error))
             return False
         finally:
             model.zero_grad()
@@ -88,7 +88,12 @@ def _pays(compute: Compute, model: GPT2, loss: Loss, ids: Tensor, passes: int) -
         write_json(file, seconds)
     seconds = read_json(file)
     faster = seconds["compiled"] < seconds["eager"]
-    say(f"a pass takes {seconds['eager']:.3g} s, compiled {seconds['compiled']:.3g} s ({file})")
+    say(
+        "a pass takes {eager:.3g} s, compiled {compiled:.3g} s ({file})",
+        eager=seconds["eager"],
+        compiled=seconds["compiled"],
+        file=file,
+    )
     result: bool = faster
     return result
 

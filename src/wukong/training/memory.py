@@ -292,4 +292,4 @@ def fitting_tokens(workload: Workload, device: torch.device, dtype: torch.dtype,
 
 
 def gigabytes(size: float) -> str:
-    return f"{size / 1e9:,.2f} GB"
+    return f"{size / 1e9:,.2f} GB" if size >= 1e8 else f"{size / 1e6:,.0f} MB"

@@ -10,6 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from wukong.errors import Text
+from wukong.language import counted
+
 ENOUGH_STEPS = 150
 """With this many optimiser steps, nothing is adapted."""
 SMALL_BATCH = 8
@@ -28,9 +31,14 @@ class Passes:
     def steps(self, records: int) -> int:
         return math.ceil(self.epochs * records / self.batch_size)
 
-    def described(self, records: int) -> str:
-        steps = self.steps(records)
-        return f"{steps:,} steps of {self.batch_size} ({self.epochs:g} epochs, learning rate {self.lr:.2g})"
+    def described(self, records: int) -> Text:
+        return Text(
+            "{steps} of {batch_size} ({epochs}, learning rate {lr:.2g})",
+            steps=counted(self.steps(records), "{n:,} step", "{n:,} steps"),
+            batch_size=self.batch_size,
+            epochs=Text("{n:g} epoch" if self.epochs == 1 else "{n:g} epochs", n=self.epochs),
+            lr=self.lr,
+        )
 
     def record(self, records: int) -> dict[str, float]:
         """For provenance.json."""

@@ -35,8 +35,9 @@ from torch import Tensor, nn
 from wukong import processes
 from wukong.console import Bar, say
 from wukong.data.batches import micro_batches
-from wukong.errors import RunError, UsageError
+from wukong.errors import RunError, Text, UsageError
 from wukong.files import atomic_directory, disk_errors, follow_umask, sync_directory, sync_file
+from wukong.language import joined
 from wukong.model.gpt2 import GPT2
 from wukong.options import StageOptions
 from wukong.provenance import StageRun
@@ -170,10 +171,16 @@ class Session:
             self.compute = Compute(self.compute.device, getattr(torch, self.state["dtype"]))
         self.state["dtype"] = str(self.compute.dtype).removeprefix("torch.")
         self.workload = self._workload(workload)
-        say(f"{title}: {', '.join(f'{name} {value}' for name, value in self.compute_record().items())}")
+        computing = [Text("{name} {value}", name=Text(name), value=one) for name, one in self.compute_record().items()]
+        say("{title}: {computing}", title=title, computing=joined(computing))
         self.micro_batch_tokens = self._fit_memory(title)
         if self.start:
-            say(f"{title}: resuming after step {self.start:,} of {total_steps:,}")
+            say(
+                "{title}: resuming after step {start:,} of {total_steps:,}",
+                title=title,
+                start=self.start,
+                total_steps=total_steps,
+            )
         self.step = self.start
         self.metrics = MetricsLog(options.out, self.start, options.tensorboard)
         self._files: list[JsonLines] = []
@@ -226,15 +233,25 @@ class Session:
             "gradients and moments": found.gradients + found.moments,
             "frozen models": found.frozen,
             "decoding": found.decoding,
-            f"micro-batches of {tokens:,} tokens": found.step,
+            Text("micro-batches of {tokens:,} tokens", tokens=tokens): found.step,
         }
-        text = ", ".join(f"{name} {gigabytes(size)}" for name, size in parts.items() if size)
+        listed = [
+            Text("{name} {value}", name=Text(name), value=gigabytes(size)) for name, size in parts.items() if size
+        ]
         say(
-            f"{title}: about {gigabytes(found.total)} of memory per process ({text}); "
-            f"{'an unknown amount' if free is None else gigabytes(free)} is free"
+            "{title}: about {size} of memory per process ({parts}); {free} is free",
+            title=title,
+            size=gigabytes(found.total),
+            parts=joined(listed),
+            free=Text("an unknown amount") if free is None else gigabytes(free),
         )
         if tokens < limit:
-            say(f"{title}: micro-batches of {tokens:,} tokens, {limit:,} would not fit")
+            say(
+                "{title}: micro-batches of {tokens:,} tokens, {limit:,} would not fit",
+                title=title,
+                tokens=tokens,
+                limit=limit,
+            )
         result: int = tokens
         return result
 
@@ -287,7 +304,7 @@ class Session:
         signal_number, is_due = map(int, processes.all_reduce_max(self._signal or 0, late))
         if signal_number:
             self.checkpoint(done)
-            say(f"stopped after step {done:,}; run the same command to resume")
+            say("stopped after step {done:,}; run the same command to resume", done=done)
             raise Interrupted(128 + signal_number)
         if is_due and done < self.total_steps:
             self.checkpoint(done)

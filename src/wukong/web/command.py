@@ -84,12 +84,15 @@ def run(options: StudioOptions) -> None:
         old = needing_renewal(session)
     own = address_of(listener).replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//127.0.0.1:")
     address = f"{(options.public_url or own).rstrip('/')}/invite/{token}"
-    say(f"studio: labels are kept in {store}")
+    say("studio: labels are kept in {store}", store=store)
     if old:
-        say(f"studio: {old} waiting invitations were made by an older version, and their links no longer work;")
+        say("studio: {old} waiting invitations were made by an older version, and their links no longer work;", old=old)
         say("studio: the page of people has a button that makes a new link for each")
     if not local:
-        say(f"studio: WARNING: {options.host} lets other machines in, and plain HTTP lets others listen; put a proxy")
+        say(
+            "studio: WARNING: {host} lets other machines in, and plain HTTP lets others listen; put a proxy",
+            host=options.host,
+        )
         say("studio: with HTTPS before it (docs/tools/studio.md). Admins need the secret besides their link.")
     say("studio: open this link to sign in as an admin; it works once, for a day. Ctrl-C stops the server.")
     print(address, flush=True)

@@ -22,8 +22,9 @@ from wukong.errors import RunError, Text, UsageError, WukongError
 from wukong.feedback.store.labels import ConflictError, NotFoundError
 from wukong.feedback.store.people import InvitationError
 from wukong.feedback.store.tables import Annotator
+from wukong.language import LANGUAGES, translate
 from wukong.web.access import ForbiddenError, SignInError, TooManyError, csrf_token, maybe_person
-from wukong.web.language import HERE, LANGUAGES, language_of, script_texts, translate
+from wukong.web.language import HERE, language_of, script_texts
 
 STATUS: dict[type[Exception], int] = {
     SignInError: 401,

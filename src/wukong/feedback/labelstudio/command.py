@@ -104,7 +104,13 @@ def export_tasks(options: LabelStudioOptions) -> None:
     write_json(options.out, tasks)
     with atomic_open(config) as out:
         out.write(CONFIGS[kind])
-    say(f"export: {len(tasks):,} {kind} tasks in {options.out}; their labelling configuration is {config}")
+    say(
+        "export: {n:,} {kind} tasks in {out}; their labelling configuration is {config}",
+        n=len(tasks),
+        kind=kind,
+        out=options.out,
+        config=config,
+    )
 
 
 def import_files(options: LabelStudioOptions) -> None:
@@ -118,7 +124,13 @@ def import_files(options: LabelStudioOptions) -> None:
     records, dropped = read_exports(options.data, reading, options)
     _write(options.out, [record.model_dump_json(exclude_none=True) for record in records])
     answered = f" to {question}" if question else ""
-    say(f"import: {len(records):,} judgments{answered} in {options.out}{_left_out(dropped)}")
+    say(
+        "import: {n:,} judgments{answered} in {out}{left_out}",
+        n=len(records),
+        answered=answered,
+        out=options.out,
+        left_out=_left_out(dropped),
+    )
 
 
 def push(options: LabelStudioOptions) -> None:
@@ -138,7 +150,14 @@ def push(options: LabelStudioOptions) -> None:
     for start in range(0, len(new), PAGE):
         server.add(project["id"], new[start : start + PAGE])
     there = f" ({len(tasks) - len(new):,} were there already)" if len(new) < len(tasks) else ""
-    say(f"push: {len(new):,} {kind} tasks{there}; label at {server.url}/projects/{project['id']}/data")
+    say(
+        "push: {n:,} {kind} tasks{there}; label at {url}/projects/{id}/data",
+        n=len(new),
+        kind=kind,
+        there=there,
+        url=server.url,
+        id=project["id"],
+    )
 
 
 def pull(options: LabelStudioOptions) -> None:
@@ -176,8 +195,14 @@ def pull(options: LabelStudioOptions) -> None:
     dropped = sum((Counter(entry["left_out"]) for entry in entries), Counter[str]())
     answered = f" to {question}" if options.question else ""
     say(
-        f"pull: {len(lines):,} judgments of {len(entries):,} tasks{answered} in {options.out}, "
-        f"{changed:,} tasks new or changed since the last pull{_left_out(dropped)}"
+        "pull: {n:,} judgments of {tasks:,} tasks{answered} in {out}, "
+        "{changed:,} tasks new or changed since the last pull{left_out}",
+        n=len(lines),
+        tasks=len(entries),
+        answered=answered,
+        out=options.out,
+        changed=changed,
+        left_out=_left_out(dropped),
     )
 
 

@@ -97,7 +97,7 @@ class BadItems:
                 hint=f"{error.hint}; {hint}" if error.hint else hint,
             )  # fmt: skip
         self.taken += 1
-        say(f"left out: {error}")
+        say("left out: {error}", error=error)
 
 
 def read_items(sources: Sequence[str], options: DataOptions | None = None) -> list[AnswerSet]:

@@ -175,7 +175,7 @@ def _keep_private(path: Path) -> None:
                     ) from None
                 opened = True
     if opened:
-        say(f"{path}: others on this machine could read it; now only its owner can (mode 0600)")
+        say("{path}: others on this machine could read it; now only its owner can (mode 0600)", path=path)
 
 
 def _may_be_sqlite(path: Path) -> bool:

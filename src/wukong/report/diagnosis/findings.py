@@ -61,6 +61,10 @@ class Finding:
         return Text(TITLES[self.code])
 
     @property
+    def certainty(self) -> Text:
+        return Text("confidence: {level}", level=Text(self.confidence))
+
+    @property
     def section(self) -> str:
         """Where the documentation has more about it, as messages name a page: by its path in the repository."""
         return f"docs/tools/doctor.md#{self.code}"

@@ -21,6 +21,7 @@ from wukong.data.sources import DataOptions
 from wukong.data.split import split_by_prompt
 from wukong.data.summary import ReadSummary
 from wukong.errors import UsageError
+from wukong.language import counted
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.hub import load_policy, save_policy
 from wukong.processes import is_first
@@ -126,7 +127,13 @@ def train(algorithm: DirectAlgorithm[Item], options: DirectOptions, needs: Seque
     train_items, test_items, summary = _items(algorithm, options, tokenizer, policy.config.n_positions)
     passes = USUAL.passes(len(train_items), policy.config.n_embd, options.epochs, options.batch_size, options.lr)
     steps, name = passes.steps(len(train_items)), algorithm.name
-    say(f"{name}: {len(train_items):,} records, {len(test_items):,} held out, {passes.described(len(train_items))}")
+    say(
+        "{name}: {records}, {held_out:,} held out, {described}",
+        name=name,
+        records=counted(len(train_items), "{n:,} record", "{n:,} records"),
+        held_out=len(test_items),
+        described=passes.described(len(train_items)),
+    )
     warn_of_few_steps(name, steps, "label more, or give more --epochs")
     lengths = [sum(algorithm.lengths_of(item)) for item in train_items]
     learnt = sum(len(answer.response) for item in train_items for answer in algorithm.answers_of(item))
@@ -208,4 +215,4 @@ def _save(
         {**results, "kl_to_start": moved, **session.state.get("valid", {})},
     )
     say_distance(work.stage, moved, "give a higher --lr, more --epochs or a lower --beta")
-    say(f"next: {evaluate_command(work.stage, options.model, options.out)}")
+    say("next: {command}", command=evaluate_command(work.stage, options.model, options.out))

@@ -13,16 +13,16 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from wukong import require
-from wukong.errors import UsageError
+from wukong.errors import Text, UsageError
 from wukong.feedback.annotators import load_judge
 from wukong.feedback.reward_models import is_model
 from wukong.model.hub import load_reward
@@ -52,6 +52,10 @@ class ScoringOptions(Options):
     model's directory."""
     length_penalty: float = Field(0.0, ge=0)
     """Subtracted from the reward for each token of a response."""
+
+    @classmethod
+    def needed(cls, given: Mapping[str, Any]) -> list[str]:
+        return [] if given.get("reward_model") or given.get("rewards") else [Text("--reward-model (or --rewards)")]
 
 
 def model_inputs(options: ScoringOptions) -> list[str]:

@@ -32,6 +32,7 @@ from wukong.errors import RunError, UsageError
 from wukong.feedback.replies import forget_replies, replies_path
 from wukong.feedback.reward_models import require_better_than_chance
 from wukong.files import atomic_directory
+from wukong.language import counted
 from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel, ValueHead
 from wukong.model.hub import load_policy, load_reward, load_trunk, save_policy
@@ -174,9 +175,13 @@ class Trainer:
         state["warned_of_fixed_score"] = True
         lowest = float(rewards[torch.tensor(episodes.ended, device=rewards.device)].min())
         say(
-            f"{self.algorithm.name}: warning: responses that never end score {self.options.missing_eos_score:g}, and "
-            f"{no_better:.0%} of those that end score no more (the lowest {lowest:.3g}), so that not ending can pay; "
-            "--missing-eos-penalty 1 subtracts from each one's own reward instead"
+            "{name}: warning: responses that never end score {missing_eos_score:g}, and {no_better:.0%} of those "
+            "that end score no more (the lowest {lowest:.3g}), so that not ending can pay; --missing-eos-penalty 1 "
+            "subtracts from each one's own reward instead",
+            name=self.algorithm.name,
+            missing_eos_score=self.options.missing_eos_score,
+            no_better=no_better,
+            lowest=lowest,
         )
 
     def _guard(self, metrics: dict[str, float]) -> None:
@@ -243,8 +248,11 @@ def train(options: OnlineOptions) -> None:
     value_model = first_value_model(options, policy) if algorithm.value_coef is not None else None
     prompts = tokenised_prompts(options, tokenizer, policy.config.n_positions)
     say(
-        f"{algorithm.name}: {len(prompts):,} prompts, {options.iterations:,} iterations of {options.batch_size} "
-        "responses"
+        "{name}: {prompts}, {iterations} of {responses}",
+        name=algorithm.name,
+        prompts=counted(len(prompts), "{n:,} prompt", "{n:,} prompts"),
+        iterations=counted(options.iterations, "{n:,} iteration", "{n:,} iterations"),
+        responses=counted(options.batch_size, "{n:,} response", "{n:,} responses"),
     )
     updates = options.iterations * algorithm.epochs * options.updates_per_pass
     warn_of_few_steps(algorithm.name, updates, "give more --episodes, or a smaller --batch-size")
@@ -276,9 +284,13 @@ def train(options: OnlineOptions) -> None:
         kept,
     )
     forget_replies(options.out, directory=True)
-    distance = f"{last['kl']:.3g} nats per response (KL) from where it started"
-    say(f"{algorithm.name}: the policy scores {last['score']:.3g}, and is {distance}")
-    say(f"next: {evaluate_command(algorithm.name, options.model, options.out)}")
+    say(
+        "{name}: the policy scores {score:.3g}, and is {kl:.3g} nats per response (KL) from where it started",
+        name=algorithm.name,
+        score=last["score"],
+        kl=last["kl"],
+    )
+    say("next: {command}", command=evaluate_command(algorithm.name, options.model, options.out))
 
 
 def batch_of(prompts: Sequence[TokenisedPrompt], step: int, options: OnlineOptions) -> list[TokenisedPrompt]:

@@ -10,7 +10,6 @@ environment: a line for each check, ok, note (it works, but could be better) or 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from wukong.errors import RunError, UsageError
 from wukong.options import Options
@@ -26,8 +25,6 @@ class DoctorOptions(Options):
     """Print the findings about a run as JSON."""
     strict: bool = False
     """Exit with code 1 if there is a red finding about a run."""
-    language: Literal["en", "zh"] = "en"
-    """The language of the findings about a run."""
 
 
 def run(options: DoctorOptions) -> None:
@@ -40,7 +37,7 @@ def run(options: DoctorOptions) -> None:
         return
     from wukong.studies.doctor.runs import report_on  # imported here: the environment may lack what it needs
 
-    red = report_on(options.run, options.language, options.as_json)
+    red = report_on(options.run, options.as_json)
     if options.strict and red:
         raise RunError("{n} red findings in {run}", n=red, run=options.run)
 

@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wukong.console import console
+from wukong.errors import Text
+from wukong.language import spoken
 from wukong.report.diagnosis.diagnose import diagnose
 from wukong.report.diagnosis.panel import Panel, panel_of
 from wukong.report.diagnosis.records import read_records_of
+from wukong.wide_text import narrowed, widened
 
 
-def report_on(run: Path, language: str, as_json: bool) -> int:
+def report_on(run: Path, as_json: bool) -> int:
     """Prints what the doctor says of a run. Returns the number of red findings.
 
     Raises UsageError or DataError for a directory that holds no run, or a damaged file in it.
@@ -22,27 +25,33 @@ def report_on(run: Path, language: str, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"run": str(run), **diagnosis.as_json()}, indent=1, ensure_ascii=False))
     else:
-        print("\n".join(_lines(panel_of(diagnosis, language), run)))
+        print("\n".join(_lines(panel_of(diagnosis), run)))
     return len(diagnosis.red)
 
 
 def _lines(panel: Panel, run: Path) -> Iterator[str]:
     width = max(60, console.width) - 10
-    yield f"{run}: {panel.summary}"
+    yield f"{run}: {spoken(panel.summary)}"
     for one in panel.findings:
         yield ""
-        yield f"{one.severity_word.upper():<6} {one.step}: {one.title} · {one.confidence}"
+        yield f"{spoken(one.severity).upper():<6} {one.step}: {spoken(one.title)} · {spoken(one.certainty)}"
         for mark, texts in (("-", one.evidence), ("->", one.advice)):
             for text in texts:
-                first, *more = textwrap.wrap(text, width) or [""]
+                first, *more = _wrapped(text, width) or [""]
                 yield f"{'':<7}{mark:<3}{first}"
                 yield from (f"{'':<10}{line}" for line in more)
         yield f"{'':<10}{one.section}"
     if panel.passed:
         yield ""
-        yield from textwrap.wrap(panel.passed, width + 10)
+        yield from _wrapped(panel.passed, width + 10)
     if panel.unchecked:
         yield ""
-        yield panel.not_checked
+        yield spoken("Not checked")
         for text in panel.unchecked:
-            yield from textwrap.wrap(text, width + 8, initial_indent="  ", subsequent_indent="    ")
+            first, *more = _wrapped(text, width + 6)
+            yield f"  {first}"
+            yield from (f"    {line}" for line in more)
+
+
+def _wrapped(text: Text, width: int) -> list[str]:
+    return [narrowed(line) for line in textwrap.wrap(widened(spoken(text)), width)]

@@ -1,17 +1,21 @@
-// Draws the charts of #charts when they come into view, in the reader's theme; all of them before printing.
+// Draws the charts of #charts when they come into view, in the reader's theme; all of them before printing. Switches the
+// language, and shows the definitions of terms.
 "use strict";
 (() => {
-  const charts = JSON.parse(document.getElementById("charts").textContent);
+  const root = document.documentElement;
+  const charts = JSON.parse(document.getElementById("charts")?.textContent ?? "{}");
   const places = Object.keys(charts).map((id) => document.getElementById(id)).filter(Boolean);
   const drawn = new Set();
   const touch = window.matchMedia("(pointer: coarse)").matches;
 
-  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const css = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
-  // Plotly cannot read style sheets: replace "var(--name)" anywhere in a figure by its colour.
+  // Plotly cannot read style sheets: replace "var(--name)" anywhere in a figure by its colour. A text with two languages
+  // is replaced by that of the page.
   function themed(value) {
     if (Array.isArray(value)) return value.map(themed);
     if (value && typeof value === "object") {
+      if ("en" in value && "zh" in value) return value[root.lang];
       return Object.fromEntries(Object.entries(value).map(([key, one]) => [key, themed(one)]));
     }
     const name = typeof value === "string" && value.match(/^var\((--[\w-]+)\)$/);
@@ -19,7 +23,7 @@
   }
 
   function template() {
-    const size = "paper" in document.documentElement.dataset ? 9 : 12;
+    const size = "paper" in root.dataset ? 9 : 12;
     const axis = {
       automargin: true,
       gridcolor: css("--rule"),
@@ -67,16 +71,48 @@
 
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn.forEach(draw));
 
+  // ------------------------------------------------------------------------------------------------------- language
+  const change = document.getElementById("switch");
+  function speak(language) {
+    root.lang = language;
+    document.querySelectorAll("[data-en]").forEach((one) => one.setAttribute("aria-label", one.dataset[language]));
+    drawn.forEach(draw);
+  }
+  change.hidden = false;
+  change.addEventListener("click", () => speak(root.lang === "en" ? "zh" : "en"));
+  speak(root.lang);
+
+  // ----------------------------------------------------------------------------------------------------- definitions
+  const tip = document.getElementById("tip");
+  function explain(term) {
+    tip.textContent = term.dataset.about;
+    tip.hidden = false;
+    const [at, width, height] = [term.getBoundingClientRect(), tip.offsetWidth, tip.offsetHeight];
+    const room = root.clientWidth - width - 8;
+    tip.style.left = `${Math.max(8, Math.min(at.left, room))}px`;
+    tip.style.top = `${at.bottom + height + 12 < window.innerHeight ? at.bottom + 6 : Math.max(8, at.top - height - 6)}px`;
+    term.setAttribute("aria-describedby", "tip");
+  }
+  const close = () => (tip.hidden = true);
+  for (const term of document.querySelectorAll("abbr.term")) {
+    term.dataset.about = term.title;
+    term.removeAttribute("title"); // the browser's own, which a finger cannot open
+    for (const event of ["mouseenter", "focus", "click"]) term.addEventListener(event, () => explain(term));
+    for (const event of ["mouseleave", "blur"]) term.addEventListener(event, close);
+  }
+  document.addEventListener("keydown", (event) => event.key === "Escape" && close());
+  window.addEventListener("scroll", close, { passive: true });
+
   // Print on white, with everything unfolded.
   let folded = [];
   window.addEventListener("beforeprint", () => {
-    document.documentElement.dataset.paper = "";
+    root.dataset.paper = "";
     folded = [...document.querySelectorAll("details:not([open])")];
     folded.forEach((one) => (one.open = true));
     places.forEach(draw);
   });
   window.addEventListener("afterprint", () => {
-    delete document.documentElement.dataset.paper;
+    delete root.dataset.paper;
     folded.forEach((one) => (one.open = false));
     drawn.forEach(draw);
   });

@@ -22,11 +22,12 @@ from wukong.feedback.store import chats
 from wukong.feedback.store.database import Store
 from wukong.feedback.store.tables import Annotator, Assignment
 from wukong.feedback.store.tasks import add_response
+from wukong.language import translate
 from wukong.records import as_messages
 from wukong.serve.events import EventStream, event
 from wukong.web.access import CHANGE, Person
 from wukong.web.inputs import Body, Id, in_turn
-from wukong.web.language import language_of, translate
+from wukong.web.language import language_of
 from wukong.web.rendering import render_page
 from wukong.web.state import Studio
 from wukong.web.streams import SamplingBody

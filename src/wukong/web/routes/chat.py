@@ -26,11 +26,12 @@ from wukong.feedback.store.database import Store
 from wukong.feedback.store.exchange import export_votes
 from wukong.feedback.store.labels import LONGEST_COMMENT, ConflictError
 from wukong.feedback.store.tables import Annotator, ChatTurn
+from wukong.language import translate
 from wukong.records import Messages, as_messages
 from wukong.serve.events import EventStream, event
 from wukong.web.access import CHANGE, Admin, Person
 from wukong.web.inputs import Id, Name, WithClientId, in_turn, writes
-from wukong.web.language import language_of, translate
+from wukong.web.language import language_of
 from wukong.web.rendering import render_page
 from wukong.web.state import Studio
 from wukong.web.streams import SamplingBody

@@ -13,7 +13,7 @@ from pydantic import Field
 from wukong.feedback.store.labels import NotFoundError
 from wukong.report.contents import StepResult
 from wukong.report.glass import view_of
-from wukong.report.page import STAGE_NAMES
+from wukong.report.names import STAGE_NAMES
 from wukong.report.traces import FILE, TracedIteration, TracedResponse, has_trace, parsed, token_means, traced_lines
 from wukong.web.access import CHANGE, Admin
 from wukong.web.inputs import Body, Id, Name

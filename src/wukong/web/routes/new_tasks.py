@@ -188,7 +188,7 @@ def rate_uncertainty(store: Store, project_id: int, reward_models: list[Path]) -
             session.execute(sa.update(Task).where(Task.id == task_id).values(uncertainty=value))
             count += 1
         project_of(session, project_id).active_selection = True
-    say(f"studio: {count} tasks rated by {len(reward_models)} reward models")
+    say("studio: {count} tasks rated by {n} reward models", count=count, n=len(reward_models))
     return Text("{n} tasks rated", n=count)
 
 

@@ -21,7 +21,7 @@ from wukong.report.contents import (
     read_run,
     read_steps,
 )
-from wukong.report.page import interval, number, percent
+from wukong.report.formatting import interval, number, percent
 from wukong.web.access import Admin
 from wukong.web.inputs import Count, Name
 from wukong.web.rendering import paging, render_page

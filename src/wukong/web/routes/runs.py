@@ -19,16 +19,18 @@ from starlette.datastructures import FormData
 
 from wukong.errors import WukongError
 from wukong.feedback.store.labels import NotFoundError
+from wukong.language import translate
 from wukong.report.contents import read_run, read_steps
 from wukong.report.diagnosis.diagnose import diagnose
 from wukong.report.diagnosis.panel import Panel, panel_of
 from wukong.report.diagnosis.records import RunRecords
-from wukong.report.page import STAGE_NAMES, duration
+from wukong.report.formatting import duration
+from wukong.report.names import STAGE_NAMES
 from wukong.report.traces import has_trace
 from wukong.serve.events import EventStream, event
 from wukong.web.access import Admin, Form, maybe_person
 from wukong.web.inputs import Count, Name, text
-from wukong.web.language import language_of, translate
+from wukong.web.language import language_of
 from wukong.web.rendering import paging, render_page
 from wukong.web.routes.results import reports_in, results_in
 from wukong.web.runs.processes import start, stop
@@ -80,17 +82,17 @@ def one_run(request: Request, run: Name, person: Admin) -> HTMLResponse:
         duration=duration,
         results=results_in(root),
         reports=reports_in(root),
-        diagnosis=_diagnosis(root, language_of(request)),
+        diagnosis=_diagnosis(root),
     )
 
 
-def _diagnosis(root: Path, language: str) -> Panel | None:
+def _diagnosis(root: Path) -> Panel | None:
     """What the doctor says; None before anything was logged, or where a damaged file is shown as the run's problem."""
     try:
         records = RunRecords(read_run(root))
     except WukongError:
         return None
-    return panel_of(diagnose(records), language) if any(step.metrics for step in records.contents.steps) else None
+    return panel_of(diagnose(records)) if any(step.metrics for step in records.contents.steps) else None
 
 
 @pages.get("/runs/{run}/steps/{step:path}")

@@ -12,9 +12,9 @@ from sqlalchemy.orm import Session
 from wukong.errors import UsageError
 from wukong.feedback.store import people
 from wukong.feedback.store.tables import Annotator, Invitation
+from wukong.language import LANGUAGES
 from wukong.web.access import COOKIE, ForbiddenError, Form, TooManyError, check_secret, failed_secret
 from wukong.web.inputs import Name, text, writes
-from wukong.web.language import LANGUAGES
 from wukong.web.rendering import render_page
 from wukong.web.state import Studio, state_of
 

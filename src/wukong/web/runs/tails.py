@@ -12,7 +12,7 @@ from typing import Any
 from wukong.errors import DataError, WukongError
 from wukong.report.contents import StepResult
 from wukong.report.figures import points_of, thinned
-from wukong.report.page import chart_plan
+from wukong.report.training import chart_plan
 from wukong.training.metric_definitions import definition
 from wukong.web.runs.states import overview
 

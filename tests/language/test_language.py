@@ -1,0 +1,205 @@
+"""The two languages: which one is spoken, and that every text of the terminal and the reports is there in both."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.language_of_sources import is_said, texts_of_python, texts_of_templates
+from wukong import chat, cli, cli_parser, language
+from wukong.errors import RunError, Text, UsageError
+from wukong.language import catalogue, chinese, choose, counted, current, joined, spoken, translate
+from wukong.registry import RUN, STAGES, TOOLS
+from wukong.report.names import STAGE_NAMES
+from wukong.report.terms import from_glossaries, terms
+from wukong.runner import RunOptions
+from wukong.training.metric_definitions import METRICS
+from wukong.wide_text import narrowed, widened, width
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGE = REPOSITORY / "src" / "wukong"
+REPORT_TEMPLATES = sorted((PACKAGE / "templates" / "report").rglob("*.jinja"))
+NOT_WORDS = {"KL", "nats", "Wukong frontier"}
+"""The same in both languages."""
+IN_TEMPLATES = {" open", "amber", "green", "red", "fails", "learned", "lost"}
+"""Strings of the templates that are no texts: class names."""
+
+
+@pytest.fixture(autouse=True)
+def _language_as_before():
+    yield
+    choose(None)
+
+
+# ----------------------------------------------------------------------------------------------------- which language
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "en"),
+        ({"LANG": "zh_CN.UTF-8"}, "zh"),
+        ({"LANG": "zh_TW"}, "zh"),
+        ({"LANG": "de_DE.UTF-8"}, "en"),
+        ({"LANG": "zh_CN.UTF-8", "LC_ALL": "C"}, "en"),
+        ({"LANG": "en_GB", "LC_ALL": "zh_CN.UTF-8"}, "zh"),
+        ({"LANG": "en_GB", "LC_MESSAGES": "zh_CN.UTF-8"}, "zh"),
+        ({"LANG": "zh_CN.UTF-8", "WUKONG_LANGUAGE": "en"}, "en"),
+        ({"WUKONG_LANGUAGE": "zh"}, "zh"),
+    ],
+)
+def test_the_environment_decides_the_language(monkeypatch, environment, expected):
+    for name in ("LANG", "LC_ALL", "LC_MESSAGES", "WUKONG_LANGUAGE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert current() == expected
+
+
+def test_the_option_outranks_the_environment_and_an_unknown_language_is_refused(monkeypatch, capsys):
+    monkeypatch.setenv("WUKONG_LANGUAGE", "zh")
+    assert cli.main(["report", "--language", "en"]) == 2
+    assert "--out and --run are required" in capsys.readouterr().err
+    assert cli.main(["report"]) == 2
+    assert "缺少 --out 和 --run；见 wukong report --help" in capsys.readouterr().err
+    assert cli.main(["--language", "fr", "--help"]) == 2
+    assert "--language fr：只能是 en, zh 之一" in capsys.readouterr().err
+    monkeypatch.setenv("WUKONG_LANGUAGE", "klingon")
+    assert cli.main(["--help"]) == 2
+    assert "WUKONG_LANGUAGE=klingon: choose one of en, zh" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------- what is filled in
+
+
+def test_values_are_translated_with_the_whole_only_where_they_are_texts_of_ours():
+    several = joined([counted(1, "{n:,} pair", "{n:,} pairs"), counted(2, "{n:,} pair", "{n:,} pairs"), "Report"])
+    assert several == "1 pair, 2 pairs, Report"
+    assert translate("zh", several) == "1 对，2 对，Report"
+    assert joined([]) == ""
+    assert translate("zh", RunError("{path}: {problem}", path="x", problem=Text("passed"))) == "x: 通过"
+
+
+# ------------------------------------------------------------------------------------------------------- completeness
+
+
+def report_texts() -> set[str]:
+    said = texts_of_templates(REPORT_TEMPLATES) | texts_of_python(sorted((PACKAGE / "report").glob("*.py")))
+    said |= {metric.unit for metric in METRICS.values()} | set(STAGE_NAMES.values())
+    return {text for text in said if is_said(text)} - NOT_WORDS - IN_TEMPLATES
+
+
+def terminal_texts() -> set[str]:
+    elsewhere = ("web", "store", "report", "zh")
+    files = [path for path in sorted(PACKAGE.rglob("*.py")) if not set(path.parts) & set(elsewhere)]
+    said = texts_of_python(files) | {command.help for command in chat.COMMANDS.values()}
+    return {text for text in said if is_said(text)} - NOT_WORDS
+
+
+def help_texts() -> set[str]:
+    said = {*cli.OVERVIEW, cli.RUN_NOTE, cli.REFERENCE, cli_parser.LANGUAGE, *cli_parser.TYROS_WORDS}
+    for name, stage in {"run": RUN, **STAGES, **TOOLS}.items():
+        options = RunOptions if name == "run" else stage.load()[0]
+        said |= {stage.summary, options.__doc__ or "", *(f.description or "" for f in options.model_fields.values())}
+    return {" ".join(text.split()) for text in said if text}
+
+
+@pytest.mark.parametrize(("texts", "fewest"), [(report_texts, 300), (terminal_texts, 130), (help_texts, 290)])
+def test_every_text_is_there_in_chinese(texts, fewest):
+    found = texts()
+    assert len(found) > fewest
+    assert found - set(chinese()) == set(), "add them to src/wukong/language/zh/{report,console,options}.json"
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((language.HERE / "zh").glob("*.json"))])
+def test_a_translation_keeps_the_places_and_the_terms(name):
+    for english, found in catalogue(name).items():
+        for what in (r"\{.*?\}", r"\(#[\w-]+\)", r"`[^`]*`" if name == "report" else r"\{\}"):
+            assert sorted(re.findall(what, english)) == sorted(re.findall(what, found)), english
+    assert [text for text, found in catalogue(name).items() if text == found] == []
+
+
+def test_no_translation_is_of_a_text_that_is_gone():
+    strings = {
+        node.value
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    there = strings | texts_of_templates(REPORT_TEMPLATES) | help_texts() | report_texts()
+    reasons = yaml.safe_load((PACKAGE / "kitchen/worlds/en/rubric.yaml").read_text(encoding="utf-8"))["reasons"]
+    there |= set(reasons.values())
+    made = ("{n} dropped: {reason}", "{n} truncated: {reason}")  # put together from "dropped" and "truncated"
+    for name in ("report", "console", "options"):
+        gone = set(catalogue(name)) - there - set(made)
+        units = {text for text in gone if text in {f"{unit}s" for unit in ("step", "response", "document", "verdict")}}
+        kinds = {text for text in gone if text.startswith("kitchen/")}  # of prompts: the kitchen puts these together
+        assert gone - units - kinds == set(), name
+
+
+def test_no_text_is_translated_in_two_ways():
+    files = [path.stem for path in (language.HERE / "zh").glob("*.json")]
+    seen: dict[str, str] = {}
+    for name in files:
+        for english, found in catalogue(name).items():
+            assert seen.setdefault(english, found) == found, english
+
+
+# ---------------------------------------------------------------------------------------------------------- the terms
+
+
+def test_the_definitions_of_terms_are_those_of_the_glossary():
+    assert terms() == from_glossaries(REPOSITORY / "docs"), "make docs"
+    assert terms()["sft"]["en"].startswith("Supervised fine-tuning: training on demonstrations")
+    assert not any(re.search(r"[\[\]`]|\]\(", text) for entry in terms().values() for text in entry.values())
+
+
+def test_every_term_that_a_page_explains_is_in_the_glossary():
+    texts = [path.read_text(encoding="utf-8") for path in (*REPORT_TEMPLATES, *(PACKAGE / "report").glob("*.py"))]
+    used = {entry for text in texts for entry in re.findall(r"\]\(#([\w-]+)\)", text)} - {"entry"}
+    assert len(used) > 12
+    assert used <= set(terms())
+
+
+# ----------------------------------------------------------------------------------------------------------- the help
+
+
+def test_the_help_is_chinese_in_a_straight_frame(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "90")
+    for command in (["label"], ["run", "test"], ["chat"], ["compare"]):
+        with pytest.raises(SystemExit):
+            cli.main([*command, "--help", "--language", "zh"])
+        printed = capsys.readouterr().out
+        assert "显示本帮助并退出" in printed
+        framed = [line for line in printed.splitlines() if line.startswith(("│", "╭", "╰"))]
+        assert {width(line) for line in framed} <= {90}
+        for word in ("options", "usage", "show this help", "default:", "required", "positional"):
+            assert word not in printed, word
+
+
+def test_wide_text_has_as_many_characters_as_columns():
+    text = "模型的回答，token 数（见上）。"
+    assert len(widened(text)) == width(text) == 30
+    assert narrowed(widened(text)) == text
+    assert widened("plain") == "plain"
+    assert narrowed("plain") == "plain"
+    parts = widened("回答，好").split(" ")
+    assert not any(part.startswith("，") for part in parts), "no line begins with a comma"
+
+
+def test_the_overview_and_the_errors_are_chinese(capsys):
+    assert cli.main(["--help", "--language", "zh"]) == 0
+    printed = capsys.readouterr().out
+    assert "从原始文本到人们喜欢的 GPT-2。" in printed
+    assert "各个阶段，按流程顺序：" in printed
+    assert cli.main(["label", "--error-rate", "x", "--language=zh"]) == 2
+    assert "wukong：错误：--error-rate：应为数字，而不是 'x'；见 wukong label --help" in capsys.readouterr().err
+
+
+def test_a_line_is_spoken_in_the_chosen_language():
+    choose("zh")
+    assert spoken("talk to the model: wukong chat {model}", model="x") == "与模型对话：wukong chat x"
+    with pytest.raises(UsageError, match="choose one of en, zh"):
+        choose("fr")
