@@ -135,7 +135,7 @@ class Chinese:
 
     def _cut(self, text: str) -> tuple[str, ...]:
         found: list[str] = []
-        for run in re.findall("-?\\d+|[a-z]+|[\u4e00-\u9fff]+", self.normal(text)):
+        for run in re.findall(r"-?\d+|[a-z]+|[\u4e00-\u9fff]+", self.normal(text)):
             found += self._split(run) if self.script.match(run) else [run]
         return tuple(found)
 
