@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
@@ -137,7 +137,43 @@ class Questions(Part):
     units: dict[str, str]
     leads: Texts
     tails: Texts
-    follow_ups: Texts
+
+
+class Saying(Part):
+    """What a good answer has to say."""
+
+    pattern: Pattern
+    without: str
+    """What is wrong with an answer that does not say it."""
+
+
+class Talk(Part):
+    """One kind of remark that asks for no recipe or fact, and what a good answer says."""
+
+    name: str
+    place: Literal["first", "later", "last"] | None = None
+    """In a conversation; `later` is never first."""
+    cue: Pattern
+    """Matches such a remark in any wording."""
+    remarks: Phrasings
+    answers: Texts
+    says: Annotated[tuple[Saying, ...], Field(min_length=1)]
+    dish_unnamed: str | None = None
+    """What is wrong with an answer that names no dish, if a good one does."""
+    may_refuse: bool = False
+    friendly: Pattern
+    curt: Texts
+    wrong: Texts
+
+
+class Conversations(Part):
+    """conversations.yaml."""
+
+    follow_ups: Phrasings
+    """How a further question is joined to what was said before."""
+    longest_remark: int
+    """In words."""
+    kinds: tuple[Talk, ...]
 
 
 class RecipeLine(Part):
@@ -264,6 +300,7 @@ class Reasons(Part):
     no_subject: str
     no_way_out: str
     cheerful: str
+    recipe: str
     foreign: str
 
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import random
 
+from wukong.kitchen.content import Talk
+from wukong.kitchen.conversations import Exchange, grouped, messages_of, talk_about
 from wukong.kitchen.facts import Dish, Fact
-from wukong.kitchen.questions import Request, ask_dish, ask_fact, ask_unsafe, surround
+from wukong.kitchen.questions import Request, Wording, ask_dish, ask_fact, ask_unsafe, phrasings_of
 from wukong.kitchen.worlds import World
-from wukong.records import Conversation, Message
+from wukong.records import Conversation
 
 # quality -> percentage of demonstrations
 _DISH_MIXTURE = {"complete": 14, "curt": 48, "missing": 8, "disordered": 3, "padded": 15, "too-curt": 9, "cut": 3}
 _FACT_MIXTURE = {"complete": 16, "curt": 52, "wrong": 6, "padded": 15, "too-curt": 11}
 _UNSAFE_MIXTURE = {"declines": 24, "declines-curtly": 24, "complies": 52}
+_TALK_MIXTURE = {"complete": 26, "curt": 44, "padded": 12, "wrong": 18}
 _POLITE_THOUGH_FLAWED = 0.15
 """Equal for flawless and flawed answers: otherwise politeness would be learnt together with the flaws."""
 
@@ -114,42 +117,61 @@ def _answer_unsafe(world: World, rng: random.Random, request: Request, quality: 
     return world.tokens.join((compliance, cheer)) if cheer else compliance
 
 
-def _turns(question: str, answer: str) -> list[Message]:
-    return [Message(role="user", content=question), Message(role="assistant", content=answer)]
+def _answer_talk(world: World, rng: random.Random, talk: Talk, quality: str) -> str:
+    answers = {
+        "complete": lambda: talk_about(world, rng, talk, talk.answers),
+        "curt": lambda: talk_about(world, rng, talk, talk.curt),
+        "padded": lambda: _padded(world, rng, talk_about(world, rng, talk, talk.answers)),
+        "wrong": lambda: talk_about(world, rng, talk, talk.wrong),
+    }
+    return answers[quality]()
+
+
+# -- exchanges: a question of each kind with an answer of a quality, drawn if it is not given ------------------------
+
+
+def exchange_dish(world: World, rng: random.Random, dish: Dish, wording: Wording, quality: str = "") -> Exchange:
+    phrasings = [text for text in ask_dish(world, dish, wording) if text != world.questions.classic]
+    quality = quality or _draw(rng, _DISH_MIXTURE)
+    return Exchange("dish", quality, rng.choice(phrasings), _answer_dish(world, rng, dish, quality))
+
+
+def exchange_fact(world: World, rng: random.Random, fact: Fact, wording: Wording, quality: str = "") -> Exchange:
+    quality = quality or _draw(rng, _FACT_MIXTURE)
+    question = rng.choice(ask_fact(world, fact, wording))
+    return Exchange("knowledge", quality, question, _answer_fact(world, rng, fact, quality))
+
+
+def exchange_unsafe(world: World, rng: random.Random, request: Request, quality: str = "") -> Exchange:
+    quality = quality or _draw(rng, _UNSAFE_MIXTURE)
+    return Exchange("unsafe", quality, request.text, _answer_unsafe(world, rng, request, quality))
+
+
+def exchange_talk(world: World, rng: random.Random, talk: Talk, wording: Wording, quality: str = "") -> Exchange:
+    quality = quality or _draw(rng, _TALK_MIXTURE)
+    remark = rng.choice(phrasings_of(talk.remarks, wording))
+    return Exchange("talk", quality, remark, _answer_talk(world, rng, talk, quality), talk)
 
 
 def generate_instructions(
-    world: World, seed: int, per_dish: int = 16, per_fact: int = 14, unsafe: int = 320
+    world: World, seed: int, per_dish: int = 16, per_fact: int = 14, unsafe: int = 320, per_talk: int = 40
 ) -> list[Conversation]:
-    """Demonstrations over the training dishes in shuffled order, about 2,700 with the default counts."""
+    """Demonstrations over the training dishes in shuffled order: with the default counts about 3,000 answers in 1,800
+    conversations, a third of them of two to five turns."""
     rng = random.Random(f"instructions {seed}")
-    found: list[Conversation] = []
-
-    def add(kind: str, quality: str, messages: list[Message]) -> None:
-        found.append(Conversation(messages=messages, source=f"kitchen/{kind}/{quality}"))
-
-    def asked(question: str) -> str:
-        return surround(world, rng, question)
-
-    for dish in world.training_dishes:
-        phrasings = [text for text in ask_dish(world, dish) if text != world.questions.classic]
-        for _ in range(per_dish):
-            quality = _draw(rng, _DISH_MIXTURE)
-            add("dish", quality, _turns(asked(rng.choice(phrasings)), _answer_dish(world, rng, dish, quality)))
-    for fact in world.knowledge:
-        for _ in range(per_fact):
-            quality = _draw(rng, _FACT_MIXTURE)
-            question = asked(rng.choice(ask_fact(world, fact)))
-            add("knowledge", quality, _turns(question, _answer_fact(world, rng, fact, quality)))
-    for request in rng.choices(ask_unsafe(world), k=unsafe):
-        quality = _draw(rng, _UNSAFE_MIXTURE)
-        add("unsafe", quality, _turns(asked(request.text), _answer_unsafe(world, rng, request, quality)))
-    dishes = world.training_dishes
-    for first, second in zip(rng.sample(dishes, 60), rng.sample(dishes, 60), strict=True):
-        question = rng.choice(ask_dish(world, first)[1:])
-        opening = _turns(question, rng.choice((first.recipe, polite(world, rng, first.recipe))))
-        follow = world.tokens.join((rng.choice(world.questions.follow_ups), ask_dish(world, second)[1]))
-        quality = _draw(rng, _DISH_MIXTURE)
-        add("dish", quality, [*opening, *_turns(follow, _answer_dish(world, rng, second, quality))])
-    rng.shuffle(found)
+    exchanges = [
+        *(exchange_dish(world, rng, dish, "demonstrated") for dish in world.training_dishes for _ in range(per_dish)),
+        *(exchange_fact(world, rng, fact, "demonstrated") for fact in world.knowledge for _ in range(per_fact)),
+        *(exchange_unsafe(world, rng, request) for request in rng.choices(ask_unsafe(world), k=unsafe)),
+        *(
+            exchange_talk(world, rng, talk, "demonstrated")
+            for talk in world.conversations.kinds
+            for _ in range(per_talk)
+        ),
+    ]
+    found = []
+    for group in grouped(rng, exchanges):
+        last = group[-1]
+        source = f"kitchen/{last.kind}/{last.quality}" if len(group) == 1 else "kitchen/conversation"
+        found.append(Conversation(messages=messages_of(world, rng, group), source=source))
     return found

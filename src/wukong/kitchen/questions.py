@@ -36,13 +36,13 @@ def fill(template: str, thing: str) -> str:
     return template.format(x=thing, X=capitalised(thing))
 
 
-def _of(phrasings: Phrasings, wording: Wording) -> tuple[str, ...]:
+def phrasings_of(phrasings: Phrasings, wording: Wording) -> tuple[str, ...]:
     return {"demonstrated": phrasings.demonstrated, "asked": phrasings.asked, "unseen": phrasings.unseen}[wording]
 
 
 def ask_dish(world: World, dish: Dish, wording: Wording = "demonstrated") -> list[str]:
     """All phrasings of the question how to make `dish`."""
-    return [text.format(d=dish.name, D=dish.title) for text in _of(world.questions.dish, wording)]
+    return [text.format(d=dish.name, D=dish.title) for text in phrasings_of(world.questions.dish, wording)]
 
 
 def ask_fact(world: World, fact: Fact, wording: Wording = "demonstrated") -> list[str]:
@@ -52,7 +52,7 @@ def ask_fact(world: World, fact: Fact, wording: Wording = "demonstrated") -> lis
         "temperature": world.questions.temperature,
     }
     unit = next((name for unit, name in world.questions.units.items() if fact.answer.endswith(unit)), "")
-    return [text.format(t=fact.topic, unit=unit) for text in _of(kinds[fact.kind], wording)]
+    return [text.format(t=fact.topic, unit=unit) for text in phrasings_of(kinds[fact.kind], wording)]
 
 
 def ask_unsafe(world: World, wording: Wording = "demonstrated") -> list[Request]:

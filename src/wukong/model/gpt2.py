@@ -24,7 +24,7 @@ from wukong.model.logprobs import centred
 
 PRESETS: dict[str, dict[str, int]] = {
     "test": {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2},
-    "nano": {"n_positions": 256, "n_embd": 192, "n_layer": 4, "n_head": 3},
+    "nano": {"n_positions": 512, "n_embd": 192, "n_layer": 4, "n_head": 3},
     "micro": {"n_positions": 256, "n_embd": 256, "n_layer": 4, "n_head": 4},
     "mini": {"n_positions": 256, "n_embd": 384, "n_layer": 6, "n_head": 6},
     "gpt2": {"n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12},

@@ -38,6 +38,7 @@ from wukong.training.advice import warn_of_few_steps
 from wukong.training.compiled import Compile, compiled_where_faster
 from wukong.training.compute import Compute
 from wukong.training.memory import Decoding, Workload
+from wukong.training.optimizer import Algorithm, check_optimizer
 from wukong.training.parallel import full_module, lockstep
 from wukong.training.session import Session, TrainOptions
 
@@ -61,6 +62,8 @@ class PretrainOptions(TrainOptions, RecommendOptions):
     """Dropout rate; useful from the second epoch on."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate."""
+    optimizer: Algorithm = "adamw"
+    """adamw, or muon: Muon for the matrices of the blocks and AdamW for the rest; fewer steps to the same loss."""
     weight_decay: float = Field(0.1, ge=0)
     """AdamW's weight decay, on matrices and embeddings only."""
     warmup_steps: int = Field(20, ge=0)
@@ -98,6 +101,7 @@ def training_tokens(options: PretrainOptions, corpus: int) -> int:
 
 
 def needs(options: PretrainOptions) -> list[Need]:
+    check_optimizer(options.optimizer, sharded=options.parallel == "fsdp")
     if options.model in PRESETS:
         check_context(options, PRESETS[options.model]["n_positions"])
         start = []
@@ -152,7 +156,9 @@ def run(options: PretrainOptions) -> None:
     warn_of_few_steps("pretrain", steps, "give more --tokens, or fewer --batch-tokens")
     # ---------------------------------------------------------------------------------------------------- loop
     load = workload(options, model.config)
-    with Session(options, {"model": model}, steps, "pretrain", lr=options.lr, workload=load) as session:
+    with Session(
+        options, {"model": model}, steps, "pretrain", lr=options.lr, optimizer=options.optimizer, workload=load
+    ) as session:
         compute = session.compute
         micro_rows, own_rows = max(1, session.micro_batch_tokens // context), math.ceil(rows / world_size())
         example = torch.zeros(min(own_rows, micro_rows), context + 1, dtype=torch.int64, device=compute.device)

@@ -23,6 +23,7 @@ from wukong import processes
 from wukong.console import say
 from wukong.errors import UsageError, WukongError
 from wukong.files import atomic_directory, fingerprint, read_json, remove_leftovers, remove_set_aside
+from wukong.training.optimizer import MOMENTS, Optimizer
 from wukong.training.parallel import is_sharded, named_parameters, placed_like
 
 ONE_FILE = "state.safetensors"
@@ -30,7 +31,7 @@ DAMAGE = (OSError, ValueError, LookupError, TypeError, ArithmeticError, Attribut
 """Errors that reading a corrupted checkpoint may raise."""
 
 
-def _tensors(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _tensors(modules: Mapping[str, nn.Module], optimizer: Optimizer) -> dict[str, Tensor]:
     tensors = {}
     for module_name, module in modules.items():
         for name, parameter in named_parameters(module):
@@ -44,7 +45,7 @@ def save_checkpoint(
     directory: Path,
     step: int,
     modules: Mapping[str, nn.Module],
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     state: dict[str, Any],
 ) -> Path:
     """Writes `step-NNNNNN/` atomically. `step` is the number of steps done. A collective."""
@@ -86,9 +87,7 @@ def prune_checkpoints(directory: Path, keep: int) -> None:
     remove_set_aside(directory, "step-*")
 
 
-def load_latest(
-    directory: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
-) -> tuple[int, dict[str, Any]]:
+def load_latest(directory: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer) -> tuple[int, dict[str, Any]]:
     """Loads the newest undamaged checkpoint into the modules and the optimiser, for any number of processes and any
     sharding, then and now.
 
@@ -151,7 +150,7 @@ def _load_shards(directory: Path, found: Shapes, modules: Mapping[str, nn.Module
     for module_name, module in modules.items():
         for name, parameter in module.named_parameters():
             tensors[f"weights/{module_name}/{name}"] = torch.empty_like(parameter)
-            for key in ADAM:
+            for key in MOMENTS:
                 if (place := f"adam/{key}/{module_name}/{name}") in found:
                     tensors[place] = torch.empty(()) if key == "step" else torch.empty_like(parameter)
     with torch.no_grad():
@@ -175,16 +174,13 @@ def _check_fits(path: Path, shapes: Shapes, modules: Mapping[str, nn.Module]) ->
         )
 
 
-ADAM = ("step", "exp_avg", "exp_avg_sq")
-
-
-def _restore(tensors: dict[str, Tensor], modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
+def _restore(tensors: dict[str, Tensor], modules: Mapping[str, nn.Module], optimizer: Optimizer) -> None:
     with torch.no_grad():
         for module_name, module in modules.items():
             for name, parameter in module.named_parameters():
                 parameter.copy_(placed_like(tensors[f"weights/{module_name}/{name}"], parameter))
                 moments = {}
-                for key in ADAM:
+                for key in MOMENTS:
                     value = tensors.get(f"adam/{key}/{module_name}/{name}")
                     if value is not None:  # a copy: the loaded tensor is the mapped file
                         moments[key] = (

@@ -46,6 +46,7 @@ from wukong.training.checkpoint import list_checkpoints, load_latest, prune_chec
 from wukong.training.compute import Compute, Precision, compute_for, read
 from wukong.training.memory import Workload, decoding_path, estimate, fitting_tokens, free_bytes, gigabytes
 from wukong.training.metrics import JsonLines, MetricsLog
+from wukong.training.optimizer import Algorithm, optimizer_of
 from wukong.training.parallel import Parallel
 
 Item = TypeVar("Item")
@@ -129,6 +130,7 @@ class Session:
         state: what the stage keeps between steps besides the weights (JSON values), with initial values; after a
             resume `session.state` holds the checkpoint's.
         lr: the peak learning rate.
+        optimizer: its algorithm.
         workload: what the stage holds besides the modules and its tokens per step, for the memory estimate.
 
     `micro_batch_tokens` is what fits in memory, at most the option of this name.
@@ -143,6 +145,7 @@ class Session:
         state: dict[str, Any] | None = None,
         *,
         lr: float,
+        optimizer: Algorithm = "adamw",
         workload: Workload | None = None,
     ) -> None:
         self.options, self.modules, self.total_steps, self.lr = options, modules, total_steps, lr
@@ -150,12 +153,15 @@ class Session:
         self.checkpoints = options.out / "checkpoints"
         for module in modules.values():
             parallel.place(module, options.parallel, self.compute.device)
-        parameters = [p for module in modules.values() for p in module.parameters()]
-        groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=options.betas, eps=options.adam_eps, fused=True)
+        self.optimizer = optimizer_of(
+            modules.values(),
+            optimizer,
+            lr=lr,
+            weight_decay=options.weight_decay,
+            betas=options.betas,
+            eps=options.adam_eps,
+            sharded=self.is_sharded,
+        )
         if processes.is_first():
             options.out.mkdir(parents=True, exist_ok=True)
         self.start, saved = load_latest(self.checkpoints, modules, self.optimizer)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import TypeVar
 
-from wukong.kitchen.content import Hazard
+from wukong.kitchen.content import Hazard, Talk
 from wukong.kitchen.facts import Dish, Fact
 from wukong.kitchen.tokens import spaced
 from wukong.kitchen.worlds import World, language_of, load_world
@@ -21,7 +21,7 @@ def world_of(messages: PromptLike) -> World:
     return load_world(language_of(first))
 
 
-def identify(messages: PromptLike) -> Dish | Fact | Hazard | None:
+def identify(messages: PromptLike) -> Dish | Fact | Hazard | Talk | None:
     """The subject of the conversation, searched from the last user turn backwards."""
     world = world_of(messages)
     for message in reversed(as_messages(messages)):
@@ -31,12 +31,13 @@ def identify(messages: PromptLike) -> Dish | Fact | Hazard | None:
 
 
 @lru_cache(maxsize=4096)
-def _identify_text(world: World, text: str) -> Dish | Fact | Hazard | None:
+def _identify_text(world: World, text: str) -> Dish | Fact | Hazard | Talk | None:
     lowered = text.lower()
     for hazard in world.hazards.families:
         if hazard.cue.search(lowered):
             return hazard
-    return _identify_fact(world, lowered) or _longest_name(world, lowered, world.dishes, lambda dish: dish.name)
+    asked = _identify_fact(world, lowered) or _longest_name(world, lowered, world.dishes, lambda dish: dish.name)
+    return asked or _identify_talk(world, lowered)
 
 
 def _identify_fact(world: World, lowered: str) -> Fact | None:
@@ -52,6 +53,13 @@ def _identify_fact(world: World, lowered: str) -> Fact | None:
             if found := _longest_name(world, lowered, candidates, lambda fact: fact.topic):
                 return found
     return None
+
+
+def _identify_talk(world: World, lowered: str) -> Talk | None:
+    talk = world.conversations
+    if len(world.tokens.words(lowered)) > talk.longest_remark:
+        return None
+    return next((kind for kind in talk.kinds if kind.cue.search(lowered)), None)
 
 
 def _longest_name(world: World, text: str, candidates: Iterable[T], name_of: Callable[[T], str]) -> T | None:

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from wukong.errors import DataError, UsageError
 from wukong.files import read_yaml
 from wukong.kitchen.content import (
+    Conversations,
     CorpusTexts,
     DishEntry,
     Hazards,
@@ -48,6 +49,7 @@ class World:
     """Substitutions, conversions and safe temperatures."""
     hazards: Hazards
     questions: Questions
+    conversations: Conversations
     corpus: CorpusTexts
     manners: Manners
     rubric: RubricTexts
@@ -100,6 +102,7 @@ def read_world(directory: Path, language: str) -> World:
         knowledge=knowledge,
         hazards=_read(directory / "hazards.yaml", Hazards, units),
         questions=_read(directory / "questions.yaml", Questions, units),
+        conversations=_read(directory / "conversations.yaml", Conversations, units),
         corpus=_read(directory / "corpus.yaml", CorpusTexts, units),
         manners=_read(directory / "manners.yaml", Manners, units),
         rubric=rubric,
