@@ -95,6 +95,7 @@ class Chinese:
         "两": 2,
     }
 
+    _SIGNS: ClassVar[dict[str, str]] = {"kg": "千克", "g": "克", "ml": "毫升", "°c": "度", "摄氏度": "度"}
     _COUNTED = ("分钟", "小时", "度", "人份")
 
     def __init__(
@@ -118,9 +119,8 @@ class Chinese:
         return re.compile(f"(?<![{digits}])([{digits}]{{1,3}})(?= ?(?:{self._units}))")
 
     def normal(self, text: str) -> str:
-        text = (
-            unicodedata.normalize("NFKC", text.replace("…", "。")).lower().replace("°c", "度").replace("摄氏度", "度")
-        )
+        text = unicodedata.normalize("NFKC", text.replace("…", "。")).lower()
+        text = re.sub(r"(?<=\d)( ?)(kg|g|ml|°c|摄氏度)(?![a-z])", lambda match: match[1] + self._SIGNS[match[2]], text)
         text = re.sub(r"零下 ?(?=\d)", "-", text)
         return self._numeral.sub(lambda match: str(self._figure(match[1])), text)
 
