@@ -24,7 +24,15 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 
 def test_the_shipped_recipes():
-    assert sorted(path.stem for path in RECIPES) == ["hh", "hh-scratch", "kitchen", "polite", "sentiment", "test"]
+    assert sorted(path.stem for path in RECIPES) == [
+        "hh",
+        "hh-scratch",
+        "kitchen",
+        "kitchen-zh",
+        "polite",
+        "sentiment",
+        "test",
+    ]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
