@@ -34,7 +34,8 @@ def test_a_recipe_is_found_by_its_name_unless_a_file_is_called_so():
         ("kichen", r"^kichen: no such file, and no such recipe; did you mean kitchen\?$"),
         (
             "zzz",
-            "no such recipe; the recipes that come along are hh, hh-scratch, kitchen, kitchen-zh, polite, sentiment, test$",
+            "no such recipe; the recipes that come along are hh, hh-scratch, kitchen, kitchen-zh, polite, sentiment, "
+            "test$",
         ),
         ("recipes/kitchen.yaml", "^recipes/kitchen.yaml: no such file; .*: wukong run kitchen$"),
         ("polite.yaml", ": wukong run polite$"),
