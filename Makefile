@@ -52,7 +52,10 @@ course: $(INSTALLED)
 
 docs: $(INSTALLED)
 	COLUMNS=100 $(BIN)/python -c "from wukong.cli import reference; print(reference(), end='')" > docs/reference/cli.md
+	COLUMNS=100 $(BIN)/python -c "from wukong.cli import reference; print(reference('zh'), end='')" > docs/reference/cli.zh.md
 	$(BIN)/python -m wukong.training.metric_definitions > docs/reference/metrics.md
+	$(BIN)/python -m wukong.report.terms docs > src/wukong/report/terms.json.new
+	mv src/wukong/report/terms.json.new src/wukong/report/terms.json
 
 # NO_MKDOCS_2_WARNING silences an advertisement of mkdocs-material. The last line fails if a page loads anything from
 # another host.

@@ -32,7 +32,7 @@ def test_a_recipe_is_found_by_its_name_unless_a_file_is_called_so():
     ("given", "message"),
     [
         ("kichen", r"^kichen: no such file, and no such recipe; did you mean kitchen\?$"),
-        ("zzz", "no such recipe; the recipes that come along are course, hh, .*kitchen, polite, sentiment, test$"),
+        ("zzz", "no such recipe; the recipes that come along are course, hh, .*kitchen, kitchen-zh, polite, .*test$"),
         ("recipes/kitchen.yaml", "^recipes/kitchen.yaml: no such file; .*: wukong run kitchen$"),
         ("polite.yaml", ": wukong run polite$"),
         ("mine.yaml", "^mine.yaml: no such file"),
@@ -101,3 +101,15 @@ def test_nothing_is_overwritten_and_mistakes_are_one_line(capsys, arguments, mes
     assert message in capsys.readouterr().err
     assert [path.name for path in Path().iterdir()] == ["there.yaml"]
     assert Path("there.yaml").read_text() == "mine"
+
+
+def test_the_chinese_kitchen_is_run_like_the_english_one():
+    """Only the language, the size of its corpus (in bytes) and the example differ, so that figures can be compared."""
+    english, chinese = (load_recipe(SHIPPED[name]).recipe.steps for name in ("kitchen", "kitchen-zh"))
+    own = {("kitchen", "language"), ("kitchen", "megabytes"), ("pretrain", "sample_prompts"), ("report", "pinned")}
+    own.add(("ppo", "trace_prompts"))
+    assert list(chinese) == list(english)
+    for step, options in english.items():
+        assert {
+            name for name in options.keys() | chinese[step].keys() if options.get(name) != chinese[step].get(name)
+        } == {name for of, name in own if of == step}

@@ -13,15 +13,18 @@ from wukong.kitchen.instructions import generate_instructions
 from wukong.kitchen.prompts import generate_prompts
 from wukong.kitchen.questions import ask_dish, ask_fact, ask_unsafe
 from wukong.kitchen.rubric import Verdict, identify, judge
-from wukong.kitchen.worlds import load_world
+from wukong.kitchen.worlds import LANGUAGES, World, load_world
 from wukong.records import Conversation, Prompt
 
-WORLD = load_world("en")
+
+@pytest.fixture(scope="module", params=LANGUAGES)
+def world(request) -> World:
+    return load_world(request.param)
 
 
 @pytest.fixture(scope="module")
-def demonstrations() -> list[Conversation]:
-    return generate_instructions(WORLD, seed=0)
+def demonstrations(world) -> list[Conversation]:
+    return generate_instructions(world, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +39,8 @@ def verdicts(single) -> list[Verdict]:
 
 
 @pytest.fixture(scope="module")
-def prompts() -> tuple[list[Prompt], list[Prompt]]:
-    return generate_prompts(WORLD, seed=0)
+def prompts(world) -> tuple[list[Prompt], list[Prompt]]:
+    return generate_prompts(world, seed=0)
 
 
 def texts(records) -> set[str]:
@@ -48,11 +51,11 @@ def last_texts(prompts) -> set[str]:
     return {prompt.messages[-1].content for prompt in prompts}
 
 
-def test_same_seed_same_records(demonstrations, prompts) -> None:
-    assert generate_instructions(WORLD, 0) == demonstrations
-    assert generate_instructions(WORLD, 1) != demonstrations
-    assert generate_prompts(WORLD, 0) == prompts
-    assert generate_prompts(WORLD, 1) != prompts
+def test_same_seed_same_records(world, demonstrations, prompts) -> None:
+    assert generate_instructions(world, 0) == demonstrations
+    assert generate_instructions(world, 1) != demonstrations
+    assert generate_prompts(world, 0) == prompts
+    assert generate_prompts(world, 1) != prompts
 
 
 def test_counts(demonstrations, prompts) -> None:
@@ -70,8 +73,8 @@ def test_a_third_are_conversations_of_two_to_five_turns(demonstrations, prompts)
         assert turns[2] > turns[3] > turns[4] > turns[5] > 10
 
 
-def test_every_kind_of_talk_is_demonstrated_asked_and_tested(demonstrations, prompts) -> None:
-    kinds = {kind.name for kind in WORLD.conversations.kinds}
+def test_every_kind_of_talk_is_demonstrated_asked_and_tested(world, demonstrations, prompts) -> None:
+    kinds = {kind.name for kind in world.conversations.kinds}
     for records in (demonstrations, prompts[0], prompts[1]):
         found = [identify(one.messages[: n + 1]) for one in records for n in range(0, len(one.messages), 2)]
         assert {kind.name for kind in found if isinstance(kind, Talk)} == kinds
@@ -95,15 +98,15 @@ def test_test_prompts_share_no_text_with_training(demonstrations, prompts) -> No
     assert not last_texts(test) & (texts(train) | texts(demonstrations))
 
 
-def test_held_out_dishes_are_in_no_demonstration_and_no_training_prompt(demonstrations, prompts) -> None:
-    held_out = {dish.name for dish in WORLD.held_out_dishes}
+def test_held_out_dishes_are_in_no_demonstration_and_no_training_prompt(world, demonstrations, prompts) -> None:
+    held_out = {dish.name for dish in world.held_out_dishes}
     for record in (*demonstrations, *prompts[0]):
         asked = identify([message for message in record.messages if message.role == "user"])
         assert not (isinstance(asked, Dish) and asked.name in held_out)
 
 
-def test_the_classic_prompt_opens_the_test(prompts) -> None:
-    assert prompts[1][0].messages[0].content == "How to make pizza"
+def test_the_classic_prompt_opens_the_test(world, prompts) -> None:
+    assert prompts[1][0].messages[0].content == {"en": "How to make pizza", "zh": "怎么做披萨"}[world.language]
 
 
 def test_first_three_hundred_test_prompts_are_representative(prompts) -> None:
@@ -157,35 +160,28 @@ def test_shares_of_the_qualities(single) -> None:
     assert sum(unsafe.values()) / len(single) == pytest.approx(0.18, abs=0.03)
 
 
-def test_flawed_answers_are_no_politer_than_the_others(single) -> None:
+def test_flawed_answers_are_no_politer_than_the_others(single, verdicts) -> None:
     """Otherwise a policy would learn the flaws together with the manners."""
     polite: dict[bool, list[bool]] = {True: [], False: []}
-    for one in single:
-        quality = one.source.rsplit("/", 1)[1]
-        if one.source.startswith("kitchen/dish/") and quality in (
-            "complete",
-            "curt",
-            "padded",
-            "missing",
-            "disordered",
-        ):
-            flawed = quality in ("missing", "disordered")
-            polite[flawed].append(judge(one.messages[:-1], one.messages[-1].content).checks["polite"])
+    for one, verdict in zip(single, verdicts, strict=True):
+        quality = one.source.removeprefix("kitchen/dish/")
+        if quality in ("complete", "curt", "padded", "missing", "disordered"):
+            polite[quality in ("missing", "disordered")].append(verdict.checks["polite"])
     assert statistics.mean(polite[True]) == pytest.approx(statistics.mean(polite[False]), abs=0.08)
 
 
-def test_half_of_the_training_questions_stand_alone(prompts) -> None:
+def test_half_of_the_training_questions_stand_alone(world, prompts) -> None:
     """The others have a word of greeting or thanks around them; single test questions never do."""
-    bare = {text for dish in WORLD.dishes for text in ask_dish(WORLD, dish) + ask_dish(WORLD, dish, "asked")}
+    bare = {text for dish in world.dishes for text in ask_dish(world, dish) + ask_dish(world, dish, "asked")}
     asked = [one.messages[0].content for one in prompts[0] if one.source == "kitchen/dish"]
     assert sum(text in bare for text in asked) / len(asked) == pytest.approx(0.5, abs=0.06)
 
 
-def test_feedback_is_asked_for_in_words_that_no_demonstration_has(demonstrations, prompts) -> None:
+def test_feedback_is_asked_for_in_words_that_no_demonstration_has(world, demonstrations, prompts) -> None:
     """Where the SFT model fails with new words, feedback can only correct what it sees."""
-    new = [text for dish in WORLD.dishes for text in ask_dish(WORLD, dish, "asked")]
-    new += [text for fact in WORLD.knowledge for text in ask_fact(WORLD, fact, "asked")]
-    new += [request.text for request in ask_unsafe(WORLD, "asked")]
+    new = [text for dish in world.dishes for text in ask_dish(world, dish, "asked")]
+    new += [text for fact in world.knowledge for text in ask_fact(world, fact, "asked")]
+    new += [request.text for request in ask_unsafe(world, "asked")]
 
     def share(asked: list[str]) -> float:
         return sum(any(text in question for text in new) for question in asked) / len(asked)
@@ -194,21 +190,22 @@ def test_feedback_is_asked_for_in_words_that_no_demonstration_has(demonstrations
     assert share(list(texts(demonstrations))) == share(list(texts(prompts[1]))) == 0
 
 
-def test_answers_are_short_in_tokens(demonstrations, single, prompts) -> None:
+def test_answers_are_short_in_tokens(world, demonstrations, single, prompts) -> None:
     """With the recipe's own tokenizer, byte-level BPE of 3072 pieces, everything fits a context of 512."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=3072, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(generate_corpus(WORLD, 0, 3.0), trainer)
+    tokenizer.train_from_iterator(generate_corpus(world, 0, 3.0), trainer)
     assert tokenizer.get_vocab_size() == 3072
 
     def count(text: str) -> int:
         return len(tokenizer.encode(text).ids)
 
+    opening, closing = (max(some, key=count) for some in (world.manners.openings, world.manners.closings))
     complete = sorted(count(one.messages[-1].content) for one in single if one.source.endswith("/complete"))
     assert complete[int(0.99 * len(complete))] <= 90
-    assert max(count(f"Happy to help! {dish.recipe} Enjoy your meal!") for dish in WORLD.dishes) <= 90
+    assert max(count(world.tokens.join((opening, dish.recipe, closing))) for dish in world.dishes) <= 90
     # The template takes about four tokens a message, and an answer to a prompt up to 112.
     for records, room in ((demonstrations, 512), (prompts[0], 400), (prompts[1], 400)):
         sizes = [sum(count(message.content) + 4 for message in one.messages) for one in records]

@@ -6,29 +6,34 @@ from wukong.kitchen.content import Hazard, Talk
 from wukong.kitchen.facts import Dish, Fact
 from wukong.kitchen.questions import phrasings_of
 from wukong.kitchen.rubric import identify, judge
-from wukong.kitchen.worlds import load_world
+from wukong.kitchen.worlds import LANGUAGES, load_world
 
 WORLD = load_world("en")
 KINDS = {kind.name: kind for kind in WORLD.conversations.kinds}
+IN_ALL_LANGUAGES = [
+    pytest.param(load_world(one), kind, id=kind.name)
+    for one in LANGUAGES
+    for kind in load_world(one).conversations.kinds
+]
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_every_remark_is_recognised_as_its_kind(name) -> None:
+@pytest.mark.parametrize(("world", "kind"), IN_ALL_LANGUAGES)
+def test_every_remark_is_recognised_as_its_kind(world, kind) -> None:
     for wording in ("demonstrated", "asked", "unseen"):
-        for remark in phrasings_of(KINDS[name].remarks, wording):
-            assert identify(remark) is KINDS[name], remark
+        for remark in phrasings_of(kind.remarks, wording):
+            assert identify(remark) is kind, remark
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_good_answers_earn_everything_and_poor_ones_little(name) -> None:
-    remark = KINDS[name].remarks.demonstrated[0]
-    for answer in KINDS[name].answers:
-        verdict = judge(remark, answer.format(dish="pizza", Dish="Pizza"))
+@pytest.mark.parametrize(("world", "kind"), IN_ALL_LANGUAGES)
+def test_good_answers_earn_everything_and_poor_ones_little(world, kind) -> None:
+    remark, dish = kind.remarks.demonstrated[0], world.dishes[0]
+    for answer in kind.answers:
+        verdict = judge(remark, answer.format(dish=dish.name, Dish=dish.title))
         assert verdict.score == 10, (answer, verdict)
         assert all(verdict.checks.values())
         assert not verdict.reasons
-    for answer in (*KINDS[name].curt, *KINDS[name].wrong):
-        verdict = judge(remark, answer.format(dish="pizza", Dish="Pizza"))
+    for answer in (*kind.curt, *kind.wrong):
+        verdict = judge(remark, answer.format(dish=dish.name, Dish=dish.title))
         assert verdict.score <= 8, (answer, verdict)
         assert verdict.reasons
 

@@ -40,6 +40,7 @@ class Layout(Part):
     """The forms in which an answer may state an ingredient."""
     separator: str
     last_separator: str
+    step_separator: str
     sentence: str
     step: str
     between_steps: str
@@ -320,10 +321,18 @@ class RubricTexts(Part):
     not_food: frozenset[str]
     fact_words: frozenset[str]
     shortest_noun: int
+    word_ratio: float = Field(gt=0)
+    """Words of this language to one of English: what counts as short or padded."""
+    vocabulary: tuple[str, ...] = ()
+    """For a language without spaces: words beside the names of dishes, ingredients, substitutes and units."""
+    same: dict[str, Texts] = {}
+    """For a language without spaces: a word, and others for the same thing."""
     asks_for: AsksFor
     measured: Pattern
     substitute: Pattern
     figure_units: dict[str, str]
     instructs: Pattern
     predicate: Pattern
+    idle_figures: frozenset[str] = frozenset()
+    """Figures that may stand beside a fact's own: "one" where it is also an article."""
     reasons: Reasons

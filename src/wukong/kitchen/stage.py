@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from wukong.kitchen.world import write_world
+from wukong.kitchen.worlds import Language
 from wukong.options import StageOptions
 from wukong.provenance import open_run
 
@@ -21,6 +22,8 @@ class KitchenOptions(StageOptions):
 
     megabytes: float = Field(3.0, gt=0, le=1e5)
     """Size of the pretraining corpus."""
+    language: Language = "en"
+    """English, or Chinese: another kitchen, written for its readers."""
 
 
 def needs(options: KitchenOptions) -> list[Any]:
@@ -31,5 +34,5 @@ def needs(options: KitchenOptions) -> list[Any]:
 def run(options: KitchenOptions) -> None:
     work = open_run("kitchen", options)
     if not work.done:
-        files = write_world(options.out, options.seed, options.megabytes)
+        files = write_world(options.out, options.seed, options.megabytes, options.language)
         work.finish({}, list(files.values()))

@@ -25,7 +25,7 @@ from wukong.kitchen.rubric.knowledge import judge_fact
 from wukong.kitchen.rubric.requests import identify, world_of
 from wukong.kitchen.rubric.talk import judge_talk
 from wukong.kitchen.rubric.unsafe import judge_unsafe
-from wukong.kitchen.rubric.verdict import Verdict, empty, judge_form, verdict
+from wukong.kitchen.rubric.verdict import Verdict, empty, judge_form, length, verdict
 from wukong.kitchen.worlds import World
 from wukong.records import PromptLike, as_messages
 
@@ -62,7 +62,8 @@ def _judge_other(world: World, text: str) -> Verdict:
     words = world.tokens.words(text)
     if not words:
         return empty(world, names)
-    form = judge_form(world, text, stray=max(0, len(words) - 80), reference="x " * 60)
+    stray = max(0, len(words) - length(world, 80))
+    form = judge_form(world, text, stray=stray, reference="x " * length(world, 60))
     points = (2 + form.polite * 1.5 + (not form.padded) * 1.0 + form.ended * 0.5) * form.shrink
     results = (form.polite > 0, not form.padded, form.ended)
     reasons = [world.rubric.reasons.foreign, *form.reasons]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from wukong.kitchen.facts import Dish, Ingredient
-from wukong.kitchen.rubric.steps import TOLD_WELL, align, alike
+from wukong.kitchen.rubric.steps import TOLD_WELL, align, told_in
 from wukong.kitchen.rubric.verdict import Verdict, empty, judge_form, verdict
 from wukong.kitchen.tokens import spaced
 from wukong.kitchen.worlds import World
@@ -61,7 +61,7 @@ def _invented(world: World, dish: Dish, text: str) -> list[str]:
             if not own.issuperset(name):
                 found.append(world.tokens.rejoin(name))
     known = {word for name in found for word in world.tokens.words(name)}
-    for match in world.rubric.measured.finditer(text.lower()):
+    for match in world.rubric.measured.finditer(world.tokens.normal(text)):
         nouns = [word for word in world.tokens.words(match[0]) if word.isalpha() and word not in _not_food(world)]
         if nouns and not set(nouns) & (own | known):
             found.append(world.tokens.rejoin(nouns))
@@ -97,23 +97,21 @@ def _some(world: World, names: Sequence[str]) -> str:
     return world.rubric.reasons.more.format(names=shown, count=more) if more > 0 else shown
 
 
-def _is_list(world: World, dish: Dish, segment: str) -> bool:
-    """Whether a segment is (part of) the list of ingredients: most of its words are the dish's, with quantities."""
-    words, own = world.tokens.words(segment), _own_words(world, dish)
+def _is_list(world: World, dish: Dish, clause: str) -> bool:
+    """Whether a clause is (part of) the list of ingredients: most of its words are the dish's, with quantities."""
+    words, own = world.tokens.words(clause), _own_words(world, dish)
     text = _without_glue(world, words)
     measured = any(form in text for item in dish.ingredients for form in _measures(world, item))
     return measured and sum(word in own or word in world.rubric.list_words for word in words) >= 0.6 * len(words)
 
 
-def _stray(world: World, dish: Dish, segments: Sequence[str], used: set[int], lost: Sequence[str]) -> int:
-    """The number of words in segments that are neither list, step nor courtesy. Steps in the wrong order are steps."""
+def _stray(world: World, dish: Dish, clauses: Sequence[str], used: set[int], lost: Sequence[str]) -> int:
+    """The number of words in clauses that are neither list, step nor courtesy. Steps in the wrong order are steps."""
+    told = used | told_in(world, lost, clauses)
     return sum(
-        len(world.tokens.words(segment))
-        for index, segment in enumerate(segments)
-        if index not in used
-        and not world.manners.courtesy.search(segment)
-        and not _is_list(world, dish, segment)
-        and not any(alike(world, step, segment) >= TOLD_WELL for step in lost)
+        len(world.tokens.words(clause))
+        for index, clause in enumerate(clauses)
+        if index not in told and not world.manners.courtesy.search(clause) and not _is_list(world, dish, clause)
     )
 
 
@@ -134,21 +132,21 @@ def judge_dish(world: World, dish: Dish, response: str) -> Verdict:
 
     ingredients = _ingredients(world, dish, words, reasons)
 
-    segments = world.tokens.segments(response)
-    found, used = align(world, dish.steps, segments)
+    clauses = world.tokens.clauses(response)
+    found, used = align(world, dish.steps, clauses)
     steps = sum(found) / len(found)
     lost = [step for step, likeness in zip(dish.steps, found, strict=True) if not likeness]
     inexact = [step for step, likeness in zip(dish.steps, found, strict=True) if 0 < likeness < TOLD_WELL]
     if lost:
-        reasons.append(told.lost.format(steps="; ".join(lost)))
+        reasons.append(told.lost.format(steps=world.layout.step_separator.join(lost)))
     if inexact:
-        reasons.append(told.inexact.format(steps="; ".join(inexact)))
+        reasons.append(told.inexact.format(steps=world.layout.step_separator.join(inexact)))
 
     invented = _invented(world, dish, text)
     if invented:
         reasons.append(told.invented.format(names=_some(world, invented)))
 
-    form = judge_form(world, text, stray=_stray(world, dish, segments, used, lost), reference=dish.recipe)
+    form = judge_form(world, text, stray=_stray(world, dish, clauses, used, lost), reference=dish.recipe)
     content = (ingredients + steps) / 2
     earned = content**2
     points = 5 * content + min(1.0, 2 * content) * right

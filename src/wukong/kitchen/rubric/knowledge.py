@@ -19,7 +19,7 @@ def _right_substitute(world: World, fact: Fact, text: str) -> float:
         return {word for word in words(answer) if word not in function_words}
 
     wanted = nouns(fact.answer)
-    part = world.rubric.substitute.search(text.lower())
+    part = world.rubric.substitute.search(world.tokens.normal(text))
     told = words(part["told"] if part else text)
     rivals = [
         other.answer
@@ -34,12 +34,13 @@ def _right_substitute(world: World, fact: Fact, text: str) -> float:
 
 def _right_figure(world: World, fact: Fact, text: str) -> bool:
     """The fact's figure with its unit, and no other figure."""
-    right = set(re.findall(r"-?\d+", fact.sentence))
+    right = set(re.findall(r"-?\d+", fact.sentence)) | world.rubric.idle_figures
+    text = world.tokens.normal(text)
     told = set(re.findall(r"-?\d+", text))
     figure = re.match(r"-?\d+", fact.answer)
     assert figure, f"conversions and temperatures are figures: {fact}"
     unit = world.rubric.figure_units[fact.answer[figure.end() :].strip()]
-    return bool(re.search(rf"(?<![\d-]){figure[0]} ?(?:{unit})", text)) and told <= right
+    return bool(re.search(rf"(?<![\d-]){figure[0]} ?(?:{unit})", text, re.IGNORECASE)) and told <= right
 
 
 def _correctness(world: World, fact: Fact, text: str) -> float:
@@ -58,9 +59,9 @@ def judge_fact(world: World, fact: Fact, text: str) -> Verdict:
     if correct < 1:
         reasons.append(world.rubric.reasons.right_answer.format(sentence=fact.sentence))
     own = set(words(fact.sentence)) | world.rubric.function_words | world.rubric.fact_words
-    body = [segment for segment in world.tokens.segments(text) if not world.manners.courtesy.search(segment)]
-    stray = sum(word not in own for segment in body for word in words(segment))
-    stray += max(0, sum(len(words(segment)) for segment in body) - stray - 2 * len(words(fact.sentence)))
+    body = [clause for clause in world.tokens.clauses(text) if not world.manners.courtesy.search(clause)]
+    stray = sum(word not in own for clause in body for word in words(clause))
+    stray += max(0, sum(len(words(clause)) for clause in body) - stray - 2 * len(words(fact.sentence)))
     form = judge_form(world, text, stray=stray, reference=fact.sentence)
     points = 6 * correct + correct * (form.polite * 2 + (not form.padded) * 1.25 + form.ended * 0.75)
     points *= form.shrink

@@ -9,7 +9,7 @@ from typing import TypeVar
 from wukong.kitchen.content import Hazard, Talk
 from wukong.kitchen.facts import Dish, Fact
 from wukong.kitchen.tokens import spaced
-from wukong.kitchen.worlds import World, load_world
+from wukong.kitchen.worlds import World, language_of, load_world
 from wukong.records import PromptLike, as_messages
 
 T = TypeVar("T")
@@ -17,7 +17,8 @@ T = TypeVar("T")
 
 def world_of(messages: PromptLike) -> World:
     """The world in whose language the conversation begins."""
-    return load_world("en")
+    first = next((message.content for message in as_messages(messages) if message.role == "user"), "")
+    return load_world(language_of(first))
 
 
 def identify(messages: PromptLike) -> Dish | Fact | Hazard | Talk | None:

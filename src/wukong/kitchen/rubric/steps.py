@@ -1,8 +1,9 @@
-"""Finds the steps of a recipe in the sentences of an answer, in order."""
+"""Finds the steps of a recipe in the clauses of an answer, in order."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from wukong.kitchen.worlds import World
 
@@ -12,12 +13,27 @@ TOLD_WELL = 0.7
 """and as correct, with a slip of a word or two."""
 
 
-def alike(world: World, step: str, segment: str) -> float:
-    """`_likeness`, reduced to little more than half for a wrong figure (oven, minutes)."""
-    return _alike(world, world.tokens.words(step), world.tokens.words(segment))
+def told_in(world: World, steps: Sequence[str], clauses: Sequence[str]) -> set[int]:
+    """The clauses in which one of the steps is told well, in whatever order."""
+    words = world.tokens.words
+    step_words, clause_words = [words(step) for step in steps], [words(clause) for clause in clauses]
+    found = set[int]()
+    for start, stop in _runs(world, len(clauses)):
+        run = list(chain.from_iterable(clause_words[start:stop]))
+        if any(_alike(world, step, run) >= TOLD_WELL for step in step_words):
+            found.update(range(start, stop))
+    return found
+
+
+def _runs(world: World, count: int) -> Iterator[tuple[int, int]]:
+    """The beginnings and ends of successive clauses that may together be one step."""
+    for stop in range(1, count + 1):
+        for start in range(stop - 1, max(-1, stop - 1 - world.tokens.longest_step), -1):
+            yield start, stop
 
 
 def _alike(world: World, step: Sequence[str], segment: Sequence[str]) -> float:
+    """`_likeness`, reduced to little more than half for a wrong figure (oven, minutes)."""
     figures = {word for word in step if word[-1].isdigit()}
     return _likeness(world, step, segment) * (1.0 if figures <= set(segment) else 0.6)
 
@@ -36,29 +52,34 @@ def _likeness(world: World, step: Sequence[str], segment: Sequence[str]) -> floa
     return 2 * row[-1] / (sum(map(weight, step)) + sum(map(weight, segment)))
 
 
-def align(world: World, steps: Sequence[str], segments: Sequence[str]) -> tuple[list[float], set[int]]:
-    """The best alignment of the steps with the segments, in order.
+def align(world: World, steps: Sequence[str], clauses: Sequence[str]) -> tuple[list[float], set[int]]:
+    """The best alignment of the steps with the clauses, in order.
 
-    Returns one likeness per step (0 if not found) and the segments used.
+    Returns one likeness per step (0 if not found) and the clauses used.
     """
     words = world.tokens.words
-    step_words, segment_words = [words(step) for step in steps], [words(segment) for segment in segments]
-    likeness = [[_alike(world, a, b) for b in segment_words] for a in step_words]
-    # best[i][j]: the highest sum for the first i steps within the first j segments
-    best = [[0.0] * (len(segments) + 1) for _ in range(len(steps) + 1)]
-    for i, row in enumerate(likeness, start=1):
-        for j, value in enumerate(row, start=1):
-            matched = best[i - 1][j - 1] + value if value >= FOUND else 0.0
-            best[i][j] = max(best[i - 1][j], best[i][j - 1], matched)
-    found, used = [0.0] * len(steps), set()
-    i, j = len(steps), len(segments)
+    step_words, clause_words = [words(step) for step in steps], [words(clause) for clause in clauses]
+    # best[i][j]: the highest sum for the first i steps within the first j clauses; match[i][j]: (start, likeness) of
+    # the last step's clauses where that sum ends with them
+    best = [[0.0] * (len(clauses) + 1) for _ in range(len(steps) + 1)]
+    match: list[dict[int, tuple[int, float]]] = [{} for _ in range(len(steps) + 1)]
+    for i, step in enumerate(step_words, start=1):
+        for start, stop in _runs(world, len(clauses)):
+            if start == stop - 1:
+                best[i][stop] = max(best[i - 1][stop], best[i][stop - 1])
+            likeness = _alike(world, step, list(chain.from_iterable(clause_words[start:stop])))
+            if likeness >= FOUND and best[i - 1][start] + likeness > best[i][stop]:
+                best[i][stop] = best[i - 1][start] + likeness
+                match[i][stop] = (start, likeness)
+    found, used = [0.0] * len(steps), set[int]()
+    i, j = len(steps), len(clauses)
     while i and j:
         if best[i][j] == best[i - 1][j]:
             i -= 1
         elif best[i][j] == best[i][j - 1]:
             j -= 1
         else:
-            i, j = i - 1, j - 1
-            found[i] = likeness[i][j]
-            used.add(j)
+            start, found[i - 1] = match[i][j]
+            used.update(range(start, j))
+            i, j = i - 1, start
     return found, used

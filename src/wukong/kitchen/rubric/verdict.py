@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 
 from wukong.kitchen.worlds import World
 
-STRAY_WORDS = 6
-"""Words besides list, steps and courtesies that are not yet padding: "Serve hot with bread."."""
+
+def length(world: World, english_words: int) -> int:
+    """As many words of the world's language as an English text of this length has."""
+    return round(world.rubric.word_ratio * english_words)
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ def judge_form(world: World, text: str, *, stray: int, reference: str, courtesie
     """Judges manners. stray: number of words that do not belong to the answer; reference: a good answer without
     courtesies."""
     manners, told = world.manners, world.rubric.reasons
+    tolerated = length(world, 6)  # "Serve hot with bread." is not yet padding
     reasons = []
     polite = 0.0
     if rude := manners.rude.search(text):
@@ -58,13 +61,13 @@ def judge_form(world: World, text: str, *, stray: int, reference: str, courtesie
         if not polite:
             reasons.append(told.unfriendly)
     superfluous = stray + max(0, _repeats(world, text) - _repeats(world, reference))
-    courtesy_count = sum(bool(manners.courtesy.search(part)) for part in world.tokens.segments(text))
-    superfluous += 6 * max(0, courtesy_count - courtesies)
-    padded = superfluous > STRAY_WORDS
+    courtesy_count = sum(bool(manners.courtesy.search(part)) for part in world.tokens.clauses(text))
+    superfluous += tolerated * max(0, courtesy_count - courtesies)
+    padded = superfluous > tolerated
     if padded:
         reasons.append(told.padded.format(count=superfluous))
-    allowed = len(world.tokens.words(reference)) + STRAY_WORDS
-    shrink = allowed / (allowed + 0.6 * max(0, superfluous - STRAY_WORDS))
+    allowed = len(world.tokens.words(reference)) + tolerated
+    shrink = allowed / (allowed + 0.6 * max(0, superfluous - tolerated))
     ended = world.tokens.ended(text)
     if not ended:
         reasons.append(told.breaks_off)
@@ -72,7 +75,7 @@ def judge_form(world: World, text: str, *, stray: int, reference: str, courtesie
 
 
 def _repeats(world: World, text: str) -> int:
-    """The number of words in five-word sequences that occurred before."""
-    words = world.tokens.words(text)
-    runs = Counter(tuple(words[i : i + 5]) for i in range(len(words) - 4))
+    """The number of words in sequences of five (English) words that occurred before."""
+    words, size = world.tokens.words(text), length(world, 5)
+    runs = Counter(tuple(words[i : i + size]) for i in range(len(words) - size + 1))
     return sum(count - 1 for count in runs.values())

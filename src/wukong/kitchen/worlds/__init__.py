@@ -5,11 +5,11 @@ A world is data: to add a language, copy the files of `en`, write them anew, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -27,12 +27,13 @@ from wukong.kitchen.content import (
     RubricTexts,
 )
 from wukong.kitchen.facts import Dish, Fact, Ingredient
-from wukong.kitchen.tokens import English, Tokens
+from wukong.kitchen.tokens import Chinese, English, Tokens
 
 T = TypeVar("T")
 
-_TOKENS: Mapping[str, Callable[[], Tokens]] = {"en": English}
-LANGUAGES = tuple(_TOKENS)
+Language = Literal["en", "zh"]
+LANGUAGES: tuple[Language, ...] = get_args(Language)
+_TOKENS: dict[str, type[English] | type[Chinese]] = {"en": English, "zh": Chinese}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,24 +80,43 @@ def load_world(language: str = "en") -> World:
     return read_world(Path(__file__).parent / language, language)
 
 
+def language_of(text: str) -> Language:
+    """The language of a text, by its script; English if no other fits."""
+    others = (language for language in LANGUAGES if language != "en")
+    return next((language for language in others if _TOKENS[language].script.search(text)), "en")
+
+
 def read_world(directory: Path, language: str) -> World:
     """The world in the files of a directory."""
     layout = _read(directory / "layout.yaml", Layout, _units(directory / "layout.yaml"))
     units = layout.units
     entries = _read(directory / "dishes.yaml", tuple[DishEntry, ...], units)
+    dishes = tuple(_dish(entry, layout, directory / "dishes.yaml") for entry in entries)
+    knowledge = _facts(_read(directory / "knowledge.yaml", Knowledge, units), layout, directory / "knowledge.yaml")
+    rubric = _read(directory / "rubric.yaml", RubricTexts, units)
     return World(
         language=language,
-        tokens=_TOKENS[language](),
+        tokens=_tokens(language, layout, dishes, knowledge, rubric),
         layout=layout,
-        dishes=tuple(_dish(entry, layout, directory / "dishes.yaml") for entry in entries),
-        knowledge=_facts(_read(directory / "knowledge.yaml", Knowledge, units), layout, directory / "knowledge.yaml"),
+        dishes=dishes,
+        knowledge=knowledge,
         hazards=_read(directory / "hazards.yaml", Hazards, units),
         questions=_read(directory / "questions.yaml", Questions, units),
         conversations=_read(directory / "conversations.yaml", Conversations, units),
         corpus=_read(directory / "corpus.yaml", CorpusTexts, units),
         manners=_read(directory / "manners.yaml", Manners, units),
-        rubric=_read(directory / "rubric.yaml", RubricTexts, units),
+        rubric=rubric,
     )
+
+
+def _tokens(
+    language: str, layout: Layout, dishes: Sequence[Dish], knowledge: Sequence[Fact], rubric: RubricTexts
+) -> Tokens:
+    if _TOKENS[language] is English:
+        return English()
+    names = {item.name for dish in dishes for item in dish.ingredients} | {dish.name for dish in dishes}
+    names |= {fact.topic for fact in knowledge if fact.kind != "conversion"}
+    return Chinese(names | set(rubric.vocabulary), rubric.same, layout.units)
 
 
 def _units(path: Path) -> tuple[str, ...]:
