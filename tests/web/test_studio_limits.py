@@ -41,6 +41,7 @@ QUERIES = {
     "/runs": "page",
     "/runs/{run}/results/{place:path}": "page",
     "/api/runs/{run}/events": "at",
+    "/api/runs/{run}/glass/{step:path}": "iteration",
 }
 CLIENT = {"client_id": "client-of-numbers"}
 BODIES = {
@@ -57,6 +58,12 @@ BODIES = {
         for name in ("parent", "against", "temperature", "top_p", "top_k", "max_new_tokens", "seed")
     ],
     "/api/turns/{turn_id}/vote": [{"vote": "?"}],
+    "/api/turns/{turn_id}/tokens": [],
+    "/api/arena/battles/{assignment_id}/tokens": [],
+    "/api/runs/{run}/evaluations/{place:path}/tokens": [{"line": "?", "model": "sft"}],
+    "/api/runs/{run}/glass/{step:path}": [
+        {"iteration": "?"}, *({"iteration": 1, name: "?"} for name in ("kl_coef", "gamma", "lam", "clip_range"))
+    ],
     "/api/answers/{client_id}/stop": [],
     "/api/arena/battles": [],
     "/projects/new": ["overlap", "gold_percent", "lease_minutes"],
@@ -85,7 +92,7 @@ def test_the_numbers_of_every_route_are_tried(store):
     assert {(method, route.path) for route in routes(app) for method in route.methods} == set(EVERY)
     assert {path for method, path in EVERY if method not in SAFE} == set(BODIES)
     numeric = {route.path for part in PARTS for route in routes(part)
-               for one in route.dependant.query_params if one.name in ("count", "page", "at")}  # fmt: skip
+               for one in route.dependant.query_params if one.name in ("count", "page", "at", "iteration")}  # fmt: skip
     assert numeric == set(QUERIES)
     named = {name for _, path in EVERY for name in re.findall(r"\{(\w+_id)\}", path)}
     assert named == {"project_id", "task_id", "turn_id", "assignment_id", "client_id"}

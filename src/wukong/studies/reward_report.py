@@ -364,7 +364,7 @@ def _table(report: dict[str, Any]) -> Table:
     """The key numbers."""
     table = Table(title=spoken("Reward model {path}", path=report["reward_model"]))
     table.add_column(spoken("what"))
-    table.add_column(spoken("figure"), justify="right")
+    table.add_column(spoken("value"), justify="right")
     table.add_column(spoken("95 % interval"), justify="right")
 
     def row(name: str, entry: dict[str, Any] | None) -> None:

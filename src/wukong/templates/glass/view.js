@@ -23,7 +23,7 @@ function columns(t) {
     ["kl", "KL", t("log π − log π_ref: how far the policy is from the reference at this token."), (x) => x],
     ["end_scores", t("score if it ended here"), t("The reward model's score of the response up to this token."), (x) => x],
     ["rewards", t("reward"), t("−β × KL; at the last token also the score."), (x) => x],
-    ["values", t("value"), t("The value model's prediction of the rewards from here on."), (x) => x],
+    ["values", t("value V"), t("The value model's prediction of the rewards from here on."), (x) => x],
     ["advantages", t("advantage"), t("How much better this token was than expected, as the loss takes it."), (x) => x],
     ["returns", t("return"), t("What the value model is trained towards: the advantage before whitening, plus the value."), (x) => x],
     ["new_logprobs", t("log π after"), t("Log-probability under the policy after the update."), (x) => x],
