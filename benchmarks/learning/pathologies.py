@@ -220,7 +220,6 @@ def overfitted_sft(base: Base, out: Path) -> None:
 
 
 PATHOLOGIES: dict[str, Callable[[Base, Path], None]] = {
-    "healthy": healthy,
     "lr-too-high": lr_too_high,
     "lr-too-low": lr_too_low,
     "kl-coefficient-too-high": kl_coefficient_too_high,
@@ -249,7 +248,8 @@ def without_options(run: Path, place: Path) -> Path:
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("*.safetensors", "tensorboard", "checkpoints", ".*"))
     for file in [*copy.rglob("*provenance.json"), *copy.rglob("options.json")]:
         record = json.loads(file.read_text())
-        file.write_text(json.dumps(record | {"options": {}, "command": []}))
+        home = (run / file.relative_to(copy)).parent / record["run"]  # inputs outside the copy stay where they are
+        file.write_text(json.dumps(record | {"options": {}, "command": [], "run": str(home.resolve())}))
     for file in copy.rglob("recipe.yaml"):
         file.unlink()
     for file in copy.rglob("metrics.jsonl"):
@@ -294,8 +294,7 @@ def page(report: dict[str, Any], command: str) -> str:
         f"`{command}`",
         "",
         f"{machine()}; {time.strftime('%Y-%m-%d')}. Each run differs from the recipe in one thing; "
-        "`benchmarks/learning/pathologies.py` says in which. The checks were developed on other seeds. Numbers: "
-        "`docs/results/data/doctor.json`.",
+        "`benchmarks/learning/pathologies.py` says in which. The numbers are in `data/doctor.json` beside this page.",
     ]
     for seed, rows in report["broken"].items():
         with_, without = (sum(row[key]["named"] for row in rows.values()) for key in ("with", "without"))
@@ -317,36 +316,49 @@ def page(report: dict[str, Any], command: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def made(run: Callable[[Base, Path], None], base: Base, out: Path) -> float:
+    """Makes a run unless it is there. Returns the seconds that it took now."""
+    out.mkdir(parents=True, exist_ok=True)
+    begin = time.monotonic()
+    if not (out / "stopped.txt").exists():
+        try:
+            run(base, out)
+        except RunError as error:  # a run that a guard stopped is a broken run too
+            (out / "stopped.txt").write_text(f"{error}\n")
+    return time.monotonic() - begin
+
+
+def all_findings(run: Path) -> list[str]:
+    return [f"{one.step}: {one.code} ({one.severity})" for one in diagnose(read_records_of(run)).findings]
+
+
 def main() -> None:
     parser = new_parser(__doc__)
     run_argument(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--only", nargs="+", choices=list(PATHOLOGIES), default=list(PATHOLOGIES))
+    everything = [*PATHOLOGIES, "healthy"]
+    parser.add_argument("--only", nargs="+", choices=everything, default=everything)
     parser.add_argument("--healthy", type=Path, nargs="*", default=[], help="finished runs, expected without red")
     parser.add_argument("--out", type=Path, help="write the page there; the numbers go to data/doctor.json beside it")
     arguments = parser.parse_args()
     report: dict[str, Any] = {"broken": {}, "healthy": {}}
     for seed in arguments.seeds:
-        base, rows = Base(recipe_steps(arguments.run), seed), {}
-        for code in arguments.only:
-            out = arguments.run / "pathologies" / f"seed-{seed}" / code
-            out.mkdir(parents=True, exist_ok=True)
-            begin = time.monotonic()
-            if not (out / "stopped.txt").exists():
-                try:
-                    PATHOLOGIES[code](base, out)
-                except RunError as error:  # a run that a guard stopped is a broken run too
-                    (out / "stopped.txt").write_text(f"{error}\n")
-            seconds = time.monotonic() - begin
-            as_is, bare = both(out)
+        base, place = Base(recipe_steps(arguments.run), seed), arguments.run / "pathologies" / f"seed-{seed}"
+        rows = report["broken"][seed] = {}
+        for code in (one for one in PATHOLOGIES if one in arguments.only):
+            seconds = made(PATHOLOGIES[code], base, place / code)
+            as_is, bare = both(place / code)
             rows[code] = {"with": named(code, as_is), "without": named(code, bare), "seconds": seconds}
             print(
                 f"{code}: {cell(rows[code]['with'])} | {cell(rows[code]['without'])} | {rows[code]['with']['others']}"
             )
-        report["broken"][seed] = rows
+        if "healthy" in arguments.only:
+            made(healthy, base, place / "healthy")
+            report["healthy"][f"PPO as in the broken runs, nothing broken, seed {seed}"] = all_findings(
+                place / "healthy"
+            )
     for run in arguments.healthy:
-        found = diagnose(read_records_of(run)).findings
-        report["healthy"][run.name] = [f"{one.step}: {one.code} ({one.severity})" for one in found]
+        report["healthy"][run.name] = all_findings(run)
     publish(page(report, this_command()), arguments.out)
     if arguments.out:
         file = arguments.out.parent / "data" / "doctor.json"

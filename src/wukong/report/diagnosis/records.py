@@ -92,8 +92,9 @@ def _single(place: Path) -> RunContents:
         raise UsageError("{place}: not the result of a stage", place=place)
     root = run_of(place)
     try:
-        around = read_steps(root)
+        around = read_run(root) if record["stage"] == "evaluate" else read_steps(root)
     except UsageError:
         around = RunContents(root, place.name, [])
     alone = StepResult(place.name, record["stage"], place, complete.is_file(), record)
-    return replace(around, name=place.name, steps=[alone], not_run=[], evaluations=[])
+    own = [one for one in around.evaluations if (root / one.name).absolute() == place.absolute()]
+    return replace(around, name=place.name, steps=[alone], not_run=[], evaluations=own)
