@@ -62,7 +62,7 @@ def execute(notebook: Any) -> tuple[float, float]:
 
     begin, before = time.monotonic(), os.times()
     resources = {"metadata": {"path": str(COURSE / "en")}}
-    NotebookClient(notebook, timeout=None, kernel_name="python3", resources=resources).execute()
+    NotebookClient(notebook, timeout=None, kernel_name="python3", resources=resources, coalesce_streams=True).execute()
     after = os.times()
     cpu = after.children_user - before.children_user + after.children_system - before.children_system
     return time.monotonic() - begin, cpu
