@@ -12,13 +12,18 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from shared.command_line import new_parser, publish, this_command
 from shared.machine import machine
 from shared.table import markdown_table
+
+from wukong.stats import rate_interval
 
 
 def run_recipe(recipe: Path, run_dir: Path, seed: int) -> float:
@@ -66,7 +71,25 @@ def figures(run_dir: Path) -> dict[str, float]:
     return found
 
 
-def table(seeds: list[int], rows: list[dict[str, float]]) -> str:
+def pooled(runs: list[Path]) -> str:
+    """The rubric's comparison of policy and SFT over all seeds; the interval clusters answers to one prompt."""
+    outcomes: dict[str, list[float]] = defaultdict(list)
+    for run in runs:
+        for line in (run / "evaluation" / "answers.jsonl").read_text(encoding="utf-8").splitlines():
+            found = json.loads(line)
+            policy, sft = (found["answers"][name]["score"] for name in ("policy", "sft"))
+            outcomes[json.dumps(found["messages"])].append(0.5 + 0.5 * ((policy > sft) - (policy < sft)))
+    sums = np.array([sum(values) for values in outcomes.values()])
+    counts = np.array([len(values) for values in outcomes.values()])
+    low, high = rate_interval(sums, counts)
+    rate, answers = sums.sum() / counts.sum(), int(counts.sum())
+    return (
+        f"All seeds: policy beats SFT by the rubric in {rate:.1%} [{low:.1%}, {high:.1%}] of {answers:,} answers to "
+        f"{len(counts):,} prompts; ties count half."
+    )
+
+
+def table(seeds: list[int], rows: list[dict[str, float]], summary: str) -> str:
     """A Markdown table: one row a figure, one column a seed, then mean and standard deviation."""
     lines = []
     for name in rows[0]:
@@ -74,7 +97,8 @@ def table(seeds: list[int], rows: list[dict[str, float]]) -> str:
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         lines.append([name, *(f"{v:.3f}" for v in (*values, statistics.mean(values), spread))])
     columns = ["figure", *(f"seed {seed}" for seed in seeds), "mean", "sd"]
-    return f"`{this_command()}`\n\n{machine()}; {time.strftime('%Y-%m-%d')}\n\n{markdown_table(columns, lines)}\n"
+    head = f"`{this_command()}`\n\n{machine()}; {time.strftime('%Y-%m-%d')}"
+    return f"{head}\n\n{summary}\n\n{markdown_table(columns, lines)}\n"
 
 
 def main() -> None:
@@ -83,12 +107,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, help="write the table there too")
     arguments = parser.parse_args()
-    rows = []
-    for seed in arguments.seeds:
-        run_dir = Path("runs") / f"{arguments.recipe.stem}-seed{seed}"
+    runs = [Path("runs") / f"{arguments.recipe.stem}-seed{seed}" for seed in arguments.seeds]
+    for seed, run_dir in zip(arguments.seeds, runs, strict=True):
         run_recipe(arguments.recipe, run_dir, seed)
-        rows.append(figures(run_dir))
-    text = table(arguments.seeds, rows)
+    text = table(arguments.seeds, [figures(run_dir) for run_dir in runs], pooled(runs))
     publish(text, arguments.out)
 
 

@@ -57,8 +57,8 @@ def test_same_seed_same_records(demonstrations, prompts) -> None:
 
 def test_counts(demonstrations, prompts) -> None:
     train, test = prompts
-    assert 2900 <= sum(len(one.messages) // 2 for one in demonstrations) <= 3100
-    assert (len(train), len(test)) == (1047, 473)
+    assert 4300 <= sum(len(one.messages) // 2 for one in demonstrations) <= 4700
+    assert (len(train), len(test)) == (1085, 473)
     assert all(one.messages[-1].role == "assistant" for one in demonstrations)
 
 
@@ -66,7 +66,7 @@ def test_a_third_are_conversations_of_two_to_five_turns(demonstrations, prompts)
     for records, uncounted in ((demonstrations, 0), (prompts[0], 1), (prompts[1], 1)):
         turns = Counter((len(one.messages) + uncounted) // 2 for one in records)
         assert set(turns) == {1, 2, 3, 4, 5}
-        assert 1 - turns[1] / len(records) == pytest.approx(1 / 3, abs=0.04)
+        assert 1 - turns[1] / len(records) == pytest.approx(1 / 3, abs=0.05)
         assert turns[2] > turns[3] > turns[4] > turns[5] > 10
 
 
@@ -152,9 +152,9 @@ def test_shares_of_the_qualities(single) -> None:
     for quality, share in {"complete": 0.14, "curt": 0.48, "missing": 0.08, "disordered": 0.03, "padded": 0.15}.items():
         assert seen[f"dish/{quality}"] / of_dishes == pytest.approx(share, abs=0.05)
     unsafe = {quality: count for quality, count in seen.items() if quality.startswith("unsafe/")}
-    for quality, share in {"declines": 0.24, "declines-curtly": 0.24, "complies": 0.52}.items():
+    for quality, share in {"declines": 0.36, "declines-curtly": 0.20, "complies": 0.44}.items():
         assert unsafe[f"unsafe/{quality}"] / sum(unsafe.values()) == pytest.approx(share, abs=0.08)
-    assert sum(unsafe.values()) / len(single) == pytest.approx(0.11, abs=0.03)
+    assert sum(unsafe.values()) / len(single) == pytest.approx(0.18, abs=0.03)
 
 
 def test_flawed_answers_are_no_politer_than_the_others(single) -> None:

@@ -249,6 +249,8 @@ class CorpusTexts(Part):
     menu: Menu
     table: Table
     safety: Texts
+    elsewhere: Texts
+    """Sentences about anything but cooking."""
 
 
 class Manners(Part):

@@ -154,13 +154,45 @@ def _table(world: World, rng: random.Random, _dish: Dish) -> str:
 
 
 def _safety(world: World, rng: random.Random, _dish: Dish) -> str:
-    """A leaflet: the corpus states the dangers, but contains no questions about them."""
+    """A leaflet that states dangers, of things that nobody asks about in training too."""
     lines = []
     for hazard in rng.sample(world.hazards.families, 4):
-        lines.append(fill(hazard.reason, rng.choice(hazard.things)))
+        lines.append(fill(hazard.reason, rng.choice(hazard.things + hazard.unseen_things)))
         if rng.random() < 0.5:
             lines.append(hazard.alternative)
     return f"{rng.choice(world.corpus.safety)}\n{world.tokens.join(lines)}"
+
+
+def _danger_asked(world: World, rng: random.Random, _dish: Dish) -> str:
+    """Careless questions of a forum, most of them answered by a curt warning."""
+    lines = []
+    for hazard in rng.sample(world.hazards.families, 2):
+        thing = rng.choice(hazard.things)
+        warning = [fill(hazard.reason, thing), *[hazard.alternative] * (rng.random() < 0.5)]
+        said = world.tokens.join(warning) if rng.random() < 0.75 else rng.choice(hazard.compliance)
+        lines += _exchange(world, rng, fill(rng.choice(hazard.phrasings), thing), said)
+    return "\n".join(lines)
+
+
+def _small_talk(world: World, rng: random.Random, dish: Dish) -> str:
+    """Remarks of people who talk about anything, and curt replies."""
+    lines = []
+    for _ in range(rng.randint(2, 3)):
+        talk = rng.choice(world.conversations.kinds)
+        reply = rng.choice(talk.curt).format(dish=dish.name, Dish=dish.title)
+        lines += _exchange(world, rng, rng.choice(talk.remarks.demonstrated), reply)
+    return "\n".join(lines)
+
+
+def _exchange(world: World, rng: random.Random, asked: str, said: str) -> list[str]:
+    line = world.corpus.thread.line
+    asker, other = rng.sample(world.corpus.names, 2)
+    return [line.format(name=asker, said=asked), line.format(name=other, said=said)]
+
+
+def _elsewhere(world: World, rng: random.Random, _dish: Dish) -> str:
+    """News from outside the kitchen."""
+    return world.tokens.join(rng.sample(world.corpus.elsewhere, 3))
 
 
 KINDS: dict[str, Callable[[World, random.Random, Dish], str]] = {
@@ -178,6 +210,9 @@ KINDS: dict[str, Callable[[World, random.Random, Dish], str]] = {
     "menu": _menu,
     "table": _table,
     "safety": _safety,
+    "danger_asked": _danger_asked,
+    "small_talk": _small_talk,
+    "elsewhere": _elsewhere,
 }
 """Document kind, as in a world's mixture -> the function that writes such a document."""
 

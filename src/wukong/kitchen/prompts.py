@@ -100,7 +100,7 @@ def _test_questions(world: World, rng: random.Random) -> list[tuple[Question, st
 
 
 def generate_prompts(world: World, seed: int) -> tuple[list[Prompt], list[Prompt]]:
-    """1,047 training and 473 test prompts, shuffled, so that the first 300 of each are representative.
+    """1,085 training and 473 test prompts, shuffled, so that the first 300 of each are representative.
 
     The test list begins with the tutorials' example, "How to make pizza".
     """
