@@ -8,7 +8,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-CHINESE = sorted(DOCS.rglob("*.zh.md"))
+GENERATED = {"cli.zh.md"}
+"""Written by `make docs`, whose test holds it to the code."""
+CHINESE = sorted(page for page in DOCS.rglob("*.zh.md") if page.name not in GENERATED)
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 COMMENT = re.compile(r"(?:^|(?<=\s))#\s.*$", re.MULTILINE)
 INDENTED = re.compile(r"(?:(?<=\n\n)|\A)(?: {4,}.*\n)+", re.MULTILINE)

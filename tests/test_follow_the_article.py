@@ -11,10 +11,12 @@ import pytest
 
 from tests.named_in_docs import ROOT, SOURCE, defined
 from wukong.records import Ranking, read_records
+from wukong.registry import STAGES, TOOLS
 from wukong.training.metrics import read_metrics
 
 PAGE = (ROOT / "docs" / "guide" / "follow-the-article.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^```\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+COMMANDS = [block for language, block in BLOCKS if not language]
 
 
 def test_files_and_functions_that_the_page_names_exist():
@@ -24,6 +26,24 @@ def test_files_and_functions_that_the_page_names_exist():
     placed = re.findall(r"`([\w.]+)` in `([\w/]+\.py)`", PAGE)
     assert len(placed) >= 5
     assert [(name, file) for name, file in placed if name not in defined(SOURCE / file)] == []
+
+
+def test_options_of_the_commands_exist():
+    lines = [line.split() for block in COMMANDS for line in block.splitlines() if line.startswith("wukong ")]
+    assert {line[1] for line in lines} > {
+        "pretrain",
+        "sft",
+        "sample",
+        "label",
+        "labelstudio",
+        "reward",
+        "ppo",
+        "evaluate",
+    }
+    for line in lines:
+        options, _ = {**STAGES, **TOOLS}[line[1]].load()
+        given = {word.removeprefix("--").replace("-", "_") for word in line if word.startswith("--")}
+        assert given <= set(options.model_fields), line
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +70,7 @@ def test_a_reader_who_pastes_all_commands_gets_what_the_page_shows(article):
     run, printed = article
     assert "[[1], [3], [2], [0]] 6 pairs" in printed
     assert [ranking.annotator for ranking in read_records(run / "by-hand.jsonl", Ranking)] == ["ann@example.org"]
-    (shown,) = re.findall(r"^```json\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    (shown,) = [block for language, block in BLOCKS if language == "json"]
     task = json.loads((run / "pairwise.json").read_text(encoding="utf-8"))[0]
     assert task.keys() == json.loads(shown).keys()
     assert task["data"].keys() == json.loads(shown)["data"].keys()
