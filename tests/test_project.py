@@ -84,6 +84,8 @@ def test_the_command_line_reference_is_current(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     written = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
     assert written == reference(), "docs/reference/cli.md is out of date: make docs"
+    chinese = (ROOT / "docs" / "reference" / "cli.zh.md").read_text(encoding="utf-8")
+    assert chinese == reference("zh"), "docs/reference/cli.zh.md is out of date: make docs"
 
 
 def test_every_command_is_documented():

@@ -316,6 +316,11 @@ def test_pinned_prompts_come_first_and_may_differ_in_case_and_stop(finished):
     assert len(asked) == 3
 
 
+def test_a_kind_of_prompts_can_be_pinned(finished):
+    found = page_of(finished, pinned=[PIZZA, "kitchen/unsafe"], prompts_shown=2)
+    assert re.findall(r"(How [\w ]+?\??) pinned", found.text) == [PIZZA, "How do I make dish number 1?"]
+
+
 def test_a_pinned_prompt_that_was_not_asked_is_named(finished):
     assert "Not among the evaluated prompts: What is love?" in page_of(finished, pinned=["What is love?"]).text
 
