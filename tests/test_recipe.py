@@ -477,3 +477,17 @@ def test_odd_values_in_a_recipe_are_one_line(tmp_path, monkeypatch, text, line, 
     assert message in str(caught.value)
     assert getattr(caught.value, "line", None) == line
     assert "\n" not in str(caught.value)
+
+
+def test_a_variable_that_names_no_directory_is_named(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("WUKONG_DATA", str(tmp_path / "nowhere"))
+    assert main(["run", "polite", "--run-dir", str(tmp_path / "run")]) == 2
+    err = capsys.readouterr().err
+    assert f"step tokenize: the variable WUKONG_DATA names {tmp_path / 'nowhere'}, and there is no such directory" in err
+
+
+@pytest.mark.parametrize("content", [b"%PDF-1.4\n\x00\xff", b"just words"])
+def test_a_file_that_is_no_recipe_is_said_to_be_none(tmp_path, capsys, content):
+    (tmp_path / "paper.pdf").write_bytes(content)
+    assert main(["run", str(tmp_path / "paper.pdf")]) == 2
+    assert "paper.pdf: is not a recipe, which is a YAML file" in capsys.readouterr().err

@@ -453,7 +453,7 @@ def test_an_evaluation_without_scorer_and_intervals_is_shown(root):
                 {"role": "user", "content": "Bye"}]  # fmt: skip
     write_lines(root / "evaluation/answers.jsonl", [{"messages": messages, "answers": {"policy": {"text": " "}}}])
     page = page_of(root)
-    assert "3 prompts . Intervals are 95 %." in page.text.replace("prompts.", "prompts .")
+    assert "3 prompts · intervals are 95 %" in page.text.replace("prompts.", "prompts .")
     assert "Overlap with training: not checked" in page.text
     assert "unseen" not in page.text.split("Training")[0]
     assert "Hi Yes? Bye" in page.text
