@@ -20,6 +20,7 @@ PYTHON ?= python3
 TORCH_ARGS ?=
 ARGS ?=
 BIN := .venv/bin
+PIP := @$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 INSTALLED := .venv/.installed
 DOCS_INSTALLED := .venv/.installed-docs
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
@@ -53,9 +54,9 @@ course: $(INSTALLED)
 docs: $(INSTALLED)
 	COLUMNS=100 $(BIN)/python -c "from wukong.cli import reference; print(reference(), end='')" > docs/reference/cli.md
 	COLUMNS=100 $(BIN)/python -c "from wukong.cli import reference; print(reference('zh'), end='')" > docs/reference/cli.zh.md
+	$(BIN)/python -m wukong.report.terms docs > src/wukong/report/terms.json.new && \
+		mv src/wukong/report/terms.json.new src/wukong/report/terms.json
 	$(BIN)/python -m wukong.training.metric_definitions > docs/reference/metrics.md
-	$(BIN)/python -m wukong.report.terms docs > src/wukong/report/terms.json.new
-	mv src/wukong/report/terms.json.new src/wukong/report/terms.json
 
 # NO_MKDOCS_2_WARNING silences an advertisement of mkdocs-material. The last line fails if a page loads anything from
 # another host.
@@ -78,9 +79,12 @@ clean:
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "wukong needs Python 3.11 or newer: name one, as in make PYTHON=python3.12" >&2; exit 1; }
+	@echo "[1/3] the environment in .venv"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt $(TORCH_ARGS) torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@echo "[2/3] PyTorch: the largest part, 0.2 GB for the CPU and several with CUDA"
+	$(PIP) $(TORCH_ARGS) torch
+	@echo "[3/3] the package and what it needs"
+	$(PIP) -e '.[dev]'
 	@touch $@
 
 $(DOCS_INSTALLED): $(INSTALLED)

@@ -29,9 +29,9 @@ def test_the_shipped_recipes():
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_builds(path, monkeypatch, tmp_path):
+def test_every_recipe_builds(path, monkeypatch):
     for variable in VARIABLE.findall(path.read_text(encoding="utf-8")):
-        monkeypatch.setenv(variable, str(tmp_path))
+        monkeypatch.setenv(variable, "/data")
     loaded = load_recipe(path)
     assert loaded.recipe.name == path.stem
     run_dir, steps = resolve(loaded)

@@ -5,11 +5,13 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 import wukong
+from wukong import story
 from wukong.cli import main
 from wukong.errors import DataError, UsageError, WukongError
 from wukong.files import exclusive, fingerprint, read_json
@@ -275,6 +277,16 @@ def test_its_models_answer_through_the_python_interface(finished):
     assert len(reward.score([("How to make pizza", "Bake it."), ("How to make pizza", "")])) == 2
 
 
+def test_a_finished_model_answers_the_question_in_the_story(finished, capsys):
+    for stage, name, words in (
+        ("pretrain", "base", "“How to make pizza” goes on: “"),
+        ("sft", "sft", "asked “How to make pizza”, it says: “"),
+        ("ppo", "policy", "learned to please the reward model: score"),
+    ):
+        story.tell(stage, SimpleNamespace(out=finished / name, device="cpu"), "How to make pizza")
+        assert words in capsys.readouterr().err
+
+
 def test_the_same_command_again_does_nothing(road, capsys):
     before = marks(road)
     wukong.run("test", road)
@@ -477,3 +489,19 @@ def test_odd_values_in_a_recipe_are_one_line(tmp_path, monkeypatch, text, line, 
     assert message in str(caught.value)
     assert getattr(caught.value, "line", None) == line
     assert "\n" not in str(caught.value)
+
+
+def test_a_variable_that_names_no_directory_is_named(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("WUKONG_DATA", str(tmp_path / "nowhere"))
+    assert main(["run", "polite", "--run-dir", str(tmp_path / "run")]) == 2
+    err = capsys.readouterr().err
+    assert (
+        f"step tokenize: the variable WUKONG_DATA names {tmp_path / 'nowhere'}, and there is no such directory" in err
+    )
+
+
+@pytest.mark.parametrize("content", [b"%PDF-1.4\n\x00\xff", b"just words"])
+def test_a_file_that_is_no_recipe_is_said_to_be_none(tmp_path, capsys, content):
+    (tmp_path / "paper.pdf").write_bytes(content)
+    assert main(["run", str(tmp_path / "paper.pdf")]) == 2
+    assert "paper.pdf: is not a recipe, which is a YAML file" in capsys.readouterr().err

@@ -254,7 +254,7 @@ class Chat:
         if (
             cut := next((i for i, character in enumerate(text, 1) if "\ud800" <= character <= "\udfff"), None)
         ) is not None:
-            raise UsageError("character {n} of what you typed is not valid UTF-8; nothing was sent", n=cut)
+            raise UsageError("character {n} of this line is not valid UTF-8; nothing was asked", n=cut)
         asked = [*(self.messages if history is None else history), Message(role="user", content=text)]
         prompts = [(speaker, self._prompt_ids(speaker, text, asked)) for speaker in speakers]
         self.last_question, self.attempt = text, attempt

@@ -71,7 +71,7 @@ def with_language(hints: Hints) -> Hints:
 
 def choose_language(arguments: Sequence[str]) -> None:
     """Chooses the language that --language names, before anything is said. Raises UsageError for one not there."""
-    for argument_, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument_, following in zip(arguments, [*arguments[1:], ""], strict=False):
         name, given, value = argument_.partition("=")
         if name == "--language":
             choose(value if given else following)
@@ -204,7 +204,8 @@ _SAYS = (
     (r"(--[\w.-]+): no type matching (?:.*?) could be instantiated from \[(.*?)\].*", "{option}: cannot be {given}"),
     (r"(--[\w.-]+): invalid literal for int\(\) with base 10: (.*)", "{option}: expected a whole number, not {given}"),
     (r"(--[\w.-]+): could not convert string to float: (.*)", "{option}: expected a number, not {given}"),
-    (r"Missing value for argument '(--[\w.-]+)'.*()", "{option}: a value is missing"),
+    (r"Missing value for argument '(--[\w.-]+)'\. Expected 1 values()", "{option}: a value is missing"),
+    (r"Missing value for argument '(--[\w.-]+)'\. Expected (\d+) values", "{option}: {given} values are needed"),
 )  # fmt: skip
 """What tyro says of a wrong value -> what we say. It has names of Python in it, and lists every type it tried."""
 _CHOICE = re.compile(r"invalid choice (.*) for argument '(--[\w.-]+)'\. Expected one of \((.*?),?\)")

@@ -68,13 +68,15 @@ def say(text: str | WukongError, /, **values: Any) -> None:
     console.print(spoken(text, **values), markup=False, soft_wrap=True)
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float) -> Text:
     """Seconds for people: 0.4 s, 12 s, 4 min 05 s, 2 h 03 min."""
     if seconds < 59.5:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+        return Text("{seconds} s", seconds=f"{seconds:.1f}" if seconds < 9.95 else f"{seconds:.0f}")
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+    if hours:
+        return Text("{hours} h {minutes:02} min", hours=hours, minutes=minutes)
+    return Text("{minutes} min {seconds:02} s", minutes=minutes, seconds=rest)
 
 
 _report_progress: Callable[[int, int], None] | None = None

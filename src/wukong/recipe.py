@@ -150,6 +150,8 @@ class Step:
     run: Callable[[Any], None]
     written: StageOptions
     """The same options with `{run}` for the run directory."""
+    places: tuple[str, ...] = ()
+    """The environment variables that name directories of its inputs."""
 
     @property
     def stage(self) -> str:
@@ -175,6 +177,7 @@ def resolve(
     for name, written in recipe.steps.items():
         options_class, run = STAGES[stage_of(name)].load()
         values = {**written, **given[name]}
+        places: list[str] = []
 
         def wrong(problem: str, option: str, name: str = name) -> UsageError:
             if option in given[name]:
@@ -187,8 +190,8 @@ def resolve(
                     if variable not in os.environ:
                         instead = f"set it, or give --{name}.{option.replace('_', '-')}"
                         raise wrong(f"the environment variable {variable} is not set ({instead})", option)
-                if option != "out" and (place := MISSING_PLACE.match(text)) and _is_no_directory(os.environ[place[1]]):
-                    raise wrong(f"{place[1]} names {os.environ[place[1]]}, and there is no such directory", option)
+                if option != "out" and (place := PLACE.match(text)):
+                    places.append(place[1])
                 if option != "out" and not _is_made(text, run_dir, steps):
                     raise wrong(f"{text} is not the result of an earlier step", option)
         if "seed" in options_class.model_fields:
@@ -206,7 +209,7 @@ def resolve(
         for other in steps:
             if os.path.abspath(other.options.out) == os.path.abspath(options.out):
                 raise wrong(f"{options.out} is the result of step {other.name} already", "out")
-        steps.append(Step(name, options, run, portable))
+        steps.append(Step(name, options, run, portable, tuple(dict.fromkeys(places))))
     return run_dir, steps
 
 
@@ -222,12 +225,12 @@ def _by_step(overrides: Overrides, recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")
-MISSING_PLACE = re.compile(r"(?:\w+=)?\$\{(\w+)\}/")
+PLACE = re.compile(r"(?:\w+=)?\$\{(\w+)\}/")
 """A path below a directory that a variable names."""
 
 
 def _is_no_directory(place: str) -> bool:
-    return "://" not in place and not Path(place).is_dir()
+    return bool(place) and "://" not in place and not Path(place).is_dir()
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -294,6 +297,10 @@ def check_steps(steps: Sequence[Step], again: Sequence[Step]) -> list[str]:
             if state == "done":
                 done.append(step.name)
             else:
+                for variable in step.places:
+                    if _is_no_directory(place := os.environ.get(variable, "")):
+                        missing = "the variable {variable} names {place}, and there is no such directory"
+                        raise UsageError(missing, variable=variable, place=place)
                 stage.check(options, planned)
                 planned.add(step.name, step.stage, options)
     return done

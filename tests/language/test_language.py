@@ -2,6 +2,7 @@
 
 import ast
 import re
+import string
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,19 @@ def test_no_translation_is_of_a_text_that_is_gone():
         units = {text for text in gone if text in {f"{unit}s" for unit in ("step", "response", "document", "verdict")}}
         kinds = {text for text in gone if text.startswith("kitchen/")}  # of prompts: the kitchen puts these together
         assert gone - units - kinds == set(), name
+
+
+def test_every_place_of_a_line_is_filled_in():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or not node.args:
+                continue
+            said, named = node.args[0], [keyword.arg for keyword in node.keywords]
+            if node.func.id not in ("say", "Text", "spoken", "UsageError", "RunError") or not named or None in named:
+                continue
+            if isinstance(said, ast.Constant):
+                places = {field for _, field, _, _ in string.Formatter().parse(said.value) if field}
+                assert places == set(named), f"{path}:{node.lineno}"
 
 
 def test_no_text_is_translated_in_two_ways():

@@ -15,10 +15,11 @@ import pytest
 
 from tests.serve.serving import served, until, value
 from wukong.errors import UsageError
+from wukong.model.hub import load_policy
 from wukong.serve.app import Access
 from wukong.serve.command import ServeOptions, checked_key, run
 from wukong.serve.listen import address_of, is_loopback, listen
-from wukong.serve.service import Answer, BusyError, Drawing, UnknownModelError
+from wukong.serve.service import Answer, BusyError, Drawing, Service, UnknownModelError, load_model
 
 CHAT = {"model": "policy", "messages": [{"role": "user", "content": "Boil 3 eggs"}]}
 LONG = {**CHAT, "max_tokens": 60, "n": 4}
@@ -307,3 +308,11 @@ def test_a_signal_lets_answers_finish(models, sign):
         assert last.choices[0].finish_reason in ("stop", "length")
         assert process.wait(timeout=120) == 0
         assert process.stderr.read() == "serve: stopped\n"
+
+
+def test_a_model_says_how_many_parameters_it_has_whatever_its_copy_for_inference_holds(models):
+    service = Service({"policy": load_model("policy", str(models / "policy"), "bfloat16", "cpu")})
+    with served(service) as url:
+        (model,) = httpx.get(f"{url}/v1/models").json()["data"]
+    weights = load_policy(models / "policy")[0]
+    assert model["parameters"] == sum(parameter.numel() for parameter in weights.parameters())

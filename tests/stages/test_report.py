@@ -317,6 +317,11 @@ def test_pinned_prompts_come_first_and_may_differ_in_case_and_stop(finished):
     assert len(asked) == 3
 
 
+def test_a_kind_of_prompts_can_be_pinned(finished):
+    found = page_of(finished, pinned=[PIZZA, "kitchen/unsafe"], prompts_shown=2)
+    assert re.findall(r"(How [\w ]+?\??) pinned", found.text) == [PIZZA, "How do I make dish number 1?"]
+
+
 def test_a_pinned_prompt_that_was_not_asked_is_named(finished):
     assert "Not among the evaluated prompts: What is love?" in page_of(finished, pinned=["What is love?"]).text
 
@@ -458,7 +463,7 @@ def test_an_evaluation_without_scorer_and_intervals_is_shown(root):
                 {"role": "user", "content": "Bye"}]  # fmt: skip
     write_lines(root / "evaluation/answers.jsonl", [{"messages": messages, "answers": {"policy": {"text": " "}}}])
     page = page_of(root)
-    assert "3 prompts . Intervals are 95 %." in page.text.replace("prompts.", "prompts .")
+    assert "3 prompts · intervals are 95 %" in page.text.replace("prompts.", "prompts .")
     assert "Overlap with training: not checked" in page.text
     assert "unseen" not in page.text.split("Training")[0]
     assert "Hi Yes? Bye" in page.text

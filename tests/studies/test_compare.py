@@ -171,10 +171,10 @@ def test_unusable_input_is_one_line(tmp_path: Path, files: list[str], models: Pa
     rubric = ["--judge", "rubric"]
     assert "two or more models with different names" in refused(files[0], *rubric)
     assert "the name 'good' is given twice" in refused(files[0], files[0], *rubric)
-    assert "no judge: give" in refused(*files)
+    assert "a judge (--judge, --reward-model, --endpoint or --human) is required" in refused(*files)
     assert "--endpoint and --endpoint-model go together" in refused(*files, "--endpoint", "http://127.0.0.1:9/v1")
-    assert "needs prompts to answer: give --prompts" in refused(files[0], f"sft={models / 'sft'}", *rubric)
-    assert "MODELS is required" in refused()
+    assert "--prompts is required" in refused(files[0], f"sft={models / 'sft'}", *rubric)
+    assert "MODELS and a judge (" in refused()
     other = responses(tmp_path / "other.jsonl", {"another question": "x"})
     assert "no prompt has answers in all files" in refused(files[0], f"other={other}", *rubric)
     write_records(tmp_path / "h.jsonl", [Comparison(prompt=as_messages("q"), chosen="a", rejected="b")])

@@ -73,9 +73,11 @@ def _joined(pieces: Iterator[Piece]) -> Iterator[Piece]:
 
 
 def side_by_side(evaluation: Evaluation, pinned: Sequence[str], shown: int, seed: int) -> dict[str, Any]:
-    """The prompts shown: the pinned ones, then a seeded random choice, to avoid cherry-picking."""
+    """The prompts shown: the pinned ones, then a seeded random choice, to avoid cherry-picking. A pinned text may also
+    be a kind of prompts (their source), which stands for the first of them."""
     wanted = [plain_question(text) for text in pinned]
-    by_question = {plain_question(one.messages[-1].content): one for one in reversed(evaluation.answered)}
+    by_question = {plain_question(one.source): one for one in reversed(evaluation.answered) if one.source}
+    by_question |= {plain_question(one.messages[-1].content): one for one in reversed(evaluation.answered)}
     first = [by_question[text] for text in dict.fromkeys(wanted) if text in by_question]
     missing = [text for text, question in zip(pinned, wanted, strict=True) if question not in by_question]
     rest = [one for one in evaluation.answered if not any(one is other for other in first)]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from wukong import console
 from wukong.errors import Text
 
 
@@ -56,14 +57,8 @@ def signed_points(difference: float) -> str:
     return f"{100 * difference:+.0f}".replace("-", "−")
 
 
-def duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+def duration(seconds: float | None) -> Text:
+    return Text("–") if seconds is None else console.duration(seconds)
 
 
 def flat(value: Any, name: str = "") -> list[tuple[str, str]]:

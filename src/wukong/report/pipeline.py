@@ -24,7 +24,7 @@ class Node:
     figure: str = ""
     figure_label: str = ""
     note: str = ""
-    time: str = ""
+    time: Text | str = ""
 
 
 def pipeline(run: RunContents) -> list[Node]:

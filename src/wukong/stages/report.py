@@ -34,7 +34,7 @@ class ReportOptions(StageOptions):
     title: str | None = None
     """The page's title. Default: the run's name."""
     pinned: list[str] = []
-    """Prompts of the evaluation to show first."""
+    """Prompts of the evaluation to show first; a kind of prompts (their source) stands for the first of that kind."""
     language: Literal["en", "zh"] | None = None
     """The language in which the page opens; it holds both, and the reader can switch. Default: the terminal's."""
     prompts_shown: int = Field(12, ge=0)

@@ -172,9 +172,9 @@ def run(options: CompareOptions) -> None:
             say(
                 "{name}: agrees with people in {share} [{low:.0f}, {high:.0f}]",
                 name=name,
-                percent=percent(together["value"]),
-                part=100 * low,
-                part2=100 * high,
+                share=percent(together["value"]),
+                low=100 * low,
+                high=100 * high,
             )
     if (verdicts := options.out / "verdicts.jsonl").exists():
         files.append(verdicts)

@@ -84,7 +84,9 @@
 
   // ----------------------------------------------------------------------------------------------------- definitions
   const tip = document.getElementById("tip");
+  let shownAt = 0;
   function explain(term) {
+    shownAt = window.scrollY;
     tip.textContent = term.dataset.about;
     tip.hidden = false;
     const [at, width, height] = [term.getBoundingClientRect(), tip.offsetWidth, tip.offsetHeight];
@@ -101,7 +103,8 @@
     for (const event of ["mouseleave", "blur"]) term.addEventListener(event, close);
   }
   document.addEventListener("keydown", (event) => event.key === "Escape" && close());
-  window.addEventListener("scroll", close, { passive: true });
+  // A tap may move the page a little; a reader who scrolls on has read it.
+  window.addEventListener("scroll", () => Math.abs(window.scrollY - shownAt) > 80 && close(), { passive: true });
 
   // Print on white, with everything unfolded.
   let folded = [];
