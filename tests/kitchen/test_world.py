@@ -18,8 +18,8 @@ def test_written_world_is_readable_and_reproducible(tmp_path) -> None:
     corpus = [json.loads(line) for line in paths["corpus"].read_text(encoding="utf-8").splitlines()]
     assert all(set(document) == {"text"} for document in corpus)
     assert len(read_records(paths["instructions"], Conversation)) > 1500
-    assert len(read_records(paths["prompts-train"], Prompt)) == 1047
-    assert len(read_records(paths["prompts-test"], Prompt)) == 473
+    assert len(read_records(paths["prompts-train"], Prompt)) == 1102
+    assert len(read_records(paths["prompts-test"], Prompt)) == 465
     write_world(tmp_path / "b", seed=5, megabytes=0.1)
     assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
     write_world(tmp_path / "c", seed=6, megabytes=0.1)
@@ -33,10 +33,10 @@ def test_a_directory_that_cannot_be_made_is_a_run_error(tmp_path) -> None:
 
 
 FILES_OF_SEED_0 = {
-    "corpus": "a9589f481c2b7ed4",
-    "instructions": "4b372c0542b64728",
-    "prompts-train": "41bd971c7aa3a36a",
-    "prompts-test": "a772c8b3bdf4c9c5",
+    "corpus": "95c82c1e6060e743",
+    "instructions": "64e46baf3d20a40e",
+    "prompts-train": "e25d5021261fb414",
+    "prompts-test": "aa6c6d864a4aea90",
 }
 
 
