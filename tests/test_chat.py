@@ -516,8 +516,9 @@ def test_saved_lines_are_one_json_object_each(conversation, scripted, tmp_path):
 
 
 def make_run(directory, *names):
+    directory.mkdir(parents=True)
     for name in names:
-        (directory / name).mkdir(parents=True)
+        (directory / name).mkdir()
         (directory / name / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
         stage = {"policy": "ppo", "base": "pretrain"}.get(name, name)
         (directory / name / "provenance.json").write_text(f'{{"stage": "{stage}"}}')
@@ -536,10 +537,10 @@ def test_a_run_stands_for_its_best_model(tmp_path, monkeypatch):
     assert chosen_models([]) == (["runs/mine/policy"], Path("runs/mine"))
 
 
-def test_a_directory_without_a_model_is_a_usage_error(tmp_path, monkeypatch):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=r"empty: neither a model \(no config.json\) nor a run with one"):
-        chosen_models([str(tmp_path / "empty")])
+def test_a_run_without_a_model_is_a_usage_error(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "runs" / "young")
+    with pytest.raises(UsageError, match="young: this run has no model yet"):
+        chosen_models([str(run)])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="which model"):
         chosen_models([])

@@ -145,7 +145,7 @@ def test_help_is_written_in_any_width():
         ),
         (["pretrain", "--out", "x", "--data", "y", "--betas", "0.9"], "--betas: 2 values are needed"),
         (["tokenize", "--out", "x", "--data", "y", "--encoding", "utf-99"], "--encoding: unknown encoding 'utf-99'"),
-        (["chat"], "MODELS is required; see wukong chat --help"),
+        (["serve"], "MODELS is required; see wukong serve --help"),
         (["plan"], "RECIPE is required; see wukong plan --help"),
         (["init", "a.yaml", "b.yaml"], "unexpected argument b.yaml; see wukong init --help"),
         (["run"], "the recipe comes first: wukong run RECIPE [options]"),

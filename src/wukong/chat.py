@@ -113,16 +113,16 @@ def chosen_models(models: Sequence[str]) -> tuple[list[str], Path | None]:
     found, runs = [], list[Path]()
     for spec in models:
         given = Path(spec if Path(spec).exists() else spec.partition("=")[2] or spec)
-        if not given.is_dir() or (given / "config.json").exists():
+        best = best_policy(given) if given.is_dir() and not (given / "config.json").exists() else None
+        if best is not None:
+            say("{run}: its best model is {name}", run=given, name=best.name)
+            found.append(spec[: len(spec) - len(str(given))] + str(best))
+            runs.append(given)
+        elif (given / RECIPE).exists():
+            raise UsageError("{run}: this run has no model yet", run=given)
+        else:
             found.append(spec)
-            runs += [given.parent] if given.is_dir() and (given.parent / RECIPE).exists() else []
-            continue
-        best = best_policy(given)
-        if best is None:
-            raise UsageError("{path}: neither a model (no config.json) nor a run with one", path=given)
-        say("{run}: its best model is {name}", run=given, name=best.name)
-        found.append(spec[: len(spec) - len(str(given))] + str(best))
-        runs.append(given)
+            runs += [given.parent] if (given.parent / RECIPE).exists() else []
     return found, runs[0] if runs else None
 
 
