@@ -46,7 +46,10 @@ class SourceSummary:
 
     def events(self) -> list[str]:
         """One line per kind of event."""
-        lines: list[str] = [*_counted("dropped", self.dropped), *_counted("truncated", self.truncated)]
+        lines: list[str] = [
+            *_counted("{n} dropped: {reason}", self.dropped),
+            *_counted("{n} truncated: {reason}", self.truncated),
+        ]
         lines += [f"{n} x {note}" for note, n in self.notes.items()]
         if self.unused:
             fields = ", ".join(f"{name} ({n})" for name, n in self.unused.items())
@@ -107,16 +110,19 @@ class ReadSummary:
             events = "\n".join(map(spoken, source.events()))
             table.add_row(escape(source.source), source.format, *counts, escape(events))
         if self.dropped or self.truncated:
-            later = [*_counted("dropped", self.dropped), *_counted("truncated", self.truncated)]
+            later = [
+                *_counted("{n} dropped: {reason}", self.dropped),
+                *_counted("{n} truncated: {reason}", self.truncated),
+            ]
             counts = (f"{n:,}" for n in (self.kept + self.dropped.total(), self.kept, self.dropped.total()))
             table.add_row(spoken("all, afterwards"), "", *counts, escape("\n".join(map(spoken, later))))
         return table
 
 
-def _counted(what: str, reasons: Counter[str]) -> Iterator[Text]:
-    """One line per reason; `what` happened to the records: dropped or truncated."""
+def _counted(template: str, reasons: Counter[str]) -> Iterator[Text]:
+    """One line per reason."""
     for reason, n in reasons.items():
-        yield Text(f"{{n}} {what}: {{reason}}", n=n, reason=Text(reason))
+        yield Text(template, n=n, reason=Text(reason))
 
 
 @dataclass
