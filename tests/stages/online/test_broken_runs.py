@@ -37,7 +37,7 @@ def severities(tmp_path: Path, models: Path, **changes) -> dict[str, str]:
         ("kl-coefficient-too-high", {"kl_coef": 20.0}),
     ],
 )
-def test_a_broken_run_is_named(tmp_path, tiny_models, monkeypatch, code, changes):
+def test_a_broken_run_is_named(tmp_path, tiny_models, code, changes):
     assert severities(tmp_path, tiny_models, **changes)[code] == "red"
 
 

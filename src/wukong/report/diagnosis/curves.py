@@ -29,6 +29,11 @@ class Curve:
         return float(np.median(self.values))
 
     @property
+    def early_median(self) -> float:
+        """The median of the first third, of at least three points where there are."""
+        return float(np.median(self.values[: max(3, len(self) // 3)]))
+
+    @property
     def first(self) -> float:
         """The mean of the first points: a sixth of them, at least two."""
         return float(self.values[: self._early].mean())

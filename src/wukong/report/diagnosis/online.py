@@ -24,9 +24,10 @@ def too_short(code: str, step: StepResult) -> Unchecked:
 # ------------------------------------------------------------------------------------------------- size of the steps
 
 LARGE_STEP, HUGE_STEP = 0.05, 0.3
-"""Median approx_kl in nats per token. PPO's usual range is 0.001 to 0.02."""
+"""approx_kl in nats per token, the median of the first third: later the schedule lowers the rate, or a policy that the
+first steps ruined moves no more. PPO's usual range is 0.001 to 0.02."""
 MUCH_CLIPPED = 0.3
-"""Median clip_fraction."""
+"""clip_fraction, the median of the first third."""
 
 
 def lr_too_high(step: StepResult) -> Outcome:
@@ -35,19 +36,19 @@ def lr_too_high(step: StepResult) -> Outcome:
     kl, score = curve_of(step, "kl", 2), curve_of(step, "score", 2)
     if moved is None or kl is None or score is None:
         return too_short("lr-too-high", step)
-    share = clipped.median if clipped else 0.0
-    size = moved.median
+    share = clipped.early_median if clipped else 0.0
+    size = moved.early_median
     if size < LARGE_STEP and share < MUCH_CLIPPED:
         return None
     evidence = [
         Text(
-            "each iteration moved the policy by {size:.2g} nats per token (median of approx_kl; 0.001 to 0.02 is "
+            "early iterations moved the policy by {size:.2g} nats per token (median of approx_kl; 0.001 to 0.02 is "
             "usual)",
             size=size,
         )
     ]
     if clipped:
-        evidence.append(Text("{share:.0%} of the tokens were clipped (median of clip_fraction)", share=share))
+        evidence.append(Text("{share:.0%} of their tokens were clipped (median of clip_fraction)", share=share))
     jump = float(kl.values[: min(len(kl), 4)].max())
     harmed = False
     if jump > 5:
@@ -213,7 +214,9 @@ def value_model(step: StepResult) -> Outcome:
     advice = [Text("raise --value-coef, or give it more iterations")]
     if step.options.get("value_model") == "shared":
         advice.append(Text("give it a trunk of its own: --value-model separate"))
-    red = high < NOTHING + 0.05
+    # A value model whose error falls is learning, only late.
+    learns = error is not None and error.last < 0.8 * error.first and error.z < -3
+    red = high < NOTHING + 0.05 and not learns
     return problem("value-model", step.name, red, evidence, advice)
 
 
