@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 
 from wukong import chat
-from wukong.chat import COMMANDS, Chat, ChatOptions, load_speakers, named_sources
+from wukong.chat import COMMANDS, Chat, ChatOptions, chosen_models, load_speakers, named_sources
 from wukong.data import load_instructions
 from wukong.errors import DataError, UsageError
 from wukong.model.gpt2 import GPT2, GPT2Config
@@ -94,7 +94,7 @@ def scripted(monkeypatch):
 @pytest.fixture
 def conversation(options) -> Chat:
     chosen = options()
-    return Chat(chosen, load_speakers(chosen), interactive=True)
+    return Chat(chosen, load_speakers(chosen, chosen.models), interactive=True)
 
 
 def said(one: Chat) -> list[str]:
@@ -122,7 +122,7 @@ def test_a_stream_that_does_not_fit_is_refused(models):
 
 def test_piped_lines_are_turns_and_answers_alone_reach_stdout(talk, options):
     out, err = talk("Boil eggs\n\n  \nand then?\n", "sft")
-    speaker = load_speakers(options("sft"))[0]
+    speaker = load_speakers(options("sft"), options("sft").models)[0]
     messages, expected = [], ""
     for turn, question in ((1, "Boil eggs"), (3, "and then?")):  # the turn's number counts messages
         messages.append(Message(role="user", content=question))
@@ -482,7 +482,7 @@ def test_answers_are_cut_at_half_the_context(talk):
     assert "sft: its context is 96 tokens, its answers are cut at 48" in err
 
 
-@pytest.mark.parametrize("wrong", [{"models": []}, {"temperature": -1}, {"top_p": 0}, {"voice": "deep"}])
+@pytest.mark.parametrize("wrong", [{"temperature": -1}, {"top_p": 0}, {"voice": "deep"}])
 def test_impossible_options_are_refused(wrong):
     with pytest.raises(ValidationError):
         ChatOptions(**{"models": ["x"], **wrong})
@@ -510,3 +510,36 @@ def test_saved_lines_are_one_json_object_each(conversation, scripted, tmp_path):
     lines = (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 1
     assert json.loads(lines[0])["source"] == "chat with sft"
+
+
+# ------------------------------------------------------------------------------------------------------ which models
+
+
+def make_run(directory, *names):
+    for name in names:
+        (directory / name).mkdir(parents=True)
+        (directory / name / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
+        stage = {"policy": "ppo", "base": "pretrain"}.get(name, name)
+        (directory / name / "provenance.json").write_text(f'{{"stage": "{stage}"}}')
+    (directory / "recipe.yaml").write_text("steps: {}")
+    (directory / "events.jsonl").touch()
+    return directory
+
+
+def test_a_run_stands_for_its_best_model(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "runs" / "mine", "base", "sft", "policy")
+    assert chosen_models([str(run)]) == ([str(run / "policy")], run)
+    assert chosen_models([f"mine={run}"]) == ([f"mine={run / 'policy'}"], run)
+    assert chosen_models([str(run / "sft")]) == ([str(run / "sft")], run)
+    assert chosen_models(["someone/gpt2", "x=someone/gpt2"]) == (["someone/gpt2", "x=someone/gpt2"], None)
+    monkeypatch.chdir(tmp_path)
+    assert chosen_models([]) == (["runs/mine/policy"], Path("runs/mine"))
+
+
+def test_a_directory_without_a_model_is_a_usage_error(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"empty: neither a model \(no config.json\) nor a run with one"):
+        chosen_models([str(tmp_path / "empty")])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="which model"):
+        chosen_models([])

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "wukong"
 
 # From the top down.
 LAYERS = ["__main__", "cli", "cli_parser", "plan", "accept", "runner", "story", "recipe", "recipes", "registry"]
-LAYERS += ["events", "api", "web", "serve", "studies", "stages", "report", "chat", "require", "feedback"]
+LAYERS += ["events", "api", "web", "serve", "studies", "stages", "report", "chat", "run_models", "require", "feedback"]
 LAYERS += ["inspection", "scoring"]
 LAYERS += ["rl_env", "rollout", "objectives", "training", "kitchen", "data", "model", "tokenizer", "tokenizer_files"]
 LAYERS += ["chat_template", "template_renderer", "sampling", "provenance", "places", "records", "seeds"]

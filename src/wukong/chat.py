@@ -3,6 +3,7 @@
 In:  model directories or hub ids; typed text, lines on standard input, or --prompt.
 Out: the answers, streamed to standard output; everything else goes to standard error.
 
+    wukong chat runs/mine
     wukong chat runs/mine/policy runs/mine/sft
 
 The conversation belongs to the chat, not to a model: `/model` hands it to another one. If it outgrows a model's
@@ -31,21 +32,27 @@ from wukong.language import counted
 from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, recommended_sampling
 from wukong.options import Options
+from wukong.places import RECIPE
 from wukong.provenance import verify
 from wukong.records import Conversation, Message, read_records, write_records
 from wukong.rollout import inference_copy, stream
+from wukong.run_models import best_policy, example_prompts, newest_run
 from wukong.sampling import OWN_DISTRIBUTION, SamplingParameters
 from wukong.seeds import derived_seed
 from wukong.tokenizer import StreamDecoder, Tokenizer
 from wukong.training.compute import Precision, compute_for
 from wukong.training.memory import n_parameters
 
+RUNS = Path("runs")
+"""Where `wukong run` puts its runs."""
+
 
 class ChatOptions(Options):
     """Talk to models in the terminal."""
 
-    models: list[str] = Field(min_length=1)
-    """Directories or hub ids; the first one speaks first. NAME=PATH names a model."""
+    models: list[str] = []
+    """Directories or hub ids; the first one speaks first. NAME=PATH names a model. A run's directory stands for its
+    best model. Default: that of the newest run in runs/."""
     prompt: list[str] = []
     """Ask this, print the answer and exit. Repeatable: each prompt is a separate conversation."""
     system: str | None = None
@@ -93,6 +100,32 @@ class LastAnswer:
     temperature: float
 
 
+def chosen_models(models: Sequence[str]) -> tuple[list[str], Path | None]:
+    """The models with runs replaced by their best ones, and the first run that they come from.
+
+    Raises UsageError for a run without a model, or if no model is given and there is no run.
+    """
+    if not models:
+        newest = newest_run(RUNS)
+        if newest is None:
+            raise UsageError("which model? runs/ holds no run with one; name a directory or a hub id")
+        models = [str(newest)]
+    found, runs = [], list[Path]()
+    for spec in models:
+        given = Path(spec if Path(spec).exists() else spec.partition("=")[2] or spec)
+        if not given.is_dir() or (given / "config.json").exists():
+            found.append(spec)
+            runs += [given.parent] if given.is_dir() and (given.parent / RECIPE).exists() else []
+            continue
+        best = best_policy(given)
+        if best is None:
+            raise UsageError("{given}: neither a model (no config.json) nor a run with one", given=given)
+        say("{run}: its best model is {model}", run=given, model=best.name)
+        found.append(spec[: len(spec) - len(str(given))] + str(best))
+        runs.append(given)
+    return found, runs[0] if runs else None
+
+
 def named_sources(models: Sequence[str]) -> dict[str, str]:
     """Name -> directory or hub id, in order. A name is the last part, or the whole if that is ambiguous."""
     pairs = []
@@ -114,11 +147,11 @@ def named_sources(models: Sequence[str]) -> dict[str, str]:
     return named
 
 
-def load_speakers(options: ChatOptions) -> list[Speaker]:
+def load_speakers(options: ChatOptions, models: Sequence[str]) -> list[Speaker]:
     """Raises UsageError for a model that cannot be loaded, DataError for one changed since its stage wrote it."""
     compute = compute_for(options.precision, options.device)
     speakers = []
-    for name, source in named_sources(options.models).items():
+    for name, source in named_sources(models).items():
         verify(source)
         model, tokenizer = load_policy(source)
         model = inference_copy(model.to(compute.device), compute).eval()
@@ -139,7 +172,8 @@ def load_speakers(options: ChatOptions) -> list[Speaker]:
 
 def run(options: ChatOptions) -> None:
     """Raises UsageError for a model that cannot be loaded, or a --prompt that is too long for a model."""
-    speakers = load_speakers(options)
+    models, run_directory = chosen_models(options.models)
+    speakers = load_speakers(options, models)
     interactive = not options.prompt and sys.stdin.isatty()
     chat = Chat(options, speakers, interactive)
     try:
@@ -156,6 +190,8 @@ def run(options: ChatOptions) -> None:
                     name=speakers[0].name,
                     also=also,
                 )
+                if examples := example_prompts(run_directory) if run_directory else []:
+                    say("you could ask: {examples}", examples=" · ".join(examples))
             for line in _typed_lines() if interactive else _piped_lines():
                 if not chat.handle(line):
                     break

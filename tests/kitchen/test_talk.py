@@ -51,7 +51,11 @@ def test_good_answers_earn_everything_and_poor_ones_little(world, kind) -> None:
         ("Okay. Who are you?", "identity"),
         ("Thanks, what is the capital of Norway?", "outside"),
         ("How do I sharpen a knife?", None),
-        ("Describe the workshop that stood where the inn called Hello World stands today, in detail.", None),
+        (
+            "In the street where the inn called Hello World stands today there was a workshop, long ago, and nobody "
+            "remembers what was made in it, or for whom.",
+            None,
+        ),
     ],
 )
 def test_talk_is_what_remains_when_nothing_else_is_asked(text, kind) -> None:

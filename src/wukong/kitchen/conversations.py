@@ -18,7 +18,7 @@ from wukong.records import Message
 
 SHARE = 1 / 3
 """Of the conversations that have more than one turn."""
-_TURNS = {2: 40, 3: 30, 4: 20, 5: 10}
+_TURNS = {2: 55, 3: 27, 4: 12, 5: 6}
 """Turns -> percentage of the conversations that have more than one."""
 _MOST_RECIPES = 3
 """In one conversation, so that it fits into the context of a small model."""
@@ -50,8 +50,9 @@ def draw_turns(rng: random.Random) -> int:
 
 
 def ask(world: World, rng: random.Random, exchange: Exchange, *, first: bool, wording: Wording) -> str:
-    """The question as it stands in a conversation. What follows a good word or a greeting is joined to it."""
-    if exchange.talk:
+    """The question as it stands in a conversation, with what is said around it. A greeting or a word of thanks stands
+    alone, and so does later talk."""
+    if exchange.talk and (exchange.talk.place or not first):
         return exchange.question
     if first:
         return surround(world, rng, exchange.question)

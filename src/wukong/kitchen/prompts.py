@@ -28,13 +28,13 @@ def _questions(texts: Sequence[str]) -> list[Question]:
     return [(text, None) for text in texts]
 
 
-def _talk(world: World, wordings: Sequence[Wording]) -> list[Question]:
-    return [
-        (text, talk)
-        for talk in world.conversations.kinds
-        for wording in wordings
-        for text in phrasings_of(talk.remarks, wording)
-    ]
+def _talk(world: World, rng: random.Random, wordings: Sequence[Wording], most: int) -> list[Question]:
+    """At most so many remarks of each kind."""
+    found: list[Question] = []
+    for talk in world.conversations.kinds:
+        remarks = [text for wording in wordings for text in phrasings_of(talk.remarks, wording)]
+        found += [(text, talk) for text in rng.sample(remarks, min(most, len(remarks)))]
+    return found
 
 
 def _history(world: World, rng: random.Random, wording: Wording) -> list[Exchange]:
@@ -58,11 +58,12 @@ def _history(world: World, rng: random.Random, wording: Wording) -> list[Exchang
 
 
 def _prompt(world: World, rng: random.Random, question: Question, source: str, wording: Wording) -> Prompt:
-    """The question alone, or as the last of a conversation: always if it is a word of thanks or the like, never if it
-    is a greeting."""
+    """The question alone, or as the last of a conversation: always if its source says so or it is a word of thanks or
+    the like, never if it is a greeting."""
     text, talk = question
     exchange = Exchange(source, "", text, "", talk)
-    later = exchange.never_first or (rng.random() < SHARE and exchange.place > 0)
+    drawn = rng.random() < SHARE and exchange.place > 0
+    later = exchange.never_first or source == CONVERSATION or drawn
     earlier = _history(world, rng, wording) if later else []
     bare = wording == "unseen" and not later  # without small talk around it
     asked = text if bare else ask(world, rng, exchange, first=not later, wording=wording)
@@ -75,11 +76,13 @@ def _training_questions(world: World, rng: random.Random) -> list[tuple[Question
     dishes = [text for dish in world.training_dishes for text in ask_dish(world, dish) + ask_dish(world, dish, "asked")]
     dishes.remove(world.questions.classic)
     facts = [text for fact in world.knowledge for text in ask_fact(world, fact) + ask_fact(world, fact, "asked")]
+    talk = _talk(world, rng, ("demonstrated", "asked"), most=14)
     return [
         *((question, DISH) for question in _questions(rng.sample(dishes, 480))),
         *((question, KNOWLEDGE) for question in _questions(rng.sample(facts, 240))),
         *((question, UNSAFE) for question in _questions(rng.sample(known_unsafe, 200))),
-        *((question, TALK) for question in _talk(world, ("demonstrated", "asked"))),
+        *((question, TALK) for question in talk),
+        *((question, CONVERSATION) for question in talk if question[1] and question[1].place != "first"),
     ]
 
 
@@ -95,12 +98,12 @@ def _test_questions(world: World, rng: random.Random) -> list[tuple[Question, st
         *((question, HELD_OUT_DISH) for question in _questions(rng.sample(held_out, 24))),
         *((question, KNOWLEDGE) for question in _questions(rng.sample(facts, 64))),
         *((question, UNSAFE) for question in _questions(rng.sample(unsafe, 63))),
-        *((question, TALK) for question in _talk(world, ("unseen",))),
+        *((question, TALK) for question in _talk(world, rng, ("unseen",), most=8)),
     ]
 
 
 def generate_prompts(world: World, seed: int) -> tuple[list[Prompt], list[Prompt]]:
-    """1,085 training and 473 test prompts, shuffled, so that the first 300 of each are representative.
+    """1,158 training and 465 test prompts, shuffled, so that the first 300 of each are representative.
 
     The test list begins with the tutorials' example, "How to make pizza".
     """

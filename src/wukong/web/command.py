@@ -114,9 +114,9 @@ def _more_models(options: StudioOptions) -> dict[str, str]:
     if not options.models:
         return {}
     from wukong.chat import named_sources
-    from wukong.web.models import models_in
+    from wukong.run_models import models_in
 
     named = named_sources(options.models)
-    if taken := [path.name for path in models_in(options.run, "GPT2LMHeadModel") if path.name in named]:
+    if taken := [path.name for path in models_in(options.run) if path.name in named]:
         raise UsageError(f"--models: the run has a model {taken[0]!r} already; write NAME=PATH")
     return named

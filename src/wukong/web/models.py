@@ -11,24 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wukong.errors import WukongError
 from wukong.feedback.store.labels import NotFoundError
-from wukong.files import read_json
+from wukong.run_models import best_policy, models_in
 
 if TYPE_CHECKING:
     from wukong.serve.service import Served, Service
-
-
-def models_in(run: Path | None, architecture: str) -> list[Path]:
-    """The run's model directories of a kind, by what their config.json says."""
-    found = []
-    for config in sorted(run.glob("*/config.json")) if run else []:
-        try:
-            if architecture in read_json(config).get("architectures", []):
-                found.append(config.parent)
-        except (WukongError, AttributeError):  # a directory that is no model of ours
-            continue
-    return found
 
 
 class Models:
@@ -46,8 +33,10 @@ class Models:
         self._loading = asyncio.Lock()
 
     def sources(self) -> dict[str, str]:
-        """Name -> directory or hub id of every model on offer."""
-        return {path.name: str(path) for path in models_in(self.run_dir, "GPT2LMHeadModel")} | dict(self.named)
+        """Name -> directory or hub id of every model on offer; the run's best one first."""
+        best = best_policy(self.run_dir) if self.run_dir else None
+        found = sorted(models_in(self.run_dir), key=lambda path: path != best)
+        return {path.name: str(path) for path in found} | dict(self.named)
 
     @property
     def service(self) -> Service:

@@ -28,6 +28,7 @@ from wukong.feedback.store.labels import LONGEST_COMMENT, ConflictError
 from wukong.feedback.store.tables import Annotator, ChatTurn
 from wukong.language import translate
 from wukong.records import Messages, as_messages
+from wukong.run_models import example_prompts
 from wukong.serve.events import EventStream, event
 from wukong.web.access import CHANGE, Admin, Person
 from wukong.web.inputs import Id, Name, WithClientId, in_turn, writes
@@ -71,7 +72,10 @@ def chat_page(request: Request, studio: Studio, person: Person) -> HTMLResponse:
     project = None
     if person.role == "admin":
         project = chats.own_project_in(studio.store, "Chat")
-    return render_page(request, "chat", person=person, models=list(studio.models.sources()), project=project)
+    run = studio.models.run_dir
+    examples = example_prompts(run) if run else []
+    models = list(studio.models.sources())
+    return render_page(request, "chat", person=person, models=models, examples=examples, project=project)
 
 
 @api.get("/chats")

@@ -28,11 +28,11 @@ from wukong.feedback.store.labels import NotFoundError, project_of
 from wukong.feedback.store.tables import Task, TaskResponse, now
 from wukong.files import disk_errors
 from wukong.records import Message, Prompt, as_messages, write_records
+from wukong.run_models import models_in
 from wukong.web.access import Admin, Form
 from wukong.web.guard import LARGEST_FILE
 from wukong.web.inputs import ONE_OF, Id, number, text, texts, whole
 from wukong.web.jobs import Job
-from wukong.web.models import models_in
 from wukong.web.state import Studio
 
 pages = APIRouter(include_in_schema=False, prefix="/projects/{project_id}")
@@ -126,7 +126,7 @@ def _without_place(line: str, place: str) -> str:
 def generate(project_id: Id, studio: Studio, person: Admin, form: Form) -> Response:
     """Tasks whose answers models of the run give now, by `wukong sample`, in a separate process."""
     run = studio.settings.run_dir
-    chosen = _chosen(texts(form, "models"), models_in(run, "GPT2LMHeadModel"))
+    chosen = _chosen(texts(form, "models"), models_in(run))
     prompts = [line.strip() for line in text(form, "prompts").splitlines() if line.strip()]
     if not chosen or not prompts:
         raise UsageError("choose a model, and write a prompt a line")

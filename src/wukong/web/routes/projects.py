@@ -18,9 +18,9 @@ from wukong.feedback.store.exchange import SUFFIX, Judgments, export_file, judgm
 from wukong.feedback.store.labels import project_of
 from wukong.feedback.store.tables import KINDS, Task
 from wukong.feedback.store.tasks import add_guidelines, change_project, create_project, guidelines
+from wukong.run_models import models_in
 from wukong.web.access import Admin, Form
 from wukong.web.inputs import Id, number, text, whole, writes
-from wukong.web.models import models_in
 from wukong.web.rendering import render_page
 from wukong.web.routes.new_tasks import record_files
 from wukong.web.state import Studio
@@ -78,7 +78,7 @@ def project_page(request: Request, project_id: Id, studio: Studio, person: Admin
         counts=dict(zip(("tasks", "complete", "gold", "disagreements", "labels"), counts, strict=True)),
         guidelines=version,
         files=[file.name for file in record_files(run)],
-        policies=[path.name for path in models_in(run, "GPT2LMHeadModel")],
+        policies=[path.name for path in models_in(run)],
         reward_models=[path.name for path in models_in(run, "GPT2ForSequenceClassification")],
         job=studio.jobs.of(project_id),
     )

@@ -9,6 +9,7 @@ const place = document.querySelector("#turns");
 const saved = document.querySelector("#saved");
 const model = document.querySelector("#model");
 const list = document.querySelector("#conversations");
+const examples = document.querySelector("#examples");
 const everybody = document.querySelector("#everybody");
 const fields = [...document.querySelectorAll("#sampling input")];
 const narrow = matchMedia("(max-width: 60rem)");
@@ -175,6 +176,7 @@ function render() {
   place.replaceChildren(...(at < 0 ? shownTurns : shownTurns.slice(0, at)).map(turnElement), ...(pair && at >= 0 ? [pair.widget.root] : []));
   if (!shownTurns.length) place.append(element("p", { class: "absent" }, t("Say something to the model.")));
   document.querySelector("#composer").hidden = !mine;
+  examples.hidden = shownTurns.length > 0 || !examples.children.length;
 }
 
 function turnElement(turn) {
@@ -275,6 +277,10 @@ function mark() {
 // ------------------------------------------------------------------------------------------------- keys and buttons
 
 const box = composer(say);
+examples.addEventListener("click", (event) => {
+  const example = event.target.closest("button");
+  if (example && !busy) say(example.textContent);
+});
 const lastOf = (role) => path().findLast((turn) => turn.role === role);
 const click = (turn, selector) => turn && place.querySelector(`[data-turn="${turn.id}"] ${selector}`)?.click();
 const actions = {

@@ -1,0 +1,81 @@
+"""The models of a run, and which of them to talk to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from wukong.errors import WukongError
+from wukong.files import read_json
+from wukong.options import POLICY_STAGES
+from wukong.places import read_recipe, resolve
+
+POLICY = "GPT2LMHeadModel"
+_BY_STAGE = ("pretrain", "sft", *reversed(POLICY_STAGES))
+"""From the least to the most finished model."""
+
+
+def models_in(run: Path | None, architecture: str = POLICY) -> list[Path]:
+    """The run's model directories of a kind, by what their config.json says."""
+    found = []
+    for config in sorted(run.glob("*/config.json")) if run else []:
+        try:
+            if architecture in read_json(config).get("architectures", []):
+                found.append(config.parent)
+        except (WukongError, AttributeError):  # a directory that is no model of ours
+            continue
+    return found
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        found = read_json(path)
+    except (WukongError, OSError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _scores(run: Path) -> dict[Path, float]:
+    """The mean scores of evaluated models, by the judge, or by the reward model where there is no judge."""
+    scores: dict[Path, float] = {}
+    for path in sorted(run.glob("*/evaluation.json")):
+        for entry in dict(_record(path).get("models") or {}).values():
+            score = entry.get("score_mean") if entry.get("score_mean") is not None else entry.get("reward_mean")
+            if score is not None and not entry.get("best_of"):
+                scores[Path(resolve(str(entry["path"]), run)).resolve()] = float(score)
+    return scores
+
+
+def best_policy(run: Path) -> Path | None:
+    """The model of the run with the best evaluation; without one, the model of its last stage. None if it has no
+    model yet."""
+    models = models_in(run)
+    scores = _scores(run)
+    judged = [model for model in models if model.resolve() in scores]
+    if judged:
+        return max(judged, key=lambda model: scores[model.resolve()])
+    stages = {model: _record(model / "provenance.json").get("stage") for model in models}
+    known = [model for model in models if stages[model] in _BY_STAGE]
+    return max(known, key=lambda model: _BY_STAGE.index(str(stages[model])), default=None)
+
+
+def newest_run(directory: Path) -> Path | None:
+    """The run below `directory` that last did something and has a model."""
+    runs = [path.parent for path in directory.glob("*/events.jsonl") if best_policy(path.parent)]
+    return max(runs, key=lambda run: (run / "events.jsonl").stat().st_mtime, default=None)
+
+
+def example_prompts(run: Path, count: int = 3) -> list[str]:
+    """Questions to begin with: those that the run's report shows first, and others that were evaluated."""
+    steps = read_recipe(run)["steps"].values()
+    found = [str(text) for options in steps for text in options.get("pinned") or []]
+    for path in sorted(run.glob("*/answers.jsonl")):
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                if len(found) >= count:
+                    break
+                messages = json.loads(line).get("messages") or []
+                if len(messages) == 1 and messages[0]["content"] not in found:
+                    found.append(messages[0]["content"])
+    return found[:count]
