@@ -18,8 +18,9 @@ from wukong.records import Message
 
 SHARE = 1 / 3
 """Of the conversations that have more than one turn."""
-_TURNS = {2: 55, 3: 27, 4: 12, 5: 6}
-"""Turns -> percentage of the conversations that have more than one."""
+DEMONSTRATED_TURNS = {2: 35, 3: 30, 4: 22, 5: 13}
+ASKED_TURNS = {2: 52, 3: 29, 4: 13, 5: 6}
+"""Turns -> percentage of the conversations that have more than one, in demonstrations and in prompts."""
 _MOST_RECIPES = 3
 """In one conversation, so that it fits into the context of a small model."""
 _PLACES = {"first": 0, None: 1, "later": 1, "last": 2}
@@ -44,9 +45,9 @@ class Exchange:
         return self.talk is not None and self.talk.place in ("later", "last")
 
 
-def draw_turns(rng: random.Random) -> int:
+def draw_turns(rng: random.Random, shares: dict[int, int]) -> int:
     """The number of turns of a conversation that has more than one."""
-    return rng.choices(list(_TURNS), list(_TURNS.values()))[0]
+    return rng.choices(list(shares), list(shares.values()))[0]
 
 
 def ask(world: World, rng: random.Random, exchange: Exchange, *, first: bool, wording: Wording) -> str:
@@ -85,7 +86,7 @@ def grouped(rng: random.Random, exchanges: Sequence[Exchange]) -> list[list[Exch
     groups: list[list[Exchange]] = []
     while left:
         group = [left.pop()]
-        turns = draw_turns(rng) if rng.random() < SHARE else 1
+        turns = draw_turns(rng, DEMONSTRATED_TURNS) if rng.random() < SHARE else 1
         recipes = int(group[0].kind == "dish")
         while len(group) < turns and left:
             recipes += left[-1].kind == "dish"

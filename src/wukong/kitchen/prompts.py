@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 
 from wukong.kitchen.content import Talk
-from wukong.kitchen.conversations import SHARE, Exchange, ask, draw_turns, in_place, messages_of
+from wukong.kitchen.conversations import ASKED_TURNS, SHARE, Exchange, ask, draw_turns, in_place, messages_of
 from wukong.kitchen.instructions import exchange_dish, exchange_fact, exchange_talk
 from wukong.kitchen.questions import Wording, ask_dish, ask_fact, ask_unsafe, phrasings_of
 from wukong.kitchen.worlds import World
@@ -45,7 +45,7 @@ def _history(world: World, rng: random.Random, wording: Wording) -> list[Exchang
         return rng.choice(("complete", ""))
 
     found: list[Exchange] = []
-    for _ in range(draw_turns(rng) - 1):
+    for _ in range(draw_turns(rng, ASKED_TURNS) - 1):
         kind = rng.choices(("dish", "fact", "talk"), (45, 25, 30))[0]
         if kind == "dish" and sum(one.kind == "dish" for one in found) < 2:
             found.append(exchange_dish(world, rng, rng.choice(world.training_dishes), wording, quality()))
@@ -82,7 +82,7 @@ def _training_questions(world: World, rng: random.Random) -> list[tuple[Question
         *((question, KNOWLEDGE) for question in _questions(rng.sample(facts, 240))),
         *((question, UNSAFE) for question in _questions(rng.sample(known_unsafe, 200))),
         *((question, TALK) for question in talk),
-        *((question, CONVERSATION) for question in talk if question[1] and question[1].place != "first"),
+        *((question, CONVERSATION) for question in talk[::2] if question[1] and question[1].place != "first"),
     ]
 
 
@@ -103,7 +103,7 @@ def _test_questions(world: World, rng: random.Random) -> list[tuple[Question, st
 
 
 def generate_prompts(world: World, seed: int) -> tuple[list[Prompt], list[Prompt]]:
-    """1,158 training and 465 test prompts, shuffled, so that the first 300 of each are representative.
+    """1,102 training and 465 test prompts, shuffled, so that the first 300 of each are representative.
 
     The test list begins with the tutorials' example, "How to make pizza".
     """
