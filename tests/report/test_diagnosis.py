@@ -328,7 +328,8 @@ def test_values_that_are_no_numbers_are_no_findings(tmp_path):
 def test_every_finding_has_its_section_in_both_languages():
     for language in ("", ".zh"):
         page = (ROOT / "docs" / "tools" / f"doctor{language}.md").read_text(encoding="utf-8")
-        assert re.findall(r"^## .* \{#([\w-]+)\}$", page, re.MULTILINE) == list(TITLES)
+        anchors = re.findall(r"^## .* \{#([\w-]+)\}$", page, re.MULTILINE)
+        assert [anchor for anchor in anchors if anchor in TITLES] == list(TITLES)
     assert f'Documentation = "{SITE}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
