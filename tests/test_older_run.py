@@ -32,7 +32,7 @@ def test_it_goes_on_where_it_ended(older_run: Path, capsys: pytest.CaptureFixtur
     assert marks(older_run) == before
     assert "How to make pizza" in (older_run / "report.html").read_text(encoding="utf-8")
     lines = said.splitlines()
-    at = lines.index("the same question, answered by each model: How to make pizza")
+    at = lines.index("the same question, answered by each model: “How to make pizza”")
     assert [line.partition(":")[0] for line in lines[at + 1 : at + 6]] == [
         "  base", "  sft", "  policy", "report", "talk to the model",
     ]  # fmt: skip

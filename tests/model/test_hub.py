@@ -443,7 +443,7 @@ def _linked(name: str):
 BROKEN = {
     "other model": (_config(model_type="llama"), "config.json: model_type is 'llama', only GPT-2"),
     "other task": (_config(architectures=["GPT2ForTokenClassification"]), "config.json: architecture GPT2ForTok"),
-    "no config": (lambda d: (d / "config.json").unlink(), "config.json: no such file"),
+    "no config": (lambda d: (d / "config.json").unlink(), "holds no model (config.json is missing)"),
     "config not JSON": (_write("config.json", b"{"), "config.json:1: not valid JSON"),
     "config a list": (_write("config.json", b"[]"), "config.json: not a JSON object"),
     "no n_head": (_config(n_head="(absent)"), "config.json: n_head is missing"),
@@ -537,7 +537,7 @@ BROKEN = {
     "a tensor in no shard": (_shards_with(x="model-00001-of-00002.safetensors"), "tensor x is in none of its shards"),
     "a tensor in both shards": (_twice_in_shards, "tensor transformer.ln_f.bias is in another shard too"),
     "weights that are a link to themselves": (_linked("model.safetensors"), "no weights here"),
-    "a config that is a link to itself": (_linked("config.json"), "config.json: no such file"),
+    "a config that is a link to itself": (_linked("config.json"), "holds no model (config.json is missing)"),
     "a config that is a pipe": (
         lambda d: ((d / "config.json").unlink(), os.mkfifo(d / "config.json")),
         "config.json: not a file",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from wukong import cli
+from wukong import cli, cli_parser
 from wukong.errors import DataError, UsageError
 from wukong.feedback.reward_models import require_better_than_chance
 from wukong.provenance import read_record
@@ -170,8 +170,8 @@ def test_a_bad_answer_among_the_samples_is_refused_or_left_out_and_listed(models
 
 def test_the_reward_model_is_named_first_and_no_fractions_are_possible(capsys):
     options, _ = TOOLS["reward-report"].load()
-    hints = cli._hints(options, positional="reward_model")
-    given = cli._parse("wukong reward-report", hints, "", ["runs/r", "--fractions", "--out", "x"])
+    known = cli_parser.hints(options, positional="reward_model")
+    given = cli_parser.parse("wukong reward-report", known, "", ["runs/r", "--fractions", "--out", "x"])
     assert (given["reward_model"], given["fractions"]) == ("runs/r", [])
     assert cli.main(["reward-report", "--out", "x"]) == 2
     line = capsys.readouterr().err

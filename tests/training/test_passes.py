@@ -58,6 +58,6 @@ def test_a_handful_of_steps_is_warned_of(capsys: pytest.CaptureFixture) -> None:
     warn_of_few_steps("reward", 29, "label more")
     warn_of_few_steps("dpo", 1, "label more")
     said = capsys.readouterr().err
-    assert "reward: warning: 29 optimiser steps are few" in said
-    assert "dpo: warning: 1 optimiser step is few" in said
+    assert "reward: warning: 29 optimiser steps may teach the model next to nothing" in said
+    assert "dpo: warning: 1 optimiser step may teach the model next to nothing" in said
     assert "label more" in said

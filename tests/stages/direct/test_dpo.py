@@ -166,7 +166,7 @@ def test_few_comparisons_are_learnt_in_several_passes_and_the_end_says_how_far_t
     assert results["passes"] == {"epochs": 4, "batch_size": 8, "lr": pytest.approx(5e-5), "steps": 24}
     said = capsys.readouterr().err
     assert "dpo: 48 records, 0 held out, 24 steps of 8 (4 epochs, learning rate 5e-05)" in said
-    assert "dpo: warning: 24 optimiser steps are few" in said
+    assert "dpo: warning: 24 optimiser steps may teach the model next to nothing" in said
     assert f"dpo: the model moved {results['kl_to_start']:.3g} nats per token (KL) from where it started" in said
     assert f"next: wukong evaluate --models start={tiny_models / 'sft'} dpo={made.out}" in said
     compute = json.loads((made.out / "provenance.json").read_text())["compute"]

@@ -327,7 +327,9 @@ def test_the_old_name_of_an_option_still_works_and_is_warned_of(whole, capsys) -
         main(["rloo", "--help"])
     assert "insist" not in capsys.readouterr().out
     assert main(["rloo", "--insist", "--model", "nowhere", "--prompts", "-", "--out", str(options.out)]) == 2
-    assert capsys.readouterr().err == "wukong: error: there is no reward: give --reward-model, --rewards or both\n"
+    assert (
+        capsys.readouterr().err == "wukong: error: --reward-model (or --rewards) is required; see wukong rloo --help\n"
+    )
 
 
 def test_micro_batches_change_nothing_but_rounding(whole) -> None:
