@@ -162,6 +162,7 @@ def test_sigterm_from_outside_saves_a_checkpoint_and_says_so_by_its_exit_code(tm
     assert_equal_runs(options, long_run)
 
 
+@pytest.mark.slow
 def test_kill_9_at_random_moments_changes_nothing(tmp_path, long_run, start):
     options = long_run.model_copy(update={"out": tmp_path, "checkpoint_seconds": 0.0})
     moments, progress = random.Random(0), [0]

@@ -63,6 +63,7 @@ def gpt2(seed: int, spread: float = 1.0) -> GPT2:
     return model
 
 
+@pytest.mark.slow
 def test_ppo_reaches_the_closed_form_solution_of_a_bandit(tmp_path: Path, tokenizer: Tokenizer) -> None:
     """One prompt, one token a response. The best policy under a KL penalty is pi ~ pi_ref exp(r / beta) (e.g. Rafailov
     et al. 2023, eq. 4): here r = 2.5, 2.3, 2.1, 1.9 for four tokens and 0 for the others, beta = 0.5, so with a nearly
