@@ -725,6 +725,17 @@ def test_the_first_words_say_what_was_learned_lost_and_still_fails(page):
     assert "“right dish” is met by only 80 % of the 400 answers of policy" in fails
 
 
+def test_a_check_is_counted_over_the_answers_that_it_applies_to(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    file = next(run.glob("*/evaluation.json"))
+    evaluation = json.loads(file.read_text(encoding="utf-8"))
+    evaluation["models"]["policy"]["check_counts"] = {"right dish": 150}
+    file.write_text(json.dumps(evaluation), encoding="utf-8")
+    report.run(ReportOptions(run=run, out=tmp_path / "x.html"))
+    page = Page((tmp_path / "x.html").read_text(encoding="utf-8"))
+    assert "“right dish” is met by only 80 % of the 150 answers of policy" in page.text
+
+
 def test_every_curve_has_a_verdict(page):
     curves = [
         attrs["class"] for tag, attrs in page.tags if tag == "figure" and attrs.get("class", "").startswith("curve")

@@ -97,6 +97,8 @@ class ModelResult(_ResultModel):
     perplexity: float | None = None
     bits_per_byte: float | None = None
     checks: dict[str, float] = {}
+    check_counts: dict[str, int] = {}
+    """The number of answers that each check applies to; older evaluations do not say."""
     by_source: dict[str, SourceResult] = {}
     sampling: dict[str, float] = {}
     """temperature, top_p and top_k; absent in results of earlier versions."""

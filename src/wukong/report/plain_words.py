@@ -126,7 +126,10 @@ def _changes(new: ModelResult, old: ModelResult, result: EvaluationResult) -> It
 
 
 def _applies(check: str, model: ModelResult, result: EvaluationResult) -> int:
-    """The number of prompts that a check applies to; all, where the kinds of prompts are not recorded."""
+    """The number of answers that a check applies to. Where it is not recorded: of the kinds of prompts where it
+    applies, else all."""
+    if check in model.check_counts:
+        return model.check_counts[check]
     return sum(kind.n for kind in model.by_source.values() if check in kind.checks) or result.n_prompts
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -410,6 +410,7 @@ def describe(answers: Answers, prompts: Sequence[Prompt], options: EvaluateOptio
         "perplexity": answers.perplexity,
         "bits_per_byte": answers.bits_per_byte,
         "checks": _check_rates(answers.opinions or []),
+        "check_counts": dict(Counter(name for opinion in answers.opinions or [] for name in opinion.checks)),
         "by_source": _by_source(answers, prompts),
     }
 
