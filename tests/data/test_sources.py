@@ -364,6 +364,22 @@ BINARY = {
 }
 
 
+@pytest.mark.parametrize(
+    "word", ["ORCHIDS grow here", "Rar! said the lion", "FEA1 is a name", "SQLite format 3 is old"]
+)
+def test_a_text_may_begin_with_the_letters_of_a_signature(tmp_path, word):
+    (tmp_path / "a.txt").write_text(f"{word}, and more.\n")
+    assert load_text(tmp_path / "a.txt").records == [f"{word}, and more.\n"]
+
+
+def test_mustard_makes_no_tar_archive(tmp_path):
+    """The signature of a tar archive is "ustar" at byte 257."""
+    start = '{"text": "' + "a" * (256 - len('{"text": "'))
+    (tmp_path / "a.jsonl").write_text(f'{start}mustard"}}\n')
+    assert (tmp_path / "a.jsonl").read_bytes()[257:262] == b"ustar"
+    assert len(load_text(tmp_path / "a.jsonl").records) == 1
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])  # to latin-1 any bytes are text
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("kind", BINARY)

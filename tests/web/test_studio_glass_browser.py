@@ -14,7 +14,7 @@ from tests.web.browsers import newcomer
 from tests.web.running_studio import RunningStudio
 from wukong.inspection import load_inspector
 from wukong.report.contents import read_answered_prompts, read_run
-from wukong.report.page import render
+from wukong.report.page import View, render
 from wukong.stages import evaluate, report
 from wukong.stages.evaluate import EvaluateOptions
 from wukong.stages.report import ReportOptions
@@ -137,7 +137,7 @@ def test_the_page_shows_the_numbers_of_training_and_opens_within_a_second(chromi
 
 def test_the_report_shows_the_same_without_a_network(chromium: Browser, traced: Path, tmp_path):
     file = tmp_path / "report.html"
-    file.write_text(render(read_run(traced), title=None))
+    file.write_text(render(read_run(traced), View()))
     (line,) = [one for one in read_metrics(traced / "policy") if one["step"] == 2]
     for scheme in ("light", "dark"):
         page = chromium.new_context(

@@ -68,6 +68,8 @@ FOREIGN = {
     b"%!PS": "a PostScript document: extract its text first",
     b"version https://git-lfs": "a Git LFS pointer: fetch the file itself with 'git lfs pull'",
 }
+WORDS = (b"Rar!", b"SQLite format 3", b"FEA1", b"ORC")
+"""Signatures that a text could begin with: it is a file of that kind if it has zero bytes too."""
 PAGE = re.compile(rb"(<\?xml[^>]*>\s*)?(<!doctype html|<html[\s>])", re.IGNORECASE)
 """The start of a web page: usually a server's error page, saved under the name of the download."""
 ISO_2022 = re.compile(rb"\x1b[$(][@-J]")
@@ -122,12 +124,14 @@ def sniff(path: Path, encoding: str = "utf-8") -> Kind:
 
 
 def _refuse_binary(path: Path, head: bytes) -> None:
-    what = next((what for magic, what in FOREIGN.items() if head.startswith(magic)), None)
+    zeros = b"\0" in head[:512]
+    begun = (magic for magic in FOREIGN if head.startswith(magic) and (zeros or magic not in WORDS))
+    what = next((FOREIGN[magic] for magic in begun), None)
     if what is None and PAGE.match(head.removeprefix(codecs.BOM_UTF8).lstrip()):
         what = "a web page: extract its text, or download the file itself"
     if what is None and ISO_2022.search(head):
         what = "text in an ISO-2022 encoding: convert it to UTF-8 first"
-    if what is None and head[257:262] == b"ustar":
+    if what is None and zeros and head[257:262] == b"ustar":  # a text about mustard has none
         what = "a tar archive: unpack it first"
     if what is None and head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         what = "a Python pickle, which can run arbitrary code when loaded: export it as JSONL"
