@@ -68,7 +68,7 @@ def article(tmp_path_factory) -> tuple[Path, str]:
 @pytest.mark.skipif(os.name == "nt", reason="the page's commands are for a POSIX shell")
 def test_a_reader_who_pastes_all_commands_gets_what_the_page_shows(article):
     run, printed = article
-    assert "[[1], [3], [2], [0]] 6 pairs" in printed
+    assert "[[0], [1], [2], [3]] 6 pairs" in printed
     assert [ranking.annotator for ranking in read_records(run / "by-hand.jsonl", Ranking)] == ["ann@example.org"]
     (shown,) = [block for language, block in BLOCKS if language == "json"]
     task = json.loads((run / "pairwise.json").read_text(encoding="utf-8"))[0]
@@ -86,7 +86,7 @@ def test_a_reader_who_pastes_all_commands_gets_what_the_page_shows(article):
 @pytest.mark.skipif(os.name == "nt", reason="the page's commands are for a POSIX shell")
 def test_every_step_of_the_article_shows_its_effect(article):
     run, _ = article
-    scores = [line["score"] for line in read_metrics(run / "policy" / "metrics.jsonl")]
+    scores = [line["score"] for line in read_metrics(run / "policy")]
     assert sum(scores[-3:]) > sum(scores[:3]), "PPO raises the reward model's score"
     evaluation = json.loads((run / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
     by_rubric = {(c["a"], c["b"]): c for c in evaluation["comparisons"] if c["judge"] == "rubric"}
