@@ -106,7 +106,7 @@ KINDS = {"2 ddp": (2, "ddp"), "4 ddp": (4, "ddp"), "2 fsdp": (2, "fsdp"), "3 fsd
 
 @pytest.fixture(
     scope="module",
-    params=["2 ddp", "2 fsdp", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("4 ddp", "3 fsdp"))],
+    params=["2 ddp", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("2 fsdp", "4 ddp", "3 fsdp"))],
 )
 def together(request: pytest.FixtureRequest, world: Path, jobs: Jobs) -> Path:
     """The run directory of the same recipe, run by several processes."""

@@ -155,7 +155,10 @@ def test_what_passes_is_asked_for_again(kind, label_studio, tmp_path, monkeypatc
     assert Counter(place for place, *_ in asked) == dict.fromkeys(PULLED, 3)
 
 
-@pytest.mark.parametrize(("kind", "times"), [("an error of the server", 1), ("silence", 1), ("too many requests", 3)])
+@pytest.mark.parametrize(
+    ("kind", "times"),
+    [("an error of the server", 1), pytest.param("silence", 1, marks=pytest.mark.slow), ("too many requests", 3)],
+)
 def test_what_may_have_had_its_effect_is_not_sent_twice(kind, times, label_studio, tmp_path, monkeypatch):
     monkeypatch.setattr(api, "SECONDS", patience(kind))
     url, answers, asked = label_studio
