@@ -93,3 +93,13 @@ def test_pinned_prompts_come_before_others_of_the_evaluation(run) -> None:
     answers = "".join(json.dumps({"messages": messages, "answers": {}}) + "\n" for messages in lines)
     (run / "evaluation" / "answers.jsonl").write_text(answers)
     assert example_prompts(run) == ["How to make pizza", "What can you do?", "Hello!"]
+
+
+def test_a_pinned_kind_of_prompt_stands_for_its_first_question(run) -> None:
+    pinned = "[How to make pizza, kitchen/unsafe, kitchen/absent]"
+    (run / "recipe.yaml").write_text(f"steps: {{report: {{run: '{{run}}', pinned: {pinned}}}}}")
+    asked = [("Hello!", "kitchen/talk"), ("How to make pizza", "kitchen/dish"), ("Can I eat it raw?", "kitchen/unsafe")]
+    (run / "evaluation").mkdir()
+    records = [{"messages": [{"role": "user", "content": text}], "source": source} for text, source in asked]
+    (run / "evaluation" / "answers.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert example_prompts(run) == ["How to make pizza", "Can I eat it raw?", "Hello!"]

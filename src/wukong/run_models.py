@@ -67,15 +67,16 @@ def newest_run(directory: Path) -> Path | None:
 
 
 def example_prompts(run: Path, count: int = 3) -> list[str]:
-    """Questions to begin with: those that the run's report shows first, and others that were evaluated."""
-    steps = read_recipe(run)["steps"].values()
-    found = [str(text) for options in steps for text in options.get("pinned") or []]
+    """Evaluated questions to begin with: those that the run's report shows first, then others. A kind of prompt that
+    the report pins, such as kitchen/unsafe, stands for its first question."""
+    pinned = [str(text) for options in read_recipe(run)["steps"].values() for text in options.get("pinned") or []]
+    asked, first_of_kind = [], dict[str, str]()
     for path in sorted(run.glob("*/answers.jsonl")):
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                if len(found) >= count:
-                    break
-                messages = json.loads(line).get("messages") or []
-                if len(messages) == 1 and messages[0]["content"] not in found:
-                    found.append(messages[0]["content"])
-    return found[:count]
+        for line in path.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            messages = record.get("messages") or []
+            if len(messages) == 1:
+                asked.append(messages[0]["content"])
+                first_of_kind.setdefault(record.get("source") or "", asked[-1])
+    wanted = [first_of_kind.get(text, text) for text in pinned]
+    return [text for text in dict.fromkeys([*wanted, *asked]) if text in asked][:count]
