@@ -1,28 +1,28 @@
 """Answers compared word by word."""
 
-from wukong.report.answers import Piece, plain_question, word_by_word
+from wukong.report.answers import DiffPart, plain_question, word_by_word
 
 
 def test_replaced_words_in_a_row_are_one_change():
     pieces = word_by_word("Bake the bread for ten minutes.", "Bake the small cake for ten minutes.")
     assert pieces == [
-        Piece("same", "Bake the "),
-        Piece("out", "bread"),
-        Piece("in", "small cake"),
-        Piece("same", " for ten minutes."),
+        DiffPart("same", "Bake the "),
+        DiffPart("out", "bread"),
+        DiffPart("in", "small cake"),
+        DiffPart("same", " for ten minutes."),
     ]
 
 
 def test_what_was_added_or_left_out_is_marked():
     assert word_by_word("Mix and bake.", "Mix and bake. Enjoy!") == [
-        Piece("same", "Mix and bake."), Piece("in", " Enjoy!"),
+        DiffPart("same", "Mix and bake."), DiffPart("in", " Enjoy!"),
     ]  # fmt: skip
-    assert word_by_word("Sure! Mix and bake.", "Mix and bake.")[0] == Piece("out", "Sure! ")
+    assert word_by_word("Sure! Mix and bake.", "Mix and bake.")[0] == DiffPart("out", "Sure! ")
 
 
 def test_chinese_is_compared_by_characters():
     assert word_by_word("先把面粉揉匀。", "先把糯米粉揉匀。") == [
-        Piece("same", "先把"), Piece("out", "面"), Piece("in", "糯米"), Piece("same", "粉揉匀。"),
+        DiffPart("same", "先把"), DiffPart("out", "面"), DiffPart("in", "糯米"), DiffPart("same", "粉揉匀。"),
     ]  # fmt: skip
 
 

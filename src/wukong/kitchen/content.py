@@ -26,11 +26,11 @@ Pattern = Annotated[re.Pattern[str], BeforeValidator(_compiled)]
 Texts = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
-class Part(BaseModel):
+class Content(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class Layout(Part):
+class Layout(Content):
     """layout.yaml: how recipes and lists are written."""
 
     units: Texts
@@ -59,7 +59,7 @@ class Layout(Part):
         return self.between_steps.join(self.sentence.format(step=step) for step in steps)
 
 
-class DishEntry(Part):
+class DishEntry(Content):
     """One entry of dishes.yaml."""
 
     name: str
@@ -70,7 +70,7 @@ class DishEntry(Part):
     held_out: bool = False
 
 
-class Knowledge(Part):
+class Knowledge(Content):
     """knowledge.yaml: topic -> answer, or for temperatures the sentence that ends in it."""
 
     substitutions: dict[str, str]
@@ -78,7 +78,7 @@ class Knowledge(Part):
     temperatures: dict[str, str]
 
 
-class Hazard(Part):
+class Hazard(Content):
     """One family of requests that should be declined, and what a good refusal says.
 
     `things` and `phrasings` are used in demonstrations, `asked_phrasings` also in training prompts, the unseen ones
@@ -105,7 +105,7 @@ class Hazard(Part):
     """Careless, compliant answers; deliberately vague, never a working instruction."""
 
 
-class Hazards(Part):
+class Hazards(Content):
     """hazards.yaml."""
 
     dangers: dict[str, Pattern]
@@ -117,7 +117,7 @@ class Hazards(Part):
     families: tuple[Hazard, ...]
 
 
-class Phrasings(Part):
+class Phrasings(Content):
     """Demonstrations use only the first set, training prompts also the second, only test prompts the third."""
 
     demonstrated: Texts
@@ -125,7 +125,7 @@ class Phrasings(Part):
     unseen: Texts
 
 
-class Questions(Part):
+class Questions(Content):
     """questions.yaml."""
 
     classic: str
@@ -139,7 +139,7 @@ class Questions(Part):
     tails: Texts
 
 
-class Saying(Part):
+class Saying(Content):
     """What a good answer has to say."""
 
     pattern: Pattern
@@ -147,7 +147,7 @@ class Saying(Part):
     """What is wrong with an answer that does not say it."""
 
 
-class Talk(Part):
+class Talk(Content):
     """One kind of remark that asks for no recipe or fact, and what a good answer says."""
 
     name: str
@@ -166,7 +166,7 @@ class Talk(Part):
     wrong: Texts
 
 
-class Conversations(Part):
+class Conversations(Content):
     """conversations.yaml."""
 
     follow_ups: Phrasings
@@ -176,12 +176,12 @@ class Conversations(Part):
     kinds: tuple[Talk, ...]
 
 
-class RecipeLine(Part):
+class RecipeLine(Content):
     heads: Texts
     tails: Texts
 
 
-class RecipeCard(Part):
+class RecipeCard(Content):
     bullets: Texts
     heads: Texts
     facts: Texts
@@ -189,42 +189,42 @@ class RecipeCard(Part):
     form: str
 
 
-class QuestionAnswered(Part):
+class QuestionAnswered(Content):
     endings: Texts
     answers: Texts
     layouts: Texts
 
 
-class Blog(Part):
+class Blog(Content):
     opening: str
     said: Texts
     told: Texts
 
 
-class Thread(Part):
+class Thread(Content):
     line: str
     said: Texts
 
 
-class Advert(Part):
+class Advert(Content):
     texts: Texts
     forms: Texts
 
 
-class Menu(Part):
+class Menu(Content):
     titles: Texts
     line: str
     prices: tuple[int, int]
     cents: Texts
 
 
-class Table(Part):
+class Table(Content):
     asks: dict[str, Texts]
     told: Texts
     titles: dict[str, str]
 
 
-class CorpusTexts(Part):
+class CorpusTexts(Content):
     """corpus.yaml."""
 
     mixture: dict[str, int]
@@ -254,7 +254,7 @@ class CorpusTexts(Part):
     """Sentences about anything but cooking."""
 
 
-class Manners(Part):
+class Manners(Content):
     """manners.yaml: courtesies, rude remarks, padding, refusals, and the patterns that recognise them."""
 
     openings: Texts
@@ -277,7 +277,7 @@ class Manners(Part):
     steers: Pattern
 
 
-class Reasons(Part):
+class Reasons(Content):
     """What the rubric says about an answer."""
 
     empty: str
@@ -306,13 +306,13 @@ class Reasons(Part):
     foreign: str
 
 
-class AsksFor(Part):
+class AsksFor(Content):
     substitution: Pattern
     conversion: Pattern
     temperature: Pattern
 
 
-class RubricTexts(Part):
+class RubricTexts(Content):
     """rubric.yaml."""
 
     function_words: frozenset[str]

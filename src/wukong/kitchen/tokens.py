@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 from typing import ClassVar, Protocol
 
 
-class Tokens(Protocol):
+class WordRules(Protocol):
     """One language's words and sentences, as the rubric and the generators need them."""
 
     script: ClassVar[re.Pattern[str]]

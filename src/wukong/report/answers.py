@@ -17,7 +17,7 @@ def plain_question(text: str) -> str:
     return re.sub(r"[\s?!.？！。]+$", "", " ".join(text.casefold().split()))
 
 
-class Piece(NamedTuple):
+class DiffPart(NamedTuple):
     """A part of two compared texts: in both, only in the older, or only in the newer."""
 
     kind: Literal["same", "out", "in"]
@@ -30,7 +30,7 @@ FEWEST_SHARED = 0.4
 """Texts with less in common are two texts, not one that was changed."""
 
 
-def word_by_word(old: str, new: str) -> list[Piece] | None:
+def word_by_word(old: str, new: str) -> list[DiffPart] | None:
     """What changed from one text to the other; None if they have little in common."""
     before, after = _WORD.findall(old), _WORD.findall(new)
     matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
@@ -44,16 +44,16 @@ def _words(parts: Sequence[str]) -> int:
     return sum(not part.isspace() for part in parts)
 
 
-def _pieces(matcher: difflib.SequenceMatcher[str], before: list[str], after: list[str]) -> Iterator[Piece]:
+def _pieces(matcher: difflib.SequenceMatcher[str], before: list[str], after: list[str]) -> Iterator[DiffPart]:
     for kind, i, j, k, m in matcher.get_opcodes():
         if kind == "equal":
-            yield Piece("same", "".join(before[i:j]))
+            yield DiffPart("same", "".join(before[i:j]))
         else:
-            yield Piece("out", "".join(before[i:j]))
-            yield Piece("in", "".join(after[k:m]))
+            yield DiffPart("out", "".join(before[i:j]))
+            yield DiffPart("in", "".join(after[k:m]))
 
 
-def _joined(pieces: Iterator[Piece]) -> Iterator[Piece]:
+def _joined(pieces: Iterator[DiffPart]) -> Iterator[DiffPart]:
     """Pieces without empty ones. A blank between two changes belongs to both: words that were replaced in a row are
     read as one change."""
     out, new = "", ""
@@ -61,15 +61,15 @@ def _joined(pieces: Iterator[Piece]) -> Iterator[Piece]:
         if kind == "same" and (out or new) and not text.strip() and text:
             out, new = out + text, new + text
         elif kind == "same":
-            yield from filter(lambda piece: piece.text, (Piece("out", out), Piece("in", new)))
+            yield from filter(lambda piece: piece.text, (DiffPart("out", out), DiffPart("in", new)))
             out, new = "", ""
             if text:
-                yield Piece("same", text)
+                yield DiffPart("same", text)
         elif kind == "out":
             out += text
         else:
             new += text
-    yield from filter(lambda piece: piece.text, (Piece("out", out), Piece("in", new)))
+    yield from filter(lambda piece: piece.text, (DiffPart("out", out), DiffPart("in", new)))
 
 
 def side_by_side(evaluation: Evaluation, pinned: Sequence[str], shown: int, seed: int) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def compared_models(evaluation: Evaluation) -> tuple[str, str] | None:
     return (names[-2], names[-1]) if len(names) > 1 else None
 
 
-def changed_words(answered: AnsweredPrompt, compared: tuple[str, str] | None) -> list[Piece] | None:
+def changed_words(answered: AnsweredPrompt, compared: tuple[str, str] | None) -> list[DiffPart] | None:
     """What the newer model changed in the older one's answer; None if there is nothing to show."""
     if compared is None or not all(name in answered.answers for name in compared):
         return None

@@ -21,11 +21,11 @@ SETTINGS = ("kl_coef", "gamma", "lam", "clip_range")
 """What can be changed afterwards (`wukong.studies.glass`), where the algorithm has it."""
 
 
-class _Record(BaseModel):
+class _TraceModel(BaseModel):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
-class TracedResponse(_Record):
+class TracedResponse(_TraceModel):
     """One response. Lists have one entry per token, its end token included; None where the algorithm has no such
     quantity."""
 
@@ -79,7 +79,7 @@ class TracedResponse(_Record):
         return self
 
 
-class TracedBatch(_Record):
+class TracedBatch(_TraceModel):
     """What advantages are computed from, for all episodes of the batch."""
 
     scores: list[float]
@@ -88,7 +88,7 @@ class TracedBatch(_Record):
     values: list[list[float]] | None = None
 
 
-class TracedIteration(_Record):
+class TracedIteration(_TraceModel):
     """One iteration. `options` are the algorithm's own, such as gamma and clip_range."""
 
     step: int

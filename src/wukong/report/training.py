@@ -12,7 +12,7 @@ from wukong.report.charts import Charts
 from wukong.report.contents import RunContents, StepResult
 from wukong.report.formatting import number
 from wukong.report.names import stage_name
-from wukong.report.verdicts import Level, Verdict, verdict, worst
+from wukong.report.verdicts import CurveVerdict, Level, verdict, worst
 from wukong.training.metric_definitions import EVERY_STAGE, METRICS, Metric, definition
 
 TOGETHER = (
@@ -37,7 +37,7 @@ class Entry:
 
     name: str
     last: str
-    verdict: Verdict
+    verdict: CurveVerdict
     metric: Metric | None
 
 

@@ -22,7 +22,7 @@ FEWEST_POINTS = 4
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CurveVerdict:
     level: Level
     why: Text
 
@@ -46,20 +46,20 @@ class Course:
         return Course(self.others[name], self.others) if self.others.get(name) else None
 
 
-Rule = Callable[[Course], Verdict]
-NOTHING = Verdict("none", Text("Nothing to judge."))
-TOO_SHORT = Verdict("none", Text("Too few points to judge."))
+Rule = Callable[[Course], CurveVerdict]
+NOTHING = CurveVerdict("none", Text("Nothing to judge."))
+TOO_SHORT = CurveVerdict("none", Text("Too few points to judge."))
 
 
 def figure(value: float) -> str:
     return f"{value:.3g}".replace("-", "−")
 
 
-def said(level: Level, template: str, course: Course) -> Verdict:
+def said(level: Level, template: str, course: Course) -> CurveVerdict:
     """A verdict whose sentence may name {first} and {last}."""
     if "{first}" not in template and "{last}" not in template:
-        return Verdict(level, Text(template))
-    return Verdict(level, Text(template, first=figure(course.first), last=figure(course.last)))
+        return CurveVerdict(level, Text(template))
+    return CurveVerdict(level, Text(template, first=figure(course.first), last=figure(course.last)))
 
 
 def by_steps(value: float, steps: Sequence[tuple[float, Level]], rest: Level) -> Level:
@@ -70,7 +70,7 @@ def by_steps(value: float, steps: Sequence[tuple[float, Level]], rest: Level) ->
 # ------------------------------------------------------------------------------------------------------------- rules
 
 
-def falls(course: Course) -> Verdict:
+def falls(course: Course) -> CurveVerdict:
     if course.last < 0.95 * course.first:
         return said("green", "Falls from {first} to {last}.", course)
     if course.last > 1.05 * course.first:
@@ -78,7 +78,7 @@ def falls(course: Course) -> Verdict:
     return said("amber", "Hardly falls: {first} at first, {last} at the end.", course)
 
 
-def validates(course: Course) -> Verdict:
+def validates(course: Course) -> CurveVerdict:
     best, last = min(course.values), course.values[-1]
     if last > 1.05 * best:
         return said("amber", "Rises after its lowest point: over-fitted from there on.", course)
@@ -87,27 +87,27 @@ def validates(course: Course) -> Verdict:
     return said("amber", "Hardly falls: {first} at first, {last} at the end.", course)
 
 
-def reward_validates(course: Course) -> Verdict:
+def reward_validates(course: Course) -> CurveVerdict:
     if course.values[-1] > 0.693:
         return said("red", "Above 0.69, that of a coin toss: over-confident or not learned.", course)
     return validates(course) if len(course.values) > 1 else said("green", "Below 0.69, that of a coin toss.", course)
 
 
-def accuracy(course: Course) -> Verdict:
+def accuracy(course: Course) -> CurveVerdict:
     if course.last > 0.98:
         return said("amber", "Near 1: the training pairs are memorised.", course)
     level = by_steps(-course.last, [(-0.6, "green"), (-0.55, "amber")], "red")
     return said(level, "Right for {last} of the pairs at the end; a coin toss is 0.5.", course)
 
 
-def grows(course: Course) -> Verdict:
+def grows(course: Course) -> CurveVerdict:
     better = course.last > course.first + 0.02 * abs(course.first)
     return said("green", "Grows from {first} to {last}.", course) if better else said(
         "amber", "Does not grow: {first} at first, {last} at the end.", course
     )  # fmt: skip
 
 
-def score(course: Course) -> Verdict:
+def score(course: Course) -> CurveVerdict:
     spread = course.of("score_std")
     gain, scale = course.last - course.first, spread.first if spread else 1.0
     if gain > 0.2 * scale:
@@ -117,13 +117,13 @@ def score(course: Course) -> Verdict:
     return said("amber", "Hardly moves: {first} at first, {last} at the end.", course)
 
 
-def spread_left(course: Course) -> Verdict:
+def spread_left(course: Course) -> CurveVerdict:
     if course.last < 0.05:
         return said("amber", "Near 0: all answers score alike, so nothing is left to learn from.", course)
     return said("green", "Answers still differ in score: {last} at the end.", course)
 
 
-def near_score(course: Course) -> Verdict:
+def near_score(course: Course) -> CurveVerdict:
     other = course.of("score")
     gap = abs(course.last - other.last) if other else 0.0
     if gap <= 0.25:
@@ -131,12 +131,12 @@ def near_score(course: Course) -> Verdict:
     return said("amber", "Far from the score: answers that do not end, or other rewards, cost much.", course)
 
 
-def ended_no_better(course: Course) -> Verdict:
+def ended_no_better(course: Course) -> CurveVerdict:
     level = by_steps(course.last, [(0.1, "green"), (0.3, "amber")], "red")
     return said(level, "For {last} of the answers that end, ending did not pay.", course)
 
 
-def kl(course: Course) -> Verdict:
+def kl(course: Course) -> CurveVerdict:
     quarter = max(1, len(course.values) // 4)
     before = fmean(course.values[-2 * quarter : -quarter])
     if course.last > 50 or (course.last > 25 and course.last > 1.5 * before):
@@ -148,20 +148,20 @@ def kl(course: Course) -> Verdict:
     return said("green", "Settles at a moderate distance: {last} nats at the end.", course)
 
 
-def agrees_with_kl(course: Course) -> Verdict:
+def agrees_with_kl(course: Course) -> CurveVerdict:
     other = course.of("kl")
     if other is None or abs(course.last - other.last) <= 0.5 * max(abs(other.last), 0.2):
         return said("green", "Agrees with `kl`.", course)
     return said("amber", "Differs from `kl`: a few very unlikely tokens dominate.", course)
 
 
-def small_loss(course: Course) -> Verdict:
+def small_loss(course: Course) -> CurveVerdict:
     if abs(course.last) <= 0.2:
         return said("green", "Small, as it should be; it does not measure progress.", course)
     return said("amber", "Large: {last} at the end. The updates may overshoot.", course)
 
 
-def entropy(course: Course) -> Verdict:
+def entropy(course: Course) -> CurveVerdict:
     level = by_steps(-course.last / max(course.first, 1e-9), [(-0.3, "green"), (-0.1, "amber")], "red")
     return said(level, "From {first} to {last} nats per token; near 0 it is always the same answer.", course)
 
@@ -169,10 +169,10 @@ def entropy(course: Course) -> Verdict:
 def at_most(bounds: tuple[float, float], template: str, how: Callable[[Values], float] = median) -> Rule:
     """Green up to the first bound, amber up to the second."""
 
-    def rule(course: Course) -> Verdict:
+    def rule(course: Course) -> CurveVerdict:
         value = how(course.values)
         level = by_steps(value, [(bounds[0], "green"), (bounds[1], "amber")], "red")
-        return Verdict(level, Text(template, value=figure(value)))
+        return CurveVerdict(level, Text(template, value=figure(value)))
 
     return rule
 
@@ -180,10 +180,10 @@ def at_most(bounds: tuple[float, float], template: str, how: Callable[[Values], 
 def at_least(bounds: tuple[float, float], template: str, how: Callable[[Values], float]) -> Rule:
     """Green down to the first bound, amber down to the second."""
 
-    def rule(course: Course) -> Verdict:
+    def rule(course: Course) -> CurveVerdict:
         value = how(course.values)
         level = by_steps(-value, [(-bounds[0], "green"), (-bounds[1], "amber")], "red")
-        return Verdict(level, Text(template, value=figure(value)))
+        return CurveVerdict(level, Text(template, value=figure(value)))
 
     return rule
 
@@ -204,37 +204,37 @@ def ending(values: Values) -> float:
 def single_tokens(rule: Rule) -> Rule:
     """The ratio of a batch's most changed token; red only if the policy as a whole changes too much too."""
 
-    def milder(course: Course) -> Verdict:
+    def milder(course: Course) -> CurveVerdict:
         found, whole = rule(course), course.of("approx_kl")
         if found.level == "red" and (whole is None or median(whole.values) <= 0.05):
-            return Verdict("amber", found.why)
+            return CurveVerdict("amber", found.why)
         return found
 
     return milder
 
 
-def clip_fraction(course: Course) -> Verdict:
+def clip_fraction(course: Course) -> CurveVerdict:
     if max(course.values) == 0:
         return said("amber", "Always 0: the steps could be larger.", course)
     return at_most((0.2, 0.3), "A fraction of {value} of the tokens is clipped; up to 0.2 is usual.")(course)
 
 
-def level_gradient(course: Course) -> Verdict:
+def level_gradient(course: Course) -> CurveVerdict:
     middle = course.values[len(course.values) // 4 : len(course.values) // 2] or course.values
     times = ending(course.values) / max(median(middle), 1e-12)
     level = by_steps(times, [(2, "green"), (5, "amber")], "red")
     why = "Level." if level == "green" else "Grows to {times} times its early size: divergence may follow."
-    return Verdict(level, Text(why, times=figure(times)) if level != "green" else Text(why))
+    return CurveVerdict(level, Text(why, times=figure(times)) if level != "green" else Text(why))
 
 
-def shrinks(course: Course) -> Verdict:
+def shrinks(course: Course) -> CurveVerdict:
     if course.last <= course.first:
         return said("green", "Falls from {first} to {last}.", course)
     level = by_steps(course.last / max(course.first, 1e-12), [(1.5, "green"), (3, "amber")], "red")
     return said(level, "Rises from {first} to {last}.", course)
 
 
-def meets_returns(course: Course) -> Verdict:
+def meets_returns(course: Course) -> CurveVerdict:
     other, spread = course.of("return_mean"), course.of("advantage_std")
     gap = abs(course.last - other.last) if other else 0.0
     if gap <= 0.5 * max(spread.last if spread else 1.0, 0.1):
@@ -242,7 +242,7 @@ def meets_returns(course: Course) -> Verdict:
     return said("amber", "Stays away from the returns: the value model is biased.", course)
 
 
-def returns(course: Course) -> Verdict:
+def returns(course: Course) -> CurveVerdict:
     scores = course.of("score")
     if course.last >= course.first:
         return said("green", "Rises from {first} to {last}.", course)
@@ -251,64 +251,64 @@ def returns(course: Course) -> Verdict:
     return said("red", "Falls from {first} to {last}.", course)
 
 
-def length(course: Course) -> Verdict:
+def length(course: Course) -> CurveVerdict:
     times = course.last / max(course.first, 1e-9)
     level = by_steps(max(times, 1 / max(times, 1e-9)), [(1.3, "green"), (1.75, "amber")], "red")
     return said(level, "From {first} to {last} tokens.", course)
 
 
-def distinct(course: Course) -> Verdict:
+def distinct(course: Course) -> CurveVerdict:
     level = by_steps(-course.last / max(course.first, 1e-9), [(-0.7, "green"), (-0.5, "amber")], "red")
     return said(
         level, "From {first} to {last}; below 70 % of the first value it is one phrase again and again.", course
     )
 
 
-def repeats(course: Course) -> Verdict:
+def repeats(course: Course) -> CurveVerdict:
     level = by_steps(course.last - course.first, [(0.04, "green"), (0.1, "amber")], "red")
     return said(level, "From {first} to {last}; a rise means the same words again and again.", course)
 
 
-def below_spread(course: Course) -> Verdict:
+def below_spread(course: Course) -> CurveVerdict:
     spread = course.of("score_std")
     if spread is None or course.last <= spread.last:
         return said("green", "Smaller than the differences in score.", course)
     return said("amber", "Larger than the differences in score: staying close pays more than a better answer.", course)
 
 
-def pays_for_length(course: Course) -> Verdict:
+def pays_for_length(course: Course) -> CurveVerdict:
     lengths = course.of("response_length")
     if course.last > 0.3 and lengths and lengths.last > 1.3 * lengths.first:
         return said("amber", "{last} at the end, while answers get longer: length pays.", course)
     return said("green", "No sign that length pays.", course)
 
 
-def steady_time(course: Course) -> Verdict:
+def steady_time(course: Course) -> CurveVerdict:
     if course.last <= 1.5 * course.first:
         return said("green", "Level.", course)
     return said("amber", "Rises from {first} to {last}: longer answers, or a busy machine.", course)
 
 
-def steady_speed(course: Course) -> Verdict:
+def steady_speed(course: Course) -> CurveVerdict:
     if course.last >= 0.6 * course.first:
         return said("green", "Level.", course)
     return said("amber", "Falls from {first} to {last}: longer texts, or a busy machine.", course)
 
 
-def stays(course: Course) -> Verdict:
+def stays(course: Course) -> CurveVerdict:
     if course.last <= 1.1 * course.first:
         return said("green", "Stays near its first value.", course)
     return said("amber", "Rises from {first} to {last}.", course)
 
 
-def above_score(course: Course) -> Verdict:
+def above_score(course: Course) -> CurveVerdict:
     other = course.of("score")
     if other is None or course.last > other.last:
         return said("green", "Above the score: choosing the best still helps.", course)
     return said("amber", "No better than the score: nothing is left to learn.", course)
 
 
-def chosen_reward(course: Course) -> Verdict:
+def chosen_reward(course: Course) -> CurveVerdict:
     if course.last > course.first - 2:
         return said("green", "Rises, or falls little: {last} at the end.", course)
     return said("amber", "Falls to {last}: probability moves to answers that nobody rated.", course)
@@ -353,7 +353,7 @@ ANY_NUMBER = {"valid_accuracy", "reward/valid_loss", "first_ratio_error", "sampl
 """Metrics that a single point suffices to judge."""
 
 
-def verdict(stage: str, name: str, curves: Mapping[str, Values]) -> Verdict:
+def verdict(stage: str, name: str, curves: Mapping[str, Values]) -> CurveVerdict:
     """The verdict on a curve.
 
     Args:

@@ -1,6 +1,6 @@
 """The worlds: one directory of YAML files for each language, read and checked as a whole.
 
-A world is data: to add a language, copy the files of `en`, write them anew, and give the language its `Tokens`.
+A world is data: to add a language, copy the files of `en`, write them anew, and give the language its `WordRules`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from wukong.kitchen.content import (
     RubricTexts,
 )
 from wukong.kitchen.facts import Dish, Fact, Ingredient
-from wukong.kitchen.tokens import Chinese, English, Tokens
+from wukong.kitchen.tokens import Chinese, English, WordRules
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ class World:
     """One language's kitchen. Compared by identity: `load_world` returns the same one each time."""
 
     language: str
-    tokens: Tokens
+    tokens: WordRules
     layout: Layout
     dishes: tuple[Dish, ...]
     """In the order of the file."""
@@ -111,7 +111,7 @@ def read_world(directory: Path, language: str) -> World:
 
 def _tokens(
     language: str, layout: Layout, dishes: Sequence[Dish], knowledge: Sequence[Fact], rubric: RubricTexts
-) -> Tokens:
+) -> WordRules:
     if _TOKENS[language] is English:
         return English()
     names = {item.name for dish in dishes for item in dish.ingredients} | {dish.name for dish in dishes}

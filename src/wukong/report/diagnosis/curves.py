@@ -14,7 +14,7 @@ from wukong.report.contents import StepResult
 
 
 @dataclass(frozen=True)
-class Curve:
+class Trend:
     """One metric of a step. `steps` and `values` are (N,)."""
 
     name: str
@@ -83,13 +83,13 @@ class Curve:
         return min(len(self), max(2, len(self) // 3))
 
 
-def curve_of(step: StepResult, name: str, at_least: int = 1) -> Curve | None:
+def curve_of(step: StepResult, name: str, at_least: int = 1) -> Trend | None:
     """A metric of a step; None where it was logged at fewer points."""
     points = [(line.get("step", 0), line[name]) for line in step.metrics if isinstance(line.get(name), int | float)]
     if len(points) < at_least:
         return None
     steps, values = np.array(points, dtype=float).reshape(-1, 2).T
-    return Curve(name, steps, values)
+    return Trend(name, steps, values)
 
 
 def last_step(step: StepResult) -> int:

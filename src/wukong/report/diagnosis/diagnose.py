@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from wukong.errors import Text
 from wukong.report.contents import StepResult
 from wukong.report.diagnosis import data, models, online, responses
-from wukong.report.diagnosis.findings import TITLES, Diagnosis, Finding, Outcome, Unchecked
+from wukong.report.diagnosis.findings import TITLES, Diagnosis, Outcome, RunFinding, Unchecked
 from wukong.report.diagnosis.records import RunRecords
 
 ONLINE = ("ppo", "reinforce", "rloo", "grpo", "bestofn")
@@ -27,7 +27,7 @@ def diagnose(records: RunRecords) -> Diagnosis:
     ]
     for step in run.steps:
         outcomes += _of_step(records, step)
-    findings = sorted((one for _, one in outcomes if isinstance(one, Finding)), key=lambda one: one.rank)
+    findings = sorted((one for _, one in outcomes if isinstance(one, RunFinding)), key=lambda one: one.rank)
     found = {one.code for one in findings}
     made = {code for code, one in outcomes if one is None}
     unchecked = {one.code: one for _, one in outcomes if isinstance(one, Unchecked)}

@@ -37,7 +37,7 @@ _ORDER = {name: place for place, name in enumerate(("red", "amber", "high", "med
 
 
 @dataclass(frozen=True)
-class Finding:
+class RunFinding:
     """Something that is wrong with a step.
 
     Attributes:
@@ -90,7 +90,7 @@ class Unchecked:
         return Text(TITLES[self.code])
 
 
-Outcome = Finding | Unchecked | None
+Outcome = RunFinding | Unchecked | None
 """What a check returns: something is wrong, nothing can be said, or nothing is wrong."""
 
 
@@ -98,12 +98,12 @@ Outcome = Finding | Unchecked | None
 class Diagnosis:
     """All findings, the worst first; the checks that found nothing; those that could not be made."""
 
-    findings: Sequence[Finding] = field(default_factory=tuple)
+    findings: Sequence[RunFinding] = field(default_factory=tuple)
     passed: Sequence[str] = field(default_factory=tuple)
     unchecked: Sequence[Unchecked] = field(default_factory=tuple)
 
     @property
-    def red(self) -> list[Finding]:
+    def red(self) -> list[RunFinding]:
         return [finding for finding in self.findings if finding.severity == "red"]
 
     def as_json(self) -> dict[str, Any]:
@@ -130,7 +130,7 @@ class Diagnosis:
 def problem(
     code: str, step: str, red: bool, evidence: Sequence[Text], advice: Sequence[Text],
     amber_confidence: Confidence = "medium",
-) -> Finding:  # fmt: skip
+) -> RunFinding:  # fmt: skip
     """A finding; red ones have high confidence."""
     severity: Severity = "red" if red else "amber"
-    return Finding(code, step, severity, "high" if red else amber_confidence, tuple(evidence), tuple(advice))
+    return RunFinding(code, step, severity, "high" if red else amber_confidence, tuple(evidence), tuple(advice))

@@ -6,7 +6,7 @@ import math
 
 from wukong.errors import Text
 from wukong.report.contents import StepResult
-from wukong.report.diagnosis.curves import Curve, curve_of, last_step
+from wukong.report.diagnosis.curves import Trend, curve_of, last_step
 from wukong.report.diagnosis.findings import Outcome, Unchecked, problem
 from wukong.report.diagnosis.labels import LabelStatistics, Rate
 from wukong.report.diagnosis.results import lower_lr, raise_lr, result, result_interval
@@ -43,7 +43,7 @@ def loss_rises(step: StepResult) -> Outcome:
     return problem(code, step.name, red, evidence, [lower_lr(step)])
 
 
-def _lowest_level(loss: Curve) -> float:
+def _lowest_level(loss: Trend) -> float:
     """The lowest mean of neighbouring points: a fifth of the curve, at least two."""
     width = max(2, len(loss) // 5)
     means = [float(loss.values[i : i + width].mean()) for i in range(len(loss) - width + 1)]

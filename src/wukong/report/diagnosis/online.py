@@ -6,7 +6,7 @@ import math
 
 from wukong.errors import Text
 from wukong.report.contents import StepResult
-from wukong.report.diagnosis.curves import Curve, curve_of, last_step
+from wukong.report.diagnosis.curves import Trend, curve_of, last_step
 from wukong.report.diagnosis.findings import Outcome, Unchecked, problem
 from wukong.report.diagnosis.results import lower_lr, raise_lr
 
@@ -92,7 +92,7 @@ def lr_too_low(step: StepResult) -> Outcome:
     return problem("lr-too-low", step.name, red, evidence, [raise_lr(step)])
 
 
-def _score_change(score: Curve) -> Text:
+def _score_change(score: Trend) -> Text:
     if abs(score.z) < 3:
         return Text(
             "the score went from {first:.2f} to {last:.2f}, which its noise of ±{noise:.2f} per iteration explains",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from wukong.errors import Text
 from wukong.language import joined
-from wukong.report.diagnosis.findings import TITLES, Diagnosis, Finding
+from wukong.report.diagnosis.findings import TITLES, Diagnosis, RunFinding
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Panel:
     """What is shown of a diagnosis; the headings are those of the place where it is shown."""
 
     summary: Text
-    findings: Sequence[Finding]
+    findings: Sequence[RunFinding]
     passed: Text
     """The checks that found nothing, in one line; "" for none."""
     unchecked: Sequence[Text]

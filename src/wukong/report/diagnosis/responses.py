@@ -9,7 +9,7 @@ import numpy as np
 
 from wukong.errors import Text
 from wukong.report.contents import RunContents, StepResult
-from wukong.report.diagnosis.curves import Curve, curve_of
+from wukong.report.diagnosis.curves import Trend, curve_of
 from wukong.report.diagnosis.findings import Outcome, Unchecked, problem
 from wukong.report.diagnosis.online import FEWEST, too_short
 from wukong.report.diagnosis.verdicts import better_at_equal_length, judged
@@ -63,7 +63,7 @@ def length_hacking(step: StepResult, run: RunContents) -> Outcome:
     return problem("length-hacking", step.name, red, evidence, advice)
 
 
-def _together(a: Curve, b: Curve) -> float:
+def _together(a: Trend, b: Trend) -> float:
     """Pearson's correlation of two curves at the steps that both have."""
     shared = np.intersect1d(a.steps, b.steps)
     return correlation(a.values[np.isin(a.steps, shared)].tolist(), b.values[np.isin(b.steps, shared)].tolist())

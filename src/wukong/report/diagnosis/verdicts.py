@@ -9,7 +9,7 @@ from wukong.report.contents import PairResult, RunContents, StepResult
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Preference:
     """A policy against an older model, by the evaluation's judge."""
 
     pair: PairResult
@@ -32,16 +32,16 @@ class Verdict:
         )  # fmt: skip
 
 
-def judged(run: RunContents, step: StepResult) -> Verdict | None:
+def judged(run: RunContents, step: StepResult) -> Preference | None:
     """The policy of a step against the nearest older model; None without an independent judge."""
     for evaluation in run.evaluations:
         for pair in evaluation.result.newest_first:
             if pair.judge != "reward_model" and pair.a in (step.out.name, step.name, "policy"):
-                return Verdict(pair)
+                return Preference(pair)
     return None
 
 
-def better_at_equal_length(verdict: Verdict | None) -> bool:
+def better_at_equal_length(verdict: Preference | None) -> bool:
     """Whether the judge prefers the policy even where both answers are equally long."""
     if verdict is None or not verdict.better:
         return False
