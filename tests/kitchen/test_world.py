@@ -18,7 +18,7 @@ def test_written_world_is_readable_and_reproducible(tmp_path) -> None:
     corpus = [json.loads(line) for line in paths["corpus"].read_text(encoding="utf-8").splitlines()]
     assert all(set(document) == {"text"} for document in corpus)
     assert len(read_records(paths["instructions"], Conversation)) > 1500
-    assert len(read_records(paths["prompts-train"], Prompt)) == 1102
+    assert len(read_records(paths["prompts-train"], Prompt)) == 1124
     assert len(read_records(paths["prompts-test"], Prompt)) == 465
     write_world(tmp_path / "b", seed=5, megabytes=0.1)
     assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
@@ -33,10 +33,10 @@ def test_a_directory_that_cannot_be_made_is_a_run_error(tmp_path) -> None:
 
 
 FILES_OF_SEED_0 = {
-    "corpus": "95c82c1e6060e743",
-    "instructions": "64e46baf3d20a40e",
-    "prompts-train": "e25d5021261fb414",
-    "prompts-test": "aa6c6d864a4aea90",
+    "corpus": "e3eb5d5a6bf45118",
+    "instructions": "186b8b19ae322a94",
+    "prompts-train": "8549386aec842a58",
+    "prompts-test": "67bc9c0d326df9aa",
 }
 
 

@@ -56,6 +56,28 @@ def test_comparisons_of_one_prompt_share_a_group_and_ties_are_dropped_or_kept(
     assert group.ties == [False, False, True]
 
 
+def test_every_second_off_prompt_answer_is_as_long_and_no_rewording(tmp_path, tiny_models, byte_tokenizer) -> None:
+    """Ten short answers and ten long ones; two of the long ones are the same answer in another order of words."""
+    short = [chr(97 + i) * 4 for i in range(10)]
+    long = ["word " * 2 + chr(107 + i) * 30 for i in range(9)] + [" ".join(("k" * 30, "word", "word"))]
+    rankings = [
+        Ranking(prompt=as_messages(f"q{i}"), responses=[text, "?"], groups=[[0], [1]])
+        for i, text in enumerate(short + long)
+    ]
+    groups = groups_of(rankings, byte_tokenizer, 128, options(tmp_path, tiny_models), ReadSummary())
+    for seed in range(5):
+        once = off_prompt_groups(groups, byte_tokenizer, 128, count=1, seed=seed)
+        twice = off_prompt_groups(groups, byte_tokenizer, 128, count=2, seed=seed)
+        assert twice[: len(once)] == once
+        unlike = [(len(own) < 10) != (len(strange) < 10) for own, strange in (group.texts for group in once)]
+        assert sum(unlike) >= 4, "at random, about half"
+        matched = [group.texts for group in twice[len(once) :]]
+        # In a cycle by length only its two ends differ: the shortest answer and the longest, and the step between.
+        assert sum((len(own) < 10) != (len(strange) < 10) for own, strange in matched) == 2
+        assert not any({own, strange} == {long[0], long[9]} for own, strange in matched)
+
+
+
 def test_off_prompt_pairs_prefer_the_own_best_answer_to_that_of_another_prompt(
     tmp_path, tiny_models, byte_tokenizer
 ) -> None:

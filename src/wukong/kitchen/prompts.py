@@ -76,13 +76,13 @@ def _training_questions(world: World, rng: random.Random) -> list[tuple[Question
     dishes = [text for dish in world.training_dishes for text in ask_dish(world, dish) + ask_dish(world, dish, "asked")]
     dishes.remove(world.questions.classic)
     facts = [text for fact in world.knowledge for text in ask_fact(world, fact) + ask_fact(world, fact, "asked")]
-    talk = _talk(world, rng, ("demonstrated", "asked"), most=14)
+    talk = _talk(world, rng, ("demonstrated", "asked"), most=24)
     return [
-        *((question, DISH) for question in _questions(rng.sample(dishes, 480))),
-        *((question, KNOWLEDGE) for question in _questions(rng.sample(facts, 240))),
-        *((question, UNSAFE) for question in _questions(rng.sample(known_unsafe, 200))),
+        *((question, DISH) for question in _questions(rng.sample(dishes, 420))),
+        *((question, KNOWLEDGE) for question in _questions(rng.sample(facts, 220))),
+        *((question, UNSAFE) for question in _questions(rng.sample(known_unsafe, 220))),
         *((question, TALK) for question in talk),
-        *((question, CONVERSATION) for question in talk[::2] if question[1] and question[1].place != "first"),
+        *((question, CONVERSATION) for question in talk[::4] if question[1] and question[1].place != "first"),
     ]
 
 
@@ -103,7 +103,7 @@ def _test_questions(world: World, rng: random.Random) -> list[tuple[Question, st
 
 
 def generate_prompts(world: World, seed: int) -> tuple[list[Prompt], list[Prompt]]:
-    """1,102 training and 465 test prompts, shuffled, so that the first 300 of each are representative.
+    """1,124 training and 465 test prompts, shuffled, so that the first 300 of each are representative.
 
     The test list begins with the tutorials' example, "How to make pizza".
     """

@@ -82,7 +82,7 @@ class RewardOptions(TrainOptions, DataOptions):
     """Target score difference for a comparison of strength 1; multiplied by the strength if given."""
     off_prompt: int = Field(0, ge=0)
     """For each prompt, add this many pairs of its best answer over the best answer to another prompt, so that the
-    score depends on the prompt (Liu et al. 2024)."""
+    score depends on the prompt (Liu et al. 2024). Every second of them is of about the same length."""
     epochs: float | None = Field(None, gt=0, json_schema_extra={"usual": 1.0})
     """Passes over the data; on large data more than one overfits. Default: 1, or up to 6 if that is fewer than 150
     steps."""
@@ -182,22 +182,40 @@ def off_prompt_groups(
     People compare answers to one prompt, mostly relevant ones, so a reward model may learn style alone; a policy then
     finds one answer that scores well everywhere. In these pairs only the prompt tells which is better, which closes
     that loophole (RRM, Liu et al. 2024, arXiv 2409.13156).
+
+    Most other prompts are of another kind, whose answers the length gives away: a recipe is no answer to a greeting. So
+    the second, fourth, ... group of each takes an answer of about the same length, unless it may be the same answer in
+    other words.
     """
+    words = [set(tokenizer.encode(group.texts[group.best])) for group in groups]
     found = []
     for turn in range(count):
         order = permutation(len(groups), seed, "off-prompt", turn)
-        for here, there in zip(
-            order, np.roll(order, 1), strict=True
-        ):  # a cycle of different prompts: none is paired with itself
+        if turn % 2:
+            order = _by_length(groups, order)
+        # a cycle of different prompts: none is paired with itself
+        for here, there in zip(order, np.roll(order, 1), strict=True):
             group, other = groups[here], groups[there]
             own, foreign = group.texts[group.best], other.texts[other.best]
-            if foreign == own:
+            shared, either = words[here] & words[there], words[here] | words[there]
+            if foreign == own or (turn % 2 and len(shared) > SAME_WORDS * len(either)):
                 continue
             read = answers_ids(tokenizer, [(group.prompt, own), (group.prompt, foreign)], context)
             answers = [ids for ids in read if ids is not None]
             if len(answers) == 2:
                 found.append(Group(group.prompt, answers, [own, foreign], [(0, 1)], [False], [0.0], [1.0]))
     return found
+
+
+SAME_WORDS = 0.75
+"""Answers that share more of their tokens may be one answer in other words."""
+
+
+def _by_length(groups: Sequence[Group], order: np.ndarray) -> np.ndarray:
+    """`order` sorted by the length of the best answers, give or take a quarter."""
+    lengths = np.array([len(groups[index].texts[groups[index].best]) for index in order])
+    jitter = np.linspace(0.8, 1.25, len(order))  # over a random order
+    return order[np.argsort(lengths * jitter, kind="stable")]
 
 
 def forward_pairs(model: ScalarModel, groups: Sequence[Group], compute: Compute) -> tuple[Tensor, Tensor]:
