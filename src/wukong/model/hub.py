@@ -15,9 +15,10 @@ import math
 import pickle
 import re
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,8 +26,20 @@ from torch import Tensor, nn
 
 from wukong.errors import UsageError, brief
 from wukong.files import disk_errors, write_json
+from wukong.model.adapters import (
+    ADAPTER_FILES,
+    Family,
+    StoredAdapter,
+    attach,
+    is_adapter,
+    open_adapter,
+    peft_names,
+    save_adapter,
+    taken,
+)
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.heads import HeadKind, Pooling, ScalarModel
+from wukong.model.lora import adapted_layers, merged
 from wukong.sampling import SamplingParameters
 from wukong.tokenizer import TOKENIZER_FILES, Tokenizer, local_directory
 from wukong.tokenizer_files import read_object
@@ -34,6 +47,7 @@ from wukong.tokenizer_files import read_object
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _SAFE_FILES = (
     *TOKENIZER_FILES,  # config.json and generation_config.json among them
+    *ADAPTER_FILES,
     "model.safetensors",
     "model.safetensors.index.json",
     "model-*.safetensors",
@@ -43,6 +57,8 @@ _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "m
 _POLICIES = ("GPT2LMHeadModel", "GPT2Model")
 _REWARDS = ("GPT2ForSequenceClassification", "WukongRewardModel")
 _OWN_TYPE = "wukong_reward"
+_FAMILY = Family(prefix="transformer.", transposed=True, last_norm="ln_f")
+_PREFIXES = ("transformer.",)
 LARGEST_HEADER = 1 << 24
 """Bytes of a safetensors file's header; GPT-2 XL's has 70,000."""
 
@@ -67,30 +83,45 @@ def save_policy(
     *,
     dtype: torch.dtype = torch.float32,
     sampling: SamplingParameters | None = None,
+    base: str = "",
 ) -> None:
-    """Writes a model that `transformers.AutoModelForCausalLM` loads.
+    """Writes a model that `transformers.AutoModelForCausalLM` loads, or, of a model with adapters, these alone in
+    PEFT's format.
 
     Args:
         dtype: of the stored weights.
         sampling: the default sampling parameters, here and in `transformers` (`recommended_sampling`).
+        base: of a model with adapters, the model they belong to (`adapters.base_name`).
     """
     directory = Path(directory)
     config = _config_json(model.config, tokenizer, dtype) | {"architectures": ["GPT2LMHeadModel"]}
-    _save(directory, config, _trunk_tensors(model), tokenizer, dtype)
+    if adapted_layers(model):
+        save_adapter(directory, model, base, _FAMILY, {}, None)
+        _save_description(directory, config, tokenizer)
+    else:
+        _save(directory, config, _trunk_tensors(model), tokenizer, dtype)
     ids = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     write_json(directory / "generation_config.json", {**ids, **(sampling.as_generation_config() if sampling else {})})
 
 
 def save_reward(
-    directory: str | Path, model: ScalarModel, tokenizer: Tokenizer, *, dtype: torch.dtype = torch.float32
+    directory: str | Path,
+    model: ScalarModel,
+    tokenizer: Tokenizer,
+    *,
+    dtype: torch.dtype = torch.float32,
+    base: str = "",
 ) -> None:
-    """Writes a reward (or value) model; with a linear head and last pooling, `transformers` loads it.
+    """Writes a reward (or value) model; with a linear head and last pooling, `transformers` loads it. Of a model with
+    adapters, these and the head are written in PEFT's format; `base` as for `save_policy`.
 
     Their head has no bias, so ours is folded into the final LayerNorm's: w.(x + b w/|w|^2) = w.x + b.
     """
     config = _config_json(model.config, tokenizer, dtype)
-    tensors = _trunk_tensors(model.trunk) | {"score.weight": model.score.weight.detach()}
-    if model.head_kind == "linear" and model.pooling == "last":
+    has_adapters, known = bool(adapted_layers(model)), model.head_kind == "linear" and model.pooling == "last"
+    tensors = {} if has_adapters else _trunk_tensors(model.trunk)
+    tensors["score.weight"] = model.score.weight.detach()
+    if known:
         config |= {
             "architectures": ["GPT2ForSequenceClassification"],
             "id2label": {"0": "reward"},
@@ -102,6 +133,7 @@ def save_reward(
                 raise UsageError("the reward head's weights are all zero, so its score does not depend on the text")
             ln_f = model.trunk.ln_f.bias.detach().double()
             tensors["transformer.ln_f.bias"] = ln_f + bias * weight / weight.dot(weight)
+            tensors["transformer.ln_f.weight"] = model.trunk.ln_f.weight.detach()  # PEFT replaces whole modules
     else:
         config |= {
             "architectures": ["WukongRewardModel"],
@@ -110,7 +142,12 @@ def save_reward(
         }
         tensors |= {"score.bias": model.score.bias.detach()}
         tensors |= {f"hidden.{name}": tensor.detach() for name, tensor in model.hidden.named_parameters()}
-    _save(Path(directory), config, tensors, tokenizer, dtype)
+    if has_adapters:
+        head = {name: tensor.float() for name, tensor in tensors.items()}
+        save_adapter(Path(directory), model.trunk, base, _FAMILY, head, known)
+        _save_description(Path(directory), config, tokenizer)
+    else:
+        _save(Path(directory), config, tensors, tokenizer, dtype)
 
 
 def _config_json(config: GPT2Config, tokenizer: Tokenizer, dtype: torch.dtype) -> dict[str, Any]:
@@ -150,10 +187,15 @@ def _save(
     directory: Path, config: dict[str, Any], tensors: dict[str, Tensor], tokenizer: Tokenizer, dtype: torch.dtype
 ) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    write_json(directory / "config.json", config)
     stored = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     with disk_errors(directory):
         save_file(stored, directory / "model.safetensors", metadata={"format": "pt"})
+    _save_description(directory, config, tokenizer)
+
+
+def _save_description(directory: Path, config: dict[str, Any], tokenizer: Tokenizer) -> None:
+    """Everything but the weights."""
+    write_json(directory / "config.json", config)
     tokenizer.save(directory, model_max_length=config["n_positions"])
 
 
@@ -206,6 +248,8 @@ def load_policy(
 ) -> tuple[GPT2, Tokenizer]:
     """A language model and its tokenizer, from a directory or a Hugging Face hub id such as "gpt2".
 
+    An adapter in PEFT's format is loaded with its base model, which it names, and merged into it.
+
     Args:
         dropout: the rate for training; it is not saved with a model.
         template: a chat template to use instead of the stored one.
@@ -217,6 +261,15 @@ def load_policy(
         UsageError: names the invalid file and the problem in one line.
     """
     directory = _download(source)
+    if is_adapter(directory):
+        adapter = _open_adapter(directory)
+        if adapter.is_reward:
+            raise UsageError(f"{directory}: holds an adapter of a reward model, expected a language model")
+        model, tokenizer = _base(adapter, load_policy, dropout)
+        tensors = _adapter_tensors(adapter)
+        attach(adapter, model, tensors, _PREFIXES)
+        _refuse_unused(adapter, tensors)
+        return merged(model).requires_grad_(True), _adapter_tokenizer(adapter, tokenizer, template)
     checkpoint = _open(directory)
     if checkpoint.is_reward:
         raise UsageError(f"{checkpoint.config_file}: holds a reward model, expected a language model")
@@ -228,13 +281,16 @@ def load_policy(
 
 
 def load_reward(
-    source: str | Path, *, dropout: float = 0.0, template: str | Path | None = None
+    source: str | Path, *, dropout: float = 0.0, template: str | Path | None = None, merge: bool = True
 ) -> tuple[ScalarModel, Tokenizer]:
     """A reward model and its tokenizer: ours, or anyone's `GPT2ForSequenceClassification` with one label.
 
-    Arguments, result and errors as for `load_policy`.
+    Arguments, result and errors as for `load_policy`; `merge=False` keeps an adapter separate from its base model's
+    weights, to train it further or to share these with other models.
     """
     directory = _download(source)
+    if is_adapter(directory):
+        return _load_reward_adapter(_open_adapter(directory), dropout, template, merge)
     checkpoint = _open(directory)
     if not checkpoint.is_reward:
         raise UsageError(f"{checkpoint.config_file}: holds a language model, expected a reward model")
@@ -261,14 +317,89 @@ def load_trunk(
     Arguments, result and errors as for `load_policy`.
     """
     directory = _download(source)
-    if _read_config(directory / "config.json")[1]:
+    is_reward = (
+        open_adapter(directory).is_reward if is_adapter(directory) else _read_config(directory / "config.json")[1]
+    )
+    if is_reward:
         reward_model, tokenizer = load_reward(directory, dropout=dropout, template=template)
         return reward_model.trunk, tokenizer
     return load_policy(directory, dropout=dropout, template=template)
 
 
+def _load_reward_adapter(
+    adapter: StoredAdapter, dropout: float, template: str | Path | None, merge: bool
+) -> tuple[ScalarModel, Tokenizer]:
+    if not adapter.is_reward:
+        raise UsageError(f"{adapter.directory}: holds an adapter of a language model, expected a reward model")
+    file, tensors = adapter.weights_file, _adapter_tensors(adapter)
+    trunk, tokenizer = _base(adapter, load_trunk, dropout)
+    attach(adapter, trunk, tensors, _PREFIXES)
+    for name, parameter in trunk.get_submodule(_FAMILY.last_norm).named_parameters():
+        if (stored := f"{_FAMILY.prefix}{_FAMILY.last_norm}.{name}") in tensors:
+            parameter.data.copy_(taken(file, tensors, stored, parameter.shape))
+    head: HeadKind = "linear"
+    pooling: Pooling = "last"
+    if adapter.config["peft_type"] != "LORA":
+        head, pooling = _stored_head(adapter.directory / "config.json", read_object(adapter.directory / "config.json"))
+    model = ScalarModel(trunk, head, pooling)
+    tensors.setdefault("score.bias", torch.zeros(1))
+    for name, parameter in model.named_parameters():
+        if not name.startswith("trunk."):
+            parameter.data.copy_(taken(file, tensors, name, parameter.shape))
+    _refuse_unused(adapter, tensors)
+    model.trunk = merged(trunk) if merge else trunk
+    return model.requires_grad_(True), _adapter_tokenizer(adapter, tokenizer, template)
+
+
+def _open_adapter(directory: Path) -> StoredAdapter:
+    """The adapter, whose chain of base models, which may be adapters too, ends. Raises UsageError."""
+    result = adapter = open_adapter(directory)
+    seen = {directory.resolve()}
+    while is_adapter(Path(adapter.base)):
+        adapter = open_adapter(Path(adapter.base))
+        if adapter.directory.resolve() in seen:
+            raise UsageError(f"{directory}: its base model {result.base} is an adapter of itself")
+        seen.add(adapter.directory.resolve())
+    return result
+
+
+Loaded = TypeVar("Loaded")
+
+
+def _base(
+    adapter: StoredAdapter, load: Callable[..., tuple[Loaded, Tokenizer]], dropout: float
+) -> tuple[Loaded, Tokenizer]:
+    try:
+        return load(adapter.base, dropout=dropout)
+    except UsageError as error:
+        raise UsageError(f"{adapter.directory}: the base model of this adapter: {error}") from None
+
+
+def _adapter_tensors(adapter: StoredAdapter) -> dict[str, Tensor]:
+    return peft_names(adapter.weights_file, _read_tensors(adapter.weights_file))
+
+
+def _refuse_unused(adapter: StoredAdapter, tensors: dict[str, Tensor]) -> None:
+    if tensors:
+        raise UsageError(f"{adapter.weights_file}: tensor {brief(min(tensors), str)} has no place in this model")
+
+
+def _adapter_tokenizer(adapter: StoredAdapter, of_base: Tokenizer, template: str | Path | None) -> Tokenizer:
+    """The adapter's tokenizer if it has one, else its base model's. Raises UsageError if the two differ in tokens."""
+    has_own = (adapter.directory / "tokenizer_config.json").is_file()
+    tokenizer = Tokenizer.load(adapter.directory if has_own else adapter.base, template=template)
+    if tokenizer.vocab_size != of_base.vocab_size:
+        raise UsageError(
+            f"{adapter.directory}: its tokenizer has {tokenizer.vocab_size} tokens, that of its base model "
+            f"{of_base.vocab_size}"
+        )
+    return tokenizer
+
+
 def _download(source: str | Path) -> Path:
     directory = local_directory(source, _SAFE_FILES)
+    if is_adapter(directory):
+        return directory
     if not Path(source).is_dir() and not any((directory / name).is_file() for name in _WEIGHTS):
         directory = local_directory(source, _PICKLED_FILES)
     return directory
@@ -295,7 +426,10 @@ def recommended_sampling(source: str | Path) -> SamplingParameters:
 
     Raises UsageError for values of wrong types.
     """
-    file = local_directory(source, _SAFE_FILES) / "generation_config.json"
+    directory = local_directory(source, _SAFE_FILES)
+    file = directory / "generation_config.json"
+    if not file.is_file() and is_adapter(directory):
+        return recommended_sampling(_open_adapter(directory).base)
     return SamplingParameters.of_generation_config(file, read_object(file) if file.is_file() else {})
 
 
@@ -345,10 +479,14 @@ def _gpt2_config(checkpoint: _Checkpoint, dropout: float) -> GPT2Config:
 def _head_of(checkpoint: _Checkpoint) -> tuple[HeadKind, Pooling]:
     if checkpoint.config["model_type"] == "gpt2":
         return "linear", "last"
-    own = checkpoint.config.get("wukong")
+    return _stored_head(checkpoint.config_file, checkpoint.config)
+
+
+def _stored_head(file: Path, config: dict[str, Any]) -> tuple[HeadKind, Pooling]:
+    own = config.get("wukong")
     head, pooling = (own.get("head"), own.get("pooling")) if isinstance(own, dict) else (None, None)
     if head not in get_args(HeadKind) or pooling not in get_args(Pooling):
-        raise UsageError(f"{checkpoint.config_file}: wukong.head or wukong.pooling is missing or unknown")
+        raise UsageError(f"{file}: wukong.head or wukong.pooling is missing or unknown")
     return cast(HeadKind, head), cast(Pooling, pooling)
 
 

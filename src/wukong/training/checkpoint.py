@@ -1,8 +1,9 @@
 """Checkpoints that are complete or absent, contain no pickle, and reveal damage.
 
-`checkpoints/step-000123/` holds `state.safetensors` (weights and Adam's moments) and `state.json` (the step, the
-stage's state between steps, and the hash of the tensors, written last). If modules are sharded, each process writes
-its parts of the tensors to its own file (torch.distributed.checkpoint, as safetensors).
+`checkpoints/step-000123/` holds `state.safetensors` (the trained weights and Adam's moments; frozen weights are those
+of the model that the stage started from) and `state.json` (the step, the stage's state between steps, and the hash of
+the tensors, written last). If modules are sharded, each process writes its parts of the tensors to its own file
+(torch.distributed.checkpoint, as safetensors).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from wukong.console import say
 from wukong.errors import UsageError, WukongError
 from wukong.files import atomic_directory, fingerprint, read_json, remove_leftovers, remove_set_aside
 from wukong.training.optimizer import MOMENTS, Optimizer
-from wukong.training.parallel import is_sharded, named_parameters, placed_like
+from wukong.training.parallel import is_sharded, placed_like, trained
 
 ONE_FILE = "state.safetensors"
 DAMAGE = (OSError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError, SafetensorError)
@@ -34,7 +35,7 @@ DAMAGE = (OSError, ValueError, LookupError, TypeError, ArithmeticError, Attribut
 def _tensors(modules: Mapping[str, nn.Module], optimizer: Optimizer) -> dict[str, Tensor]:
     tensors = {}
     for module_name, module in modules.items():
-        for name, parameter in named_parameters(module):
+        for name, parameter in trained(module):
             tensors[f"weights/{module_name}/{name}"] = parameter.detach()
             for key, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"adam/{key}/{module_name}/{name}"] = value
@@ -152,7 +153,7 @@ def _load_shards(directory: Path, found: Shapes, modules: Mapping[str, nn.Module
 
     tensors: dict[str, Tensor] = {}
     for module_name, module in modules.items():
-        for name, parameter in module.named_parameters():
+        for name, parameter in trained(module):
             tensors[f"weights/{module_name}/{name}"] = torch.empty_like(parameter)
             for key in MOMENTS:
                 if (place := f"adam/{key}/{module_name}/{name}") in found:
@@ -165,7 +166,7 @@ def _load_shards(directory: Path, found: Shapes, modules: Mapping[str, nn.Module
 
 def _check_fits(path: Path, shapes: Shapes, modules: Mapping[str, nn.Module]) -> None:
     """Checks before anything is overwritten: a half-restored model would silently train on."""
-    wanted = {f"weights/{m}/{n}": p.shape for m, module in modules.items() for n, p in module.named_parameters()}
+    wanted = {f"weights/{m}/{n}": p.shape for m, module in modules.items() for n, p in trained(module)}
     found = {name: shape for name, shape in shapes.items() if name.startswith("weights/")}
     if found != wanted:
         name = min(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
@@ -181,7 +182,7 @@ def _check_fits(path: Path, shapes: Shapes, modules: Mapping[str, nn.Module]) ->
 def _restore(tensors: dict[str, Tensor], modules: Mapping[str, nn.Module], optimizer: Optimizer) -> None:
     with torch.no_grad():
         for module_name, module in modules.items():
-            for name, parameter in module.named_parameters():
+            for name, parameter in trained(module):
                 parameter.copy_(placed_like(tensors[f"weights/{module_name}/{name}"], parameter))
                 moments = {}
                 for key in MOMENTS:

@@ -114,12 +114,13 @@ def optimizer_of(
     eps: float,
     sharded: bool,
 ) -> Optimizer:
-    """The optimiser of `modules`. Weight decay applies to matrices and embeddings, not to biases and LayerNorms.
+    """The optimiser of the trained parameters of `modules`. Weight decay applies to matrices and embeddings, not to
+    biases and LayerNorms.
 
     Raises UsageError for Muon on sharded modules: it needs whole matrices.
     """
     modules = list(modules)
-    parameters = [p for module in modules for p in module.parameters()]
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     adamw = {"betas": betas, "eps": eps, "fused": True}
     others = {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}
     if algorithm == "adamw":

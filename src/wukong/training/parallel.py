@@ -77,6 +77,11 @@ def named_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return module.named_parameters()
 
 
+def trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Of `named_parameters`, those that are trained."""
+    return ((name, parameter) for name, parameter in named_parameters(module) if parameter.requires_grad)
+
+
 def placed_like(tensor: Tensor, example: Tensor) -> Tensor:
     """A copy of the tensor placed like the example: on its device, and sharded the same way."""
     placed = tensor.to(example.device, copy=True)
@@ -138,12 +143,13 @@ def backward(loss: Tensor, module_is_sharded: bool) -> None:
 
 
 def all_reduce_gradients(modules: Iterable[nn.Module]) -> None:
-    """Sums the gradients of unsharded modules over the processes, in buckets that are the same at every step, so that
-    a resumed run adds in the same order. A missing gradient counts as zero."""
+    """Sums the gradients of unsharded modules' trained parameters over the processes, in buckets that are the same at
+    every step, so that a resumed run adds in the same order. A missing gradient counts as zero."""
     if processes.world_size() == 1:
         return
     pending = []
-    for bucket in _buckets([p for module in modules if not is_sharded(module) for p in module.parameters()]):
+    trained = [p for module in modules if not is_sharded(module) for p in module.parameters() if p.requires_grad]
+    for bucket in _buckets(trained):
         flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in bucket])
         pending.append((bucket, flat, torch.distributed.all_reduce(flat, async_op=True)))
     for bucket, flat, work in pending:

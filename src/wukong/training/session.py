@@ -49,6 +49,7 @@ from wukong.training.memory import Workload, decoding_path, estimate, fitting_to
 from wukong.training.metrics import JsonLines, MetricsLog
 from wukong.training.optimizer import Algorithm, optimizer_of
 from wukong.training.parallel import Parallel
+from wukong.training.tuning import hold_frozen
 
 Item = TypeVar("Item")
 
@@ -125,7 +126,7 @@ class Session:
 
     Args:
         options: the stage's options.
-        modules: the trained modules, by name.
+        modules: the trained modules, by name. A parameter without gradient is frozen: not updated, not saved.
         total_steps: the number of steps in the run.
         title: the progress bar's title.
         state: what the stage keeps between steps besides the weights (JSON values), with initial values; after a
@@ -170,6 +171,9 @@ class Session:
         if "dtype" in self.state:  # what "auto" chose at the start applies to the whole run
             self.compute = Compute(self.compute.device, getattr(torch, self.state["dtype"]))
         self.state["dtype"] = str(self.compute.dtype).removeprefix("torch.")
+        for module in modules.values():
+            if not self.is_sharded:  # the parts of a shard have one precision
+                hold_frozen(module, self.compute.dtype)
         self.workload = self._workload(workload)
         computing = [Text("{name} {value}", name=Text(name), value=one) for name, one in self.compute_record().items()]
         say("{title}: {computing}", title=title, computing=joined(computing))
@@ -413,6 +417,7 @@ class Session:
                 f"{m}/{n}": p.detach()
                 for m, module in self.modules.items()
                 for n, p in parallel.full_module(module, "cpu").named_parameters()
+                if p.requires_grad
             }
             if processes.is_first():
                 with atomic_directory(self.checkpoints / "best") as staging:
@@ -432,7 +437,7 @@ class Session:
             tensors = load_file(path)
             with torch.no_grad():
                 for name, module in self.modules.items():
-                    for key, parameter in parallel.named_parameters(module):
+                    for key, parameter in parallel.trained(module):
                         parameter.copy_(parallel.placed_like(tensors[f"{name}/{key}"], parameter))
 
     # ---------------------------------------------------------------------------------------------- the end
