@@ -14,7 +14,8 @@ from wukong.registry import PUBLIC, RUN, STAGES, TOOLS
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "wukong"
 
 # From the top down.
-LAYERS = ["__main__", "cli", "cli_parser", "plan", "accept", "runner", "story", "recipe", "recipes", "registry"]
+LAYERS = ["__main__", "cli", "cli_parser", "plan", "accept", "merge", "runner", "story", "recipe", "recipes"]
+LAYERS += ["registry"]
 LAYERS += ["events", "api", "web", "serve", "studies", "stages", "report", "chat", "run_models", "require"]
 LAYERS += ["feedback", "inspection", "scoring"]
 LAYERS += ["rl_env", "rollout", "objectives", "training", "kitchen", "data", "model", "tokenizer", "tokenizer_files"]

@@ -94,6 +94,7 @@ TOOLS = {
     "chat": Stage("wukong.chat", "talk to a model, or to several, in the terminal", positional="models"),
     "serve": Stage("wukong.serve.command", "models behind an OpenAI-compatible HTTP API", positional="models"),
     "accept": Stage("wukong.accept", "keep a result that was changed by hand", positional="result"),
+    "merge": Stage("wukong.merge", "an adapter and its base model -> one plain model", positional="adapter"),
     "labelstudio": Stage(
         "wukong.feedback.labelstudio.command", "compare answers in Label Studio: there and back", positional="action"
     ),

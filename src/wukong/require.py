@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from wukong import processes
 from wukong.data.registry import Registry
 from wukong.data.sources import DataOptions
@@ -22,13 +24,15 @@ from wukong.errors import UsageError
 from wukong.feedback.annotators import load_judge
 from wukong.feedback.endpoint import Endpoint
 from wukong.files import numbered_lines
-from wukong.model.gpt2 import PRESETS
+from wukong.model.gpt2 import GPT2, PRESETS
 from wukong.model.hub import load_policy, load_reward, load_trunk
 from wukong.options import POLICY_STAGES, StageOptions
 from wukong.provenance import StageRun, open_run, stage_state, verify
 from wukong.records import Record, iter_records
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import compute_for
+from wukong.training.memory import stored_config
+from wukong.training.tuning import TuningOptions, check_tuning
 
 Kind = Literal[
     "policy", "reward model", "token shards", "responses", "rankings", "pairs", "the kitchen's files", "result"
@@ -258,6 +262,19 @@ def judge(name: str, model: bool = True) -> Need:
 def endpoint(url: str | None, model: str | None) -> list[Need]:
     """An OpenAI-compatible server; it is not contacted yet."""
     return [Need(lambda planned: Endpoint(url, str(model)))] if url else []
+
+
+def tuning(model: str, options: TuningOptions) -> Need:
+    """A model that the choice of trained parameters fits. Raises UsageError for incompatible options."""
+    check_tuning(options)
+
+    def check(planned: Planned) -> None:
+        config = stored_config(model) if planned.find(model) is None else None
+        if config is not None:
+            with torch.device("meta"):
+                check_tuning(options, GPT2(config))
+
+    return Need(check)
 
 
 def device(name: str) -> Need:

@@ -28,6 +28,7 @@ from wukong.model import kernels
 from wukong.model.attention import KVCache
 from wukong.model.gpt2 import GPT2
 from wukong.model.logprobs import centred
+from wukong.model.lora import merged
 from wukong.model.native import NativeGPT2, can_decode
 from wukong.model.packed import PackedGPT2, can_pack, multiplies_tiles
 from wukong.training.compute import Compute
@@ -145,16 +146,18 @@ def inference_copy(model: GPT2, compute: Compute) -> GPT2:
     """The model in the form that decodes fastest on this machine in the compute precision. It must be in eval mode.
 
     The copy is stale once the model is trained further: make another after an update. Every process gets a full copy
-    of a sharded model.
+    of a sharded model. Adapters are added into the copy's weights.
     """
     device, sharded = model.wte.weight.device, is_sharded(model)
     packs = can_pack(device, compute.dtype)
     native = not (packs and multiplies_tiles()) and can_decode(model)
     if native or packs or compute.dtype == torch.float32:
-        model = full_module(model, compute.device).eval() if sharded else model
+        model = merged(full_module(model, compute.device).eval() if sharded else model)
         return NativeGPT2(model, compute.dtype) if native else PackedGPT2(model) if packs else model
     output = centred(full_parameter(model, "wte.weight"), compute.dtype)
-    narrow = full_module(model, compute.device, compute.dtype) if sharded else copy.deepcopy(model).to(compute.dtype)
+    narrow = merged(full_module(model, compute.device, compute.dtype) if sharded else model, compute.dtype)
+    if narrow is model:  # in this precision already: the original keeps its own output
+        narrow = copy.copy(model)
     narrow.output = output.to(compute.device)
     return narrow.eval()
 

@@ -18,9 +18,12 @@ from wukong.data.batches import by_length, pad
 from wukong.data.shards import TokenShards
 from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel
+from wukong.model.hub import load_policy
 from wukong.model.logprobs import token_logprobs
+from wukong.model.lower_states import LowerStates
 from wukong.training.compute import Compute
-from wukong.training.parallel import lockstep
+from wukong.training.parallel import is_sharded, lockstep
+from wukong.training.tuning import hold_frozen, share_frozen
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -29,12 +32,20 @@ def frozen(model: Module, compute: Compute) -> Module:
     """The model without gradients, with its layers' matrices in the compute precision. Autocast would cast them on
     every pass anyway: same numbers, half the memory (embedding and head stay float32)."""
     model.requires_grad_(False).eval().to(compute.device)
-    for trunk in model.modules():
-        if isinstance(trunk, GPT2):
-            for layer in trunk.modules():
-                if isinstance(layer, nn.Linear):
-                    layer.to(compute.dtype)
+    hold_frozen(model, compute.dtype)
     return model
+
+
+def reference_of(source: str, policy: GPT2, compute: Compute) -> GPT2:
+    """The frozen model that the policy started from. It shares the policy's frozen weights: with adapters it is the
+    policy without them and takes no memory. (Parts of a sharded policy cannot be shared.)
+
+    source: the policy's start, a directory or hub id.
+    """
+    reference = load_policy(source)[0].requires_grad_(False)
+    if not is_sharded(policy):
+        share_frozen(reference, policy)
+    return frozen(reference, compute)
 
 
 def language_model_loss(model: GPT2, ids: Tensor, compute: Compute) -> Tensor:
@@ -76,25 +87,27 @@ def response_positions(prompt_lengths: Sequence[int], response_lengths: Sequence
     return (steps >= first) & (steps < first + torch.tensor(response_lengths).unsqueeze(1))
 
 
-def response_states(trunk: GPT2, ids: Tensor, predicts: Tensor) -> Tensor:
+def response_states(trunk: GPT2, ids: Tensor, predicts: Tensor, lower: LowerStates | None = None) -> Tensor:
     """The hidden states before each response token, row by row: (N, C). Arguments as for `response_logprobs`."""
     steps = torch.arange(1, ids.shape[1], device=ids.device)
     # (B,) Tokens after the last of these positions are not read; in a row without any, one token is.
     lengths = F.pad(predicts * steps, (1, 0), value=1).amax(1)
-    result: Tensor = trunk(ids, lengths=lengths)[:, :-1][predicts]
+    result: Tensor = trunk(ids, lengths=lengths, lower=lower)[:, :-1][predicts]
     return result
 
 
 def response_logprobs(
-    model: GPT2, ids: Tensor, predicts: Tensor, temperature: float, compute: Compute, with_entropy: bool = False
-) -> tuple[Tensor, Tensor]:
+    model: GPT2, ids: Tensor, predicts: Tensor, temperature: float, compute: Compute, with_entropy: bool = False,
+    lower: LowerStates | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Log-probs and entropies of the response tokens, (N,) each, row by row: rollout statistics, updates and
     evaluations share this code path.
 
-    ids: (B, T) int64; predicts: (B, T - 1) bool, of `response_positions`.
+    ids: (B, T) int64; predicts: (B, T - 1) bool, of `response_positions`; lower: the states above layers that other
+    models which read the same ids share.
     """
     with compute.autocast():
-        states = response_states(model, ids, predicts)  # (N, C)
+        states = response_states(model, ids, predicts, lower)  # (N, C)
         return token_logprobs(
             states, model.wte.weight, ids[:, 1:][predicts], temperature=temperature, with_entropy=with_entropy
         )

@@ -60,14 +60,14 @@ class Family:
     """The normalisation before the head."""
 
 
-def base_name(source: str | Path, out: str | Path) -> str:
-    """The base model as an adapter in `out` names it: relative to `out` within one run, else an absolute path; a hub id
-    as it is."""
+def base_name(source: str | Path, out: str | Path, inside: str = ".") -> str:
+    """The base model as an adapter in `out`, or in a directory inside it, names it: relative to that directory if the
+    model is in the same run, else an absolute path; a hub id as it is."""
     path = Path(source)
     if not path.is_dir():
         return str(source)
     if os.path.abspath(run_of(path)) == os.path.abspath(run_of(Path(out))):
-        return os.path.relpath(path, out)
+        return os.path.relpath(path, os.path.join(out, inside))
     return os.path.abspath(path)
 
 

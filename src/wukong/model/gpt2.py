@@ -21,6 +21,7 @@ from wukong.model.attention import AttentionContext, KVCache, Unpadded, attend
 from wukong.model.config import GPT2Config as GPT2Config  # noqa: PLC0414 (most import it from here)
 from wukong.model.kernels import gelu
 from wukong.model.logprobs import centred
+from wukong.model.lower_states import LowerStates
 
 PRESETS: dict[str, dict[str, int]] = {
     "test": {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2},
@@ -110,6 +111,7 @@ class GPT2(nn.Module):
         lengths: Tensor | None = None,
         segments: Tensor | None = None,
         cache: KVCache | None = None,
+        lower: LowerStates | None = None,
     ) -> Tensor:
         """Hidden states after the final LayerNorm.
 
@@ -121,6 +123,7 @@ class GPT2(nn.Module):
                 attends only to earlier tokens of its segment, and positions count from the segment's start. A 0/1
                 attention mask is the special case of two segments.
             cache: keys and values of the preceding tokens; the caller then calls `cache.advance`.
+            lower: the states above layers shared with other models that read the same batch.
 
         Returns:
             (B, T, C).
@@ -161,11 +164,14 @@ class GPT2(nn.Module):
         context = AttentionContext(mask, cache, unpadded)
         x = self.wte(input_ids) + self.wpe(positions)  # (B, T, C), or (N, C) from here on
         x = F.dropout(x, self.config.dropout, self.training)
-        for layer, block in enumerate(self.h):
+        first, x = (0, x) if lower is None else lower.resume(x)
+        for layer, block in list(enumerate(self.h))[first:]:
             if self.checkpoint_blocks and torch.is_grad_enabled():
                 x = checkpoint(block, x, layer, context, use_reentrant=False)
             else:
                 x = block(x, layer, context)
+            if lower is not None:
+                lower.keep(layer + 1, x)
         x = self.ln_f(x)
         return x if unpadded is None else unpadded.put(x)
 

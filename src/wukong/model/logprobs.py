@@ -42,7 +42,8 @@ def centred(weight: Tensor, dtype: torch.dtype) -> Tensor:
         return _centred(weight, dtype)
     version, copy = _kept.get(weight, (None, None))
     if version != weight._version or copy.dtype != dtype:
-        copy = _centred(weight, dtype)
+        with torch.inference_mode(False):  # a pass with gradients may use the copy later
+            copy = _centred(weight, dtype)
         _kept[weight] = weight._version, copy
     result: Tensor = copy
     return result

@@ -37,6 +37,7 @@ from wukong.data.summary import ReadSummary
 from wukong.errors import DataError, Text, UsageError
 from wukong.feedback.consensus import by_annotators, decide, weights_of
 from wukong.language import counted
+from wukong.model.adapters import base_name
 from wukong.model.heads import HeadKind, Pooling, ScalarModel
 from wukong.model.hub import load_trunk, save_reward
 from wukong.objectives import grouped_mean, pairwise_loss
@@ -53,9 +54,10 @@ from wukong.training.memory import Workload, step_tokens
 from wukong.training.parallel import full_module, lockstep
 from wukong.training.passes import Passes, Usual
 from wukong.training.session import Session, TrainOptions
+from wukong.training.tuning import DropoutTuningOptions, as_loaded, tuned
 
 
-class RewardOptions(TrainOptions, DataOptions):
+class RewardOptions(TrainOptions, DataOptions, DropoutTuningOptions):
     """Train a reward model on comparisons."""
 
     model: str
@@ -333,10 +335,10 @@ def passes_over(groups: Sequence[Group], model: ScalarModel, options: RewardOpti
 
 
 def new_model(options: RewardOptions) -> tuple[ScalarModel, Tokenizer]:
-    """The model to start from with a new head."""
+    """The model to start from with a new head, ready to be trained."""
     trunk, tokenizer = load_trunk(options.model)
     torch.manual_seed(derived_seed(options.seed, "head"))
-    return ScalarModel(trunk, options.head, options.pooling), tokenizer
+    return tuned(ScalarModel(trunk, options.head, options.pooling), options, options.seed), tokenizer
 
 
 def fit(
@@ -400,6 +402,7 @@ def needs(options: RewardOptions) -> list[Need]:
         require.any_model(options.model),
         *require.data([*options.data, *options.eval_data], read, _compares, no=("responses",)),
         *([require.records(reference, Response, "responses", options.skip_bad)] if reference else []),
+        require.tuning(options.model, options),
         require.device(options.device),
     ]
 
@@ -427,7 +430,7 @@ def run(options: RewardOptions) -> None:
     reference = _reference_answers(options, tokenizer, context)
     # ------------------------------------------------------------------------------------------------------ fit
     quality, session = fit(model, tokenizer, train, test, options)
-    model = full_module(model, session.compute.device)
+    model = as_loaded(full_module(model, session.compute.device), lambda: new_model(options)[0])
     if not is_first():
         return
     # ----------------------------------------------------------------------------------------------- normalise
@@ -438,7 +441,7 @@ def run(options: RewardOptions) -> None:
     results = {**quality, "train_pairs": n_pairs, "normalised_from": before, "passes": session.state["passes"]}
     session.finish(
         work,
-        lambda staged: save_reward(staged, model.cpu(), tokenizer),
+        lambda staged: save_reward(staged, model.cpu(), tokenizer, base=base_name(options.model, options.out)),
         {**results, "data": summary.as_dict()},
     )
     if quality:

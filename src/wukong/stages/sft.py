@@ -28,6 +28,7 @@ from wukong.data.split import split_by_prompt
 from wukong.data.summary import ReadSummary
 from wukong.errors import UsageError
 from wukong.language import counted
+from wukong.model.adapters import base_name
 from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, recommended_sampling, save_policy
 from wukong.model.logprobs import token_logprobs
@@ -43,9 +44,10 @@ from wukong.training.memory import Workload, step_tokens
 from wukong.training.parallel import full_module, lockstep
 from wukong.training.passes import Usual
 from wukong.training.session import Session, TrainOptions
+from wukong.training.tuning import DropoutTuningOptions, as_loaded, tuned
 
 
-class SFTOptions(TrainOptions, DataOptions, RecommendOptions):
+class SFTOptions(TrainOptions, DataOptions, DropoutTuningOptions, RecommendOptions):
     """Fine-tune a model on demonstrations."""
 
     model: str
@@ -111,6 +113,7 @@ def needs(options: SFTOptions) -> list[Need]:
     return [
         require.policy(options.model, options.template),
         *require.data(options.data, require.reader(INSTRUCTIONS, options), no=("rankings", "pairs", "responses")),
+        require.tuning(options.model, options),
         require.device(options.device),
     ]
 
@@ -121,7 +124,7 @@ def run(options: SFTOptions) -> None:
     if work.done:
         return
     # ------------------------------------------------------------------------------------------- model and data
-    model, tokenizer = load_policy(options.model, dropout=options.dropout, template=options.template)
+    model, tokenizer = _start(options)
     sampling = recommended_sampling(options.model).for_training(options.recommended_temperature)
     found = load_instructions(options.data, options)
     sides = split_by_prompt(found.records, options.valid_fraction, options.seed)
@@ -161,20 +164,28 @@ def run(options: SFTOptions) -> None:
                 session.keep_best(held_out)
             session.show(loss=total)
         session.restore_best()
-    model = full_module(model, "cpu")
+    model = as_loaded(full_module(model, "cpu").cpu(), lambda: _start(options)[0])
     if not is_first():
         return
     # ---------------------------------------------------------------------------------------------------- save
     start = load_policy(options.model, template=options.template)[0]
-    moved = kl_to_start(model.cpu(), start, [(e.ids, e.response) for e in valid or train])
+    moved = kl_to_start(model, start, [(e.ids, e.response) for e in valid or train])
     results = {"valid_loss": session.state.get("best_loss"), "kl_to_start": moved, "passes": passes.record(len(train))}
     session.finish(
         work,
-        lambda staged: save_policy(staged, model, tokenizer, sampling=sampling),
+        lambda staged: save_policy(
+            staged, model, tokenizer, sampling=sampling, base=base_name(options.model, options.out)
+        ),
         {**results, "data": found.summary.as_dict()},
     )
     say_distance("sft", moved, "give more --epochs or a higher --lr")
     say("next: wukong chat {out}", out=options.out)
+
+
+def _start(options: SFTOptions) -> tuple[GPT2, Tokenizer]:
+    """The model at the start, ready to be trained."""
+    model, tokenizer = load_policy(options.model, dropout=options.dropout, template=options.template)
+    return tuned(model, options, options.seed), tokenizer
 
 
 def _parts(batch: Sequence[Example], max_tokens: int) -> list[list[Example]]:

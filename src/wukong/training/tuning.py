@@ -32,18 +32,32 @@ class TuningOptions(Options):
     weights."""
     lora_alpha: float | None = Field(None, gt=0)
     """The adapters' updates are scaled by alpha/rank. Default: twice the rank."""
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout rate of the adapters' inputs."""
     lora_targets: list[str] = []
     """The linear layers with adapters, by their names within a block (c_attn, mlp.c_proj, q_proj). Default: all."""
     freeze_layers: int = Field(0, ge=0)
     """Freeze the embeddings and this many layers, counted from the bottom: backward passes stop above them, and models
     that share them compute them once."""
 
+    @property
+    def adapter_dropout(self) -> float:
+        """Reinforcement learning and DPO compare log-probs of two passes, which must not differ by dropout."""
+        return 0.0
+
+
+class DropoutTuningOptions(TuningOptions):
+    """What supervised stages add."""
+
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout rate of the adapters' inputs."""
+
+    @property
+    def adapter_dropout(self) -> float:
+        return self.lora_dropout
+
 
 def check_tuning(options: TuningOptions, model: nn.Module | None = None) -> None:
     """Raises UsageError for incompatible options, or for options that do not fit the model (weights are not read)."""
-    given = {"--lora-alpha": options.lora_alpha, "--lora-dropout": options.lora_dropout}
+    given = {"--lora-alpha": options.lora_alpha, "--lora-dropout": options.adapter_dropout}
     for name, value in (given | {"--lora-targets": options.lora_targets}).items():
         if value and not options.lora_rank:
             raise UsageError(f"{name} has no effect without adapters: give a --lora-rank")
@@ -78,7 +92,7 @@ def tuned(model: Module, options: TuningOptions, seed: int) -> Module:
             for name in chosen_layers(trunk, options.lora_targets, options.freeze_layers):
                 own[name] = adapt(trunk, name, options.lora_rank, alpha)
         for layer in own.values():
-            layer.adapter_dropout = options.lora_dropout
+            layer.adapter_dropout = options.adapter_dropout
             layer.lora_A.requires_grad_(True)
             layer.lora_B.requires_grad_(True)
     if options.freeze_layers:

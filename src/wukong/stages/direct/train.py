@@ -22,6 +22,7 @@ from wukong.data.split import split_by_prompt
 from wukong.data.summary import ReadSummary
 from wukong.errors import UsageError
 from wukong.language import counted
+from wukong.model.adapters import base_name
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.hub import load_policy, save_policy
 from wukong.processes import is_first
@@ -29,7 +30,7 @@ from wukong.provenance import StageRun
 from wukong.records import Preference
 from wukong.require import Kind, Need
 from wukong.sampling import RecommendOptions, SamplingParameters
-from wukong.scoring import frozen, kl_to_start
+from wukong.scoring import kl_to_start, reference_of
 from wukong.stages.direct.logratios import AnswerTokens, measure_reference
 from wukong.tokenizer import Tokenizer
 from wukong.training.advice import evaluate_command, say_distance, warn_of_few_steps
@@ -37,9 +38,10 @@ from wukong.training.memory import Workload, step_tokens
 from wukong.training.parallel import full_module
 from wukong.training.passes import Passes, Usual
 from wukong.training.session import Session, TrainOptions
+from wukong.training.tuning import TuningOptions, as_loaded, tuned
 
 
-class DirectOptions(TrainOptions, DataOptions, RecommendOptions):
+class DirectOptions(TrainOptions, DataOptions, TuningOptions, RecommendOptions):
     """What DPO and KTO share."""
 
     model: str
@@ -110,7 +112,8 @@ def direct_needs(options: DirectOptions, accepts: Callable[[Preference], None], 
     """The inputs of DPO and KTO; `accepts` raises DataError for a record they cannot learn from."""
     read = require.reader(COMPARISONS, options)
     learnt = require.data([*options.data, *options.eval_data], read, accepts, no=("responses", *no))
-    return [require.policy(options.model), *learnt, require.device(options.device)]
+    fits = require.tuning(options.model, options)
+    return [require.policy(options.model), *learnt, fits, require.device(options.device)]
 
 
 def train(algorithm: DirectAlgorithm[Item], options: DirectOptions, needs: Sequence[Need]) -> None:
@@ -123,7 +126,7 @@ def train(algorithm: DirectAlgorithm[Item], options: DirectOptions, needs: Seque
     if work.done:
         return
     # ------------------------------------------------------------------------------------------- model and data
-    policy, tokenizer = load_policy(options.model)
+    policy, tokenizer = _start(options)
     train_items, test_items, summary = _items(algorithm, options, tokenizer, policy.config.n_positions)
     passes = USUAL.passes(len(train_items), policy.config.n_embd, options.epochs, options.batch_size, options.lr)
     steps, name = passes.steps(len(train_items)), algorithm.name
@@ -140,7 +143,7 @@ def train(algorithm: DirectAlgorithm[Item], options: DirectOptions, needs: Seque
     load = workload(lengths, learnt / sum(lengths), passes.batch_size, policy.config)
     # ---------------------------------------------------------------------------------------------------- loop
     with Session(options, {"policy": policy}, steps, name, lr=passes.lr, workload=load) as session:
-        reference = frozen(load_policy(options.model)[0], session.compute)
+        reference = reference_of(options.model, policy, session.compute)
         answers = [answer for item in (*train_items, *test_items) for answer in algorithm.answers_of(item)]
         measure_reference(reference, answers, options.temperature, session.compute, session.micro_batch_tokens)
         for step in session.steps():
@@ -154,11 +157,17 @@ def train(algorithm: DirectAlgorithm[Item], options: DirectOptions, needs: Seque
                 session.state["valid"] = _evaluate(algorithm, session, policy, reference, test_items, passes)
                 session.log(0, **session.state["valid"])
             session.show(loss=metrics["loss"], margin=metrics["margin"])
-    policy = full_module(policy, "cpu")
+    policy = as_loaded(full_module(policy, "cpu").cpu(), lambda: _start(options)[0])
     if is_first():
         results = {"records": len(train_items), "passes": passes.record(len(train_items)), "data": summary.as_dict()}
         measured = [answer for item in (test_items or train_items) for answer in algorithm.answers_of(item)]
-        _save(session, work, policy.cpu(), tokenizer, options, measured, results)
+        _save(session, work, policy, tokenizer, options, measured, results)
+
+
+def _start(options: DirectOptions) -> tuple[GPT2, Tokenizer]:
+    """The policy at the start, ready to be trained."""
+    policy, tokenizer = load_policy(options.model)
+    return tuned(policy, options, options.seed), tokenizer
 
 
 def _items(
@@ -211,7 +220,9 @@ def _save(
     sampling = SamplingParameters(options.temperature).for_training(options.recommended_temperature)
     session.finish(
         work,
-        lambda staged: save_policy(staged, policy, tokenizer, sampling=sampling),
+        lambda staged: save_policy(
+            staged, policy, tokenizer, sampling=sampling, base=base_name(options.model, options.out)
+        ),
         {**results, "kl_to_start": moved, **session.state.get("valid", {})},
     )
     say_distance(work.stage, moved, "give a higher --lr, more --epochs or a lower --beta")

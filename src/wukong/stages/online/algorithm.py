@@ -25,6 +25,7 @@ from wukong.sampling import RecommendOptions
 from wukong.stages.online.rewards import ScoringOptions, model_inputs
 from wukong.stages.online.rollouts import RolloutOptions
 from wukong.training.memory import DECODED_TOGETHER, Decoding, Workload, stored_config
+from wukong.training.tuning import TuningOptions
 
 ValueModelKind = Literal["separate", "shared"]
 Metrics = Mapping[str, Tensor | float]
@@ -103,7 +104,7 @@ def value_metrics(values: Tensor, returns: Tensor, mask: Tensor) -> Metrics:
     }
 
 
-class OnlineOptions(RolloutOptions, ScoringOptions, RecommendOptions):
+class OnlineOptions(RolloutOptions, ScoringOptions, TuningOptions, RecommendOptions):
     """What all online algorithms share."""
 
     old_names: ClassVar[dict[str, str]] = {"insist": "allow_chance_reward_model"}

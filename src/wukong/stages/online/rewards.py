@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
+from torch import nn
 
 from wukong import require
 from wukong.errors import Text, UsageError
@@ -34,6 +35,7 @@ from wukong.scoring import frozen, scores_of
 from wukong.stages.online.rollouts import Episodes
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
+from wukong.training.tuning import share_frozen
 
 
 class ScoringOptions(Options):
@@ -165,14 +167,16 @@ def combined(scores: np.ndarray, by: Literal["mean", "min", "mean-std"], uncerta
 
 
 def load_rewards(
-    options: ScoringOptions, tokenizer: Tokenizer, compute: Compute, max_tokens: int, kept: Path | None = None
-) -> Rewards:
+    options: ScoringOptions, tokenizer: Tokenizer, compute: Compute, max_tokens: int, kept: Path | None = None,
+    holders: Sequence[nn.Module] = (),
+) -> Rewards:  # fmt: skip
     """All rewards of the options, ready to score.
 
     Args:
         tokenizer: the policy's; reward models must have the same one, including the template.
         max_tokens: tokens per forward pass of a reward model.
         kept: the file that caches the replies of a judge behind an API, so that a resumed run does not pay twice.
+        holders: models whose frozen weights are used in place of equal ones.
 
     Raises:
         UsageError: there is no reward, or one cannot be loaded.
@@ -180,9 +184,12 @@ def load_rewards(
     reward_needs(options)
 
     def model(directory: str) -> Term:
-        network, its_tokenizer = load_reward(directory)
+        network, its_tokenizer = load_reward(directory, merge=not holders)  # unmerged, its base may be shared
         if its_tokenizer.fingerprint != tokenizer.fingerprint:
             raise UsageError(f"{directory}: its tokenizer or chat template is not the policy's")
+        network.requires_grad_(False)
+        for holder in holders:
+            share_frozen(network, holder)
         frozen(network, compute)
         return lambda answers: scores_of(network, answers.sequences, compute, max_tokens)
 

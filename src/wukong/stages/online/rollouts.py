@@ -22,6 +22,7 @@ from wukong.errors import DataError, UsageError
 from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel, ValueHead
 from wukong.model.logprobs import token_logprobs
+from wukong.model.lower_states import LowerStates
 from wukong.objectives import kl_estimate
 from wukong.processes import all_gather, all_reduce, local_part
 from wukong.records import Message
@@ -31,6 +32,7 @@ from wukong.seeds import derived_seed
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import Compute
 from wukong.training.session import TrainOptions
+from wukong.training.tuning import shared_layers
 
 
 class RolloutOptions(TrainOptions, PromptOptions):
@@ -203,21 +205,23 @@ ValueModel = ScalarModel | ValueHead
 
 def read_responses(
     policy: GPT2, value_model: ValueModel | None, ids: Tensor, predicts: Tensor, temperature: float, compute: Compute,
-    with_entropy: bool,
+    with_entropy: bool, lower: LowerStates | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Log-probs, entropies (zeros unless requested) and, for a value head on the policy's trunk, the values, in one
     pass: (N,) float32 each."""
     with compute.autocast():
-        states = response_states(policy, ids, predicts)  # (N, C)
+        states = response_states(policy, ids, predicts, lower)  # (N, C)
         targets = ids[:, 1:][predicts]
         found = token_logprobs(states, policy.wte.weight, targets, temperature=temperature, with_entropy=with_entropy)
         return *found, value_model.read(states) if isinstance(value_model, ValueHead) else None
 
 
-def response_values(model: ScalarModel, ids: Tensor, predicts: Tensor, compute: Compute) -> Tensor:
+def response_values(
+    model: ScalarModel, ids: Tensor, predicts: Tensor, compute: Compute, lower: LowerStates | None = None
+) -> Tensor:
     """The values of a value model with its own trunk: (N,) float32."""
     with compute.autocast():
-        return model.read(response_states(model.trunk, ids, predicts))
+        return model.read(response_states(model.trunk, ids, predicts, lower))
 
 
 ScoreFunction = Callable[[Episodes], Tensor]
@@ -238,13 +242,18 @@ def rollout_stats(
     if value_model is not None:
         value_model.eval()
     found = {name: torch.zeros(episodes.mask.shape, device=compute.device) for name in STATS}
+    layers = shared_layers(policy, reference)
+    for_values = isinstance(value_model, ScalarModel) and shared_layers(policy, value_model) >= layers
     for rows in parts:
         ids, predicts, index = padded_rows(episodes, rows, compute)
         mask = episodes.mask[index]  # (b, R): its True positions are in the same order as those of `predicts`
-        logprobs, entropies, values = read_responses(policy, value_model, ids, predicts, temperature, compute, True)
-        expected, _ = response_logprobs(reference, ids, predicts, temperature, compute)
+        lower = LowerStates(layers)
+        logprobs, entropies, values = read_responses(
+            policy, value_model, ids, predicts, temperature, compute, True, lower
+        )
+        expected, _ = response_logprobs(reference, ids, predicts, temperature, compute, lower=lower)
         if isinstance(value_model, ScalarModel):
-            values = response_values(value_model, ids, predicts, compute)
+            values = response_values(value_model, ids, predicts, compute, lower if for_values else None)
         for target, tokens in zip(found.values(), (logprobs, expected, values, entropies), strict=True):
             if tokens is not None:
                 part = torch.zeros(mask.shape, device=compute.device)

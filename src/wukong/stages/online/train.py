@@ -21,7 +21,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wukong import processes, require
 from wukong.console import say
@@ -33,13 +33,14 @@ from wukong.feedback.replies import forget_replies, replies_path
 from wukong.feedback.reward_models import require_better_than_chance
 from wukong.files import atomic_directory
 from wukong.language import counted
+from wukong.model.adapters import base_name
 from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel, ValueHead
 from wukong.model.hub import load_policy, load_reward, load_trunk, save_policy
 from wukong.objectives import adapted_kl_coef, masked_mean
 from wukong.require import Need
 from wukong.sampling import SamplingParameters
-from wukong.scoring import frozen
+from wukong.scoring import reference_of
 from wukong.seeds import derived_seed
 from wukong.stages.online.algorithm import Advantages, Batch, OnlineOptions, check, workload
 from wukong.stages.online.rewards import RewardInput, Rewards, load_rewards, model_inputs, reward_needs
@@ -63,6 +64,7 @@ from wukong.training.advice import evaluate_command, warn_of_few_steps
 from wukong.training.compute import read
 from wukong.training.parallel import full_module
 from wukong.training.session import Session
+from wukong.training.tuning import as_loaded, share_frozen, tuned
 
 COLLAPSE_SHARE, COLLAPSE_DISTINCT = 0.5, 0.25
 """Collapse: one response fills more than this share of a batch, or distinct-2 falls below this fraction of the first
@@ -229,6 +231,7 @@ def online_needs(options: OnlineOptions) -> list[Need]:
         *([require.shards(options.ptx_data, ("train",))] if options.ptx_data else []),
         *(need for need in rewards if need.source is None),
         require.room(options.model, options.max_new_tokens),
+        require.tuning(options.model, options),
         require.device(options.device),
     ]
 
@@ -242,7 +245,7 @@ def train(options: OnlineOptions) -> None:
     for reward_model in model_inputs(options):
         require_better_than_chance(reward_model, options.allow_chance_reward_model)
     # ------------------------------------------------------------------------------------------ models and data
-    policy, tokenizer = load_policy(options.model)
+    policy, tokenizer = _start(options)
     if options.truncate_at is not None and len(tokenizer.encode(options.truncate_at)) != 1:
         raise UsageError(f"--truncate-at {options.truncate_at!r} is not one token of this tokenizer")
     value_model = first_value_model(options, policy) if algorithm.value_coef is not None else None
@@ -257,7 +260,7 @@ def train(options: OnlineOptions) -> None:
     updates = options.iterations * algorithm.epochs * options.updates_per_pass
     warn_of_few_steps(algorithm.name, updates, "give more --episodes, or a smaller --batch-size")
     # ----------------------------------------------------------------------------------------------------- loop
-    modules: dict[str, torch.nn.Module] = {"policy": policy}
+    modules: dict[str, nn.Module] = {"policy": policy}
     if value_model is not None:
         modules["value"] = value_model
     state = {"kl_coef": options.kl_coef, "first_distinct_2": None}
@@ -270,7 +273,7 @@ def train(options: OnlineOptions) -> None:
             session.show(score=metrics["score"], kl=metrics["kl"])
             if options.save_every and (step + 1) % options.save_every == 0 and step + 1 < options.iterations:
                 _keep_policy(options, step + 1, policy, tokenizer)
-    policy = full_module(policy, "cpu")
+    policy = as_loaded(full_module(policy, "cpu").cpu(), lambda: _start(options)[0])
     if not processes.is_first():
         return
     # ----------------------------------------------------------------------------------------------------- save
@@ -279,7 +282,9 @@ def train(options: OnlineOptions) -> None:
     results = {name: last[name] for name in ("score", "kl", "termination_rate", "response_length")}
     session.finish(
         work,
-        lambda staged: save_policy(staged, policy.cpu(), tokenizer, sampling=_sampling(options)),
+        lambda staged: save_policy(
+            staged, policy, tokenizer, sampling=_sampling(options), base=base_name(options.model, options.out)
+        ),
         results,
         kept,
     )
@@ -293,6 +298,12 @@ def train(options: OnlineOptions) -> None:
     say("next: {command}", command=evaluate_command(algorithm.name, options.model, options.out))
 
 
+def _start(options: OnlineOptions) -> tuple[GPT2, Tokenizer]:
+    """The policy at the start, ready to be trained."""
+    policy, tokenizer = load_policy(options.model)
+    return tuned(policy, options, options.seed), tokenizer
+
+
 def batch_of(prompts: Sequence[TokenisedPrompt], step: int, options: OnlineOptions) -> list[TokenisedPrompt]:
     """The prompts of a step, each listed `samples_per_prompt` times in a row."""
     asked = [prompts[i] for i in epoch_batch(len(prompts), step, options.prompts_per_batch, options.seed)]
@@ -304,9 +315,15 @@ def _trainer(
     prompts: Sequence[TokenisedPrompt],
 ) -> Trainer:  # fmt: skip
     """The trainer with its frozen parts: the reference, the rewards and the pretraining term."""
-    reference = frozen(load_policy(options.model)[0], session.compute)
+    reference = reference_of(options.model, policy, session.compute)
     kept = replies_path(options.out, directory=True)
-    rewards = load_rewards(options, tokenizer, session.compute, session.micro_batch_tokens, kept)
+    holders: list[nn.Module] = []
+    if (options.lora_rank or options.freeze_layers) and not session.is_sharded:
+        if isinstance(value_model, ScalarModel):
+            share_frozen(value_model, policy)
+            holders.append(value_model)
+        holders.append(policy)
+    rewards = load_rewards(options, tokenizer, session.compute, session.micro_batch_tokens, kept, holders)
     pretraining = None
     if options.ptx_data and options.ptx_coef:
         context = policy.config.n_positions
@@ -323,22 +340,23 @@ def _sampling(options: OnlineOptions) -> SamplingParameters:
 
 
 def _keep_policy(options: OnlineOptions, iteration: int, policy: GPT2, tokenizer: Tokenizer) -> None:
-    plain = full_module(policy, "cpu")
+    plain, place = full_module(policy, "cpu"), f"policies/iteration-{iteration:06d}"
     if processes.is_first():
-        with atomic_directory(options.out / "policies" / f"iteration-{iteration:06d}") as staged:
-            save_policy(staged, plain, tokenizer, sampling=_sampling(options))
+        plain, base = as_loaded(plain, lambda: _start(options)[0]), base_name(options.model, options.out, place)
+        with atomic_directory(options.out / place) as staged:
+            save_policy(staged, plain, tokenizer, sampling=_sampling(options), base=base)
 
 
 def first_value_model(options: OnlineOptions, policy: GPT2) -> ValueModel:
     """A head on the policy's trunk, or a copy of the reward model (Stiennon et al. 2020); without a reward model, the
-    SFT model with a new head."""
+    SFT model with a new head. A reward model's adapter is trained further."""
     if options.algorithm().value_model == "shared":
         return ValueHead(policy.config.n_embd)
     if options.reward_model:
-        return load_reward(options.reward_model)[0]
+        return tuned(load_reward(options.reward_model, merge=not options.lora_rank)[0], options, options.seed)
     trunk, _ = load_trunk(options.model)
     torch.manual_seed(derived_seed(options.seed, "head"))
-    return ScalarModel(trunk)
+    return tuned(ScalarModel(trunk), options, options.seed)
 
 
 @dataclass(frozen=True)

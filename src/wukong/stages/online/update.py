@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from wukong.data.shards import TokenShards
 from wukong.errors import RunError
 from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel
+from wukong.model.lower_states import LowerStates
 from wukong.objectives import loss_average
 from wukong.scoring import language_model_loss
 from wukong.seeds import permutation
@@ -32,6 +34,7 @@ from wukong.stages.online.rollouts import (
 from wukong.training.compute import Compute, read
 from wukong.training.parallel import lockstep
 from wukong.training.session import Session
+from wukong.training.tuning import shared_layers
 
 FIRST_RATIO_TOLERANCE, BFLOAT16_RATIO_TOLERANCE = 1e-3, 0.05
 """Deviations of the first ratio from 1 that rounding explains. A logit in bfloat16 is off by 0.2 % of its size, up to
@@ -183,6 +186,11 @@ class Update:
     advantages: Advantages
     pretraining: PretrainingLoss | None = None
 
+    @cached_property
+    def shared(self) -> int:
+        """The number of frozen layers that policy and value model share."""
+        return shared_layers(self.policy, self.value_model) if isinstance(self.value_model, ScalarModel) else 0
+
     def run(self) -> dict[str, float]:
         """Trains on the batch. Returns the means of the metrics over all updates.
 
@@ -217,8 +225,9 @@ class Update:
         session, options, compute = self.session, self.options, self.session.compute
         ids, predicts, rows = padded_rows(self.episodes, minibatch.rows[part].tolist(), compute)
         tokens = self._tokens(rows, minibatch, part)
+        lower = LowerStates(self.shared)
         logprobs, entropies, values = read_responses(
-            self.policy, self.value_model, ids, predicts, options.temperature, compute, options.entropy_coef > 0
+            self.policy, self.value_model, ids, predicts, options.temperature, compute, options.entropy_coef > 0, lower
         )
         loss, found = minibatch_loss(
             self.algorithm, tokens, logprobs, entropies, values, session.state["kl_coef"], options.entropy_coef
@@ -226,7 +235,7 @@ class Update:
         session.backward(loss)
         metrics.add(found)
         if isinstance(self.value_model, ScalarModel):  # second, so that its activations are not held with the policy's
-            values = response_values(self.value_model, ids, predicts, compute)
+            values = response_values(self.value_model, ids, predicts, compute, lower)
             loss, found = value_loss(self.algorithm, tokens, values)
             session.backward(loss)
             metrics.add(found)
