@@ -43,11 +43,14 @@ from wukong.training.memory import (
     forward_flops,
     free_bytes,
     gigabytes,
+    lower_flops,
     n_parameters,
     stored_config,
+    training_flops,
 )
 from wukong.training.passes import Usual
 from wukong.training.session import TrainOptions
+from wukong.training.tuning import trained_part
 
 BYTES_A_TOKEN = 4
 TRAINING_ROWS, DECODING_ROWS = 2048, 64
@@ -98,6 +101,7 @@ def cost_of(options: TrainOptions, config: GPT2Config, compute: Compute, plan: P
         held = _held(options, pretrain.workload(options, config), (config,), compute)
         return Cost(n, 0, held, 3 * forward_flops(config, tokens, context, tokens))
     assert isinstance(options, SFTOptions | RewardOptions | DirectOptions)
+    part = trained_part(config, options)
     texts = _answers(options)
     answers = 1 if isinstance(options, SFTOptions) else 2  # per assumed record
     sizes = [answers * plan.record_tokens] * plan.records if texts is None else [sum(t) / BYTES_A_TOKEN for t in texts]
@@ -106,18 +110,19 @@ def cost_of(options: TrainOptions, config: GPT2Config, compute: Compute, plan: P
     passes = _usual(options).passes(max(1, len(sizes)), config.n_embd, options.epochs, options.batch_size, options.lr)
     lengths = [math.ceil(size) for size in sizes] or [1]
     seen = passes.epochs * count * length
-    products = 3 * forward_flops(config, seen, length, 0 if isinstance(options, RewardOptions) else seen)
+    products = training_flops(config, seen, length, 0 if isinstance(options, RewardOptions) else seen, part)
     if isinstance(options, RewardOptions):
-        workload = reward.workload(lengths, passes.batch_size)
+        workload = reward.workload(lengths, passes.batch_size, part)
     elif isinstance(options, SFTOptions):
-        workload = sft.workload(lengths, 1.0, passes.batch_size)
+        workload = sft.workload(lengths, 1.0, passes.batch_size, part)
     else:
-        workload = direct.workload(lengths, 1.0, passes.batch_size, config)
+        workload = direct.workload(lengths, 1.0, passes.batch_size, config, part)
     held = _held(options, workload, (config,), compute)
+    learnt, base = (part.parameters, n) if part else (n, 0)
     if not isinstance(options, DirectOptions):
-        return Cost(n, 0, held, products, assumed=texts is None)
+        return Cost(learnt, base, held, products, assumed=texts is None)
     reference = forward_flops(config, count * length, length, count * length)  # computed once
-    return Cost(n, n, held, products + reference, assumed=texts is None)
+    return Cost(learnt, n, held, products + reference, assumed=texts is None)
 
 
 def _usual(options: SFTOptions | RewardOptions | DirectOptions) -> Usual:
@@ -134,17 +139,20 @@ def _held(options: TrainOptions, workload: Workload, trained: tuple[GPT2Config, 
 
 def _online(options: OnlineOptions, config: GPT2Config, compute: Compute, prompt: int) -> Cost:
     """The cost of online RL, with responses of maximum length."""
-    n, algorithm = n_parameters(config), options.algorithm()
+    n, algorithm, part = n_parameters(config), options.algorithm(), trained_part(config, options)
     length = min(prompt + options.max_new_tokens, config.n_positions)
     tokens, outputs = options.episodes * length, options.episodes * options.max_new_tokens
     speak, read = (forward_flops(config, tokens, length, at) for at in (outputs, 0))
     own_value_model = algorithm.value_coef is not None and algorithm.value_model == "separate"
     rewards = len(model_inputs(options))
-    scoring = 2 * speak + (own_value_model + rewards) * read
-    learning = 3 * algorithm.epochs * (speak + own_value_model * read)
+    scoring = 2 * speak + (own_value_model + rewards) * read - lower_flops(config, tokens, length, part)
+    train_policy, train_value = (training_flops(config, tokens, length, at, part) for at in (outputs, 0))
+    learning = algorithm.epochs * (train_policy + own_value_model * train_value)
     trained = (config,) * (1 + own_value_model)
     held = _held(options, online.workload(options, config, prompt), trained, compute)
-    return Cost(n * len(trained), n * (1 + rewards), held, scoring + learning, speak, assumed=True)
+    learnt, base = (part.parameters, n) if part else (n, 0)
+    frozen = base * len(trained) if part else n
+    return Cost(learnt * len(trained), frozen + n * rewards, held, scoring + learning, speak, assumed=True)
 
 
 def _answers(options: SFTOptions | RewardOptions | DirectOptions) -> list[list[int]] | None:

@@ -1,5 +1,6 @@
 """The formulas for parameters, memory and arithmetic against real models, and what is done where memory is short."""
 
+import math
 import os
 import re
 import subprocess
@@ -42,8 +43,10 @@ from wukong.training.memory import (
     logits_bytes,
     n_parameters,
     step_bytes,
+    training_flops,
 )
 from wukong.training.session import Session, TrainOptions
+from wukong.training.tuning import TuningOptions, hold_frozen, share_frozen, trained_part, tuned
 
 CONFIG = GPT2Config(vocab_size=500, n_positions=128, n_embd=64, n_layer=3, n_head=4)
 CPU = torch.device("cpu")
@@ -285,3 +288,67 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path) -> None:
         gradients.append([p.grad for p in model.parameters()])
     for found, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------- adapters and frozen layers
+
+
+TUNED = {
+    "lora": TuningOptions(lora_rank=4),
+    "freeze": TuningOptions(freeze_layers=2),
+    "both": TuningOptions(lora_rank=4, freeze_layers=2),
+}
+
+
+def tuned_model(options: TuningOptions, dtype: torch.dtype) -> GPT2:
+    model = tuned(GPT2(CONFIG), options, 0)
+    hold_frozen(model, dtype)
+    return model
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", TUNED.values(), ids=TUNED)
+def test_a_partly_trained_model_takes_what_is_said(options: TuningOptions, dtype: torch.dtype) -> None:
+    model, part = tuned_model(options, dtype), trained_part(CONFIG, options)
+    tensors = [*model.parameters()] + ([centred(model.wte.weight, dtype)] if dtype != torch.float32 else [])
+    assert sum(tensor.numel() * tensor.element_size() for tensor in tensors) == part.weights(CONFIG, dtype)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == part.parameters
+    reference = GPT2(CONFIG).requires_grad_(False)
+    reference.load_state_dict(model.state_dict(), strict=False)
+    share_frozen(reference, model)
+    frozen(reference, Compute(CPU, dtype))
+    own = {p.data_ptr() for p in model.parameters()}
+    copied = sum(p.numel() * p.element_size() for p in reference.parameters() if p.data_ptr() not in own)
+    assert copied == part.frozen_copy_bytes(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", TUNED.values(), ids=TUNED)
+def test_activations_are_kept_above_frozen_layers_only(options: TuningOptions, dtype: torch.dtype) -> None:
+    model, ids = tuned_model(options, dtype), torch.randint(500, (8, 96))
+    found = kept_bytes(model, lambda: model(ids), dtype)
+    kept = replace(CONFIG, n_layer=CONFIG.n_layer - options.freeze_layers)
+    assert found == pytest.approx(ids.numel() * activation_bytes(kept, dtype, False), rel=0.15)
+
+
+@pytest.mark.parametrize("options", TUNED.values(), ids=TUNED)
+def test_the_arithmetic_of_partial_training_is_what_pytorch_counts(options: TuningOptions) -> None:
+    thin = options.model_copy(update={"lora_rank": min(1, options.lora_rank)})  # adapters are not counted
+    model, ids = tuned(GPT2(CONFIG), thin, 0), torch.randint(500, (4, 32))
+    with FlopCounterMode(display=False) as counter:
+        model.logits(model(ids)).sum().backward()
+    found = training_flops(CONFIG, 128, 32, 128, trained_part(CONFIG, options))
+    assert found == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+def test_reference_value_and_reward_model_share_a_base() -> None:
+    part = trained_part(CONFIG, TUNED["lora"])
+    step = Workload(512, trained=(CONFIG, CONFIG), part=part, frozen_copies=2)
+    two, one = (estimate(replace(step, one_base=same), CPU, torch.float32, 8192) for same in (False, True))
+    base = 4 * n_parameters(CONFIG)
+    assert two.weights == 2 * (base + 4 * part.parameters)
+    assert one.weights == base + 2 * 4 * part.parameters
+    assert (one.frozen, one.moments) == (0, 2 * 8 * part.parameters)
+    sharded = estimate(replace(step, sharded=True, processes=4), CPU, torch.float32, 8192)
+    assert sharded.weights == math.ceil(two.weights / 4)
+    assert sharded.frozen == 2 * frozen_bytes(CONFIG, torch.float32), "parts of a sharded model cannot be shared"

@@ -50,11 +50,11 @@ from wukong.stats import rate_interval
 from wukong.tokenizer import Tokenizer
 from wukong.training.advice import warn_of_few_steps
 from wukong.training.compute import Compute, read
-from wukong.training.memory import Workload, step_tokens
+from wukong.training.memory import TrainedPart, Workload, step_tokens
 from wukong.training.parallel import full_module, lockstep
 from wukong.training.passes import Passes, Usual
 from wukong.training.session import Session, TrainOptions
-from wukong.training.tuning import DropoutTuningOptions, as_loaded, tuned
+from wukong.training.tuning import DropoutTuningOptions, as_loaded, trained_part, tuned
 
 
 class RewardOptions(TrainOptions, DataOptions, DropoutTuningOptions):
@@ -107,9 +107,10 @@ class RewardOptions(TrainOptions, DataOptions, DropoutTuningOptions):
 USUAL = Usual(epochs=1.0, batch_size=16, lr=5e-5, most_epochs=6.0, small_lr=0.0005)
 
 
-def workload(lengths: Sequence[int], batch_size: int) -> Workload:
-    """lengths: tokens per prompt, over all its answers. There are no logits."""
-    return Workload(step_tokens(lengths, batch_size), outputs=0.0)
+def workload(lengths: Sequence[int], batch_size: int, part: TrainedPart | None = None) -> Workload:
+    """lengths: tokens per prompt, over all its answers; part: what is trained of the transformer, if not everything.
+    There are no logits."""
+    return Workload(step_tokens(lengths, batch_size), outputs=0.0, part=part)
 
 
 @dataclass
@@ -366,7 +367,8 @@ def fit(
     )
     warn_of_few_steps("reward", steps, "label more, or give more --epochs")
     state = {"quality": {}, "passes": passes.record(len(groups))}
-    load = workload([sum(map(len, group.answers)) for group in groups], passes.batch_size)
+    lengths = [sum(map(len, group.answers)) for group in groups]
+    load = workload(lengths, passes.batch_size, trained_part(model.config, options))
     with Session(options, {"model": model}, steps, "reward", state, lr=passes.lr, workload=load) as session:
         compute = session.compute
         for step in session.steps():

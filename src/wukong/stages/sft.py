@@ -40,11 +40,11 @@ from wukong.scoring import kl_to_start
 from wukong.tokenizer import Tokenizer
 from wukong.training.advice import say_distance, warn_of_few_steps
 from wukong.training.compute import Compute, read
-from wukong.training.memory import Workload, step_tokens
+from wukong.training.memory import TrainedPart, Workload, step_tokens
 from wukong.training.parallel import full_module, lockstep
 from wukong.training.passes import Usual
 from wukong.training.session import Session, TrainOptions
-from wukong.training.tuning import DropoutTuningOptions, as_loaded, tuned
+from wukong.training.tuning import DropoutTuningOptions, as_loaded, trained_part, tuned
 
 
 class SFTOptions(TrainOptions, DataOptions, DropoutTuningOptions, RecommendOptions):
@@ -75,9 +75,10 @@ class SFTOptions(TrainOptions, DataOptions, DropoutTuningOptions, RecommendOptio
 USUAL = Usual(epochs=3.0, batch_size=32, lr=3e-4, most_epochs=8.0, small_lr=0.001)
 
 
-def workload(lengths: Sequence[int], response: float, batch_size: int) -> Workload:
-    """lengths: of the examples; response: the fraction of their tokens that are trained on."""
-    return Workload(step_tokens(lengths, batch_size), response)
+def workload(lengths: Sequence[int], response: float, batch_size: int, part: TrainedPart | None = None) -> Workload:
+    """lengths: of the examples; response: the fraction of their tokens that are trained on; part: what is trained of
+    the model, if not everything."""
+    return Workload(step_tokens(lengths, batch_size), response, part=part)
 
 
 def examples_of(
@@ -142,7 +143,7 @@ def run(options: SFTOptions) -> None:
     )
     warn_of_few_steps("sft", steps, "give more demonstrations, or more --epochs")
     lengths, learnt = [len(e.ids) for e in train], sum(sum(e.response) for e in train)
-    load = workload(lengths, learnt / sum(lengths), passes.batch_size)
+    load = workload(lengths, learnt / sum(lengths), passes.batch_size, trained_part(model.config, options))
     # ---------------------------------------------------------------------------------------------------- loop
     with Session(options, {"model": model}, steps, "sft", workload=load, lr=passes.lr) as session:
         compute = session.compute

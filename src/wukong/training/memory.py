@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -66,14 +66,41 @@ def logits_bytes(config: GPT2Config, dtype: torch.dtype, tokens: int) -> int:
     return kept + 3 * 4 * min(logits, CHUNK_LOGITS)
 
 
+@dataclass(frozen=True)
+class TrainedPart:
+    """The trained part of a model of which the rest is frozen (training/tuning.py)."""
+
+    parameters: int
+    matrices: int
+    """How many of them are in matrices of the blocks, which a frozen model holds in the compute precision."""
+    adapters: bool
+    """Whether they are adapters, beside a model that is frozen as a whole."""
+    frozen_layers: int = 0
+    """Layers below all that is trained: no activations, no backward pass."""
+
+    def frozen_copy_bytes(self, dtype: torch.dtype) -> int:
+        """Another model that differs only in the trained part, frozen; without adapters there is no such part."""
+        return 0 if self.adapters else dtype.itemsize * self.matrices + 4 * (self.parameters - self.matrices)
+
+    def weights(self, config: GPT2Config, dtype: torch.dtype) -> int:
+        """Bytes of the model: the trained part in float32, the rest as a frozen model."""
+        return 4 * self.parameters + frozen_bytes(config, dtype) - self.frozen_copy_bytes(dtype)
+
+
 def step_bytes(
-    config: GPT2Config, dtype: torch.dtype, tokens: int, checkpointing: bool, outputs: int | None = None
-) -> int:
-    """Forward and backward pass of a micro-batch: activations, logits (at `outputs` tokens, or all), and the matrices
-    in the compute precision."""
-    cast = 0 if dtype == torch.float32 else dtype.itemsize * n_parameters(config)
+    config: GPT2Config, dtype: torch.dtype, tokens: int, checkpointing: bool, outputs: int | None = None,
+    part: TrainedPart | None = None,
+) -> int:  # fmt: skip
+    """Forward and backward pass of a micro-batch: activations, logits (at `outputs` tokens, or all), and the trained
+    matrices in the compute precision. part: what is trained, if not everything."""
+    cast = 0 if dtype == torch.float32 else dtype.itemsize * (part.parameters if part else n_parameters(config))
     logits = logits_bytes(config, dtype, tokens if outputs is None else outputs)
-    return tokens * activation_bytes(config, dtype, checkpointing) + logits + cast
+    return tokens * activation_bytes(_with_gradients(config, part), dtype, checkpointing) + logits + cast
+
+
+def _with_gradients(config: GPT2Config, part: TrainedPart | None) -> GPT2Config:
+    """The size of the model above its frozen layers."""
+    return replace(config, n_layer=config.n_layer - part.frozen_layers) if part else config
 
 
 DecodingPath = Literal["native", "packed", "PyTorch"]
@@ -118,8 +145,12 @@ def cache_bytes(config: GPT2Config, rows: int, slots: int, itemsize: int) -> int
     return rows * slots * 2 * config.n_layer * config.n_embd * itemsize
 
 
-def decoding_bytes(decoding: Decoding, device: torch.device, dtype: torch.dtype, sharded: bool = False) -> int:
+def decoding_bytes(
+    decoding: Decoding, device: torch.device, dtype: torch.dtype, sharded: bool = False, merged: bool = False
+) -> int:
     """The decoding copy, if any, its cache, and the logits of a step.
+
+    merged: whether adapters are added into a copy of the matrices first, in float32 on a CPU.
 
     The cache takes 1.75 times its size while finished rows are removed (`rollout.COMPACT_BELOW`). Every process gets a
     full copy of a sharded model.
@@ -136,6 +167,8 @@ def decoding_bytes(decoding: Decoding, device: torch.device, dtype: torch.dtype,
     else:
         output = 0 if dtype == torch.float32 else config.vocab_size * C
         copy = dtype.itemsize * (n_parameters(config) + output) if sharded or dtype != torch.float32 else 0
+    if merged and not sharded and (path == "native" or dtype == torch.float32):
+        copy += 4 * config.n_layer * (12 * C * C + 9 * C)
     logits = 3 * 4 * decoding.rows * config.vocab_size
     return copy + round(1.75 * cache_bytes(config, decoding.rows, decoding.slots, dtype.itemsize)) + logits
 
@@ -152,6 +185,12 @@ class Workload:
     """The trained models, which take turns on a micro-batch."""
     frozen: tuple[GPT2Config, ...] = ()
     """Reference and reward models, which every process holds in full."""
+    part: TrainedPart | None = None
+    """What is trained of each trained model, if not everything."""
+    one_base: bool = False
+    """Whether the trained models have the same frozen weights, which are then held once."""
+    frozen_copies: int = 0
+    """Further frozen models, which share all but the trained part with a trained model (unless that is sharded)."""
     decoding: Decoding | None = None
     processes: int = 1
     sharded: bool = False
@@ -208,30 +247,43 @@ class Estimate:
 
 def estimate(workload: Workload, device: torch.device, dtype: torch.dtype, micro_batch: int) -> Estimate:
     """The memory of a stage on one process beyond the idle program, in micro-batches of at most this many tokens."""
-    n = sum(map(n_parameters, workload.trained))
-    together = workload.processes
-    part = math.ceil(n / together) if workload.sharded else n
+    n, together, part = sum(map(n_parameters, workload.trained)), workload.processes, workload.part
+    learnt = part.parameters * len(workload.trained) if part else n
+    share = together if workload.sharded else 1  # of a sharded model, every process holds this part of everything
+    weights = sum(part.weights(config, dtype) for config in workload.trained) if part else 4 * n
+    if part and workload.one_base:
+        weights = part.weights(workload.trained[0], dtype) + 4 * part.parameters * (len(workload.trained) - 1)
+    if part and workload.sharded:  # its frozen weights stay in float32, and no other model can share them
+        weights = 4 * (n + learnt * part.adapters)
+    copies = [config for config in workload.trained[:1] for _ in range(workload.frozen_copies)]
     at_once = min(workload.tokens, micro_batch)
     outputs = math.ceil(at_once * workload.outputs)
 
     def step(config: GPT2Config) -> int:
-        passes = step_bytes(config, dtype, at_once, workload.checkpointing, outputs)
+        passes = step_bytes(config, dtype, at_once, workload.checkpointing, outputs, part)
         if device.type == "cpu":
             alike = workload.one_shape or (workload.tokens <= micro_batch and workload.decoding is None)
             gaps = FEW_GAPS if alike else 1.0
-            passes += round(gaps * SCATTERED * at_once * activation_bytes(config, dtype, workload.checkpointing))
+            kept = activation_bytes(_with_gradients(config, part), dtype, workload.checkpointing)
+            passes += round(gaps * SCATTERED * at_once * kept)
             passes += round(gaps * SCATTERED_LOGITS * logits_bytes(config, dtype, outputs))
         return passes + (gathered_bytes(config) if workload.sharded else 0)
 
     decoding = workload.decoding
     return Estimate(
-        weights=4 * part,
-        gradients=4 * part,
-        moments=8 * part,
-        frozen=sum(frozen_bytes(config, dtype) for config in workload.frozen),
-        decoding=decoding_bytes(decoding, device, dtype, workload.sharded) if decoding else 0,
+        weights=math.ceil(weights / share),
+        gradients=4 * math.ceil(learnt / share),
+        moments=8 * math.ceil(learnt / share),
+        frozen=sum(frozen_bytes(config, dtype) for config in workload.frozen)
+        + sum(
+            frozen_bytes(config, dtype) if part is None or workload.sharded else part.frozen_copy_bytes(dtype)
+            for config in copies
+        ),
+        decoding=decoding_bytes(decoding, device, dtype, workload.sharded, bool(part and part.adapters))
+        if decoding
+        else 0,
         step=max(map(step, workload.trained), default=0),
-        adding=4 * n if together > 1 and not workload.sharded else 0,
+        adding=4 * learnt if together > 1 and not workload.sharded else 0,
     )
 
 
@@ -253,6 +305,27 @@ def forward_flops(config: GPT2Config, tokens: float, length: float, outputs: flo
     C = config.n_embd
     trunk = tokens * config.n_layer * (24 * C * C + 2 * length * C)
     return trunk + 2 * outputs * config.vocab_size * C
+
+
+def lower_flops(config: GPT2Config, tokens: float, length: float, part: TrainedPart | None) -> float:
+    """Of a forward pass, the layers below all that is trained, which policy and reference compute once."""
+    return forward_flops(replace(config, n_layer=part.frozen_layers), tokens, length, 0) if part else 0.0
+
+
+def training_flops(
+    config: GPT2Config, tokens: float, length: float, outputs: float, part: TrainedPart | None = None
+) -> float:
+    """Forward and backward pass. Backward costs a forward pass for the gradients of the activations, and another one
+    for those of the weights, of which adapters have next to none; neither exists below what is trained.
+
+    part: what is trained, if not everything; other arguments as for `forward_flops`.
+    """
+    forward = forward_flops(config, tokens, length, outputs)
+    if part is None:
+        return 3 * forward
+    logits = forward - forward_flops(config, tokens, length, 0)  # of frozen embeddings: they have no gradient
+    upper = forward - logits - lower_flops(config, tokens, length, part)
+    return forward + logits + (1 if part.adapters else 2) * upper
 
 
 # ------------------------------------------------------------------------------------------------------- the machine

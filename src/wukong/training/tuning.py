@@ -15,10 +15,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from wukong.errors import UsageError
+from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.heads import ScalarModel
-from wukong.model.lora import adapt, adapted_layers, blocks_of, chosen_layers
+from wukong.model.lora import adapt, adapted_layers, blocks_of, chosen_layers, linear_layers
 from wukong.options import Options
 from wukong.seeds import derived_seed
+from wukong.training.memory import TrainedPart
 from wukong.training.parallel import trained
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -102,6 +104,21 @@ def tuned(model: Module, options: TuningOptions, seed: int) -> Module:
         for block in list(blocks_of(trunk))[: options.freeze_layers]:
             block.requires_grad_(False)
     return model
+
+
+def trained_part(config: GPT2Config, options: TuningOptions) -> TrainedPart | None:
+    """What is trained of a transformer of this size, for estimates; None for everything."""
+    if not options.lora_rank and not options.freeze_layers:
+        return None
+    with torch.device("meta"):
+        model = tuned(GPT2(config), options, 0)
+    of_matrices = (p for _, _, _, layer in linear_layers(model) for p in layer.parameters())
+    return TrainedPart(
+        sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        sum(parameter.numel() for parameter in of_matrices if parameter.requires_grad),
+        bool(options.lora_rank),
+        options.freeze_layers,
+    )
 
 
 def hold_frozen(model: nn.Module, dtype: torch.dtype) -> None:

@@ -34,11 +34,11 @@ from wukong.scoring import kl_to_start, reference_of
 from wukong.stages.direct.logratios import AnswerTokens, measure_reference
 from wukong.tokenizer import Tokenizer
 from wukong.training.advice import evaluate_command, say_distance, warn_of_few_steps
-from wukong.training.memory import Workload, step_tokens
+from wukong.training.memory import TrainedPart, Workload, step_tokens
 from wukong.training.parallel import full_module
 from wukong.training.passes import Passes, Usual
 from wukong.training.session import Session, TrainOptions
-from wukong.training.tuning import TuningOptions, as_loaded, tuned
+from wukong.training.tuning import TuningOptions, as_loaded, trained_part, tuned
 
 
 class DirectOptions(TrainOptions, DataOptions, TuningOptions, RecommendOptions):
@@ -73,9 +73,15 @@ class DirectOptions(TrainOptions, DataOptions, TuningOptions, RecommendOptions):
 USUAL = Usual(epochs=1.0, batch_size=32, lr=5e-6, most_epochs=4.0, small_lr=5e-5)
 
 
-def workload(lengths: Sequence[int], response: float, batch_size: int, config: GPT2Config) -> Workload:
-    """lengths: tokens per record, over all its answers; response: the fraction of them that are answer tokens."""
-    return Workload(step_tokens(lengths, batch_size), response, frozen=(config,))
+def workload(
+    lengths: Sequence[int], response: float, batch_size: int, config: GPT2Config, part: TrainedPart | None = None
+) -> Workload:
+    """lengths: tokens per record, over all its answers; response: the fraction of them that are answer tokens; part:
+    what is trained of the policy, if not everything."""
+    tokens = step_tokens(lengths, batch_size)
+    if part is None:
+        return Workload(tokens, response, frozen=(config,))
+    return Workload(tokens, response, part=part, frozen_copies=1)
 
 
 Item = TypeVar("Item")
@@ -140,7 +146,8 @@ def train(algorithm: DirectAlgorithm[Item], options: DirectOptions, needs: Seque
     warn_of_few_steps(name, steps, "label more, or give more --epochs")
     lengths = [sum(algorithm.lengths_of(item)) for item in train_items]
     learnt = sum(len(answer.response) for item in train_items for answer in algorithm.answers_of(item))
-    load = workload(lengths, learnt / sum(lengths), passes.batch_size, policy.config)
+    part = trained_part(policy.config, options)
+    load = workload(lengths, learnt / sum(lengths), passes.batch_size, policy.config, part)
     # ---------------------------------------------------------------------------------------------------- loop
     with Session(options, {"policy": policy}, steps, name, lr=passes.lr, workload=load) as session:
         reference = reference_of(options.model, policy, session.compute)

@@ -9,9 +9,11 @@ Shape legend: B episodes, R response time, N real response tokens.
 from __future__ import annotations
 
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -19,13 +21,14 @@ from torch import Tensor
 
 from wukong import processes
 from wukong.errors import UsageError
+from wukong.model.adapters import is_adapter, open_adapter
 from wukong.model.gpt2 import GPT2Config
 from wukong.objectives import Average, masked_mean, policy_gradient_loss, ppo_value_loss, token_rewards
 from wukong.sampling import RecommendOptions
 from wukong.stages.online.rewards import ScoringOptions, model_inputs
 from wukong.stages.online.rollouts import RolloutOptions
 from wukong.training.memory import DECODED_TOGETHER, Decoding, Workload, stored_config
-from wukong.training.tuning import TuningOptions
+from wukong.training.tuning import TuningOptions, trained_part
 
 ValueModelKind = Literal["separate", "shared"]
 Metrics = Mapping[str, Tensor | float]
@@ -200,14 +203,32 @@ def check(options: OnlineOptions) -> None:
         raise UsageError("--ptx-coef needs --ptx-data")
 
 
+def _has_base_of_policy(options: OnlineOptions) -> bool:
+    """Whether a separate value model starts with the policy's frozen weights: without a reward model, or with one that
+    is an adapter of the policy's own start."""
+    reward_model = options.reward_model
+    if reward_model is None:
+        return True
+    if not options.lora_rank or not is_adapter(Path(reward_model)):
+        return False
+    return os.path.realpath(open_adapter(Path(reward_model)).base) == os.path.realpath(options.model)
+
+
 def workload(options: OnlineOptions, config: GPT2Config, prompt: int) -> Workload:
     """What the run holds in memory besides the trained models. prompt: tokens of the longest one."""
     together = math.ceil(options.batch_size / processes.world_size())
     length = min(prompt + options.max_new_tokens, config.n_positions)
     rewards = [stored_config(directory) or config for directory in model_inputs(options)]
+    part, algorithm = trained_part(config, options), options.algorithm()
+    copies = 1  # the reference shares the policy's frozen weights; so does the reward model with the value model
+    if algorithm.value_coef is not None and algorithm.value_model == "separate" and options.reward_model:
+        copies += 1
     return Workload(
         tokens=together * length,
         outputs=1.0 if options.ptx_coef else options.max_new_tokens / length,
-        frozen=(config, *rewards),
+        frozen=(config, *rewards) if part is None else tuple(rewards[copies - 1 :]),
+        part=part,
+        one_base=part is not None and _has_base_of_policy(options),
+        frozen_copies=0 if part is None else copies,
         decoding=Decoding(config, min(together, DECODED_TOGETHER), length),
     )
