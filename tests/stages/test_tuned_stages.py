@@ -150,6 +150,15 @@ def test_an_adapter_is_read_wherever_a_model_is(run_dir, monkeypatch):
     assert read_record(moved)["stage"] == "ppo"
 
 
+def test_an_adapter_whose_base_model_changed_is_refused(run_dir):
+    options, start = options_of("sft", run_dir, "adapter", **LORA)
+    start(options)
+    load_policy(options.out)
+    shutil.copy(run_dir / "reward" / "config.json", run_dir / "sft" / "config.json")
+    with pytest.raises(UsageError, match=r"its base model .*sft is no longer the one it was trained on"):
+        load_policy(options.out)
+
+
 def test_merged_adapters_are_plain_models_with_the_same_answers(run_dir):
     for stage in ("sft", "reward"):
         options, start = options_of(stage, run_dir, f"{stage}-adapter", **LORA)

@@ -328,7 +328,8 @@ def test_activations_are_kept_above_frozen_layers_only(options: TuningOptions, d
     model, ids = tuned_model(options, dtype), torch.randint(500, (8, 96))
     found = kept_bytes(model, lambda: model(ids), dtype)
     kept = replace(CONFIG, n_layer=CONFIG.n_layer - options.freeze_layers)
-    assert found == pytest.approx(ids.numel() * activation_bytes(kept, dtype, False), rel=0.15)
+    # The lowest of these layers may keep less: its input needs no gradient.
+    assert found == pytest.approx(ids.numel() * activation_bytes(kept, dtype, False), rel=0.2)
 
 
 @pytest.mark.parametrize("options", TUNED.values(), ids=TUNED)

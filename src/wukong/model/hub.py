@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import re
 import zipfile
@@ -40,6 +41,7 @@ from wukong.model.adapters import (
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.heads import HeadKind, Pooling, ScalarModel
 from wukong.model.lora import adapted_layers, merged
+from wukong.provenance import changed_since, read_record
 from wukong.sampling import SamplingParameters
 from wukong.tokenizer import TOKENIZER_FILES, Tokenizer, local_directory
 from wukong.tokenizer_files import read_object
@@ -352,8 +354,14 @@ def _load_reward_adapter(
 
 
 def _open_adapter(directory: Path) -> StoredAdapter:
-    """The adapter, whose chain of base models, which may be adapters too, ends. Raises UsageError."""
+    """The adapter. Raises UsageError if its chain of base models, which may be adapters too, does not end, or if its
+    base model has changed since `wukong` trained the adapter."""
     result = adapter = open_adapter(directory)
+    inputs = (read_record(directory) or {"inputs": {}})["inputs"]
+    for name, recorded in inputs.items():
+        if os.path.realpath(name) == os.path.realpath(result.base) and changed_since(name, recorded):
+            raise UsageError(f"{directory}: its base model {result.base} is no longer the one it was trained on; "
+                             "restore that model, or train the adapter again (--redo)")  # fmt: skip
     seen = {directory.resolve()}
     while is_adapter(Path(adapter.base)):
         adapter = open_adapter(Path(adapter.base))
