@@ -185,12 +185,6 @@ class Workload:
     """The trained models, which take turns on a micro-batch."""
     frozen: tuple[GPT2Config, ...] = ()
     """Reference and reward models, which every process holds in full."""
-    part: TrainedPart | None = None
-    """What is trained of each trained model, if not everything."""
-    one_base: bool = False
-    """Whether the trained models have the same frozen weights, which are then held once."""
-    frozen_copies: int = 0
-    """Further frozen models, which share all but the trained part with a trained model (unless that is sharded)."""
     decoding: Decoding | None = None
     processes: int = 1
     sharded: bool = False
@@ -198,6 +192,12 @@ class Workload:
     checkpointing: bool = False
     one_shape: bool = False
     """Whether all micro-batches have the same shape."""
+    part: TrainedPart | None = None
+    """What is trained of each trained model, if not everything."""
+    one_base: bool = False
+    """Whether the trained models have the same frozen weights, which are then held once."""
+    frozen_copies: int = 0
+    """Further frozen models, which share all but the trained part with a trained model (unless that is sharded)."""
 
 
 def step_tokens(lengths: Sequence[int], batch_size: int) -> int:
