@@ -18,7 +18,7 @@ from wukong.model import kernels
 from wukong.model.attention import KVCache
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.logprobs import token_logprobs
-from wukong.model.native import NativeGPT2, can_decode
+from wukong.model.native import NativeGPT2
 from wukong.model.packed import PackedGPT2, can_pack
 from wukong.rollout import Continuation, Decoder, draw, generate, inference_copy, stream, truncate, uniforms
 from wukong.training.compute import Compute
@@ -43,7 +43,7 @@ def few_tokens() -> GPT2:
 def model(request) -> Iterator[GPT2]:
     gpt2 = few_tokens()
     if request.param == "our kernels":
-        if not can_decode(gpt2):
+        if kernels.library() is None:
             pytest.skip(NO_KERNELS)
         yield NativeGPT2(gpt2, torch.float32)
     else:
@@ -437,7 +437,7 @@ def form_of(gpt2: GPT2, form: str) -> GPT2:
     kind, _, narrow = form.partition(", ")
     if form == "packed, bfloat16" and not can_pack(CPU, torch.bfloat16):
         pytest.skip("needs bfloat16 instructions")
-    if kind == "native" and not can_decode(gpt2):
+    if kind == "native" and kernels.library() is None:
         pytest.skip(NO_KERNELS)
     dtype = torch.bfloat16 if narrow else torch.float32
     return {"native": NativeGPT2, "packed": PackedGPT2}.get(kind, lambda gpt2, dtype: gpt2.to(dtype))(gpt2, dtype)

@@ -1,7 +1,9 @@
 """Every family of language models against `transformers` on tiny random weights: logits, loss, gradients, a step of
-AdamW, decoding."""
+AdamW, decoding, files in both directions."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +12,10 @@ import torch.nn.functional as F
 
 from tests.model.conftest import shake
 from wukong.model.config import GPT2Config, LlamaConfig, ModelConfig, RotaryScaling
-from wukong.model.gpt2 import GPT2
+from wukong.model.families import new_model
+from wukong.model.heads import ScalarModel
+from wukong.model.hub import load_policy, load_reward, load_trunk, save_policy, save_reward, stored_config
 from wukong.model.language_model import LanguageModel
-from wukong.model.llama import Llama
 
 WHOLE_MODEL = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -102,13 +105,22 @@ def in_our_names(theirs, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Te
 
 
 @pytest.fixture(params=FAMILIES.values(), ids=FAMILIES)
-def both(request):
+def sample(request) -> Sample:
+    return request.param
+
+
+@pytest.fixture
+def directory(sample, tokenizer, tmp_path) -> Path:
+    """A model as `transformers` saves it, with our tokenizer's files beside it."""
+    theirs_of(sample).save_pretrained(tmp_path / "theirs")
+    tokenizer.save(tmp_path / "theirs")
+    return tmp_path / "theirs"
+
+
+@pytest.fixture
+def both(sample, directory):
     """(ours, theirs) with the same weights."""
-    sample: Sample = request.param
-    theirs = theirs_of(sample)
-    ours = (GPT2 if isinstance(sample.ours, GPT2Config) else Llama)(sample.ours)
-    ours.load_state_dict(in_our_names(theirs, theirs.state_dict()))
-    return ours, theirs
+    return load_policy(directory)[0], theirs_of(sample)
 
 
 def language_loss(ours: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
@@ -181,6 +193,125 @@ def test_greedy_decoding_equals_transformers_token_for_token(both):
         expected = out[0, len(prompt) :].tolist()
         assert len(expected) == 24
         assert found == expected
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def test_the_configuration_is_read(sample, directory):
+    assert load_policy(directory)[0].config == sample.ours
+    assert stored_config(str(directory)) == sample.ours
+
+
+def assert_same_weights(left: torch.nn.Module, right: torch.nn.Module) -> None:
+    tensors = dict(right.named_parameters())
+    assert dict(left.named_parameters()).keys() == tensors.keys()
+    for name, parameter in left.named_parameters():
+        assert torch.equal(parameter, tensors[name]), name
+
+
+@torch.no_grad()
+def test_transformers_opens_what_we_save_and_we_open_what_it_saves(both, tokenizer, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    ours, theirs = both
+    save_policy(tmp_path / "ours", ours, tokenizer)
+    again, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert type(again) is type(theirs)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    ids = random_ids(2, 30)
+    torch.testing.assert_close(again.eval()(ids).logits, theirs(ids).logits, **WHOLE_MODEL)
+    again.save_pretrained(tmp_path / "back", max_shard_size="20KB")
+    assert len(list((tmp_path / "back").glob("model-*.safetensors"))) > 2
+    tokenizer.save(tmp_path / "back")
+    for directory in ("ours", "back"):
+        loaded, _ = load_policy(tmp_path / directory)
+        assert loaded.config == ours.config
+        assert_same_weights(loaded, ours)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_files_are_read_in_float32(both, tokenizer, tmp_path, dtype):
+    ours, theirs = both
+    theirs.to(dtype).save_pretrained(tmp_path)
+    tokenizer.save(tmp_path)
+    for loaded, original in zip(load_policy(tmp_path)[0].parameters(), ours.parameters(), strict=True):
+        assert loaded.dtype == torch.float32
+        assert torch.equal(loaded, original.to(dtype).float())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [0.0, -2.0])
+def test_reward_models_in_both_directions(sample, directory, tokenizer, tmp_path, bias):
+    """Their head has no bias. GPT-2's final LayerNorm can hold ours; RMSNorm cannot: scores there differ by it."""
+    transformers = pytest.importorskip("transformers")
+    lengths = torch.tensor([12, 5, 1])
+    ids = torch.where(torch.arange(12) < lengths[:, None], random_ids(3, 12) % 279, tokenizer.eos_id)
+    mask = (torch.arange(12) < lengths[:, None]).long()
+    torch.manual_seed(0)
+    ours = ScalarModel(load_trunk(directory)[0])
+    ours.rescale(3.0, bias)
+    save_reward(tmp_path / "reward", ours, tokenizer)
+    theirs, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "reward", output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    kept = bias if isinstance(sample.ours, LlamaConfig) else 0
+    assert json.loads((tmp_path / "reward/config.json").read_text()).get("wukong", {}).get("score_bias", 0) == kept
+    expected = ours(ids, lengths)
+    assert expected.std() > 0.05
+    found = theirs.eval()(ids, attention_mask=mask).logits.squeeze(1)
+    torch.testing.assert_close(found + kept, expected, **WHOLE_MODEL)
+    torch.testing.assert_close(load_reward(tmp_path / "reward")[0](ids, lengths), expected, **WHOLE_MODEL)
+    theirs.save_pretrained(tmp_path / "back")
+    tokenizer.save(tmp_path / "back")
+    torch.testing.assert_close(load_reward(tmp_path / "back")[0](ids, lengths), expected, **WHOLE_MODEL)
+
+
+@torch.no_grad()
+def test_a_classifier_of_others_loads_as_reward_model(directory, tokenizer, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(directory, num_labels=1).eval()
+    theirs.config.pad_token_id = tokenizer.eos_id
+    theirs.save_pretrained(tmp_path / "classifier")
+    tokenizer.save(tmp_path / "classifier")
+    lengths = torch.tensor([12, 5, 1])
+    ids = torch.where(torch.arange(12) < lengths[:, None], random_ids(3, 12) % 279, tokenizer.eos_id)
+    found = load_reward(tmp_path / "classifier")[0](ids, lengths)
+    torch.testing.assert_close(found, theirs(ids).logits.squeeze(1), **WHOLE_MODEL)
+
+
+@torch.no_grad()
+def test_heads_unknown_to_transformers_come_back(sample, directory, tokenizer, tmp_path):
+    ours = ScalarModel(load_trunk(directory)[0], "mlp", "mean")
+    ours.rescale(2.0, 1.0)
+    save_reward(tmp_path / "reward", ours, tokenizer)
+    loaded, _ = load_reward(tmp_path / "reward")
+    assert (loaded.head_kind, loaded.pooling) == ("mlp", "mean")
+    assert type(loaded.config) is type(sample.ours)
+    assert_same_weights(ours, loaded)
+
+
+def test_a_trunk_has_no_output_layer(sample, directory):
+    trunk, _ = load_trunk(directory)
+    assert "lm_head.weight" not in dict(trunk.named_parameters())
+    assert trunk.output_weight is trunk.embedding.weight
+
+
+@torch.no_grad()
+def test_embeddings_without_a_token_leave_the_model(sample, tokenizer, tmp_path):
+    """They could be drawn, and count in every log-prob."""
+    padded = new_model(replace(sample.ours, vocab_size=300))
+    save_policy(tmp_path / "padded", padded, tokenizer)
+    model, _ = load_policy(tmp_path / "padded")
+    assert model.config.vocab_size == len(model.output_weight) == model.embedding.num_embeddings == 280
+    assert model.output_weight.requires_grad
+    ids = random_ids(2, 9)
+    torch.testing.assert_close(model.logits(model(ids)), padded.logits(padded(ids))[..., :280])
+    save_policy(tmp_path / "again", model, tokenizer)
+    assert_same_weights(load_policy(tmp_path / "again")[0], model)
 
 
 # ------------------------------------------------------------------------------------------------ invariants

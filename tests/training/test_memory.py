@@ -15,6 +15,7 @@ from torch.distributed import TCPStore
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.stages.tiny_data import write_jsonl
+from wukong.model.decoding import decoding_path
 from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import save_policy, save_reward
@@ -33,7 +34,6 @@ from wukong.training.memory import (
     Estimate,
     Workload,
     activation_bytes,
-    decoding_path,
     estimate,
     fitting_tokens,
     forward_flops,

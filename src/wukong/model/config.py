@@ -16,6 +16,20 @@ class BlockSizes:
     norms: int
     """Of its normalisation layers."""
 
+    @property
+    def total(self) -> int:
+        return self.matrices + self.biases + self.norms
+
+
+@dataclass(frozen=True)
+class KeptNumbers:
+    """What a block keeps per token for the backward pass."""
+
+    normalised: int
+    """The inputs of normalisation layers, in float32."""
+    computed: int
+    """The inputs of matrices, activation functions and attention, in the compute precision."""
+
 
 @dataclass(frozen=True)
 class GPT2Config:
@@ -44,6 +58,11 @@ class GPT2Config:
     def block(self) -> BlockSizes:
         C = self.n_embd
         return BlockSizes(matrices=12 * C * C, biases=9 * C, norms=4 * C)
+
+    @property
+    def kept_by_block(self) -> KeptNumbers:
+        """C, C, C and 4 C before the matrices, 3 C for queries, keys and values, 4 C before the GELU."""
+        return KeptNumbers(normalised=2 * self.n_embd, computed=14 * self.n_embd)
 
     @property
     def outside_blocks(self) -> int:
@@ -107,6 +126,16 @@ class LlamaConfig:
             matrices=C * (2 * queries + 2 * keys) + 3 * C * self.n_inner,
             biases=self.qkv_bias * (queries + 2 * keys),
             norms=2 * C + self.qk_norm * 2 * D,
+        )
+
+    @property
+    def kept_by_block(self) -> KeptNumbers:
+        """C twice and once the heads' and the SwiGLU's width before the matrices, queries, keys and values, and the
+        three tensors of which the SwiGLU is made."""
+        queries, keys = self.n_head * self.head_width, self.n_kv_head * self.head_width
+        return KeptNumbers(
+            normalised=2 * self.n_embd + self.qk_norm * (queries + keys),
+            computed=2 * self.n_embd + 2 * queries + 2 * keys + 4 * self.n_inner,
         )
 
     @property

@@ -76,7 +76,7 @@ class GPT2(LanguageModel):
     """The transformer. Parameter names are Hugging Face's without the `transformer.` prefix."""
 
     config: GPT2Config
-    output_name = "wte.weight"
+    embedding_name = output_name = "wte.weight"
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__(config)

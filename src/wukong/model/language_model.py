@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +28,10 @@ class LanguageModel(nn.Module, ABC):
     """A decoder-only transformer. A family says how tokens are embedded, what a block is, and where its parts are;
     parameter names are Hugging Face's without the prefix of the base model."""
 
+    embedding_name: str
+    """Name of the token embedding's weight."""
     output_name: str
-    """Name of the output layer's weight, which may be the token embedding's."""
+    """Name of the output layer's weight; the same if it is tied to the embedding."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -170,6 +173,18 @@ class LanguageModel(nn.Module, ABC):
     def centred_logits(self, hidden: Tensor) -> Tensor:
         """The logits minus their common offset (logprobs.py), for log-probs and sampling: (..., C) -> (..., V)."""
         return F.linear(hidden, centred(self.output_weight, hidden.dtype) if self.output is None else self.output)
+
+    @torch.no_grad()
+    def keep_tokens(self, count: int) -> None:
+        """Removes all tokens but the first `count` from the embedding and the output layer."""
+        self.config = replace(self.config, vocab_size=count)
+        for name in dict.fromkeys([self.embedding_name, self.output_name]):
+            layer = self.get_submodule(name.removesuffix(".weight"))
+            layer.weight = nn.Parameter(self.get_parameter(name)[:count].clone())
+            setattr(layer, "num_embeddings" if isinstance(layer, nn.Embedding) else "out_features", count)
+
+    def drop_output_layer(self) -> None:
+        """Removes an output layer that is not the embedding: a reward or value model has no use for it."""
 
     def n_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())

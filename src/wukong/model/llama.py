@@ -8,40 +8,28 @@ Shape legend: B batch, T time, N real tokens, H query heads, G key-value heads, 
 
 from __future__ import annotations
 
-import torch
+from dataclasses import replace
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wukong.model.attention import AttentionContext, attend
 from wukong.model.config import LlamaConfig
 from wukong.model.language_model import LanguageModel
+from wukong.model.rms_norm import RMSNorm
 from wukong.model.rotary import rotary_angles, rotate
 
-PRESETS: dict[str, dict[str, int]] = {
-    "llama-test": {
-        "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_kv_head": 1, "head_width": 16, "n_inner": 96,
-    },
-    "llama-nano": {
-        "n_positions": 512, "n_embd": 192, "n_layer": 4, "n_head": 3, "n_kv_head": 1, "head_width": 64, "n_inner": 576,
-    },
-    "llama-124m": {
-        "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_kv_head": 4, "head_width": 64,
-        "n_inner": 2432,
-    },
-}  # fmt: skip
+PRESETS = {
+    "llama-test": LlamaConfig(n_positions=64, n_embd=32, n_layer=2, n_head=2, n_kv_head=1, head_width=16, n_inner=96),
+    "llama-nano": LlamaConfig(
+        n_positions=512, n_embd=192, n_layer=4, n_head=3, n_kv_head=1, head_width=64, n_inner=576
+    ),
+    "llama-124m": LlamaConfig(
+        n_positions=1024, n_embd=768, n_layer=12, n_head=12, n_kv_head=4, head_width=64, n_inner=2432
+    ),
+}
 """Sizes by name, each with about as many parameters as GPT-2's test, nano and gpt2; the vocabulary comes from the
 tokenizer."""
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) times a weight (Zhang & Sennrich 2019, arXiv 1910.07467), computed in the weight's precision."""
-
-    def __init__(self, width: int, epsilon: float) -> None:
-        super().__init__()
-        self.weight, self.epsilon = nn.Parameter(torch.ones(width)), epsilon
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.epsilon).to(x.dtype)
 
 
 class GroupedAttention(nn.Module):
@@ -100,6 +88,7 @@ class Llama(LanguageModel):
     """The transformer. Parameter names are Hugging Face's without the `model.` prefix."""
 
     config: LlamaConfig
+    embedding_name = "embed_tokens.weight"
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
@@ -108,7 +97,7 @@ class Llama(LanguageModel):
         self.norm = RMSNorm(config.n_embd, config.rms_norm_epsilon)
         if not config.tied:
             self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.output_name = "embed_tokens.weight" if config.tied else "lm_head.weight"
+        self.output_name = self.embedding_name if config.tied else "lm_head.weight"
         self.initialise()
 
     @property
@@ -129,3 +118,8 @@ class Llama(LanguageModel):
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         return rotary_angles(self.config, positions)
+
+    def drop_output_layer(self) -> None:
+        if not self.config.tied:
+            del self.lm_head
+            self.config, self.output_name = replace(self.config, tied=True), self.embedding_name
