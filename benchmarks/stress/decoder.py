@@ -30,7 +30,7 @@ from shared.command_line import new_parser
 
 from wukong.model import kernels
 from wukong.model.gpt2 import GPT2, GPT2Config
-from wukong.model.native import NativeGPT2, can_decode
+from wukong.model.native import NativeGPT2
 from wukong.model.packed import PackedGPT2, can_pack
 from wukong.rollout import Continuation, Decoder
 
@@ -53,7 +53,7 @@ def random_model() -> GPT2:
 
 def forms(model: GPT2) -> dict[str, Callable[[], GPT2] | str]:
     """The model in the form of each path, or why that path is not to be had here."""
-    bfloat16, own = can_pack(torch.device("cpu"), torch.bfloat16), can_decode(model)
+    bfloat16, own = can_pack(torch.device("cpu"), torch.bfloat16), kernels.library() is not None
     return {
         "pytorch float32": lambda: model,
         "pytorch bfloat16": lambda: random_model().bfloat16(),

@@ -24,14 +24,13 @@ from wukong.errors import UsageError
 from wukong.feedback.annotators import load_judge
 from wukong.feedback.endpoint import Endpoint
 from wukong.files import numbered_lines
-from wukong.model.gpt2 import GPT2, PRESETS
-from wukong.model.hub import load_policy, load_reward, load_trunk
+from wukong.model.families import PRESET_CONFIGS, new_model
+from wukong.model.hub import load_policy, load_reward, load_trunk, stored_config
 from wukong.options import POLICY_STAGES, StageOptions
 from wukong.provenance import StageRun, open_run, stage_state, verify
 from wukong.records import Record, iter_records
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import compute_for
-from wukong.training.memory import stored_config
 from wukong.training.tuning import TuningOptions, check_tuning
 
 Kind = Literal[
@@ -77,9 +76,8 @@ def _product(step: str, stage: str, options: StageOptions, planned: Planned) -> 
     model = getattr(options, "model", None)
     context = None
     if isinstance(model, str):
-        context = (
-            PRESETS[model]["n_positions"] if stage == "pretrain" and model in PRESETS else planned.context_of(model)
-        )
+        preset = PRESET_CONFIGS.get(model) if stage == "pretrain" else None
+        context = preset.n_positions if preset else planned.context_of(model)
     if stage in ("pretrain", "sft", *POLICY_STAGES):
         return Product("policy", step, context)
     if stage == "reward":
@@ -272,7 +270,7 @@ def tuning(model: str, options: TuningOptions) -> Need:
         config = stored_config(model) if planned.find(model) is None else None
         if config is not None:
             with torch.device("meta"):
-                check_tuning(options, GPT2(config))
+                check_tuning(options, new_model(config))
 
     return Need(check)
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from wukong import processes
 from wukong.data.batches import by_length, pad
 from wukong.data.shards import TokenShards
-from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_policy
+from wukong.model.language_model import LanguageModel
 from wukong.model.logprobs import token_logprobs
 from wukong.model.lower_states import LowerStates
 from wukong.training.compute import Compute
@@ -29,14 +29,14 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def frozen(model: Module, compute: Compute) -> Module:
-    """The model without gradients, with its layers' matrices in the compute precision. Autocast would cast them on
-    every pass anyway: same numbers, half the memory (embedding and head stay float32)."""
+    """The model without gradients, with its blocks' matrices in the compute precision. Autocast would cast them on
+    every pass anyway: same numbers, half the memory (embedding, output layer and head stay float32)."""
     model.requires_grad_(False).eval().to(compute.device)
     hold_frozen(model, compute.dtype)
     return model
 
 
-def reference_of(source: str, policy: GPT2, compute: Compute) -> GPT2:
+def reference_of(source: str, policy: LanguageModel, compute: Compute) -> LanguageModel:
     """The frozen model that the policy started from. It shares the policy's frozen weights: with adapters it is the
     policy without them and takes no memory. (Parts of a sharded policy cannot be shared.)
 
@@ -48,25 +48,27 @@ def reference_of(source: str, policy: GPT2, compute: Compute) -> GPT2:
     return frozen(reference, compute)
 
 
-def language_model_loss(model: GPT2, ids: Tensor, compute: Compute) -> Tensor:
+def language_model_loss(model: LanguageModel, ids: Tensor, compute: Compute) -> Tensor:
     """Summed negative log-likelihood (nats) of tokens 1..T given the preceding ones. ids: (B, T + 1) int64."""
     with compute.autocast():
         hidden = model(ids[:, :-1])  # (B, T, C)
-        logprobs, _ = token_logprobs(hidden.flatten(0, 1), model.wte.weight, ids[:, 1:].flatten())
+        logprobs, _ = token_logprobs(hidden.flatten(0, 1), model.output_weight, ids[:, 1:].flatten())
     return -logprobs.sum()
 
 
 @torch.no_grad()
 def validation_loss(
-    model: GPT2, shards: TokenShards, context: int, max_tokens: int, compute: Compute, rows: int = 16
+    model: LanguageModel, shards: TokenShards, context: int, max_tokens: int, compute: Compute
 ) -> float:
-    """Mean negative log-likelihood (nats per token) over the shards' first max_tokens, in windows of `context`."""
+    """Mean negative log-likelihood (nats per token) over the shards' first max_tokens, in windows of `context`, 16
+    windows together if they are no longer than 1,024 tokens."""
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
     length = min(len(shards) - 1, max_tokens)
     starts = list(range(0, max(1, length - context + 1), context))
     context = min(context, length)
+    rows = max(1, min(16, 16 * 1024 // context))
     parts = [starts[at : at + rows] for at in range(0, len(starts), rows)]
     for part in lockstep(processes.local_part(parts), model):
         ids = torch.from_numpy(np.stack([shards.window(s, context + 1) for s in part]))
@@ -87,7 +89,7 @@ def response_positions(prompt_lengths: Sequence[int], response_lengths: Sequence
     return (steps >= first) & (steps < first + torch.tensor(response_lengths).unsqueeze(1))
 
 
-def response_states(trunk: GPT2, ids: Tensor, predicts: Tensor, lower: LowerStates | None = None) -> Tensor:
+def response_states(trunk: LanguageModel, ids: Tensor, predicts: Tensor, lower: LowerStates | None = None) -> Tensor:
     """The hidden states before each response token, row by row: (N, C). Arguments as for `response_logprobs`."""
     steps = torch.arange(1, ids.shape[1], device=ids.device)
     # (B,) Tokens after the last of these positions are not read; in a row without any, one token is.
@@ -97,9 +99,14 @@ def response_states(trunk: GPT2, ids: Tensor, predicts: Tensor, lower: LowerStat
 
 
 def response_logprobs(
-    model: GPT2, ids: Tensor, predicts: Tensor, temperature: float, compute: Compute, with_entropy: bool = False,
+    model: LanguageModel,
+    ids: Tensor,
+    predicts: Tensor,
+    temperature: float,
+    compute: Compute,
+    with_entropy: bool = False,
     lower: LowerStates | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies of the response tokens, (N,) each, row by row: rollout statistics, updates and
     evaluations share this code path.
 
@@ -109,7 +116,7 @@ def response_logprobs(
     with compute.autocast():
         states = response_states(model, ids, predicts, lower)  # (N, C)
         return token_logprobs(
-            states, model.wte.weight, ids[:, 1:][predicts], temperature=temperature, with_entropy=with_entropy
+            states, model.output_weight, ids[:, 1:][predicts], temperature=temperature, with_entropy=with_entropy
         )
 
 
@@ -145,12 +152,14 @@ MEASURED_ANSWERS = 32
 
 
 @torch.no_grad()
-def kl_to_start(model: GPT2, start: GPT2, answers: Sequence[tuple[list[int], Sequence[bool]]]) -> float:
+def kl_to_start(
+    model: LanguageModel, start: LanguageModel, answers: Sequence[tuple[list[int], Sequence[bool]]]
+) -> float:
     """KL(model || start) in nats per token, exact at each response token of the first `MEASURED_ANSWERS` answers (token
     ids, and which of them are the response), given the preceding tokens."""
     total, count = 0.0, 0
     for ids, is_response in answers[:MEASURED_ANSWERS]:
-        device, places = model.wte.weight.device, torch.tensor(is_response[1:])
+        device, places = model.device, torch.tensor(is_response[1:])
         tokens = torch.tensor([ids[:-1]], device=device)
         for some in zip(*(one.eval()(tokens)[0][places.to(device)].split(256) for one in (model, start)), strict=True):
             ours, theirs = (

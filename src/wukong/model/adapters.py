@@ -48,18 +48,6 @@ _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # ------------------------------------------------------------------------------------------------------------ saving
 
 
-@dataclass(frozen=True)
-class Family:
-    """How `transformers` names and stores a model."""
-
-    prefix: str
-    """Before the names of the transformer's modules: "transformer." for GPT-2."""
-    transposed: bool
-    """Whether its linear layers are stored transposed (Conv1D)."""
-    last_norm: str
-    """The normalisation before the head."""
-
-
 def base_name(source: str | Path, out: str | Path, inside: str = ".") -> str:
     """The base model as an adapter in `out`, or in a directory inside it, names it: relative to that directory if the
     model is in the same run, else an absolute path; a hub id as it is."""
@@ -72,12 +60,15 @@ def base_name(source: str | Path, out: str | Path, inside: str = ".") -> str:
 
 
 def save_adapter(
-    directory: Path, trunk: nn.Module, base: str, family: Family, head: dict[str, Tensor], reward: bool | None
-) -> None:
+    directory: Path, trunk: nn.Module, base: str, prefix: str, transposed: bool, head: dict[str, Tensor],
+    reward: bool | None,
+) -> None:  # fmt: skip
     """Writes the adapters of a transformer as PEFT does.
 
     Args:
         base: as of `base_name`.
+        prefix: before the names of the transformer's modules in `transformers`.
+        transposed: whether its linear layers are stored transposed there (Conv1D).
         head: other tensors that are trained or changed, under their names in `transformers`.
         reward: None for a language model; else whether PEFT knows the head of this reward model.
     """
@@ -87,7 +78,7 @@ def save_adapter(
     places = [name.split(".", 2) for name in layers]  # h, number, name in the block
     numbers = sorted({int(number) for _, number, _ in places})
     tensors = {
-        f"{_PREFIX}{family.prefix}{name}.{part}.weight": getattr(layer, part).detach().to("cpu").contiguous()
+        f"{_PREFIX}{prefix}{name}.{part}.weight": getattr(layer, part).detach().to("cpu").contiguous()
         for name, layer in layers.items()
         for part in ("lora_A", "lora_B")
     }
@@ -103,7 +94,7 @@ def save_adapter(
         "target_modules": sorted({name for *_, name in places}),
         "layers_to_transform": None if len(numbers) == depth else numbers,
         "layers_pattern": None if len(numbers) == depth else places[0][0],
-        "fan_in_fan_out": family.transposed,
+        "fan_in_fan_out": transposed,
         "modules_to_save": saved or None,
         "bias": "none",
         "inference_mode": True,
@@ -168,12 +159,12 @@ def open_adapter(directory: Path) -> StoredAdapter:
     return StoredAdapter(directory, config, os.path.normpath(beside) if beside.is_dir() else base)
 
 
-def attach(adapter: StoredAdapter, trunk: nn.Module, tensors: dict[str, Tensor], prefixes: tuple[str, ...]) -> None:
+def attach(adapter: StoredAdapter, trunk: nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
     """Adds the stored adapters to a transformer; what they use is removed from `tensors`.
 
     Args:
         tensors: the stored ones, by PEFT's names.
-        prefixes: what may precede the transformer's own names.
+        prefix: what may precede the transformer's own names.
 
     Raises:
         UsageError: a tensor is missing, of another shape, or has no place in this model.
@@ -184,7 +175,7 @@ def attach(adapter: StoredAdapter, trunk: nn.Module, tensors: dict[str, Tensor],
     for name in tensors:
         if name.endswith(".lora_A.weight"):
             stored = name.removesuffix(".lora_A.weight")
-            found = without_prefix(stored, prefixes)
+            found = stored.removeprefix(prefix)
             if not isinstance(modules.get(found), nn.Linear):
                 raise UsageError(f"{file}: tensor {brief(name, str)} has no place in the base model {adapter.base}")
             own[found] = stored
@@ -207,12 +198,6 @@ def taken(file: Path, tensors: dict[str, Tensor], name: str, shape: torch.Size) 
     if not bool(tensor.isfinite().all()):
         raise UsageError(f"{file}: tensor {name} contains NaN or infinite values; the adapter is broken")
     return tensor.float()
-
-
-def without_prefix(name: str, prefixes: tuple[str, ...]) -> str:
-    for prefix in prefixes:
-        name = name.removeprefix(prefix)
-    return name
 
 
 def peft_names(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

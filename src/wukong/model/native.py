@@ -22,15 +22,9 @@ from wukong.model.gpt2 import GPT2, Block
 from wukong.model.logprobs import centred
 
 HEAD_WIDTHS = range(16, 129, 16)
+"""The head widths that these kernels support."""
 ROOM = 16
 """Extra rows of scratch memory that the kernels need."""
-
-
-def can_decode(model: GPT2) -> bool:
-    """Whether these kernels support this machine and model."""
-    weight, width = model.wte.weight, model.config.n_embd // model.config.n_head
-    fits = weight.device.type == "cpu" and weight.dtype == torch.float32 and width in HEAD_WIDTHS
-    return fits and kernels.library() is not None
 
 
 class _Matrix(ctypes.Structure):
@@ -123,7 +117,7 @@ class NativeGPT2(GPT2):
         with torch.device("meta"):  # no memory: every part is replaced
             super().__init__(model.config)
         library = kernels.library()
-        assert library is not None, "call can_decode first"
+        assert library is not None, "ask decoding_path first"
         self.wte, self.wpe, self.ln_f = model.wte, model.wpe, model.ln_f
         self.h = nn.ModuleList(NativeBlock(library, block, dtype) for block in model.h)  # type: ignore[arg-type]
         self.output_panels = PanelLinear(library, centred(model.wte.weight, dtype), None, dtype)

@@ -40,8 +40,8 @@ from wukong.feedback.judge import Judge, Opinion
 from wukong.feedback.replies import forget_replies, replies_path
 from wukong.feedback.reward_models import is_model, reward_judge
 from wukong.files import atomic_open, write_json
-from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, recommended_sampling
+from wukong.model.language_model import LanguageModel
 from wukong.objectives import best_of_n_kl
 from wukong.options import StageOptions
 from wukong.records import Prompt
@@ -96,7 +96,8 @@ class EvaluateOptions(AnswerOptions):
     reward_model: str | None = None
     """A reward model as a second judge, preferably one no policy was trained on."""
     text: Path | None = None
-    """Directory of `wukong tokenize`, whose validation text is used to measure perplexity."""
+    """Directory of `wukong tokenize`, whose validation text is used to measure perplexity, in windows of the model's
+    context, at most 1,024 tokens."""
     eval_tokens: int = Field(65536, ge=1)
     """Maximum number of held-out tokens to read."""
 
@@ -130,7 +131,7 @@ class Picker:
 class Reference:
     """The model KL is measured against."""
 
-    model: GPT2
+    model: LanguageModel
     tokenizer: Tokenizer
 
 
@@ -295,8 +296,8 @@ def pick_best(
 
 
 def answer_all(
-    name: str, path: str, policy: GPT2, tokenizer: Tokenizer, prompts: Sequence[Prompt], options: AnswerOptions,
-    compute: Compute,
+    name: str, path: str, policy: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Prompt],
+    options: AnswerOptions, compute: Compute,
     picker: Picker | None = None,
 ) -> Answers:  # fmt: skip
     """Samples an answer to each prompt, with the same random numbers for every model."""
@@ -343,17 +344,24 @@ def rewards_of(
     return [scores[at : at + len(prompts)] for at in range(0, len(scores), len(prompts))]
 
 
+LONGEST_WINDOW = 1024
+"""Tokens of text read together for perplexity."""
+
+
 def _measure_text(
-    answers: Answers, policy: GPT2, tokenizer: Tokenizer, options: EvaluateOptions, compute: Compute
+    answers: Answers, policy: LanguageModel, tokenizer: Tokenizer, options: EvaluateOptions, compute: Compute
 ) -> None:
     shards = TokenShards.open(f"{options.text}/valid", tokenizer)
-    loss = validation_loss(policy, shards, policy.config.n_positions, options.eval_tokens, compute)
+    window = min(policy.config.n_positions, LONGEST_WINDOW)
+    loss = validation_loss(policy, shards, window, options.eval_tokens, compute)
     answers.perplexity = math.exp(loss)
     answers.bits_per_byte = loss / math.log(2) / shards.bytes_per_token
 
 
 @torch.inference_mode()
-def kl_of(policy: GPT2, reference: GPT2, answers: Answers, options: AnswerOptions, compute: Compute) -> np.ndarray:
+def kl_of(
+    policy: LanguageModel, reference: LanguageModel, answers: Answers, options: AnswerOptions, compute: Compute
+) -> np.ndarray:
     """sum_t log pi - log pi_ref of each answer (nats), both recomputed by the same code path. (prompts,)"""
     sequences = [p + s.ids for p, s in zip(answers.prompt_ids, answers.sampled, strict=True)]
     kl = np.zeros(len(sequences))

@@ -25,8 +25,10 @@ from wukong import require
 from wukong.console import say
 from wukong.data.shards import TokenShards
 from wukong.errors import Text, UsageError
-from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
+from wukong.model.config import ModelConfig
+from wukong.model.families import PRESET_CONFIGS, new_model
 from wukong.model.hub import load_policy, recommended_sampling, save_policy
+from wukong.model.language_model import LanguageModel
 from wukong.processes import all_reduce_sum, is_first, local_part, world_size
 from wukong.require import Need
 from wukong.rollout import generate, inference_copy
@@ -44,15 +46,15 @@ from wukong.training.session import Session, TrainOptions
 
 
 class PretrainOptions(TrainOptions, RecommendOptions):
-    """Train a GPT-2 on raw text."""
+    """Train a language model on raw text."""
 
     data: Path
     """Directory of `wukong tokenize`."""
     model: str = "nano"
-    """A preset (test, nano, micro, mini, gpt2, gpt2-medium, gpt2-large, gpt2-xl), or a model to continue from: a
-    directory or hub id."""
+    """A preset (GPT-2's architecture: test, nano, micro, mini, gpt2, gpt2-medium, gpt2-large, gpt2-xl; Llama's:
+    llama-test, llama-nano, llama-124m), or a model to continue from: a directory or hub id."""
     context: int | None = Field(None, ge=8)
-    """Tokens per row. Default: the model's whole context."""
+    """Tokens per row. Default: the model's whole context, at most 1,024."""
     tokens: int | None = Field(None, ge=1, json_schema_extra={"usual": 2_000_000})
     """Training tokens, over as many epochs as needed. Default: two million, or 40 epochs if the corpus is smaller
     than that."""
@@ -81,18 +83,23 @@ class PretrainOptions(TrainOptions, RecommendOptions):
     """Texts for the model to continue at each validation; results go to samples.jsonl."""
 
 
+USUAL_CONTEXT = 1024
 MOST_EPOCHS = 40
 """Passes over a corpus beyond which more teach nothing (Muennighoff et al. 2023, figure 3)."""
 USUAL_TOKENS = 2_000_000
 
 
-def workload(options: PretrainOptions, config: GPT2Config) -> Workload:
-    context = options.context or config.n_positions
+def workload(options: PretrainOptions, config: ModelConfig) -> Workload:
+    context = usual_context(options, config.n_positions)
     own_rows = math.ceil(options.batch_tokens // context / world_size())
     rows = min(own_rows, max(1, options.micro_batch_tokens // context))
     n = len(options.sample_prompts)
-    decoding = Decoding(config, n, config.n_positions) if n else None
+    decoding = Decoding(config, n, min(config.n_positions, USUAL_CONTEXT)) if n else None
     return Workload(rows * context, one_shape=True, decoding=decoding)
+
+
+def usual_context(options: PretrainOptions, longest: int) -> int:
+    return options.context or min(longest, USUAL_CONTEXT)
 
 
 def training_tokens(options: PretrainOptions, corpus: int) -> int:
@@ -102,8 +109,8 @@ def training_tokens(options: PretrainOptions, corpus: int) -> int:
 
 def needs(options: PretrainOptions) -> list[Need]:
     check_optimizer(options.optimizer, sharded=options.parallel == "fsdp")
-    if options.model in PRESETS:
-        check_context(options, PRESETS[options.model]["n_positions"])
+    if options.model in PRESET_CONFIGS:
+        check_context(options, PRESET_CONFIGS[options.model].n_positions)
         start = []
     else:
         sizes = Need(lambda planned: check_context(options, planned.context_of(options.model)))
@@ -111,15 +118,13 @@ def needs(options: PretrainOptions) -> list[Need]:
     return [require.shards(options.data), *start, require.device(options.device)]
 
 
-def check_context(options: PretrainOptions, longest: int | None) -> int | None:
-    """Tokens per row, for a model with a context of `longest` (None: not known yet). Raises UsageError for sizes that
-    do not fit."""
-    context = options.context or longest
+def check_context(options: PretrainOptions, longest: int | None) -> None:
+    """Raises UsageError for rows that do not fit a model with a context of `longest` (None: not known yet)."""
+    context = options.context if longest is None else usual_context(options, longest)
     if longest is not None and context is not None and context > longest:
         raise UsageError(f"--context {context} is longer than the model's {longest}")
     if context is not None and options.batch_tokens % context:
         raise UsageError(f"--batch-tokens {options.batch_tokens} is not a multiple of the context {context}")
-    return context
 
 
 def run(options: PretrainOptions) -> None:
@@ -130,9 +135,9 @@ def run(options: PretrainOptions) -> None:
     # ------------------------------------------------------------------------------------------- model and data
     torch.manual_seed(derived_seed(options.seed, "initialise"))
     tokenizer = Tokenizer.load(options.data)
-    if options.model in PRESETS:
-        config = GPT2Config(vocab_size=tokenizer.vocab_size, **PRESETS[options.model])
-        model, sampling = GPT2(replace(config, dropout=options.dropout)), OWN_DISTRIBUTION
+    if options.model in PRESET_CONFIGS:
+        sizes = replace(PRESET_CONFIGS[options.model], vocab_size=tokenizer.vocab_size, dropout=options.dropout)
+        model, sampling = new_model(sizes), OWN_DISTRIBUTION
     else:
         model, own_tokenizer = load_policy(options.model, dropout=options.dropout)
         sampling = recommended_sampling(options.model)
@@ -140,7 +145,8 @@ def run(options: PretrainOptions) -> None:
             raise UsageError(
                 f"{options.data}: made with another tokenizer than {options.model}'s; tokenise it with that"
             )
-    context = check_context(options, model.config.n_positions) or model.config.n_positions
+    check_context(options, model.config.n_positions)
+    context = usual_context(options, model.config.n_positions)
     for text in options.sample_prompts:
         if not 0 < len(tokenizer.encode(text)) < model.config.n_positions:
             raise UsageError(f"--sample-prompts {text[:40]!r}: empty, or no shorter than the model's context")
@@ -196,13 +202,13 @@ def run(options: PretrainOptions) -> None:
         {"valid_loss": best, "parameters": model.n_parameters()},
     )
     chance = Text("{loss:.2f} before the first step", loss=math.log(tokenizer.vocab_size))
-    begun = chance if options.model in PRESETS else options.model
+    begun = chance if options.model in PRESET_CONFIGS else options.model
     say("pretrain: {best:.3f} nats per held-out token ({begun})", best=best, begun=begun)
     say("next: wukong sft --model {out} --data DEMONSTRATIONS --out {out}-sft", out=options.out)
 
 
 def _show_samples(
-    session: Session, options: PretrainOptions, model: GPT2, tokenizer: Tokenizer, compute: Compute
+    session: Session, options: PretrainOptions, model: LanguageModel, tokenizer: Tokenizer, compute: Compute
 ) -> None:
     """Continues the sample prompts and writes the texts to samples.jsonl."""
     prompts = [tokenizer.encode(text) for text in options.sample_prompts]

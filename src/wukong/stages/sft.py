@@ -29,8 +29,8 @@ from wukong.data.summary import ReadSummary
 from wukong.errors import UsageError
 from wukong.language import counted
 from wukong.model.adapters import base_name
-from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, recommended_sampling, save_policy
+from wukong.model.language_model import LanguageModel
 from wukong.model.logprobs import token_logprobs
 from wukong.processes import all_reduce_sum, is_first, local_part
 from wukong.records import Conversation
@@ -98,15 +98,21 @@ def examples_of(
     return examples
 
 
-def response_loss(model: GPT2, examples: Sequence[Example], compute: Compute) -> tuple[torch.Tensor, int]:
+PACKED_ROW = 1024
+"""Tokens of a row that several examples share. The mask of attention grows with their square, so a model's context is
+not filled where it is longer."""
+
+
+def response_loss(model: LanguageModel, examples: Sequence[Example], compute: Compute) -> tuple[torch.Tensor, int]:
     """Summed negative log-likelihood (nats) of the response tokens, and their number."""
-    packed = pack(examples, model.config.n_positions)
+    longest = max(len(example.ids) for example in examples)
+    packed = pack(examples, min(model.config.n_positions, max(longest, PACKED_ROW)))
     ids, segments = packed.input_ids.to(compute.device), packed.segments.to(compute.device)
     counted = packed.response_mask[:, 1:].to(compute.device)  # (B, T - 1): position t predicts token t + 1
     # A segment's first token would be predicted by another segment, but it is a prompt token and never counted.
     with compute.autocast():
         hidden = model(ids, segments=segments)[:, :-1][counted]  # (N, C)
-        logprobs, _ = token_logprobs(hidden, model.wte.weight, ids[:, 1:][counted])
+        logprobs, _ = token_logprobs(hidden, model.output_weight, ids[:, 1:][counted])
     return -logprobs.sum(), len(logprobs)
 
 
@@ -183,7 +189,7 @@ def run(options: SFTOptions) -> None:
     say("next: wukong chat {out}", out=options.out)
 
 
-def _start(options: SFTOptions) -> tuple[GPT2, Tokenizer]:
+def _start(options: SFTOptions) -> tuple[LanguageModel, Tokenizer]:
     """The model at the start, ready to be trained."""
     model, tokenizer = load_policy(options.model, dropout=options.dropout, template=options.template)
     return tuned(model, options, options.seed), tokenizer
@@ -203,7 +209,7 @@ def _parts(batch: Sequence[Example], max_tokens: int) -> list[list[Example]]:
 
 
 @torch.no_grad()
-def _validate(model: GPT2, examples: Sequence[Example], session: Session) -> float:
+def _validate(model: LanguageModel, examples: Sequence[Example], session: Session) -> float:
     model.eval()
     parts = lockstep(local_part(_parts(examples, session.micro_batch_tokens)), model)
     found = [response_loss(model, part, session.compute) for part in parts]

@@ -15,7 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from wukong.errors import UsageError
-from wukong.model.gpt2 import GPT2, GPT2Config
+from wukong.model.config import ModelConfig
+from wukong.model.families import new_model
 from wukong.model.heads import ScalarModel
 from wukong.model.lora import adapt, adapted_layers, blocks_of, chosen_layers, linear_layers
 from wukong.options import Options
@@ -106,12 +107,12 @@ def tuned(model: Module, options: TuningOptions, seed: int) -> Module:
     return model
 
 
-def trained_part(config: GPT2Config, options: TuningOptions) -> TrainedPart | None:
+def trained_part(config: ModelConfig, options: TuningOptions) -> TrainedPart | None:
     """What is trained of a transformer of this size, for estimates; None for everything."""
     if not options.lora_rank and not options.freeze_layers:
         return None
     with torch.device("meta"):
-        model = tuned(GPT2(config), options, 0)
+        model = tuned(new_model(config), options, 0)
     of_matrices = (p for _, _, _, layer in linear_layers(model) for p in layer.parameters())
     return TrainedPart(
         sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),

@@ -23,8 +23,9 @@ from wukong.data.summary import ReadSummary
 from wukong.errors import UsageError
 from wukong.language import counted
 from wukong.model.adapters import base_name
-from wukong.model.gpt2 import GPT2, GPT2Config
+from wukong.model.config import ModelConfig
 from wukong.model.hub import load_policy, save_policy
+from wukong.model.language_model import LanguageModel
 from wukong.processes import is_first
 from wukong.provenance import StageRun
 from wukong.records import Preference
@@ -74,7 +75,7 @@ USUAL = Usual(epochs=1.0, batch_size=32, lr=5e-6, most_epochs=4.0, small_lr=5e-5
 
 
 def workload(
-    lengths: Sequence[int], response: float, batch_size: int, config: GPT2Config, part: TrainedPart | None = None
+    lengths: Sequence[int], response: float, batch_size: int, config: ModelConfig, part: TrainedPart | None = None
 ) -> Workload:
     """lengths: tokens per record, over all its answers; response: the fraction of them that are answer tokens; part:
     what is trained of the policy, if not everything."""
@@ -105,7 +106,7 @@ class DirectAlgorithm(ABC, Generic[Item]):
 
     @abstractmethod
     def batch_loss(
-        self, session: Session, policy: GPT2, reference: GPT2, batch: Sequence[Item], learn: bool
+        self, session: Session, policy: LanguageModel, reference: LanguageModel, batch: Sequence[Item], learn: bool
     ) -> Metrics:
         """The metrics of a batch, including `loss` and `margin`; `learn` also adds the gradient. Each process computes
         its local part; the metrics are of the whole batch."""
@@ -171,7 +172,7 @@ def train(algorithm: DirectAlgorithm[Item], options: DirectOptions, needs: Seque
         _save(session, work, policy, tokenizer, options, measured, results)
 
 
-def _start(options: DirectOptions) -> tuple[GPT2, Tokenizer]:
+def _start(options: DirectOptions) -> tuple[LanguageModel, Tokenizer]:
     """The policy at the start, ready to be trained."""
     policy, tokenizer = load_policy(options.model)
     return tuned(policy, options, options.seed), tokenizer
@@ -197,8 +198,8 @@ def _items(
 
 @torch.no_grad()
 def _evaluate(
-    algorithm: DirectAlgorithm[Item], session: Session, policy: GPT2, reference: GPT2, items: Sequence[Item],
-    passes: Passes,
+    algorithm: DirectAlgorithm[Item], session: Session, policy: LanguageModel, reference: LanguageModel,
+    items: Sequence[Item], passes: Passes,
 ) -> Metrics:  # fmt: skip
     """The mean loss and margin of held-out items."""
     parts = _batches(items, passes.batch_size)
@@ -218,7 +219,7 @@ def _batches(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
 
 
 def _save(
-    session: Session, work: StageRun, policy: GPT2, tokenizer: Tokenizer, options: DirectOptions,
+    session: Session, work: StageRun, policy: LanguageModel, tokenizer: Tokenizer, options: DirectOptions,
     answers: Sequence[AnswerTokens], results: dict[str, object],
 ) -> None:  # fmt: skip
     """Publishes the policy and reports how far it moved on these answers."""

@@ -22,12 +22,13 @@ from torch import Tensor
 from wukong import processes
 from wukong.errors import UsageError
 from wukong.model.adapters import is_adapter, open_adapter
-from wukong.model.gpt2 import GPT2Config
+from wukong.model.config import ModelConfig
+from wukong.model.hub import stored_config
 from wukong.objectives import Average, masked_mean, policy_gradient_loss, ppo_value_loss, token_rewards
 from wukong.sampling import RecommendOptions
 from wukong.stages.online.rewards import ScoringOptions, model_inputs
 from wukong.stages.online.rollouts import RolloutOptions
-from wukong.training.memory import DECODED_TOGETHER, Decoding, Workload, stored_config
+from wukong.training.memory import DECODED_TOGETHER, Decoding, Workload
 from wukong.training.tuning import TuningOptions, trained_part
 
 ValueModelKind = Literal["separate", "shared"]
@@ -214,7 +215,7 @@ def _has_base_of_policy(options: OnlineOptions) -> bool:
     return os.path.realpath(open_adapter(Path(reward_model)).base) == os.path.realpath(options.model)
 
 
-def workload(options: OnlineOptions, config: GPT2Config, prompt: int) -> Workload:
+def workload(options: OnlineOptions, config: ModelConfig, prompt: int) -> Workload:
     """What the run holds in memory besides the trained models. prompt: tokens of the longest one."""
     together = math.ceil(options.batch_size / processes.world_size())
     length = min(prompt + options.max_new_tokens, config.n_positions)

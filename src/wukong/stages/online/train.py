@@ -34,9 +34,9 @@ from wukong.feedback.reward_models import require_better_than_chance
 from wukong.files import atomic_directory
 from wukong.language import counted
 from wukong.model.adapters import base_name
-from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel, ValueHead
 from wukong.model.hub import load_policy, load_reward, load_trunk, save_policy
+from wukong.model.language_model import LanguageModel
 from wukong.objectives import adapted_kl_coef, masked_mean
 from wukong.require import Need
 from wukong.sampling import SamplingParameters
@@ -81,8 +81,8 @@ class Trainer:
 
     session: Session
     options: OnlineOptions
-    policy: GPT2
-    reference: GPT2
+    policy: LanguageModel
+    reference: LanguageModel
     value_model: ValueModel | None
     score: ScoreFunction
     tokenizer: Tokenizer
@@ -298,7 +298,7 @@ def train(options: OnlineOptions) -> None:
     say("next: {command}", command=evaluate_command(algorithm.name, options.model, options.out))
 
 
-def _start(options: OnlineOptions) -> tuple[GPT2, Tokenizer]:
+def _start(options: OnlineOptions) -> tuple[LanguageModel, Tokenizer]:
     """The policy at the start, ready to be trained."""
     policy, tokenizer = load_policy(options.model)
     return tuned(policy, options, options.seed), tokenizer
@@ -311,8 +311,8 @@ def batch_of(prompts: Sequence[TokenisedPrompt], step: int, options: OnlineOptio
 
 
 def _trainer(
-    session: Session, options: OnlineOptions, policy: GPT2, value_model: ValueModel | None, tokenizer: Tokenizer,
-    prompts: Sequence[TokenisedPrompt],
+    session: Session, options: OnlineOptions, policy: LanguageModel, value_model: ValueModel | None,
+    tokenizer: Tokenizer, prompts: Sequence[TokenisedPrompt],
 ) -> Trainer:  # fmt: skip
     """The trainer with its frozen parts: the reference, the rewards and the pretraining term."""
     reference = reference_of(options.model, policy, session.compute)
@@ -339,7 +339,7 @@ def _sampling(options: OnlineOptions) -> SamplingParameters:
     return SamplingParameters(options.temperature).for_training(options.recommended_temperature)
 
 
-def _keep_policy(options: OnlineOptions, iteration: int, policy: GPT2, tokenizer: Tokenizer) -> None:
+def _keep_policy(options: OnlineOptions, iteration: int, policy: LanguageModel, tokenizer: Tokenizer) -> None:
     plain, place = full_module(policy, "cpu"), f"policies/iteration-{iteration:06d}"
     if processes.is_first():
         plain, base = as_loaded(plain, lambda: _start(options)[0]), base_name(options.model, options.out, place)
@@ -347,7 +347,7 @@ def _keep_policy(options: OnlineOptions, iteration: int, policy: GPT2, tokenizer
             save_policy(staged, plain, tokenizer, sampling=_sampling(options), base=base)
 
 
-def first_value_model(options: OnlineOptions, policy: GPT2) -> ValueModel:
+def first_value_model(options: OnlineOptions, policy: LanguageModel) -> ValueModel:
     """A head on the policy's trunk, or a copy of the reward model (Stiennon et al. 2020); without a reward model, the
     SFT model with a new head. A reward model's adapter is trained further."""
     if options.algorithm().value_model == "shared":

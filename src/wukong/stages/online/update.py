@@ -16,8 +16,8 @@ from torch import Tensor
 from wukong import processes
 from wukong.data.shards import TokenShards
 from wukong.errors import RunError
-from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel
+from wukong.model.language_model import LanguageModel
 from wukong.model.lower_states import LowerStates
 from wukong.objectives import loss_average
 from wukong.scoring import language_model_loss
@@ -163,7 +163,7 @@ class PretrainingLoss:
     context: int
     seed: int
 
-    def parts(self, policy: GPT2, update: int, compute: Compute, micro_batch_tokens: int) -> Iterator[Tensor]:
+    def parts(self, policy: LanguageModel, update: int, compute: Compute, micro_batch_tokens: int) -> Iterator[Tensor]:
         """The loss on the contexts of the run's `update`-th update, in micro-batches that add up to it."""
         ids = self.shards.batch(update, self.rows, self.context, self.seed).to(compute.device)
         mine = processes.local_part(ids)
@@ -179,7 +179,7 @@ class Update:
     session: Session
     algorithm: Algorithm
     options: OnlineOptions
-    policy: GPT2
+    policy: LanguageModel
     value_model: ValueModel | None
     episodes: Episodes
     stats: RolloutStats
