@@ -2,6 +2,7 @@
 
     python benchmarks/speed/tuning.py                                  # GPT-2 124M, random weights
     python benchmarks/speed/tuning.py --model test --episodes 8 --response 8 --layers 1
+    python benchmarks/speed/tuning.py --large                          # estimates for a Llama of 3.2 billion, no run
 
 Each way is `wukong ppo` in a process by itself: policy, reference, separate value model and reward model. The reward
 model is what `wukong reward` with the same options makes of the SFT model: an adapter of it, or a copy with the same
@@ -31,6 +32,7 @@ from shared.command_line import new_parser, publish, this_command
 from shared.machine import machine
 from shared.table import markdown_table
 
+from wukong.model.config import LlamaConfig
 from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_trunk, save_policy, save_reward
@@ -39,9 +41,9 @@ from wukong.stages.online.algorithm import workload
 from wukong.stages.online.ppo import PPOOptions
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import compute_for
-from wukong.training.memory import estimate, gigabytes
+from wukong.training.memory import Decoding, Workload, estimate, gigabytes, n_parameters
 from wukong.training.metrics import read_metrics
-from wukong.training.tuning import tuned
+from wukong.training.tuning import TuningOptions, trained_part, tuned
 
 VOCABULARIES = {"gpt2": 50257}
 STEPS, WORDS = 4, 16
@@ -141,6 +143,42 @@ def row_of(name: str, options: PPOOptions, config: GPT2Config, baseline: dict[st
     ]  # fmt: skip
 
 
+LARGE = LlamaConfig(
+    vocab_size=128256, n_positions=2048, n_embd=3072, n_layer=28, n_head=24, n_kv_head=8, head_width=128, n_inner=8192
+)
+"""The sizes of Llama 3.2 3B."""
+ROWS, PROMPT, RESPONSE = 16, 128, 128
+"""Sequences decoded together, and their tokens."""
+
+
+def large(micro_batch: int) -> str:
+    """The estimate for PPO with a large model on a GPU, in bfloat16 with gradient checkpointing."""
+    length = PROMPT + RESPONSE
+    decoding = Decoding(LARGE, ROWS, length)
+    work = Workload(ROWS * length, RESPONSE / length, decoding=decoding, checkpointing=True)
+    lora, freeze = (trained_part(LARGE, one) for one in (TuningOptions(lora_rank=16), TuningOptions(freeze_layers=24)))
+    both, policy = (LARGE, LARGE), (LARGE,)
+    workloads = {
+        "PPO, full": replace(work, trained=both, frozen=both),
+        "PPO, 24 of 28 layers frozen": replace(work, trained=both, part=freeze, frozen_copies=2),
+        "PPO, LoRA, a reward model of other weights": replace(work, trained=both, part=lora, frozen_copies=2),
+        "PPO, LoRA, the reward model an adapter": replace(
+            work, trained=both, part=lora, frozen_copies=2, one_base=True
+        ),
+        "GRPO, LoRA, a verifier as reward": replace(work, trained=policy, part=lora, frozen_copies=1),
+    }
+    rows = []
+    for name, one in workloads.items():
+        said = estimate(one, torch.device("cuda"), torch.bfloat16, micro_batch)
+        parts = (said.weights, said.gradients + said.moments, said.frozen, said.decoding, said.step, said.total)
+        rows.append([name, *map(gigabytes, parts), "yes" if said.total < 0.9 * 24e9 else "no"])
+    columns = ["", "weights", "gradients, moments", "frozen", "decoding", "micro-batch", "peak", "fits 24 GB"]
+    described = (
+        f"{n_parameters(LARGE) / 1e9:.2f} billion parameters, bfloat16, gradient checkpointing, {ROWS} responses"
+    )
+    return f"{described} of {RESPONSE} tokens decoded together\n\n{markdown_table(columns, rows)}"
+
+
 COLUMNS = ["trained", "memory", "of full", "estimate", *PHASES, "step", "of full"]
 
 
@@ -157,8 +195,12 @@ def main() -> None:
     parser.add_argument("--micro-batch-tokens", type=int, default=2048)
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--large", action="store_true", help="only the estimates for a large model")
     parser.add_argument("--out", type=Path, help="a file for the table")
     arguments = parser.parse_args()
+    if arguments.large:
+        publish(large(arguments.micro_batch_tokens), arguments.out)
+        return
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place)
         config, rows, baseline = write_world(directory, arguments), [], dict[str, float]()
