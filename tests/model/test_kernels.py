@@ -78,6 +78,12 @@ def test_bfloat16_weights_are_rounded_and_nothing_else_is(library):
     )
 
 
+def test_weights_and_biases_of_fewer_bits_are_read_as_what_they_are(library):
+    weight, bias, x = noise(40, 32).bfloat16(), noise(40, seed=1).bfloat16(), noise(3, 32, seed=2)
+    expected = x @ weight.float().T + bias.float()
+    torch.testing.assert_close(PanelLinear(library, weight, bias, torch.float32)(x), expected)
+
+
 # ---------------------------------------------------------------------------------------------------- whole layers
 
 
@@ -143,6 +149,19 @@ def test_a_sequence_decodes_to_the_same_bits_in_any_company(library):
     for step in range(4, 30):
         assert torch.equal(native(ids[13:14, step : step + 1], cache=alone)[0, 0], together[13][step - 4])
         alone.advance()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("part", ["ln_1", "ln_2", "attn.c_proj", "mlp.c_fc"])
+def test_decoding_goes_on_with_the_weights_that_were_copied(library, part):
+    """All of them: norms that followed the original would be read where they no longer are."""
+    model = model_with(2, 16)
+    native, cache = NativeGPT2(model, torch.float32), model.empty_cache(3, 8)
+    cache.advance(torch.tensor([2, 7, 1]), 7)
+    expected = native.h[0](noise(3, 1, 32), 0, AttentionContext(cache=cache))
+    for parameter in model.h[0].get_submodule(part).parameters():
+        parameter.fill_(torch.nan)
+    assert torch.equal(native.h[0](noise(3, 1, 32), 0, AttentionContext(cache=cache)), expected)
 
 
 @torch.no_grad()

@@ -286,6 +286,24 @@ def test_the_exit_code_of_a_program_is_its_own_whatever_its_threads_do_at_the_en
     assert {0: "next: wukong ", 2: "wukong: error: --context 65"}.get(code, "stopped after step 2") in said
 
 
+RUNNERS = """
+from pathlib import Path
+import torch
+from wukong import processes
+processes.join()
+processes.all_reduce(torch.ones(3))
+names = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
+assert names.count("pt_gloo_runloop") == 1, names
+processes.leave()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the names of threads are read from /proc")
+def test_one_thread_runs_the_collectives_since_two_of_them_corrupt_the_heap() -> None:
+    codes, said = run_programs([sys.executable, "-c", RUNNERS], 2)
+    assert codes == [0, 0], said
+
+
 @pytest.mark.slow
 def test_sharded_programs_end_well_every_time(world: Path, tmp_path: Path) -> None:
     for attempt in range(8):

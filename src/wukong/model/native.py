@@ -59,7 +59,7 @@ class PanelLinear:
         behind = -self.N % width
         panels = F.pad(weight.detach().to(dtype), (0, 0, 0, behind)).unflatten(0, (-1, width))  # (N / width, width, K)
         self.panels = panels.transpose(1, 2).contiguous()
-        self.bias = F.pad(torch.zeros(self.N) if bias is None else bias.detach(), (0, behind))
+        self.bias = F.pad(torch.zeros(self.N) if bias is None else bias.detach().float(), (0, behind))
         self.matrix = _Matrix(self.panels.data_ptr(), self.bias.data_ptr())
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -81,10 +81,12 @@ class NativeBlock(nn.Module):
         super().__init__()
         self.library, self.block = library, block
         norms = [block.ln_1.weight, block.ln_1.bias, block.ln_2.weight, block.ln_2.bias]
+        # Copies, as the panels are: the block may get other tensors, and what it had would be freed.
+        self.norms = [norm.detach().to(torch.float32, copy=True) for norm in norms]
         linears = [block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj]
         self.panels = [PanelLinear(library, linear.weight, linear.bias, dtype) for linear in linears]
         self.layer = _Layer(
-            *(norm.data_ptr() for norm in norms),
+            *(norm.data_ptr() for norm in self.norms),
             *(panels.matrix for panels in self.panels),
             block.ln_1.eps,
             dtype == torch.bfloat16,
