@@ -8,7 +8,7 @@ import pytest
 from tests.openai_server import Reply, openai_server
 from wukong.errors import RunError, UsageError
 from wukong.feedback.annotators import load_judge
-from wukong.records import as_messages
+from wukong.records import Prompt, as_messages
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def by_length(body: dict) -> str:
     return f"Grade: {min(10, 1 + len(answer))}"
 
 
-PROMPTS = [as_messages("What is 1 + 1?"), as_messages("Boil an egg")] * 10
+PROMPTS = [Prompt(messages=as_messages(text)) for text in ("What is 1 + 1?", "Boil an egg")] * 10
 TEXTS = [f"{'x' * (i % 9)}" for i in range(20)]
 
 
