@@ -60,6 +60,11 @@ def judge_file(name: str) -> str | None:
     return rubric_file(name) if name.startswith("openai:") else verifier_file(name)
 
 
+def names_judge(name: str) -> bool:
+    """Whether this names a judge, rather than a model's directory or hub id."""
+    return name in ("rubric", "lexicon") or is_verifier(name) or name.startswith("openai:") or _is_function(name)
+
+
 def _is_function(name: str) -> bool:
     return ":" in name and not Path(name).exists()
 

@@ -111,7 +111,10 @@ def test_a_weighted_sum_with_a_length_penalty(models, byte_tokenizer) -> None:
 
 
 def test_the_kitchens_rubric_and_the_lexicon_are_rewards(byte_tokenizer) -> None:
-    prompts, texts = [Prompt(messages=as_messages("How to make pizza"))] * 2, ["a horrible, awful idea", "a wonderful, happy idea"]
+    prompts, texts = (
+        [Prompt(messages=as_messages("How to make pizza"))] * 2,
+        ["a horrible, awful idea", "a wonderful, happy idea"],
+    )
     given = RewardInput(prompts, texts, [[1], [1]], [1, 1])
     assert np.diff(load(byte_tokenizer, rewards=["lexicon"])(given).total) > 0.5
     assert load(byte_tokenizer, rewards=["rubric", "lexicon"])(given).means.keys() == {

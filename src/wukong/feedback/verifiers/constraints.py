@@ -203,7 +203,7 @@ class Constraints:
 
 
 def _known(kind: Any, parameters: Parameters, at: int) -> str:
-    if kind not in CHECKS:
+    if not isinstance(kind, str) or kind not in CHECKS:
         problem = "there is no constraint {kind}; there are {known}"
         raise DataError(problem, field=f"instruction_id_list[{at}]", kind=repr(kind), known=", ".join(CHECKS))
     for name, what in CHECKS[kind][0].items():
@@ -212,4 +212,4 @@ def _known(kind: Any, parameters: Parameters, at: int) -> str:
             expected = what if name != "language" else f"one of {', '.join(known_languages())}"
             problem = "is {value}, expected {expected}"
             raise DataError(problem, field=f"kwargs[{at}].{name}", value=repr(value), expected=expected)
-    return str(kind)
+    return kind
