@@ -284,7 +284,7 @@ def judged_prompts(inputs: Sequence[str], options: PromptOptions, judges: Sequen
         for source in inputs if checks or any(lacking.values()) else ():
             for prompt in PROMPTS.iterate(source, options, ReadSummary(), finish):
                 for columns in lacking.values():
-                    columns -= column_values(prompt).keys()
+                    columns.difference_update(column_values(prompt))
                 if not checks and not any(lacking.values()):
                     return
         for name, columns in lacking.items():

@@ -211,8 +211,9 @@ def _reference_answer(row: Row, taken: set[str | None]) -> str | None:
         value = row.fields.get(outer)
         value = value.get(inner) if inner and isinstance(value, dict) else value
         if is_text(value) and str(value).strip():
+            said = str(value) if name in taken else row.string(value, name)  # the prompt's format has noted it
             taken.add(name)
-            return row.string(value, name)
+            return said
     return None
 
 
