@@ -19,7 +19,7 @@ from pathlib import Path
 from wukong.errors import UsageError
 from wukong.feedback.functions import function_judge, function_needs
 from wukong.feedback.grader import load_grader, rubric_file
-from wukong.feedback.judge import Asked, Judge, Opinion, PromptNeeds
+from wukong.feedback.judge import Judge, JudgedPrompt, Opinion, PromptNeeds
 from wukong.feedback.verifiers.loading import VERIFIERS, is_verifier, verifier_file, verifier_needs, verifying_judge
 
 
@@ -69,7 +69,7 @@ def _is_function(name: str) -> bool:
     return ":" in name and not Path(name).exists()
 
 
-def _rubric(prompts: Sequence[Asked], texts: Sequence[str]) -> list[Opinion]:
+def _rubric(prompts: Sequence[JudgedPrompt], texts: Sequence[str]) -> list[Opinion]:
     from wukong.kitchen.rubric import judge
 
     verdicts = [judge(prompt.messages, text) for prompt, text in zip(prompts, texts, strict=True)]
@@ -84,7 +84,7 @@ def _lexicon() -> Judge:
         raise UsageError("the lexicon judge needs vaderSentiment: pip install 'wukong-rlhf[lexicon]'") from None
     analyser = SentimentIntensityAnalyzer()
 
-    def judge(prompts: Sequence[Asked], texts: Sequence[str]) -> list[Opinion]:
+    def judge(prompts: Sequence[JudgedPrompt], texts: Sequence[str]) -> list[Opinion]:
         return [Opinion(analyser.polarity_scores(text)["compound"], {}, []) for text in texts]
 
     return judge

@@ -24,7 +24,7 @@ from numbers import Real
 from typing import Any
 
 from wukong.errors import RunError, UsageError
-from wukong.feedback.judge import Asked, Judge, Opinion, PromptNeeds
+from wukong.feedback.judge import Judge, JudgedPrompt, Opinion, PromptNeeds
 
 ScoreFunction = Callable[..., Any]
 
@@ -43,7 +43,7 @@ def function_judge(name: str) -> Judge:
     function = _imported(name)
     signature = _Signature.of(name, function)
 
-    def judge(prompts: Sequence[Asked], texts: Sequence[str]) -> list[Opinion]:
+    def judge(prompts: Sequence[JudgedPrompt], texts: Sequence[str]) -> list[Opinion]:
         try:
             returned = signature.call(function, prompts, texts)
             returned = returned.tolist() if hasattr(returned, "tolist") else returned  # an array or a tensor
@@ -100,7 +100,7 @@ class _Signature:
             any(one.kind == Parameter.VAR_KEYWORD for one in parameters),
         )
 
-    def call(self, function: ScoreFunction, prompts: Sequence[Asked], texts: Sequence[str]) -> Any:
+    def call(self, function: ScoreFunction, prompts: Sequence[JudgedPrompt], texts: Sequence[str]) -> Any:
         conversations, responses = [list(prompt.messages) for prompt in prompts], list(texts)
         columns = self._columns(prompts)
         if not self.by_name:
@@ -108,14 +108,14 @@ class _Signature:
         batch = {"prompts": conversations, "responses": responses, "completions": responses}
         return function(**{name: batch[name] for name in self.by_name}, **columns)
 
-    def _columns(self, prompts: Sequence[Asked]) -> dict[str, list[Any]]:
+    def _columns(self, prompts: Sequence[JudgedPrompt]) -> dict[str, list[Any]]:
         there = [column_values(prompt) for prompt in prompts]
         names = {name for values in there for name in values}
         names = (names - _BATCH if self.every else names & self.optional) | self.required
         return {name: [values.get(name) for values in there] for name in sorted(names)}
 
 
-def column_values(prompt: Asked) -> dict[str, Any]:
+def column_values(prompt: JudgedPrompt) -> dict[str, Any]:
     """All columns of a prompt, with its reference answer as `answer`."""
     return {**(prompt.columns or {}), **({"answer": prompt.answer} if prompt.answer is not None else {})}
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from wukong.errors import RunError, UsageError
 from wukong.feedback.endpoint import Endpoint
-from wukong.feedback.judge import Asked, Judge, Opinion
+from wukong.feedback.judge import Judge, JudgedPrompt, Opinion
 from wukong.feedback.replies import Replies, Reply, gather
 from wukong.files import whole_text
 from wukong.records import Message
@@ -59,7 +59,7 @@ def load_grader(name: str, kept: Path | None = None) -> Judge:
                 return reply
         raise RunError(f"{name} answered {endpoint.remote.quoted(reply.text)!r}, expected a number from 1 to 10")
 
-    def judge(prompts: Sequence[Asked], texts: Sequence[str]) -> list[Opinion]:
+    def judge(prompts: Sequence[JudgedPrompt], texts: Sequence[str]) -> list[Opinion]:
         requests = [
             endpoint.request(_question(prompt, text, rubric), temperature=0, max_tokens=8)
             for prompt, text in zip(prompts, texts, strict=True)
@@ -102,7 +102,7 @@ def _named(name: str) -> tuple[str, str]:
     return server, written_rubric(rubric) if hash_sign else ""
 
 
-def _question(prompt: Asked, text: str, rubric: str) -> list[Message]:
+def _question(prompt: JudgedPrompt, text: str, rubric: str) -> list[Message]:
     conversation = "\n\n".join(f"{m.role}: {m.content}" for m in prompt.messages)
     question = f"<conversation>\n{conversation}\n</conversation>\n\n<answer>\n{text}\n</answer>\n\nGrade:"
     own = (prompt.columns or {}).get("rubric")

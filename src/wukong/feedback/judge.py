@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from wukong.records import Message
 
 
-class Asked(Protocol):
+class JudgedPrompt(Protocol):
     """A prompt as a judge reads it: `records.Prompt`, `records.Response` and others."""
 
     @property
@@ -33,7 +33,7 @@ class Opinion:
     reasons: list[str]
 
 
-Judge = Callable[[Sequence[Asked], Sequence[str]], list[Opinion]]
+Judge = Callable[[Sequence[JudgedPrompt], Sequence[str]], list[Opinion]]
 """Prompts and as many responses -> an opinion of each response."""
 
 
@@ -46,5 +46,5 @@ class PromptNeeds:
         columns: at least one prompt must have each of these ("answer" is the reference answer).
     """
 
-    check: Callable[[Asked], object] | None = None
+    check: Callable[[JudgedPrompt], object] | None = None
     columns: frozenset[str] = frozenset()

@@ -9,7 +9,7 @@ from pathlib import Path
 from wukong.console import say
 from wukong.data.answers import last_turn, shared_prompt
 from wukong.errors import UsageError
-from wukong.feedback.judge import Asked, Judge, Opinion
+from wukong.feedback.judge import Judge, JudgedPrompt, Opinion
 from wukong.files import read_json
 from wukong.model.hub import load_reward
 from wukong.records import Message, prompt_id
@@ -44,7 +44,7 @@ def reward_judge(directory: str, compute: Compute, max_tokens: int, room: int | 
             raise UsageError(f"{directory}: a prompt does not fit its context of {context}")
         return ids
 
-    def judge(prompts: Sequence[Asked], texts: Sequence[str]) -> list[Opinion]:
+    def judge(prompts: Sequence[JudgedPrompt], texts: Sequence[str]) -> list[Opinion]:
         responses = [tokenizer.response_ids(text, finished=False) for text in texts]
         together: dict[str, list[int]] = defaultdict(list)
         for i, prompt in enumerate(prompts):

@@ -90,7 +90,8 @@ def _with_food(world: World, rng: random.Random, one: Sum) -> Sum:
 
 
 def _question(world: World, rng: random.Random, one: Sum) -> str:
-    return rng.choice(getattr(world.measures, one.kind)).format(**one.texts)
+    texts = world.measures
+    return rng.choice(texts.conversion if one.kind == "conversion" else texts.scaling).format(**one.texts)
 
 
 def _working(texts: Measures, one: Sum, value: int) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from wukong.errors import DataError
-from wukong.feedback.judge import Asked, Opinion
+from wukong.feedback.judge import JudgedPrompt, Opinion
 from wukong.feedback.verifiers.json_schema import parsed_json
 from wukong.feedback.verifiers.scripts import is_written_in, known_languages
 
@@ -177,7 +177,7 @@ CHECKS: dict[str, tuple[dict[str, str], Check]] = {
 class Constraints:
     """The share of the prompt's constraints that a response follows; an empty response follows none."""
 
-    def check(self, prompt: Asked) -> list[tuple[str, Parameters]]:
+    def check(self, prompt: JudgedPrompt) -> list[tuple[str, Parameters]]:
         """The constraints with their parameters. Raises DataError for unknown ones and unusable parameters."""
         columns = prompt.columns or {}
         kinds, given = columns.get("instruction_id_list"), columns.get("kwargs")
@@ -192,7 +192,7 @@ class Constraints:
             for at, (kind, parameters) in enumerate(zip(kinds, given, strict=True))
         ]
 
-    def verify(self, prompt: Asked, text: str) -> Opinion:
+    def verify(self, prompt: JudgedPrompt, text: str) -> Opinion:
         asked = self.check(prompt)
         followed = [bool(text.strip()) and CHECKS[kind][1](text, parameters) for kind, parameters in asked]
         checks: dict[str, bool] = {}

@@ -18,7 +18,7 @@ from jsonschema.exceptions import SchemaError
 from referencing.exceptions import Unresolvable
 
 from wukong.errors import DataError
-from wukong.feedback.judge import Asked, Opinion
+from wukong.feedback.judge import JudgedPrompt, Opinion
 
 FENCE = re.compile(r"\s*```[A-Za-z]*[ \t]*\n(.*?)\n?[ \t]*```\s*", re.DOTALL)
 
@@ -47,14 +47,14 @@ class Json:
 
     schema: str = ""
 
-    def check(self, prompt: Asked) -> Any:
+    def check(self, prompt: JudgedPrompt) -> Any:
         """The prompt's validator; None without a schema. Raises DataError for an invalid schema."""
         given = self.schema or (prompt.columns or {}).get("schema")
         if given is None:
             return None
         return _validator(given if isinstance(given, str) else json.dumps(given))
 
-    def verify(self, prompt: Asked, text: str) -> Opinion:
+    def verify(self, prompt: JudgedPrompt, text: str) -> Opinion:
         validator = self.check(prompt)
         try:
             value = parsed_json(text)

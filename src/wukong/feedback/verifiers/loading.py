@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from wukong.errors import DataError, UsageError
-from wukong.feedback.judge import Asked, Judge, Opinion, PromptNeeds
+from wukong.feedback.judge import Judge, JudgedPrompt, Opinion, PromptNeeds
 from wukong.feedback.verifiers.constraints import Constraints
 from wukong.feedback.verifiers.json_schema import Json
 from wukong.feedback.verifiers.numbers import Number
@@ -17,10 +17,10 @@ from wukong.records import Message
 
 
 class Verifier(Protocol):
-    def check(self, prompt: Asked) -> Any:
+    def check(self, prompt: JudgedPrompt) -> Any:
         """Raises DataError, with the field, for a prompt to which no response can be verified."""
 
-    def verify(self, prompt: Asked, text: str) -> Opinion: ...
+    def verify(self, prompt: JudgedPrompt, text: str) -> Opinion: ...
 
 
 SIMPLE: dict[str, Callable[[], Verifier]] = {"exact": Exact, "number": Number, "constraints": Constraints}
@@ -57,7 +57,7 @@ def verifying_judge(name: str) -> Judge:
     """The verifier as a judge, which raises DataError for a prompt that lacks what it needs."""
     verifier = load_verifier(name)
 
-    def judge(prompts: Sequence[Asked], texts: Sequence[str]) -> list[Opinion]:
+    def judge(prompts: Sequence[JudgedPrompt], texts: Sequence[str]) -> list[Opinion]:
         return [verifier.verify(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
 
     return judge

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from wukong.errors import DataError
-from wukong.feedback.judge import Asked, Opinion
+from wukong.feedback.judge import JudgedPrompt, Opinion
 from wukong.feedback.verifiers.final_answer import marked_answer, stated_answer
 
 RELATIVE = Fraction(1, 10**6)
@@ -106,7 +106,7 @@ def equal(given: Quantity, expected: Quantity, tolerance: Fraction | None = None
     return _close(value / 100, wanted, tolerance) if given.percent else _close(value, wanted / 100, tolerance)
 
 
-def reference(prompt: Asked) -> Quantity:
+def reference(prompt: JudgedPrompt) -> Quantity:
     """The number that responses to this prompt must end with. Raises DataError unless its answer states exactly one,
     behind `####` or in a box if there is more text."""
     if prompt.answer is None:
@@ -119,7 +119,7 @@ def reference(prompt: Asked) -> Quantity:
     return found[0]
 
 
-def tolerance_of(prompt: Asked) -> Fraction | None:
+def tolerance_of(prompt: JudgedPrompt) -> Fraction | None:
     """The prompt's column `tolerance`. Raises DataError unless it is a number from 0 up."""
     given = (prompt.columns or {}).get("tolerance")
     if given is None:
@@ -136,11 +136,11 @@ def tolerance_of(prompt: Asked) -> Fraction | None:
 class Number:
     """1 if the response ends with the reference answer's number, else 0."""
 
-    def check(self, prompt: Asked) -> tuple[Quantity, Fraction | None]:
+    def check(self, prompt: JudgedPrompt) -> tuple[Quantity, Fraction | None]:
         """The number and the tolerance. Raises DataError for a prompt without a number to compare with."""
         return reference(prompt), tolerance_of(prompt)
 
-    def verify(self, prompt: Asked, text: str) -> Opinion:
+    def verify(self, prompt: JudgedPrompt, text: str) -> Opinion:
         (expected, tolerance), given = self.check(prompt), final_quantity(text)
         right = given is not None and equal(given, expected, tolerance)
         said = "there is no number" if given is None else f"the answer is {_shown(given)}"

@@ -7,7 +7,7 @@ import unicodedata
 from dataclasses import dataclass
 
 from wukong.errors import DataError
-from wukong.feedback.judge import Asked, Opinion
+from wukong.feedback.judge import JudgedPrompt, Opinion
 from wukong.feedback.verifiers.final_answer import marked_answer, stated_answer
 
 EDGES = " \t\r\n.,;:!?\"'`*。，；：！？“”‘’「」『』"
@@ -24,7 +24,7 @@ class Exact:
     """1 if the response, or the final answer that it marks, is the reference answer, apart from case, width, spacing
     and punctuation at the ends. Of both, only what follows `####` or is in `\\boxed{}` counts if they mark it."""
 
-    def check(self, prompt: Asked) -> str:
+    def check(self, prompt: JudgedPrompt) -> str:
         """The reference answer. Raises DataError if the prompt has none."""
         if prompt.answer is None:
             raise DataError("the prompt has no reference answer", field="answer")
@@ -34,7 +34,7 @@ class Exact:
             raise DataError("the reference answer is empty", field="answer")
         return expected
 
-    def verify(self, prompt: Asked, text: str) -> Opinion:
+    def verify(self, prompt: JudgedPrompt, text: str) -> Opinion:
         expected, marked = self.check(prompt), marked_answer(text)
         said = [text, stated_answer(text) or ""] if marked is None else [marked]
         right = expected in map(normalised, said)
@@ -51,7 +51,7 @@ class Regex:
 
     pattern: str = ""
 
-    def check(self, prompt: Asked) -> re.Pattern[str]:
+    def check(self, prompt: JudgedPrompt) -> re.Pattern[str]:
         """The prompt's pattern. Raises DataError if there is none, or an invalid one."""
         given = self.pattern or (prompt.columns or {}).get("regex")
         if not isinstance(given, str) or not given:
@@ -64,7 +64,7 @@ class Regex:
             problem = "{pattern} is not a regular expression: {error}"
             raise DataError(problem, field="regex", pattern=repr(given[:60]), error=error) from None
 
-    def verify(self, prompt: Asked, text: str) -> Opinion:
+    def verify(self, prompt: JudgedPrompt, text: str) -> Opinion:
         pattern = self.check(prompt)
         right = pattern.search(text) is not None
         return Opinion(float(right), {"pattern found": right}, [] if right else [f"no match of {pattern.pattern!r}"])

@@ -24,7 +24,7 @@ from pydantic import Field
 from wukong import require
 from wukong.errors import DataError, Text, UsageError
 from wukong.feedback.annotators import load_judge, prompt_needs
-from wukong.feedback.judge import Asked
+from wukong.feedback.judge import JudgedPrompt
 from wukong.feedback.reward_models import is_model
 from wukong.model.hub import load_reward
 from wukong.options import Options
@@ -79,7 +79,7 @@ def judge_names(options: ScoringOptions) -> list[str]:
     return [name for _, name in map(parsed, options.rewards)]
 
 
-def require_judged(options: ScoringOptions, prompt: Asked, where: str) -> None:
+def require_judged(options: ScoringOptions, prompt: JudgedPrompt, where: str) -> None:
     """Raises DataError, after `where`, for a prompt that lacks what one of the rewards needs."""
     for name in judge_names(options):
         if not is_model(name) and (check := prompt_needs(name).check) is not None:
@@ -111,7 +111,7 @@ def parsed(term: str) -> tuple[float, str]:
 class RewardInput:
     """A batch of responses, in each form a reward may read."""
 
-    prompts: Sequence[Asked]
+    prompts: Sequence[JudgedPrompt]
     texts: Sequence[str]
     sequences: Sequence[list[int]]  # prompt + response without the end token, as a reward model reads them
     lengths: Sequence[int]  # of the responses, in tokens
