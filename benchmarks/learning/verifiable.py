@@ -27,7 +27,7 @@ from shared.finished_run import recipe_steps, run_stage
 from shared.machine import machine
 from shared.table import markdown_table
 
-from wukong.stats import mean_interval
+from wukong.stats import mean_interval, rate_interval
 
 TARGET = 0.2
 """By which the share of right answers should rise."""
@@ -69,10 +69,20 @@ def joined(every: list[Scores]) -> Scores:
     return found
 
 
-def percent(values: dict[str, list[float]]) -> str:
-    sums, counts = (np.array([of(one) for one in values.values()], dtype=float) for of in (sum, len))
-    low, high = mean_interval(sums, counts) or (float("nan"), float("nan"))
-    return f"{100 * sums.sum() / counts.sum():.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+def by_sum(values: dict[str, list[float]]) -> tuple[np.ndarray, np.ndarray]:
+    """The total and the number of each sum's values."""
+    totals, counts = (np.array([of(one) for one in values.values()], dtype=float) for of in (sum, len))
+    return totals, counts
+
+
+def percent(totals: np.ndarray, counts: np.ndarray, interval: list[float] | None) -> str:
+    low, high = interval or (float("nan"), float("nan"))
+    return f"{100 * totals.sum() / counts.sum():.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def share(values: dict[str, list[float]]) -> str:
+    totals, counts = by_sum(values)
+    return percent(totals, counts, rate_interval(totals, counts))
 
 
 def gain(found: Scores) -> tuple[str, float]:
@@ -80,9 +90,9 @@ def gain(found: Scores) -> tuple[str, float]:
     differences = {
         key: [b - a for a, b in zip(found["sft"][key], found["policy"][key], strict=True)] for key in found["sft"]
     }
-    sums, counts = (np.array([of(one) for one in differences.values()], dtype=float) for of in (sum, len))
-    low = (mean_interval(sums, counts) or [float("nan")])[0]
-    return percent(differences), low
+    totals, counts = by_sum(differences)
+    interval = mean_interval(totals, counts)
+    return percent(totals, counts, interval), (interval or [float("nan")])[0]
 
 
 def table(runs: list[Path]) -> str:
@@ -92,7 +102,7 @@ def table(runs: list[Path]) -> str:
             of_seeds = [scores(run / evaluation, kind) for run in runs]
             for name, found in [*zip([run.name[-1] for run in runs], of_seeds, strict=True), ("all", joined(of_seeds))]:
                 if not kind or name == "all":
-                    cells = [percent(found["sft"]), percent(found["policy"]), gain(found)[0]]
+                    cells = [share(found["sft"]), share(found["policy"]), gain(found)[0]]
                     rows.append([title, how, name, *cells])
     return markdown_table(
         ["questions", "sampling", "seed", "SFT, right in %", "GRPO, right in %", "gain in points"], rows
