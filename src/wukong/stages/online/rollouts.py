@@ -6,7 +6,7 @@ tokens, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,6 +67,8 @@ class RolloutOptions(TrainOptions, PromptOptions):
 class TokenisedPrompt:
     messages: Sequence[Message]
     ids: list[int]
+    answer: str | None = None
+    columns: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def tokenised_prompts(options: RolloutOptions, tokenizer: Tokenizer, context: in
     for prompt in split_by_prompt(read.records, options.holdout, options.seed)[0]:
         try:
             ids = tokenizer.prompt_ids(prompt.messages, max_tokens=room)
-            prompts.append(TokenisedPrompt(prompt.messages, ids))
+            prompts.append(TokenisedPrompt(prompt.messages, ids, prompt.answer, prompt.columns))
         except DataError:
             read.summary.dropped[f"longer than {room} tokens"] += 1
     console.print(read.summary.table("prompts"))

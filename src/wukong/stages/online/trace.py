@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wukong.model.gpt2 import GPT2
-from wukong.records import as_messages
+from wukong.records import as_messages, prompt_id
 from wukong.report.traces import FILE
 from wukong.seeds import derived_seed
 from wukong.stages.online.algorithm import Advantages, Algorithm, Batch, OnlineOptions
+from wukong.stages.online.rewards import require_judged
 from wukong.stages.online.rollouts import (
     Episodes,
     RolloutStats,
@@ -52,13 +53,19 @@ def traced_steps(options: OnlineOptions) -> set[int]:
 def pinned_prompts(
     options: OnlineOptions, prompts: Sequence[TokenisedPrompt], tokenizer: Tokenizer, context: int
 ) -> list[TokenisedPrompt]:
-    """The prompts of --trace-prompts, by default the first one of the run, each as often as prompts of a batch are.
+    """The prompts of --trace-prompts, by default the first one of the run, each as often as prompts of a batch are. One
+    that is a prompt of the run has its answer and columns.
 
-    Raises DataError for one that leaves no room for a response.
+    Raises DataError for one that leaves no room for a response, or lacks what a reward needs.
     """
     room = context - options.max_new_tokens
-    asked = [as_messages(text) for text in options.trace_prompts]
-    pinned = [TokenisedPrompt(messages, tokenizer.prompt_ids(messages, max_tokens=room)) for messages in asked]
+    known = {prompt_id(prompt.messages): prompt for prompt in prompts} if options.trace_prompts else {}
+    pinned = []
+    for text in options.trace_prompts:
+        messages = as_messages(text)
+        new = TokenisedPrompt(messages, tokenizer.prompt_ids(messages, max_tokens=room))
+        pinned.append(known.get(prompt_id(messages), new))
+        require_judged(options, pinned[-1], f"--trace-prompts {text!r}")
     return [prompt for prompt in pinned or prompts[:1] for _ in range(options.samples_per_prompt)]
 
 

@@ -42,7 +42,7 @@ from wukong.sampling import SamplingParameters
 from wukong.scoring import frozen
 from wukong.seeds import derived_seed
 from wukong.stages.online.algorithm import Advantages, Batch, OnlineOptions, check, workload
-from wukong.stages.online.rewards import RewardInput, Rewards, load_rewards, model_inputs, reward_needs
+from wukong.stages.online.rewards import RewardInput, Rewards, judge_names, load_rewards, model_inputs, reward_needs
 from wukong.stages.online.rollouts import (
     Episodes,
     RolloutStats,
@@ -226,6 +226,7 @@ def online_needs(options: OnlineOptions) -> list[Need]:
         require.policy(options.model),
         *(need for need in rewards if need.source is not None),
         *require.data(options.prompts, require.reader(PROMPTS, options)),
+        *require.judged_prompts(options.prompts, options, judge_names(options)),
         *([require.shards(options.ptx_data, ("train",))] if options.ptx_data else []),
         *(need for need in rewards if need.source is None),
         require.room(options.model, options.max_new_tokens),
