@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -99,6 +100,25 @@ class Episodes:
             ended=[self.ended[i] for i in rows],
             mask=self.mask[chosen, :width],
             sampler_logprobs=self.sampler_logprobs[chosen, :width],
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Episodes]) -> Episodes:
+        """The episodes of all parts, in order."""
+        width = max(part.mask.shape[1] for part in parts)
+
+        def rows(tensors: Sequence[Tensor]) -> Tensor:
+            return torch.cat([F.pad(one, (0, width - one.shape[1])) for one in tensors])
+
+        return cls(
+            prompts=[one for part in parts for one in part.prompts],
+            sequences=[one for part in parts for one in part.sequences],
+            prompt_lengths=[one for part in parts for one in part.prompt_lengths],
+            response_lengths=[one for part in parts for one in part.response_lengths],
+            scored_lengths=[one for part in parts for one in part.scored_lengths],
+            ended=[one for part in parts for one in part.ended],
+            mask=rows([part.mask for part in parts]),
+            sampler_logprobs=rows([part.sampler_logprobs for part in parts]),
         )
 
     @property
@@ -212,6 +232,14 @@ def read_responses(
         targets = ids[:, 1:][predicts]
         found = token_logprobs(states, policy.wte.weight, targets, temperature=temperature, with_entropy=with_entropy)
         return *found, value_model.read(states) if isinstance(value_model, ValueHead) else None
+
+
+def head_values(policy: GPT2, head: ValueHead, ids: Tensor, predicts: Tensor, compute: Compute) -> Tensor:
+    """The values of a head on the policy's trunk, of which only the head gets a gradient: (N,) float32."""
+    with compute.autocast():
+        with torch.no_grad():
+            states = response_states(policy, ids, predicts)  # (N, C)
+        return head.read(states)
 
 
 def response_values(model: ScalarModel, ids: Tensor, predicts: Tensor, compute: Compute) -> Tensor:
