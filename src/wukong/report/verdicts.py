@@ -319,6 +319,7 @@ _SPEED = ("tokens_per_second", "rollout_tokens_per_second")
 
 RULES: dict[str, Rule] = {
     "loss": falls, "perplexity": falls, "dpo/loss": falls, "kto/loss": falls, "reward/loss": falls,
+    "distill/loss": falls, "distill/valid_loss": validates,
     "valid_loss": validates, "valid_perplexity": validates, "valid_bits_per_byte": validates,
     "reward/valid_loss": reward_validates,
     "accuracy": accuracy, "valid_accuracy": accuracy, "dpo/accuracy": accuracy,

@@ -31,6 +31,7 @@ _VALUE = "Online algorithms: the value model"
 _TEXT = "Online algorithms: the responses"
 _SPEED = "Online algorithms: where the time goes"
 _OFFLINE = "DPO and KTO"
+_DISTILLATION = "Distillation"
 _EVALUATION = "Evaluation"
 
 METRICS: dict[str, Metric] = {
@@ -507,6 +508,22 @@ METRICS: dict[str, Metric] = {
         "The margin of held-out records.",
         "Grows with the training margin, but less.",
         _OFFLINE,
+    ),
+    # ------------------------------------------------------------------------------------------------ distillation
+    "distill/loss": Metric(
+        "nats per token",
+        "KL divergence of the student's next-token distribution from the teacher's, exact over the vocabulary, the "
+        "mean over the tokens of the step's responses, before its update.",
+        "Falls. Where it levels off, the student cannot follow the teacher further: a larger student, more episodes "
+        "or a higher learning rate.",
+        _DISTILLATION,
+    ),
+    "distill/valid_loss": Metric(
+        "nats per token",
+        "The same divergence on the student's answers to held-out prompts, sampled with the same random numbers at "
+        "each validation.",
+        "Falls with the loss. A rise while the loss falls means that there are too few prompts.",
+        _DISTILLATION,
     ),
     # ------------------------------------------------------------------------------------------------- evaluation
     "evaluate/score_mean": Metric(

@@ -249,7 +249,7 @@ def train(options: OnlineOptions) -> None:
     if options.truncate_at is not None and len(tokenizer.encode(options.truncate_at)) != 1:
         raise UsageError(f"--truncate-at {options.truncate_at!r} is not one token of this tokenizer")
     value_model = first_value_model(options, policy) if algorithm.value_coef is not None else None
-    prompts = tokenised_prompts(options, tokenizer, policy.config.n_positions)
+    prompts, _ = tokenised_prompts(options, options.holdout, tokenizer, policy.config.n_positions)
     say(
         "{name}: {prompts}, {iterations} of {responses}",
         name=algorithm.name,
