@@ -208,7 +208,8 @@ def run(options: DistillOptions) -> None:
     warn_of_few_steps("distill", options.updates, "give more --episodes, or a smaller --batch-size")
     load = workload(options, student.config, teacher.config, max(len(prompt.ids) for prompt in train))
     # ----------------------------------------------------------------------------------------------------- loop
-    modules, state = {"student": student}, {"first": None, "valid_loss": None}
+    modules: dict[str, torch.nn.Module] = {"student": student}
+    state = {"first": None, "valid_loss": None}
     with Session(options, modules, options.updates, "distill", state, lr=options.lr, workload=load) as session:
         distiller = Distiller(session, options, student, frozen(teacher, session.compute), tokenizer)
         for step in session.steps():
