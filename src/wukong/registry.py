@@ -77,6 +77,7 @@ STAGES = {
     "bestofn": Stage("wukong.stages.online.bestofn", "the same by fine-tuning on the best of n responses"),
     "dpo": Stage("wukong.stages.direct.dpo", "SFT model + rankings -> a policy, without reward model (DPO, IPO)"),
     "kto": Stage("wukong.stages.direct.kto", "SFT model + thumbs up and down -> a policy"),
+    "distill": Stage("wukong.stages.online.distill", "student + teacher + prompts -> a student that answers like it"),
     "evaluate": Stage("wukong.stages.evaluate", "models + unseen prompts -> win rates, KL, diversity"),
     "report": Stage("wukong.stages.report", "a run directory -> one self-contained HTML page", makes_file=True),
 }

@@ -178,6 +178,18 @@ def tokenizer(source: str | None, template: str | None) -> list[Need]:
     return [Need(check, source)] if source or template else []
 
 
+def same_tokenizer(student: str, teacher: str) -> Need:
+    """Two models that read and write the same tokens, with the same chat template."""
+
+    def check(planned: Planned) -> None:
+        if planned.find(student) is None and planned.find(teacher) is None:
+            ours, theirs = (Tokenizer.load(source).fingerprint for source in (student, teacher))
+            if ours != theirs:
+                raise UsageError(f"{teacher}: its tokenizer or chat template is not that of {student}")
+
+    return Need(check)
+
+
 def shards(directory: str | Path, sides: Sequence[str] = ("train", "valid")) -> Need:
     """Token shards with their tokenizer."""
 

@@ -77,7 +77,6 @@ def test_every_second_off_prompt_answer_is_as_long_and_no_rewording(tmp_path, ti
         assert not any({own, strange} == {long[0], long[9]} for own, strange in matched)
 
 
-
 def test_off_prompt_pairs_prefer_the_own_best_answer_to_that_of_another_prompt(
     tmp_path, tiny_models, byte_tokenizer
 ) -> None:

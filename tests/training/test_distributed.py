@@ -51,7 +51,23 @@ STEPS: dict[str, dict] = {
     "rloo": ONLINE | {"samples_per_prompt": 4},
     "grpo": ONLINE | {"samples_per_prompt": 4, "entropy_coef": 0.01},
     "bestofn": ONLINE | {"samples_per_prompt": 2, "minibatch_size": 4},
+    "ppo_careful": ONLINE | {
+        "ppo_epochs": 4, "max_update_kl": 1e-4, "value_warmup": 1, "importance_cap": 2.0, "clip_range_high": 0.28,
+    },
+    "grpo_dapo": ONLINE | {
+        "samples_per_prompt": 2, "dynamic_sampling": 2, "clip_range_high": 0.28, "average": "token",
+        "reward_model": None, "rewards": ["tests.training.test_distributed:even"],
+    },
+    "distill": TRAIN | {
+        "model": "{one}/sft", "teacher": "{one}/pretrain", "prompts": ["{data}/prompts.jsonl"], "batch_size": 7,
+        "episodes": 21, "max_new_tokens": 8, "valid_fraction": 0.3, "eval_every": 2,
+    },
 }  # fmt: skip
+
+
+def even(prompts: list, texts: list[str]) -> list[float]:
+    """A reward by which several answers to one prompt are often alike."""
+    return [float(len(text) % 2) for text in texts]
 
 
 def answers() -> list[dict]:

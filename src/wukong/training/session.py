@@ -21,7 +21,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -338,26 +338,40 @@ class Session:
 
     # ------------------------------------------------------------------------------------------ one step
 
-    def micro_batches(self, batch: Sequence[Item], lengths_of: Callable[[Item], Sequence[int]]) -> Iterator[list[Item]]:
+    def micro_batches(
+        self, batch: Sequence[Item], lengths_of: Callable[[Item], Sequence[int]], only: Collection[str] | None = None
+    ) -> Iterator[list[Item]]:
         """This process's local part of a batch, in micro-batches that fit in memory, similar lengths together.
 
         Each is one pass, with its backward pass if gradients are enabled, through each module in order.
 
         Args:
             lengths_of: the lengths (tokens) of the sequences of an item, which stay in one micro-batch.
+            only: the modules that are passed through; all when absent.
         """
         parts = micro_batches(processes.local_part(batch), lengths_of, self.micro_batch_tokens)
-        return parallel.lockstep(parts, *self.modules.values())
+        return parallel.lockstep(parts, *self._chosen(only).values())
+
+    def _chosen(self, only: Collection[str] | None) -> dict[str, nn.Module]:
+        return {name: module for name, module in self.modules.items() if only is None or name in only}
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of this micro-batch's part of the loss."""
         self._losses.append(loss.detach())
         parallel.backward(loss, self.is_sharded)
 
-    def optimizer_step(self) -> dict[str, float]:
+    def drop_gradients(self) -> None:
+        """Forgets what `backward` was given since the last update."""
+        self._losses = []
+        self.optimizer.zero_grad()
+
+    def optimizer_step(self, only: Collection[str] | None = None) -> dict[str, float]:
         """Clips, updates and clears the gradients. Returns the gradient norm of each model before clipping.
 
         `loss` is then the sum of what `backward` was given, in this process.
+
+        Args:
+            only: the modules that are updated; all when absent. The others must not have a gradient.
 
         Raises RunError when a loss or a gradient is not finite.
         """
@@ -365,9 +379,10 @@ class Session:
         if (bad := next((loss for loss in losses if not math.isfinite(loss)), None)) is not None:
             raise RunError(f"the loss is {bad} at step {self.step + 1}; {self._advice()}")
         self.loss = sum(losses)
-        parallel.all_reduce_gradients(self.modules.values())
+        modules = self._chosen(only)
+        parallel.all_reduce_gradients(modules.values())
         norms = {}
-        for name, module in self.modules.items():
+        for name, module in modules.items():
             norm = parallel.clip_gradients(module, self.options.max_grad_norm)
             if not math.isfinite(norm):
                 raise RunError(f"the gradient of {name} is {norm} at step {self.step + 1}; {self._advice()}")

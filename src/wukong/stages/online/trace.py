@@ -110,7 +110,7 @@ def update_terms(
 ) -> UpdateTerms:  # fmt: skip
     """All (N,) float32; values and returns only of an algorithm with a value model."""
     ratios = (new_logprobs - logprobs).exp()
-    clipped = None if algorithm.clip_range is None else (ratios - 1).abs() > algorithm.clip_range
+    clipped = algorithm.clipped(ratios)
     losses = algorithm.token_losses(new_logprobs, logprobs, advantages, reference_logprobs, kl_coef)
     of_values = None
     if values is not None and new_values is not None and returns is not None:
