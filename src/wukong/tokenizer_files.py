@@ -104,6 +104,8 @@ def read_tokenizer(directory: Path) -> TokenizerFiles:
     from_lists = file.name != "tokenizer.json"
     roles, named = _roles(directory, config_file, config, _usual_roles(directory, config, kind, vocab, from_lists))
     if kind == BERT:
+        if missing := [roles[name] for name in ("unk_token", "cls_token", "sep_token") if roles[name] not in vocab]:
+            raise UsageError(f"{file}: has no {missing[0]} token, which a BERT tokenizer needs")
         roles = {"bos_token": roles["cls_token"], "eos_token": roles["sep_token"], **roles}
     special = [*roles.values(), *named]
     tokens = _added_tokens(
