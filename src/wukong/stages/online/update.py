@@ -29,7 +29,7 @@ from wukong.stages.online.rollouts import (
     read_responses,
     response_values,
 )
-from wukong.training.compute import Compute, read
+from wukong.training.compute import Compute, read, wide
 from wukong.training.parallel import lockstep
 from wukong.training.session import Session
 
@@ -88,14 +88,14 @@ def minibatch_loss(
         ratio = moved.exp()
         off = (ratio - 1).abs()
         metrics = {
-            "policy_loss": losses.sum().double() / tokens.divisor,
-            "approx_kl": moved.square().sum().double() / 2 / tokens.n_tokens,
-            "first_ratio_error": off.sum().double() / tokens.n_tokens,
+            "policy_loss": wide(losses.sum()) / tokens.divisor,
+            "approx_kl": wide(moved.square().sum()) / 2 / tokens.n_tokens,
+            "first_ratio_error": wide(off.sum()) / tokens.n_tokens,
             "ratio_min": ratio.min(),
             "ratio_max": ratio.max(),
         }
         if algorithm.clip_range is not None:
-            metrics["clip_fraction"] = (off > algorithm.clip_range).sum().double() / tokens.n_tokens
+            metrics["clip_fraction"] = wide((off > algorithm.clip_range).sum()) / tokens.n_tokens
     if values is not None:
         of_values, more = value_loss(algorithm, tokens, values)
         return loss + of_values, {**metrics, **more}
@@ -107,7 +107,7 @@ def value_loss(algorithm: Algorithm, tokens: Tokens, values: Tensor) -> tuple[Te
     if tokens.returns is None or algorithm.value_coef is None:
         raise ValueError(f"{algorithm.name} gives no returns to train a value model on")
     losses = algorithm.value_losses(values, tokens.old_values, tokens.returns)
-    metrics = {"value_loss": losses.detach().sum().double() / tokens.n_tokens}
+    metrics = {"value_loss": wide(losses.detach().sum()) / tokens.n_tokens}
     return algorithm.value_coef * losses.sum() / tokens.n_tokens, metrics
 
 
@@ -126,7 +126,7 @@ class UpdateMetrics:
 
     def add(self, metrics: Metrics) -> None:
         for name, value in metrics.items():
-            value = torch.as_tensor(value).detach().double()
+            value = wide(torch.as_tensor(value).detach())
             if name in EXTREMES:
                 self._extremes[name] = EXTREMES[name](value, self._extremes.get(name, torch.ones_like(value)))
             elif name != "first_ratio_error" or self.updates == 0:
