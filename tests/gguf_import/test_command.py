@@ -169,7 +169,7 @@ REFUSED = {
     "another split": ({"tokenizer.ggml.pre": "falcon"}, "tokenizer.ggml.pre is 'falcon', known are gpt-2,"),
     "no sizes": ({"qwen3.block_count": None}, "qwen3.block_count is missing"),
     "a size of text": ({"qwen3.block_count": "two"}, "qwen3.block_count is 'two', expected int"),
-    "too many layers": ({"qwen3.block_count": 3}, "tensor blk.2.attn_norm.weight is missing"),
+    "too many layers": ({"qwen3.block_count": 3}, "tensor blk.2.attn_k.weight is missing"),
     "too few layers": ({"qwen3.block_count": 1}, "tensor blk.1.attn_k.weight has no place"),
     "another width": ({"qwen3.feed_forward_length": 63}, r"ffn_gate.weight is \(64, 32\), the metadata say \(63, 32\)"),
     "an end without a token": ({"tokenizer.ggml.eos_token_id": 290}, "eos_token_id is 290, but there are"),

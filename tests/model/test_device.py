@@ -68,6 +68,5 @@ def test_muons_iteration_is_that_of_the_processor(device):
 def test_no_tensor_of_a_pass_is_made_on_another_device(model):
     """On `meta` an operation that mixes devices fails, as it does on a GPU."""
     there, ids = copy.deepcopy(model).to("meta"), ids_of(2, 16).to("meta")
-    logits = there.logits(there(ids))
-    logits.logsumexp(-1).mean().backward()
+    there(ids).mean().backward()
     assert {parameter.grad.device.type for parameter in there.parameters()} == {"meta"}
