@@ -92,6 +92,7 @@ TOOLS = {
     "doctor": Stage(
         "wukong.studies.doctor.command", "what is wrong with a run, or with this machine", positional="run"
     ),
+    "import": Stage("wukong.gguf_import.command", "a GGUF file -> a model directory", positional="file"),
     "chat": Stage("wukong.chat", "talk to a model, or to several, in the terminal", positional="models"),
     "serve": Stage("wukong.serve.command", "models behind an OpenAI-compatible HTTP API", positional="models"),
     "accept": Stage("wukong.accept", "keep a result that was changed by hand", positional="result"),

@@ -77,7 +77,7 @@ class AnswerOptions(StageOptions, PromptOptions):
     precision: Precision = "auto"
     """bfloat16 where it is faster, or as named."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda, cuda:N or mps (an Apple GPU)."""
 
 
 class EvaluateOptions(AnswerOptions):

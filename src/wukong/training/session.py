@@ -44,7 +44,7 @@ from wukong.provenance import StageRun
 from wukong.seeds import derived_seed
 from wukong.training import parallel
 from wukong.training.checkpoint import list_checkpoints, load_latest, prune_checkpoints, save_checkpoint
-from wukong.training.compute import Compute, Precision, compute_for, read
+from wukong.training.compute import Compute, Precision, best_device, compute_for, gpu_name, read
 from wukong.training.memory import Workload, decoding_path, estimate, fitting_tokens, free_bytes, gigabytes
 from wukong.training.metrics import JsonLines, MetricsLog
 from wukong.training.optimizer import Algorithm, optimizer_of
@@ -81,7 +81,7 @@ class TrainOptions(StageOptions):
     precision: Precision = "auto"
     """bfloat16 matrix products where they are faster, or as named; weights stay float32."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda, cuda:N or mps (an Apple GPU)."""
     parallel: Parallel = "ddp"
     """With several processes (torchrun): ddp (each holds the whole model) or fsdp (each holds a shard of it)."""
     checkpoint_seconds: float = Field(60.0, ge=0)
@@ -99,9 +99,13 @@ class Interrupted(SystemExit):
 def _compute(options: TrainOptions) -> Compute:
     """This process's device, and the precision chosen by the first process."""
     processes.join()
-    compute = compute_for(options.precision, options.device)
     if processes.world_size() == 1:
-        return compute
+        return compute_for(options.precision, options.device)
+    # gloo and NCCL do not reach an Apple GPU, of which there is one.
+    several = "cpu" if options.device == "auto" and best_device() == "mps" else options.device
+    compute = compute_for(options.precision, several)
+    if compute.device.type == "mps":
+        raise UsageError(f"--device {options.device}: several processes cannot share an Apple GPU: use --device cpu")
     if compute.device.type == "cuda":
         if compute.device.index is not None:
             raise UsageError(f"--device {options.device}: each process takes its own GPU: use --device cuda")
@@ -210,8 +214,8 @@ class Session:
         """The device and precision of this run, with "auto" resolved: for display and for provenance.json."""
         device, dtype = self.compute.device, self.compute.dtype
         record: dict[str, str | int] = {"device": str(device), "precision": str(dtype).removeprefix("torch.")}
-        if device.type == "cuda":
-            record["gpu"] = torch.cuda.get_device_name(device)
+        if name := gpu_name(device):
+            record["gpu"] = name
         record["threads"] = torch.get_num_threads()
         if processes.world_size() > 1:
             record |= {"processes": processes.world_size(), "parallel": self.options.parallel}

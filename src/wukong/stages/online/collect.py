@@ -100,8 +100,8 @@ class Collector:
         scores = torch.cat([one.scores for one in batches])
         metrics = {
             "further_batches": len(batches) - 1,
-            "equal_groups": float(equal.double().mean()),
-            "equal_groups_kept": float(equal[groups].double().mean()),
+            "equal_groups": float(equal.float().mean()),
+            "equal_groups_kept": float(equal[groups].float().mean()),
             "score": float(scores.mean()),
             "score_std": float(scores.std(correction=0)),
             "reward_model_score": float(rewards.mean()),

@@ -137,7 +137,10 @@ class Trainer:
             "kl_penalty_std": self.session.state["kl_coef"] * kl.sum(1).std(correction=0),
             "entropy": masked_mean(stats.entropies, mask),
             "sampler_logprob_gap": masked_mean((stats.logprobs - episodes.sampler_logprobs).abs(), mask),
-            **{name: torch.as_tensor(value, dtype=torch.float64) for name, value in advantages.metrics.items()},
+            **{
+                name: value if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.float64)
+                for name, value in advantages.metrics.items()
+            },
         }
         responses = episodes.responses
         return {

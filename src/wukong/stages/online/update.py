@@ -30,7 +30,7 @@ from wukong.stages.online.rollouts import (
     read_responses,
     response_values,
 )
-from wukong.training.compute import Compute, read
+from wukong.training.compute import Compute, read, wide
 from wukong.training.parallel import lockstep
 from wukong.training.session import Session
 
@@ -92,18 +92,18 @@ def minibatch_loss(
         ratio = moved.exp()
         off = (ratio - 1).abs()
         metrics = {
-            "policy_loss": losses.sum().double() / tokens.divisor,
-            "approx_kl": moved.square().sum().double() / 2 / tokens.n_tokens,
-            "first_ratio_error": off.sum().double() / tokens.n_tokens,
+            "policy_loss": wide(losses.sum()) / tokens.divisor,
+            "approx_kl": wide(moved.square().sum()) / 2 / tokens.n_tokens,
+            "first_ratio_error": wide(off.sum()) / tokens.n_tokens,
             "ratio_min": ratio.min(),
             "ratio_max": ratio.max(),
         }
         if (clipped := algorithm.clipped(ratio)) is not None:
-            metrics["clip_fraction"] = clipped.sum().double() / tokens.n_tokens
+            metrics["clip_fraction"] = wide(clipped.sum()) / tokens.n_tokens
             if algorithm.clip_range_high is not None:
-                metrics["clip_fraction_high"] = (clipped & (ratio > 1)).sum().double() / tokens.n_tokens
+                metrics["clip_fraction_high"] = wide((clipped & (ratio > 1)).sum()) / tokens.n_tokens
         if tokens.importance is not None:
-            metrics["importance_weight"] = tokens.importance.sum().double() / tokens.n_tokens
+            metrics["importance_weight"] = wide(tokens.importance.sum()) / tokens.n_tokens
     if values is not None:
         of_values, more = value_loss(algorithm, tokens, values)
         return loss + of_values, {**metrics, **more}
@@ -115,7 +115,7 @@ def value_loss(algorithm: Algorithm, tokens: Tokens, values: Tensor) -> tuple[Te
     if tokens.returns is None or algorithm.value_coef is None:
         raise ValueError(f"{algorithm.name} gives no returns to train a value model on")
     losses = algorithm.value_losses(values, tokens.old_values, tokens.returns)
-    metrics = {"value_loss": losses.detach().sum().double() / tokens.n_tokens}
+    metrics = {"value_loss": wide(losses.detach().sum()) / tokens.n_tokens}
     return algorithm.value_coef * losses.sum() / tokens.n_tokens, metrics
 
 
@@ -152,7 +152,7 @@ class UpdateMetrics:
     def end_update(self, norms: dict[str, float]) -> None:
         for metrics in self._open:
             for name, value in metrics.items():
-                self._count(name, torch.as_tensor(value).detach().double())
+                self._count(name, wide(torch.as_tensor(value).detach()))
         self._open = []
         for name, norm in norms.items():
             self._norms[name] = self._norms.get(name, 0.0) + norm

@@ -155,6 +155,9 @@ def device() -> Iterator[Finding]:
         yield Finding(
             "ok", "device", f"auto chooses cuda: {name}, {size / 1e9:.0f} GB, {torch.cuda.device_count()} in all"
         )
+    elif compute.device.type == "mps":
+        size = torch.mps.recommended_max_memory()
+        yield Finding("ok", "device", f"auto chooses mps: Apple GPU, {size / 1e9:.0f} GB of the machine's memory")
     else:
         yield Finding("ok", "device", f"auto chooses cpu: {_processor()}, {torch.backends.cpu.get_cpu_capability()}")
         if shutil.which("nvidia-smi"):
