@@ -14,12 +14,12 @@ from scipy import stats
 from tests.reference import sampling as reference
 from wukong import rollout
 from wukong.errors import UsageError
-from wukong.model import kernels
 from wukong.model.attention import KVCache
+from wukong.model.cpu import kernels
+from wukong.model.cpu.native import NativeGPT2
+from wukong.model.cpu.packed import PackedGPT2, can_pack
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.logprobs import token_logprobs
-from wukong.model.native import NativeGPT2
-from wukong.model.packed import PackedGPT2, can_pack
 from wukong.rollout import Continuation, Decoder, draw, generate, inference_copy, stream, truncate, uniforms
 from wukong.training.compute import Compute
 

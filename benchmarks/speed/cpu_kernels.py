@@ -27,9 +27,10 @@ from shared.machine import machine
 from shared.table import markdown_heading, markdown_row
 
 from wukong import rollout
-from wukong.model import gpt2, kernels
+from wukong.model import gpt2
+from wukong.model.cpu import kernels
+from wukong.model.cpu.native import NativeGPT2
 from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
-from wukong.model.native import NativeGPT2
 from wukong.training.compute import compute_for
 
 VOCABULARIES = {"nano": 4096, "micro": 4096, "gpt2": 50257}

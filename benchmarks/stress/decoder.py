@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from shared.command_line import new_parser
 
-from wukong.model import kernels
+from wukong.model.cpu import kernels
+from wukong.model.cpu.native import NativeGPT2
+from wukong.model.cpu.packed import PackedGPT2, can_pack
 from wukong.model.gpt2 import GPT2, GPT2Config
-from wukong.model.native import NativeGPT2
-from wukong.model.packed import PackedGPT2, can_pack
 from wukong.rollout import Continuation, Decoder
 
 CONFIG = GPT2Config(vocab_size=70, n_positions=96, n_embd=32, n_layer=2, n_head=2)

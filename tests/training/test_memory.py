@@ -15,13 +15,13 @@ from torch.distributed import TCPStore
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.stages.tiny_data import write_jsonl
+from wukong.model.cpu.native import NativeGPT2
+from wukong.model.cpu.packed import PackedGPT2
 from wukong.model.decoding import decoding_path
 from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import save_policy, save_reward
 from wukong.model.logprobs import centred, token_logprobs
-from wukong.model.native import NativeGPT2
-from wukong.model.packed import PackedGPT2
 from wukong.rollout import inference_copy
 from wukong.scoring import frozen
 from wukong.stages import tokenize

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 import torch
 
-from wukong.model import kernels
 from wukong.model.config import GPT2Config, ModelConfig
+from wukong.model.cpu import kernels
+from wukong.model.cpu.native import HEAD_WIDTHS, NativeGPT2
+from wukong.model.cpu.packed import PackedGPT2, can_pack, multiplies_tiles
 from wukong.model.language_model import LanguageModel
-from wukong.model.native import HEAD_WIDTHS, NativeGPT2
-from wukong.model.packed import PackedGPT2, can_pack, multiplies_tiles
 
 DecodingPath = Literal["native", "packed", "PyTorch"]
 

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from wukong import rollout
-from wukong.model import kernels
 from wukong.model.attention import AttentionContext
+from wukong.model.cpu import kernels
+from wukong.model.cpu.kernels import gelu
+from wukong.model.cpu.native import NativeGPT2, PanelLinear
 from wukong.model.gpt2 import GPT2, GPT2Config
-from wukong.model.kernels import gelu
-from wukong.model.native import NativeGPT2, PanelLinear
 
 pytestmark = pytest.mark.skipif(kernels.library() is None, reason="our kernels need Linux, a C++ compiler and AVX2")
 

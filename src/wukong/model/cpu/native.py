@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wukong.model import kernels
 from wukong.model.attention import AttentionContext, KVCache
+from wukong.model.cpu import kernels
 from wukong.model.gpt2 import GPT2, Block
 from wukong.model.logprobs import centred
 
