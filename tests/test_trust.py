@@ -30,7 +30,7 @@ def source_text() -> str:
     return "\n".join(
         path.read_text(encoding="utf-8")
         for path in sorted(SOURCE.rglob("*"))
-        if path.suffix in (".py", ".cpp", ".json", ".jinja")
+        if path.suffix in (".py", ".cpp", ".hpp", ".json", ".jinja")
     )
 
 
