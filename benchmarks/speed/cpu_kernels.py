@@ -29,7 +29,7 @@ from shared.table import markdown_heading, markdown_row
 from wukong import rollout
 from wukong.model import gpt2
 from wukong.model.cpu import kernels
-from wukong.model.cpu.native import NativeGPT2
+from wukong.model.cpu.native import NativeModel
 from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
 from wukong.training.compute import compute_for
 
@@ -69,7 +69,7 @@ def decoding(size: str, rows: int, dtype: torch.dtype) -> None:
         return lambda: form.logits(form(ids[:, :1], cache=cache)[:, 0])
 
     name = f"decoding step, {size}, {rows} rows, weights in {str(dtype).removeprefix('torch.')}"
-    row(name, step(NativeGPT2(model, dtype)), step(model), 30)
+    row(name, step(NativeModel(model, dtype)), step(model), 30)
 
 
 def drawing(rows: int, vocabulary: int, library) -> None:

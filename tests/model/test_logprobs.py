@@ -8,7 +8,7 @@ from torch import nn
 
 from wukong.model import logprobs
 from wukong.model.cpu import kernels
-from wukong.model.cpu.native import NativeGPT2
+from wukong.model.cpu.native import NativeModel
 from wukong.model.cpu.packed import PackedGPT2, can_pack
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.logprobs import centred, token_logprobs
@@ -68,7 +68,7 @@ def offset_model(offset: float) -> GPT2:
 
 
 def _native(model: GPT2) -> GPT2:
-    return NativeGPT2(model, torch.bfloat16)
+    return NativeModel(model, torch.bfloat16)
 
 
 def _narrow(model: GPT2) -> GPT2:

@@ -1,17 +1,19 @@
-"""GPT-2 that decodes on a CPU with our kernels (kernels.cpp).
+"""Language models that decode on a CPU with our kernels (kernels.cpp).
 
 When decoding one token at a time, the product of a few rows with a large matrix is bound by reading the matrix, and
 PyTorch's kernels, made for many rows, read it at a third of the memory bandwidth. Ours store the matrix in the order in
-which they read it; bias, GELU and the residual addition are applied while the result is in registers, and attention
-reads only each sequence's own length. Prompts are still read by the original model.
+which they read it; biases, activations and the residual addition are applied while the result is in registers, and
+attention reads only each sequence's own length, once for all queries that share its keys. Prompts are still read by the
+original model.
 
-Shape legend: B batch, C channels, H heads, S cached time, D head width, K and N columns and rows of a weight matrix.
+Shape legend: B batch, C channels, H query heads, G key-value heads, D head width, I columns inside the MLP, S cached
+time, K and N columns and rows of a weight matrix.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,20 +21,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wukong.model.attention import AttentionContext, KVCache
+from wukong.model.config import ModelConfig
 from wukong.model.cpu import kernels
-from wukong.model.gpt2 import GPT2, Block
+from wukong.model.gpt2 import Block
+from wukong.model.language_model import LanguageModel
+from wukong.model.llama import LlamaBlock
 from wukong.model.logprobs import centred
+from wukong.model.rms_norm import RMSNorm
 
-HEAD_WIDTHS = range(16, 129, 16)
 ROOM = 16
-"""Extra rows of scratch memory that the kernels need."""
+"""Extra rows of scratch memory that a product needs."""
 
 
-def can_decode(model: GPT2) -> bool:
-    """Whether these kernels support this machine and model."""
-    weight, width = model.wte.weight, model.config.n_embd // model.config.n_head
-    fits = weight.device.type == "cpu" and weight.dtype == torch.float32 and width in HEAD_WIDTHS
-    return fits and kernels.library() is not None
+def fits(config: ModelConfig) -> bool:
+    """Whether these kernels support a model of these sizes."""
+    return config.n_embd % 16 == 0 and config.head_width in range(16, 129, 16)
 
 
 class _Norm(ctypes.Structure):
@@ -72,10 +75,10 @@ class PanelLinear:
 
     @classmethod
     def of(cls, library: ctypes.CDLL, linears: Sequence[nn.Linear], dtype: torch.dtype) -> PanelLinear:
-        """Several layers with the same input, whose results are concatenated."""
-        weight = torch.cat([linear.weight for linear in linears])
-        biases = [linear.bias for linear in linears]
-        return cls(library, weight, None if biases[0] is None else torch.cat(biases), dtype)
+        """Several layers of the same input, whose results are concatenated."""
+        weight = torch.cat([linear.weight.detach().to(dtype) for linear in linears])
+        biases = [torch.zeros(len(one.weight)) if one.bias is None else one.bias.detach() for one in linears]
+        return cls(library, weight, torch.cat(biases), dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.dtype != torch.float32 or x.shape[-1] != self.K:
@@ -91,46 +94,64 @@ class PanelLinear:
 
 @dataclass(frozen=True)
 class LayerParts:
-    """What the kernels need to know of a transformer block."""
+    """What the kernels compute of a transformer block.
 
-    norms: tuple[nn.LayerNorm, nn.LayerNorm]
-    """Before attention, before the MLP."""
-    qkv: Sequence[nn.Linear]
-    """The projections whose results, side by side, are all queries, all keys, all values."""
-    attention_out: nn.Linear
-    mlp_in: nn.Linear
-    mlp_out: nn.Linear
+    Attributes:
+        norms: weights and biases of the normalisations before attention and before the MLP; without a bias: RMSNorm.
+        epsilon: of all its normalisations.
+        head_norms: weights of the RMSNorm of queries and of keys, each (D,), if they have one.
+        linears: by the kernels' names. Those of a name have the same input; `qkv` gives all queries, all keys, all
+            values. With `mlp_gate` the MLP is a SwiGLU, without it GELU.
+    """
+
+    norms: Sequence[tuple[Tensor, Tensor | None]]
     epsilon: float
+    head_norms: tuple[Tensor, Tensor] | None
+    linears: Mapping[str, Sequence[nn.Linear]]
 
 
-def layer_parts(block: Block) -> LayerParts:
-    attn, mlp = block.attn, block.mlp
-    return LayerParts((block.ln_1, block.ln_2), [attn.c_attn], attn.c_proj, mlp.c_fc, mlp.c_proj, block.ln_1.eps)
+def gpt2_parts(block: Block) -> LayerParts:
+    """Those of GPT-2's block."""
+    norms, attn, mlp = (block.ln_1, block.ln_2), block.attn, block.mlp
+    linears = {"qkv": [attn.c_attn], "attention_out": [attn.c_proj], "mlp_in": [mlp.c_fc], "mlp_out": [mlp.c_proj]}
+    return LayerParts([(norm.weight, norm.bias) for norm in norms], block.ln_1.eps, None, linears)
+
+
+def llama_parts(block: LlamaBlock) -> LayerParts:
+    """Those of a block of the Llama family."""
+    norms, attn, mlp = (block.input_layernorm, block.post_attention_layernorm), block.self_attn, block.mlp
+    linears = {
+        "qkv": [attn.q_proj, attn.k_proj, attn.v_proj],
+        "attention_out": [attn.o_proj],
+        "mlp_gate": [mlp.gate_proj],
+        "mlp_in": [mlp.up_proj],
+        "mlp_out": [mlp.down_proj],
+    }
+    q_norm, k_norm = attn.q_norm, attn.k_norm
+    heads = (q_norm.weight, k_norm.weight) if isinstance(q_norm, RMSNorm) and isinstance(k_norm, RMSNorm) else None
+    return LayerParts([(norm.weight, None) for norm in norms], norms[0].epsilon, heads, linears)
 
 
 class NativeBlock(nn.Module):
-    """A block for inference: prompts go through the block itself, decoded tokens through `PanelLinear`s."""
+    """A block for inference: prompts go through the block itself, decoded tokens through the kernels."""
 
-    def __init__(self, library: ctypes.CDLL, block: Block, dtype: torch.dtype) -> None:
+    def __init__(
+        self, library: ctypes.CDLL, block: Block | LlamaBlock, config: ModelConfig, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.library, self.block, self.dtype = library, block, dtype
-        H, parts = block.attn.n_head, layer_parts(block)
-        self.panels = {
-            name: PanelLinear.of(library, linears, dtype)
-            for name, linears in {
-                "qkv": parts.qkv,
-                "attention_out": [parts.attention_out],
-                "mlp_in": [parts.mlp_in],
-                "mlp_out": [parts.mlp_out],
-            }.items()
-        }
+        parts = llama_parts(block) if isinstance(block, LlamaBlock) else gpt2_parts(block)
+        self.panels = {name: PanelLinear.of(library, linears, dtype) for name, linears in parts.linears.items()}
+        q_norm, k_norm = (weight.data_ptr() for weight in parts.head_norms) if parts.head_norms else (None, None)
         self.layer = _Layer(
-            *(_Norm(norm.weight.data_ptr(), norm.bias.data_ptr()) for norm in parts.norms),
+            *(_Norm(weight.data_ptr(), None if bias is None else bias.data_ptr()) for weight, bias in parts.norms),
             **{name: panels.matrix for name, panels in self.panels.items()},
-            C=self.panels["qkv"].K,
-            H=H,
-            G=H,
-            D=self.panels["qkv"].K // H,
+            q_norm=q_norm,
+            k_norm=k_norm,
+            C=config.n_embd,
+            H=config.n_head,
+            G=config.n_kv_head,
+            D=config.head_width,
             I=self.panels["mlp_in"].N,
             epsilon=parts.epsilon,
             is_bfloat16=dtype == torch.bfloat16,
@@ -141,44 +162,71 @@ class NativeBlock(nn.Module):
         if cache is None or not cache.longest:
             result: Tensor = self.block(x, layer, context)
             return result
-        keys, values = cache.keys[layer], cache.values[layer]
+        keys, values, lengths = cache.keys[layer], cache.values[layer], cache.lengths.contiguous()
         if keys.dtype != self.dtype:
             raise ValueError(f"the cache is {keys.dtype}: create it with this model's empty_cache")
-        (rows, G, S, D), (B, T, C), lengths = keys.shape, x.shape, cache.lengths.contiguous()
-        fits = (G, D, C) == (self.layer.G, self.layer.D, self.layer.C)
-        if x.dtype != torch.float32 or T != 1 or len(lengths) != B or rows < B or not fits:
+        (rows, G, S, D), (B, T, C) = keys.shape, x.shape
+        fitting = (G, D, C) == (self.layer.G, self.layer.D, self.layer.C) and len(lengths) == B <= rows
+        if x.dtype != torch.float32 or T != 1 or not fitting:
             raise ValueError(
                 f"{tuple(x.shape)} {x.dtype} is not one token in float32 for each of the cache's {len(lengths)} rows"
             )
         x = x.clone(memory_format=torch.contiguous_format)  # the kernel writes to it
+        angles = [angle.float().expand(B, T, 1, D // 2).contiguous() for angle in context.rotary or ()]
+        cosines, sines = [angle.data_ptr() for angle in angles] or (None, None)
         scratch = x.new_empty(self.library.wukong_scratch(ctypes.byref(self.layer), B))
         full = self.library.wukong_layer(
-            ctypes.byref(self.layer), x.data_ptr(), keys.data_ptr(), values.data_ptr(), lengths.data_ptr(), None, None,
-            scratch.data_ptr(), B, S, torch.get_num_threads(),
+            ctypes.byref(self.layer), x.data_ptr(), keys.data_ptr(), values.data_ptr(), lengths.data_ptr(), cosines,
+            sines, scratch.data_ptr(), B, S, torch.get_num_threads(),
         )  # fmt: skip
         if full >= 0:
             raise ValueError(f"row {full} of the cache holds {int(lengths[full])} tokens in {S} slots: no room for one")
         return x
 
 
-class NativeGPT2(GPT2):
+class NativeModel(LanguageModel):
     """An inference-only copy made by `rollout.inference_copy`. It decodes with a snapshot of the weights and reads
     prompts with the original, so it is valid only until the original is trained further."""
 
-    def __init__(self, model: GPT2, dtype: torch.dtype) -> None:
-        """dtype: of the decoding weights and the cache, float32 or bfloat16; all arithmetic is float32."""
-        with torch.device("meta"):  # no memory: every part is replaced
-            super().__init__(model.config)
+    def __init__(self, model: LanguageModel, dtype: torch.dtype) -> None:
+        """dtype: of the decoding weights and the cache, float32 or bfloat16; all arithmetic is float32.
+
+        Raises ValueError for a model whose weights are not float32.
+        """
+        super().__init__(model.config)
         library = kernels.library()
-        assert library is not None, "call can_decode first"
-        self.wte, self.wpe, self.ln_f = model.wte, model.wpe, model.ln_f
-        self.h = nn.ModuleList(NativeBlock(library, block, dtype) for block in model.h)  # type: ignore[arg-type]
-        self.output_panels = PanelLinear(library, centred(model.wte.weight, dtype), None, dtype)
-        self.dtype = dtype
+        assert library is not None, "ask decoding_path first"
+        if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
+            raise ValueError("the kernels need a model whose weights are float32")
+        self.original, self.dtype = model, dtype
+        self.embedding_name, self.output_name = (f"original.{n}" for n in (model.embedding_name, model.output_name))
+        self.native_blocks = nn.ModuleList(
+            NativeBlock(library, block, model.config, dtype)  # type: ignore[arg-type]
+            for block in model.blocks
+        )
+        self.output_panels = PanelLinear(library, centred(model.output_weight, dtype), None, dtype)
         self.eval()
 
+    @property
+    def embedding(self) -> nn.Embedding:
+        return self.original.embedding
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.native_blocks
+
+    @property
+    def final_norm(self) -> nn.Module:
+        return self.original.final_norm
+
+    def embed(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        return self.original.embed(input_ids, positions)
+
+    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
+        return self.original.rotary(positions)
+
     def empty_cache(self, batch: int, slots: int) -> KVCache:
-        return KVCache.empty(self.config, batch, slots, like=self.wte.weight.new_empty(0, dtype=self.dtype))
+        return KVCache.empty(self.config, batch, slots, like=self.embedding.weight.new_empty(0, dtype=self.dtype))
 
     def centred_logits(self, hidden: Tensor) -> Tensor:
         return self.output_panels(hidden)
