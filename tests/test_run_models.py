@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from wukong.model.architectures import REWARDS
 from wukong.run_models import best_policy, example_prompts, models_in, newest_run
 
 
@@ -28,6 +29,7 @@ def run(tmp_path) -> Path:
     for name, stage in (("base", "pretrain"), ("sft", "sft"), ("policy", "ppo"), ("direct", "dpo")):
         make_model(tmp_path, name, stage)
     make_model(tmp_path, "reward", "reward", "GPT2ForSequenceClassification")
+    make_model(tmp_path, "mine", "reward", "WukongRewardModel")
     return tmp_path
 
 
@@ -35,7 +37,7 @@ def test_models_of_a_kind(run) -> None:
     (run / "broken").mkdir()
     (run / "broken" / "config.json").write_text("{")
     assert [path.name for path in models_in(run)] == ["base", "direct", "policy", "sft"]
-    assert [path.name for path in models_in(run, "GPT2ForSequenceClassification")] == ["reward"]
+    assert [path.name for path in models_in(run, REWARDS)] == ["mine", "reward"]
 
 
 def test_without_an_evaluation_the_last_stage_speaks(run) -> None:

@@ -21,8 +21,8 @@ from wukong.data.answers import answers_ids
 from wukong.data.batches import by_length, pad
 from wukong.errors import UsageError
 from wukong.model import hub
-from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel
+from wukong.model.language_model import LanguageModel
 from wukong.records import Message, PromptLike, Response, Sampling, as_messages, prompt_id
 from wukong.rollout import generate, inference_copy
 from wukong.sampling import OWN_DISTRIBUTION, SamplingParameters
@@ -46,7 +46,7 @@ class Policy:
 
     def __init__(
         self,
-        model: GPT2,
+        model: LanguageModel,
         tokenizer: Tokenizer,
         compute: Compute,
         name: str,
@@ -56,7 +56,7 @@ class Policy:
         self.sampling = sampling
 
     @cached_property
-    def _decoder(self) -> GPT2:
+    def _decoder(self) -> LanguageModel:
         return inference_copy(self.model, self.compute)
 
     def generate(

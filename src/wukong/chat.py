@@ -29,8 +29,8 @@ from wukong.console import console, say
 from wukong.errors import Text, UsageError, WukongError
 from wukong.inspection import Inspector, load_inspector, token_table
 from wukong.language import counted
-from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, recommended_sampling
+from wukong.model.language_model import LanguageModel
 from wukong.options import Options
 from wukong.places import RECIPE
 from wukong.provenance import verify
@@ -83,7 +83,7 @@ class Speaker:
 
     name: str
     source: str
-    model: GPT2
+    model: LanguageModel
     tokenizer: Tokenizer
     room: int
     recommended: SamplingParameters = OWN_DISTRIBUTION

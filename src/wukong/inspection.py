@@ -17,9 +17,9 @@ from torch import Tensor
 
 from wukong.errors import Text, UsageError
 from wukong.language import counted, joined, spoken
-from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_policy, load_reward
+from wukong.model.language_model import LanguageModel
 from wukong.objectives import kl_estimate
 from wukong.options import POLICY_STAGES
 from wukong.provenance import read_record
@@ -81,10 +81,10 @@ class Inspector:
     raw: prompts are continued as texts, without the chat template, as for a base model.
     """
 
-    policy: GPT2
+    policy: LanguageModel
     tokenizer: Tokenizer
     compute: Compute
-    reference: GPT2 | None
+    reference: LanguageModel | None
     reward_model: ScalarModel | None
     names: tuple[str, str]
     raw: bool
@@ -128,7 +128,7 @@ class Inspector:
         )
 
     @torch.inference_mode()
-    def _logprobs(self, model: GPT2, asked: list[int], response: list[int], temperature: float) -> Tensor:
+    def _logprobs(self, model: LanguageModel, asked: list[int], response: list[int], temperature: float) -> Tensor:
         """(R,)"""
         ids = torch.tensor([asked + response])  # (1, T)
         predicts = response_positions([len(asked)], [len(response)], ids.shape[1])

@@ -21,7 +21,9 @@ from wukong.console import duration
 from wukong.data.comparisons import load_comparisons
 from wukong.data.instructions import load_instructions
 from wukong.errors import UsageError, WukongError
-from wukong.model.gpt2 import PRESETS, GPT2Config
+from wukong.model.config import ModelConfig
+from wukong.model.families import PRESET_CONFIGS
+from wukong.model.hub import stored_config
 from wukong.options import Options
 from wukong.recipe import Step, load_recipe, resolve
 from wukong.records import Comparison, Conversation, Ranking, Vote
@@ -46,7 +48,6 @@ from wukong.training.memory import (
     free_bytes,
     gigabytes,
     n_parameters,
-    stored_config,
 )
 from wukong.training.passes import Usual
 from wukong.training.session import TrainOptions
@@ -89,7 +90,7 @@ class Cost:
 
 
 def cost_of(
-    options: TrainOptions, config: GPT2Config, compute: Compute, plan: PlanOptions, teacher: GPT2Config | None = None
+    options: TrainOptions, config: ModelConfig, compute: Compute, plan: PlanOptions, teacher: ModelConfig | None = None
 ) -> Cost:
     """The cost of a training step with a model of this size, in one process.
 
@@ -135,13 +136,13 @@ def _usual(options: SFTOptions | RewardOptions | DirectOptions) -> Usual:
     return reward.USUAL if isinstance(options, RewardOptions) else direct.USUAL
 
 
-def _held(options: TrainOptions, workload: Workload, trained: tuple[GPT2Config, ...], compute: Compute) -> int:
+def _held(options: TrainOptions, workload: Workload, trained: tuple[ModelConfig, ...], compute: Compute) -> int:
     """A stage's memory, by the estimate that the stage prints."""
     whole = replace(workload, trained=trained, checkpointing=options.gradient_checkpointing)
     return estimate(whole, compute.device, compute.dtype, options.micro_batch_tokens).total
 
 
-def _online(options: OnlineOptions, config: GPT2Config, compute: Compute, prompt: int) -> Cost:
+def _online(options: OnlineOptions, config: ModelConfig, compute: Compute, prompt: int) -> Cost:
     """The cost of online RL, with responses of maximum length."""
     n, algorithm = n_parameters(config), options.algorithm()
     length = min(prompt + options.max_new_tokens, config.n_positions)
@@ -157,7 +158,7 @@ def _online(options: OnlineOptions, config: GPT2Config, compute: Compute, prompt
 
 
 def _distillation(
-    options: DistillOptions, config: GPT2Config, teacher: GPT2Config, compute: Compute, prompt: int
+    options: DistillOptions, config: ModelConfig, teacher: ModelConfig, compute: Compute, prompt: int
 ) -> Cost:
     """The cost of on-policy distillation, with responses of maximum length."""
     length = min(prompt + options.max_new_tokens, config.n_positions)
@@ -196,11 +197,11 @@ def _answers(options: SFTOptions | RewardOptions | DirectOptions) -> list[list[i
 # ------------------------------------------------------------------------------------------- sizes along the recipe
 
 
-def model_sizes(steps: list[Step]) -> dict[str, GPT2Config]:
+def model_sizes(steps: list[Step]) -> dict[str, ModelConfig]:
     """step -> the size of the model it trains, traced through the recipe; steps with an unknown model (to be
     downloaded) are absent."""
     vocabularies: dict[str, int] = {}
-    configs: dict[str, GPT2Config] = {}  # by directory
+    configs: dict[str, ModelConfig] = {}  # by directory
     found = {}
     for step in steps:
         options, out = step.options, str(step.options.out)
@@ -213,15 +214,15 @@ def model_sizes(steps: list[Step]) -> dict[str, GPT2Config]:
         if not isinstance(source, str):
             continue
         config = configs.get(source) or stored_config(source)
-        if isinstance(options, PretrainOptions) and source in PRESETS:
+        if isinstance(options, PretrainOptions) and source in PRESET_CONFIGS:
             vocabulary = _vocabulary(str(options.data), vocabularies)
-            config = GPT2Config(**{**PRESETS[source], "vocab_size": vocabulary}) if vocabulary else None
+            config = replace(PRESET_CONFIGS[source], vocab_size=vocabulary) if vocabulary else None
         if config is not None:
             configs[out] = found[step.name] = config
     return found
 
 
-def teacher_sizes(steps: list[Step], sizes: dict[str, GPT2Config]) -> dict[str, GPT2Config]:
+def teacher_sizes(steps: list[Step], sizes: dict[str, ModelConfig]) -> dict[str, ModelConfig]:
     """distillation step -> the size of its teacher, from an earlier step (`sizes`) or on disk; one of unknown size is
     absent."""
     made = {str(step.options.out): sizes[step.name] for step in steps if step.name in sizes}

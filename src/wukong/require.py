@@ -27,7 +27,7 @@ from wukong.feedback.functions import column_values
 from wukong.feedback.grader import is_rubric_file, written_rubric
 from wukong.feedback.reward_models import is_model
 from wukong.files import numbered_lines
-from wukong.model.gpt2 import PRESETS
+from wukong.model.families import PRESET_CONFIGS
 from wukong.model.hub import load_policy, load_reward, load_trunk
 from wukong.options import POLICY_STAGES, StageOptions
 from wukong.provenance import StageRun, open_run, stage_state, verify
@@ -78,9 +78,8 @@ def _product(step: str, stage: str, options: StageOptions, planned: Planned) -> 
     model = getattr(options, "model", None)
     context = None
     if isinstance(model, str):
-        context = (
-            PRESETS[model]["n_positions"] if stage == "pretrain" and model in PRESETS else planned.context_of(model)
-        )
+        preset = PRESET_CONFIGS.get(model) if stage == "pretrain" else None
+        context = preset.n_positions if preset else planned.context_of(model)
     if stage in ("pretrain", "sft", *POLICY_STAGES):
         return Product("policy", step, context)
     if stage == "reward":

@@ -28,10 +28,9 @@ from torch import Tensor
 from wukong.errors import UsageError
 from wukong.feedback.annotators import load_judge, names_judge
 from wukong.feedback.judge import Judge
-from wukong.model.attention import KVCache
-from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_policy, load_reward
+from wukong.model.language_model import LanguageModel
 from wukong.records import Prompt, PromptLike, as_messages
 from wukong.tokenizer import Tokenizer
 
@@ -47,12 +46,12 @@ NextLogprobs = Callable[[Sequence[int]], np.ndarray]
 """Tokens so far -> log-probs (nats) of the next token, (V,)."""
 
 
-def next_logprobs(model: GPT2, temperature: float = 1.0) -> NextLogprobs:
+def next_logprobs(model: LanguageModel, temperature: float = 1.0) -> NextLogprobs:
     """The log-probs of a model's next token at this temperature."""
 
     def logprobs(tokens: Sequence[int]) -> np.ndarray:
         with torch.no_grad():
-            hidden = model(torch.tensor([tokens], device=model.wte.weight.device))[:, -1]  # (1, C)
+            hidden = model(torch.tensor([tokens], device=model.device))[:, -1]  # (1, C)
             return (model.logits(hidden).float() / temperature).log_softmax(-1)[0].cpu().numpy()
 
     return logprobs
@@ -80,7 +79,7 @@ class ResponseEnv(gymnasium.Env[np.ndarray, np.int64]):
 
     def __init__(
         self,
-        reference: GPT2,
+        reference: LanguageModel,
         reward_model: ScalarModel | Judge,
         tokenizer: Tokenizer,
         prompts: Sequence[PromptLike | Prompt],
@@ -150,11 +149,10 @@ class ResponseEnv(gymnasium.Env[np.ndarray, np.int64]):
             raise UsageError(f"prompt {number}: the environment has {len(self.prompts)}, counted from 0")
         self._number, self._prompt, self._response, self._over = number, self.prompts[number], [], False
         with torch.no_grad():
-            weight = self.reference.wte.weight
             length = len(self._prompt)
-            self._cache = KVCache.empty(self.reference.config, 1, length + self.max_new_tokens, like=weight)
-            hidden = self.reference(torch.tensor([self._prompt], device=weight.device), cache=self._cache)
-            self._cache.advance(torch.tensor([length], device=weight.device), length)
+            self._cache = self.reference.empty_cache(1, length + self.max_new_tokens)
+            hidden = self.reference(torch.tensor([self._prompt], device=self.reference.device), cache=self._cache)
+            self._cache.advance(torch.tensor([length], device=self.reference.device), length)
             self._expected = self._logprobs(hidden[:, -1])
         return self._observation(), {"prompt": number}
 
@@ -179,7 +177,7 @@ class ResponseEnv(gymnasium.Env[np.ndarray, np.int64]):
             }
         else:
             with torch.no_grad():
-                device = self.reference.wte.weight.device
+                device = self.reference.device
                 hidden = self.reference(torch.tensor([[token]], device=device), cache=self._cache)
                 self._cache.advance()
                 self._expected = self._logprobs(hidden[:, -1])
@@ -222,7 +220,7 @@ class ResponseEnv(gymnasium.Env[np.ndarray, np.int64]):
 # ---------------------------------------------------------------------------------------------- Stable-Baselines3
 
 
-def sb3_ppo(env: ResponseEnv, model: GPT2, **settings: Any) -> Any:
+def sb3_ppo(env: ResponseEnv, model: LanguageModel, **settings: Any) -> Any:
     """Stable-Baselines3's PPO with a copy of this language model as policy; it sets `env.policy_logprobs`.
 
     The copy, its output layer and a new linear value head are trained together. `learn`, `predict` etc. are those of
@@ -245,7 +243,7 @@ def sb3_ppo(env: ResponseEnv, model: GPT2, **settings: Any) -> Any:
     class LastHidden(BaseFeaturesExtractor):
         """The model's hidden state before the next token: (B, T) observations -> (B, C)."""
 
-        def __init__(self, observation_space: spaces.Box, trunk: GPT2) -> None:
+        def __init__(self, observation_space: spaces.Box, trunk: LanguageModel) -> None:
             super().__init__(observation_space, trunk.config.n_embd)
             self.trunk = trunk
 
@@ -270,7 +268,7 @@ def sb3_ppo(env: ResponseEnv, model: GPT2, **settings: Any) -> Any:
         **settings,
     )
     with torch.no_grad():
-        agent.policy.action_net.weight.copy_(model.wte.weight / env.temperature)
+        agent.policy.action_net.weight.copy_(model.output_weight / env.temperature)
         agent.policy.action_net.bias.zero_()
 
     def logprobs(tokens: Sequence[int]) -> np.ndarray:

@@ -24,12 +24,11 @@ from torch import Tensor
 
 from wukong.data.batches import by_length, pad
 from wukong.errors import UsageError
-from wukong.model import kernels
 from wukong.model.attention import KVCache
-from wukong.model.gpt2 import GPT2
+from wukong.model.cpu import kernels
+from wukong.model.decoding import decoding_copy, decoding_path
+from wukong.model.language_model import LanguageModel
 from wukong.model.logprobs import centred
-from wukong.model.native import NativeGPT2, can_decode
-from wukong.model.packed import PackedGPT2, can_pack, multiplies_tiles
 from wukong.training.compute import Compute
 from wukong.training.parallel import full_module, full_parameter, is_sharded
 
@@ -141,26 +140,24 @@ def _last_positive_up_to(weights: Tensor, index: Tensor) -> Tensor:
     return torch.where(weights > 0, positions, 0).cummax(-1).values.gather(1, index)
 
 
-def inference_copy(model: GPT2, compute: Compute) -> GPT2:
+def inference_copy(model: LanguageModel, compute: Compute) -> LanguageModel:
     """The model in the form that decodes fastest on this machine in the compute precision. It must be in eval mode.
 
     The copy is stale once the model is trained further: make another after an update. Every process gets a full copy
     of a sharded model.
     """
-    device, sharded = model.wte.weight.device, is_sharded(model)
-    packs = can_pack(device, compute.dtype)
-    native = not (packs and multiplies_tiles()) and can_decode(model)
-    if native or packs or compute.dtype == torch.float32:
-        model = full_module(model, compute.device).eval() if sharded else model
-        return NativeGPT2(model, compute.dtype) if native else PackedGPT2(model) if packs else model
-    output = centred(full_parameter(model, "wte.weight"), compute.dtype)
-    narrow = full_module(model, compute.device, compute.dtype) if sharded else copy.deepcopy(model).to(compute.dtype)
+    dtype, sharded = compute.dtype, is_sharded(model)
+    path = decoding_path(model.config, model.device, dtype)
+    if path != "PyTorch" or dtype == torch.float32:
+        return decoding_copy(full_module(model, compute.device).eval() if sharded else model, path, dtype)
+    output = centred(full_parameter(model, model.output_name), dtype)
+    narrow = full_module(model, compute.device, dtype) if sharded else copy.deepcopy(model).to(dtype)
     narrow.output = output.to(compute.device)
     return narrow.eval()
 
 
 def generate(
-    model: GPT2,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     *,
     eos_id: int | Sequence[int],
@@ -211,7 +208,7 @@ def generate(
 
 
 def stream(
-    model: GPT2,
+    model: LanguageModel,
     prompt: Sequence[int],
     *,
     eos_id: int | Sequence[int],
@@ -235,7 +232,7 @@ def stream(
         yield one.written.ids[-1]
 
 
-def require_room(model: GPT2, prompt: Sequence[int], max_new_tokens: int) -> None:
+def require_room(model: LanguageModel, prompt: Sequence[int], max_new_tokens: int) -> None:
     """Raises UsageError for a prompt that is empty or, with its response, does not fit the context."""
     if not prompt:
         raise UsageError("an empty prompt cannot be continued")
@@ -256,16 +253,16 @@ class Decoder:
         eos_id: the token, or tokens, that end a response.
     """
 
-    def __init__(self, model: GPT2, eos_id: int | Sequence[int]) -> None:
+    def __init__(self, model: LanguageModel, eos_id: int | Sequence[int]) -> None:
         self.model, self.ends = model, {eos_id} if isinstance(eos_id, int) else set(eos_id)
-        self.device = model.wte.weight.device
+        self.device = model.device
         self._clear()
 
     def _clear(self) -> None:
         self._rows: list[Continuation | None] = []  # of each row; None: vacant
         self._cache: KVCache | None = None
         # (B, C) hidden states from which the next tokens are sampled
-        self._last = self.model.wte.weight.new_zeros(0, self.model.config.n_embd)
+        self._last = self.model.output_weight.new_zeros(0, self.model.config.n_embd)
         self._drawn: Tensor | None = None  # (B,) the last step's tokens, which the model has not read yet
 
     def __len__(self) -> int:

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from wukong.errors import WukongError
 from wukong.files import read_json
+from wukong.model.architectures import POLICIES
 from wukong.options import POLICY_STAGES
 from wukong.places import read_recipe, resolve
 
-POLICY = "GPT2LMHeadModel"
 _BY_STAGE = ("pretrain", "sft", *reversed(POLICY_STAGES))
 """From the least to the most finished model."""
 
 
-def models_in(run: Path | None, architecture: str = POLICY) -> list[Path]:
-    """The run's model directories of a kind, by what their config.json says."""
+def models_in(run: Path | None, architectures: Collection[str] = POLICIES) -> list[Path]:
+    """The run's model directories of a kind, by what their config.json says.
+
+    architectures: `POLICIES` or `REWARDS` of wukong.model.architectures.
+    """
     found = []
     for config in sorted(run.glob("*/config.json")) if run else []:
         try:
-            if architecture in read_json(config).get("architectures", []):
+            if not set(architectures).isdisjoint(read_json(config).get("architectures", [])):
                 found.append(config.parent)
-        except (WukongError, AttributeError):  # a directory that is no model of ours
+        except (WukongError, AttributeError, TypeError):  # a directory that is no model of ours
             continue
     return found
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from wukong import processes
 from wukong.data.batches import by_length, pad
 from wukong.data.shards import TokenShards
-from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel
+from wukong.model.language_model import LanguageModel
 from wukong.model.logprobs import token_logprobs
 from wukong.training.compute import Compute
 from wukong.training.parallel import lockstep
@@ -26,28 +26,28 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def frozen(model: Module, compute: Compute) -> Module:
-    """The model without gradients, with its layers' matrices in the compute precision. Autocast would cast them on
-    every pass anyway: same numbers, half the memory (embedding and head stay float32)."""
+    """The model without gradients, with its blocks' matrices in the compute precision. Autocast would cast them on
+    every pass anyway: same numbers, half the memory (embedding, output layer and head stay float32)."""
     model.requires_grad_(False).eval().to(compute.device)
     for trunk in model.modules():
-        if isinstance(trunk, GPT2):
-            for layer in trunk.modules():
+        if isinstance(trunk, LanguageModel):
+            for layer in trunk.blocks.modules():
                 if isinstance(layer, nn.Linear):
                     layer.to(compute.dtype)
     return model
 
 
-def language_model_loss(model: GPT2, ids: Tensor, compute: Compute) -> Tensor:
+def language_model_loss(model: LanguageModel, ids: Tensor, compute: Compute) -> Tensor:
     """Summed negative log-likelihood (nats) of tokens 1..T given the preceding ones. ids: (B, T + 1) int64."""
     with compute.autocast():
         hidden = model(ids[:, :-1])  # (B, T, C)
-        logprobs, _ = token_logprobs(hidden.flatten(0, 1), model.wte.weight, ids[:, 1:].flatten())
+        logprobs, _ = token_logprobs(hidden.flatten(0, 1), model.output_weight, ids[:, 1:].flatten())
     return -logprobs.sum()
 
 
 @torch.no_grad()
 def validation_loss(
-    model: GPT2, shards: TokenShards, context: int, max_tokens: int, compute: Compute, rows: int = 16
+    model: LanguageModel, shards: TokenShards, context: int, max_tokens: int, compute: Compute, rows: int = 16
 ) -> float:
     """Mean negative log-likelihood (nats per token) over the shards' first max_tokens, in windows of `context`."""
     was_training = model.training
@@ -76,7 +76,7 @@ def response_positions(prompt_lengths: Sequence[int], response_lengths: Sequence
     return (steps >= first) & (steps < first + torch.tensor(response_lengths).unsqueeze(1))
 
 
-def response_states(trunk: GPT2, ids: Tensor, predicts: Tensor) -> Tensor:
+def response_states(trunk: LanguageModel, ids: Tensor, predicts: Tensor) -> Tensor:
     """The hidden states before each response token, row by row: (N, C). Arguments as for `response_logprobs`."""
     steps = torch.arange(1, ids.shape[1], device=ids.device)
     # (B,) Tokens after the last of these positions are not read; in a row without any, one token is.
@@ -86,7 +86,12 @@ def response_states(trunk: GPT2, ids: Tensor, predicts: Tensor) -> Tensor:
 
 
 def response_logprobs(
-    model: GPT2, ids: Tensor, predicts: Tensor, temperature: float, compute: Compute, with_entropy: bool = False
+    model: LanguageModel,
+    ids: Tensor,
+    predicts: Tensor,
+    temperature: float,
+    compute: Compute,
+    with_entropy: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies of the response tokens, (N,) each, row by row: rollout statistics, updates and
     evaluations share this code path.
@@ -96,7 +101,7 @@ def response_logprobs(
     with compute.autocast():
         states = response_states(model, ids, predicts)  # (N, C)
         return token_logprobs(
-            states, model.wte.weight, ids[:, 1:][predicts], temperature=temperature, with_entropy=with_entropy
+            states, model.output_weight, ids[:, 1:][predicts], temperature=temperature, with_entropy=with_entropy
         )
 
 
@@ -132,12 +137,14 @@ MEASURED_ANSWERS = 32
 
 
 @torch.no_grad()
-def kl_to_start(model: GPT2, start: GPT2, answers: Sequence[tuple[list[int], Sequence[bool]]]) -> float:
+def kl_to_start(
+    model: LanguageModel, start: LanguageModel, answers: Sequence[tuple[list[int], Sequence[bool]]]
+) -> float:
     """KL(model || start) in nats per token, exact at each response token of the first `MEASURED_ANSWERS` answers (token
     ids, and which of them are the response), given the preceding tokens."""
     total, count = 0.0, 0
     for ids, is_response in answers[:MEASURED_ANSWERS]:
-        device, places = model.wte.weight.device, torch.tensor(is_response[1:])
+        device, places = model.device, torch.tensor(is_response[1:])
         tokens = torch.tensor([ids[:-1]], device=device)
         for some in zip(*(one.eval()(tokens)[0][places.to(device)].split(256) for one in (model, start)), strict=True):
             ours, theirs = (

@@ -441,7 +441,7 @@ def _linked(name: str):
 
 
 BROKEN = {
-    "other model": (_config(model_type="llama"), "config.json: model_type is 'llama', only GPT-2"),
+    "other model": (_config(model_type="mamba"), "config.json: model_type is 'mamba', only these can be loaded: gpt2"),
     "other task": (_config(architectures=["GPT2ForTokenClassification"]), "config.json: architecture GPT2ForTok"),
     "no config": (lambda d: (d / "config.json").unlink(), "holds no model (config.json is missing)"),
     "config not JSON": (_write("config.json", b"{"), "config.json:1: not valid JSON"),
@@ -498,7 +498,7 @@ BROKEN = {
     "architectures a text": (_config(architectures="GPT2LMHeadModel"), "architecture GPT2LMHeadModel is not one of"),
     "architectures an object": (_config(architectures={"a": 1}), "is not one of"),
     "architectures of objects": (_config(architectures=[{}]), "architecture {} is not one of"),
-    "model type a list": (_config(model_type=["gpt2"]), "model_type is ['gpt2'], only GPT-2"),
+    "model type a list": (_config(model_type=["gpt2"]), "model_type is ['gpt2'], only these"),
     "an activation that is a list": (_config(activation_function=["gelu_new"]), "activation_function is ['gelu_new']"),
     "another gelu": (_config(activation_function="gelu"), "activation_function is 'gelu', only GPT-2's 'gelu_new'"),
     "epsilon of zero": (_config(layer_norm_epsilon=0.0), "layer_norm_epsilon is 0.0"),

@@ -76,7 +76,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Packed:
-    """Examples packed into rows. A token attends to its own segment only (see `GPT2.forward`).
+    """Examples packed into rows. A token attends to its own segment only (see `LanguageModel.forward`).
 
     `response_mask` is never True on the first token of a segment: no token of its example precedes it.
     """

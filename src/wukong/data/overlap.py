@@ -26,7 +26,7 @@ from wukong.data.split import halves, split_by_prompt
 from wukong.data.text import TextOptions, iter_text, normalised
 from wukong.errors import DataError, Text, UsageError
 from wukong.language import joined
-from wukong.model.gpt2 import PRESETS
+from wukong.model.families import PRESET_CONFIGS
 from wukong.options import POLICY_STAGES
 from wukong.places import split_path
 from wukong.provenance import changed_since, read_record
@@ -163,7 +163,7 @@ def _ancestors(stage: str, options: Record) -> list[str]:
     """The models and token shards that a stage started from or trained on."""
     if stage == "pretrain":
         model = str(options.get("model"))
-        return [str(options.get("data")), *([] if model in PRESETS else [model])]
+        return [str(options.get("data")), *([] if model in PRESET_CONFIGS else [model])]
     if stage not in _READERS:
         return []
     rewards = [split_path(str(term))[1].strip() for term in options.get("rewards") or []]

@@ -1,6 +1,7 @@
 """Multi-head attention and its batch state: the key-value cache and the positions of padding.
 
-Shape legend: B batch, T time, S cached time, N real tokens, H heads, D head width, C channels (= H x D).
+Shape legend: B batch, T time, S cached time, N real tokens, H query heads, G key-value heads (each shared by H / G
+query heads), D head width.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wukong.model.config import GPT2Config
+from wukong.model.config import ModelConfig
 
 
 @dataclass
@@ -28,8 +29,8 @@ class KVCache:
     for it is written to its first slot and never beyond the last, however long the others become.
     """
 
-    keys: list[Tensor]  # per layer (B or more, H, S, D)
-    values: list[Tensor]  # per layer (B or more, H, S, D)
+    keys: list[Tensor]  # per layer (B or more, G, S, D)
+    values: list[Tensor]  # per layer (B or more, G, S, D)
     lengths: Tensor  # (B,) int64
     longest: int = 0  # max(lengths), on the host so that decoding never waits for the device
     rows: Tensor = field(init=False)  # (B,) 0..B-1, for scattered writes
@@ -44,8 +45,8 @@ class KVCache:
         return self.keys[0].shape[2]
 
     @classmethod
-    def empty(cls, config: GPT2Config, batch: int, slots: int, like: Tensor) -> KVCache:
-        shape = (batch, config.n_head, slots, config.n_embd // config.n_head)
+    def empty(cls, config: ModelConfig, batch: int, slots: int, like: Tensor) -> KVCache:
+        shape = (batch, config.n_kv_head, slots, config.head_width)
         keys = [like.new_zeros(shape) for _ in range(config.n_layer)]
         values = [like.new_zeros(shape) for _ in range(config.n_layer)]
         return cls(keys, values, torch.zeros(batch, dtype=torch.int64, device=like.device))
@@ -68,7 +69,7 @@ class KVCache:
             raise ValueError(f"{self.longest + steps} tokens do not fit the cache's {self.slots} slots a row")
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends k, v (B, H, T, D) to each row; returns the keys and values that attention may read."""
+        """Appends k, v (B, G, T, D) to each row; returns the keys and values that attention may read."""
         steps = k.shape[2]
         if self.longest == 0:  # the prompt: all rows start at slot 0
             self.keys[layer][:, :, :steps] = k
@@ -99,10 +100,10 @@ class KVCache:
     def _make_room(self, rows: int, slots: int) -> None:
         """Grows to at least this many rows and slots. Rows at least double, so that adding sequences one by one rarely
         copies."""
-        B, H, S, D = self.keys[0].shape
+        B, G, S, D = self.keys[0].shape
         if rows <= B and slots <= S:
             return
-        shape = (max(rows, 2 * B) if rows > B else B, H, max(slots, S), D)
+        shape = (max(rows, 2 * B) if rows > B else B, G, max(slots, S), D)
         for tensors in (self.keys, self.values):
             for layer, old in enumerate(tensors):
                 tensors[layer] = old.new_zeros(shape)
@@ -158,12 +159,13 @@ class Unpadded:
         """(N, C) -> (B, T, C), zero where there is padding."""
         return _spread(tokens, self.places, *self.shape)
 
-    def by_group(self, tokens: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """(N, C) -> (N, C'): applies `compute` to each group's padded rows, (b, t, C) -> (b, t, C')."""
-        parts = tokens.split([len(places) for *_, places in self.groups])
+    def by_group(self, compute: Callable[..., Tensor], *tokens: Tensor) -> Tensor:
+        """Tensors (N, ...) -> (N, C): applies `compute` to each group's padded rows, (b, t, ...) -> (b, t, C)."""
+        sizes = [len(places) for *_, places in self.groups]
+        parts = zip(*(tensor.split(sizes) for tensor in tokens), strict=True)
         found = [
-            _gathered(compute(_spread(part, places, rows, width)), places)
-            for part, (rows, width, places) in zip(parts, self.groups, strict=True)
+            _gathered(compute(*(_spread(part, places, rows, width) for part in together)), places)
+            for together, (rows, width, places) in zip(parts, self.groups, strict=True)
         ]
         return found[0] if len(found) == 1 else torch.cat(found)
 
@@ -175,8 +177,9 @@ def _gathered(padded: Tensor, places: Tensor) -> Tensor:
 
 def _spread(tokens: Tensor, places: Tensor, rows: int, width: int) -> Tensor:
     if len(tokens) == rows * width:
-        return tokens.view(rows, width, -1)
-    return tokens.new_zeros(rows * width, tokens.shape[1]).index_copy(0, places, tokens).view(rows, width, -1)
+        return tokens.view(rows, width, *tokens.shape[1:])
+    padded = tokens.new_zeros(rows * width, *tokens.shape[1:])
+    return padded.index_copy(0, places, tokens).view(rows, width, *tokens.shape[1:])
 
 
 @dataclass
@@ -186,19 +189,42 @@ class AttentionContext:
     mask: Tensor | None = None  # (B, 1, T or 1, S), bool or added to the scores; None: causal
     cache: KVCache | None = None
     unpadded: Unpadded | None = None
+    rotary: tuple[Tensor, Tensor] | None = None  # of `rotary.rotary_angles`, where positions are rotary
 
 
-def attend(qkv: Tensor, n_head: int, layer: int, context: AttentionContext, dropout: float = 0.0) -> Tensor:
-    """Multi-head attention between its two projections: (B, T, 3C) -> (B, T, C), or (N, 3C) -> (N, C) unpadded."""
+def attend(q: Tensor, k: Tensor, v: Tensor, layer: int, context: AttentionContext, dropout: float = 0.0) -> Tensor:
+    """Multi-head attention between its projections.
+
+    Args:
+        q: (B, T, H, D), or (N, H, D) unpadded.
+        k, v: (B, T, G, D) or (N, G, D).
+        layer: whose cache it is.
+
+    Returns:
+        (B, T, H x D), or (N, H x D).
+    """
     if context.unpadded is not None:
         rows = AttentionContext(cache=context.cache)
-        return context.unpadded.by_group(qkv, lambda padded: attend(padded, n_head, layer, rows, dropout))
-    mask, cache = context.mask, context.cache
-    B, T, C3 = qkv.shape
-    q, k, v = qkv.view(B, T, 3, n_head, C3 // (3 * n_head)).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
-    if cache is not None:
-        k, v = cache.write(layer, k, v)
+        return context.unpadded.by_group(lambda q, k, v: attend(q, k, v, layer, rows, dropout), q, k, v)
+    q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # (B, H or G, T, D)
+    if context.cache is not None:
+        k, v = context.cache.write(layer, k, v)
+    y = _grouped_attention(q, k, v, context.mask, dropout)  # (B, H, T, D)
+    return y.transpose(1, 2).flatten(2)
+
+
+def _grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """Scaled dot-product attention, (B, H, T, D) and (B, G, S, D) twice -> (B, H, T, D)."""
+    (H, T), G = q.shape[1:3], k.shape[1]
+    grouped = False
+    if H != G and T == 1:  # a group's queries read their keys together, as if they were several times
+        q = q.unflatten(1, (G, H // G)).flatten(2, 3)  # (B, G, H / G, D)
+    elif H != G:
+        # PyTorch's fused kernels know groups on CPUs; on GPUs without a mask, in half precision.
+        grouped = q.device.type == "cpu" or (mask is None and q.dtype != torch.float32)
+        if not grouped:
+            k, v = (heads.repeat_interleave(H // G, dim=1) for heads in (k, v))
     y = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None and T > 1
-    )  # (B, H, T, D)
-    return y.transpose(1, 2).reshape(B, T, C3 // 3)
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None and T > 1, enable_gqa=grouped
+    )
+    return y.reshape(len(y), H, T, -1)

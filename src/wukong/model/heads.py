@@ -18,8 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from wukong.model.config import GPT2Config
-from wukong.model.gpt2 import GPT2
+from wukong.model.config import ModelConfig
+from wukong.model.language_model import LanguageModel
 
 HeadKind = Literal["linear", "mlp"]
 Pooling = Literal["last", "mean", "weighted"]
@@ -28,7 +28,7 @@ Pooling = Literal["last", "mean", "weighted"]
 class ScalarModel(nn.Module):
     """Reward model (pooled over the sequence) and value model (one value per token)."""
 
-    def __init__(self, trunk: GPT2, head: HeadKind = "linear", pooling: Pooling = "last") -> None:
+    def __init__(self, trunk: LanguageModel, head: HeadKind = "linear", pooling: Pooling = "last") -> None:
         super().__init__()
         width = trunk.config.n_embd
         self.trunk, self.head_kind, self.pooling = trunk, head, pooling
@@ -39,7 +39,7 @@ class ScalarModel(nn.Module):
         self.hidden = nn.Sequential(nn.Linear(width, width), nn.ReLU()) if head == "mlp" else nn.Identity()
 
     @property
-    def config(self) -> GPT2Config:
+    def config(self) -> ModelConfig:
         return self.trunk.config
 
     def token_scores(self, input_ids: Tensor, lengths: Tensor | None = None) -> Tensor:

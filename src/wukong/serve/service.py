@@ -24,8 +24,8 @@ from functools import cached_property
 from typing import Literal
 
 from wukong.errors import RunError, UsageError, brief
-from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, recommended_sampling
+from wukong.model.language_model import LanguageModel
 from wukong.provenance import verify
 from wukong.records import PromptLike, as_messages, prompt_id
 from wukong.rollout import Continuation, Decoder, inference_copy
@@ -56,7 +56,7 @@ class Served:
 
     name: str
     source: str
-    model: GPT2
+    model: LanguageModel
     tokenizer: Tokenizer
     created: int
     sampling: SamplingParameters = OWN_DISTRIBUTION

@@ -40,8 +40,8 @@ from wukong.feedback.judge import Judge, Opinion
 from wukong.feedback.replies import forget_replies, replies_path
 from wukong.feedback.reward_models import is_model, reward_judge
 from wukong.files import atomic_open, write_json
-from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, recommended_sampling
+from wukong.model.language_model import LanguageModel
 from wukong.objectives import best_of_n_kl
 from wukong.options import StageOptions
 from wukong.records import Prompt
@@ -131,7 +131,7 @@ class Picker:
 class Reference:
     """The model KL is measured against."""
 
-    model: GPT2
+    model: LanguageModel
     tokenizer: Tokenizer
 
 
@@ -299,8 +299,8 @@ def pick_best(
 
 
 def answer_all(
-    name: str, path: str, policy: GPT2, tokenizer: Tokenizer, prompts: Sequence[Prompt], options: AnswerOptions,
-    compute: Compute,
+    name: str, path: str, policy: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Prompt],
+    options: AnswerOptions, compute: Compute,
     picker: Picker | None = None,
 ) -> Answers:  # fmt: skip
     """Samples an answer to each prompt, with the same random numbers for every model."""
@@ -348,7 +348,7 @@ def rewards_of(
 
 
 def _measure_text(
-    answers: Answers, policy: GPT2, tokenizer: Tokenizer, options: EvaluateOptions, compute: Compute
+    answers: Answers, policy: LanguageModel, tokenizer: Tokenizer, options: EvaluateOptions, compute: Compute
 ) -> None:
     shards = TokenShards.open(f"{options.text}/valid", tokenizer)
     loss = validation_loss(policy, shards, policy.config.n_positions, options.eval_tokens, compute)
@@ -357,7 +357,9 @@ def _measure_text(
 
 
 @torch.inference_mode()
-def kl_of(policy: GPT2, reference: GPT2, answers: Answers, options: AnswerOptions, compute: Compute) -> np.ndarray:
+def kl_of(
+    policy: LanguageModel, reference: LanguageModel, answers: Answers, options: AnswerOptions, compute: Compute
+) -> np.ndarray:
     """sum_t log pi - log pi_ref of each answer (nats), both recomputed by the same code path. (prompts,)"""
     sequences = [p + s.ids for p, s in zip(answers.prompt_ids, answers.sampled, strict=True)]
     kl = np.zeros(len(sequences))

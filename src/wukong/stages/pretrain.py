@@ -25,8 +25,10 @@ from wukong import require
 from wukong.console import say
 from wukong.data.shards import TokenShards
 from wukong.errors import Text, UsageError
-from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
+from wukong.model.config import ModelConfig
+from wukong.model.families import PRESET_CONFIGS, new_model
 from wukong.model.hub import load_policy, recommended_sampling, save_policy
+from wukong.model.language_model import LanguageModel
 from wukong.processes import all_reduce_sum, is_first, local_part, world_size
 from wukong.require import Need
 from wukong.rollout import generate, inference_copy
@@ -86,7 +88,7 @@ MOST_EPOCHS = 40
 USUAL_TOKENS = 2_000_000
 
 
-def workload(options: PretrainOptions, config: GPT2Config) -> Workload:
+def workload(options: PretrainOptions, config: ModelConfig) -> Workload:
     context = options.context or config.n_positions
     own_rows = math.ceil(options.batch_tokens // context / world_size())
     rows = min(own_rows, max(1, options.micro_batch_tokens // context))
@@ -102,8 +104,8 @@ def training_tokens(options: PretrainOptions, corpus: int) -> int:
 
 def needs(options: PretrainOptions) -> list[Need]:
     check_optimizer(options.optimizer, sharded=options.parallel == "fsdp")
-    if options.model in PRESETS:
-        check_context(options, PRESETS[options.model]["n_positions"])
+    if options.model in PRESET_CONFIGS:
+        check_context(options, PRESET_CONFIGS[options.model].n_positions)
         start = []
     else:
         sizes = Need(lambda planned: check_context(options, planned.context_of(options.model)))
@@ -130,9 +132,9 @@ def run(options: PretrainOptions) -> None:
     # ------------------------------------------------------------------------------------------- model and data
     torch.manual_seed(derived_seed(options.seed, "initialise"))
     tokenizer = Tokenizer.load(options.data)
-    if options.model in PRESETS:
-        config = GPT2Config(vocab_size=tokenizer.vocab_size, **PRESETS[options.model])
-        model, sampling = GPT2(replace(config, dropout=options.dropout)), OWN_DISTRIBUTION
+    if options.model in PRESET_CONFIGS:
+        sizes = replace(PRESET_CONFIGS[options.model], vocab_size=tokenizer.vocab_size, dropout=options.dropout)
+        model, sampling = new_model(sizes), OWN_DISTRIBUTION
     else:
         model, own_tokenizer = load_policy(options.model, dropout=options.dropout)
         sampling = recommended_sampling(options.model)
@@ -196,13 +198,13 @@ def run(options: PretrainOptions) -> None:
         {"valid_loss": best, "parameters": model.n_parameters()},
     )
     chance = Text("{loss:.2f} before the first step", loss=math.log(tokenizer.vocab_size))
-    begun = chance if options.model in PRESETS else options.model
+    begun = chance if options.model in PRESET_CONFIGS else options.model
     say("pretrain: {best:.3f} nats per held-out token ({begun})", best=best, begun=begun)
     say("next: wukong sft --model {out} --data DEMONSTRATIONS --out {out}-sft", out=options.out)
 
 
 def _show_samples(
-    session: Session, options: PretrainOptions, model: GPT2, tokenizer: Tokenizer, compute: Compute
+    session: Session, options: PretrainOptions, model: LanguageModel, tokenizer: Tokenizer, compute: Compute
 ) -> None:
     """Continues the sample prompts and writes the texts to samples.jsonl."""
     prompts = [tokenizer.encode(text) for text in options.sample_prompts]

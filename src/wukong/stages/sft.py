@@ -28,8 +28,8 @@ from wukong.data.split import split_by_prompt
 from wukong.data.summary import ReadSummary
 from wukong.errors import UsageError
 from wukong.language import counted
-from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, recommended_sampling, save_policy
+from wukong.model.language_model import LanguageModel
 from wukong.model.logprobs import token_logprobs
 from wukong.processes import all_reduce_sum, is_first, local_part
 from wukong.records import Conversation
@@ -98,7 +98,7 @@ def examples_of(
     return examples
 
 
-def response_loss(model: GPT2, examples: Sequence[Example], compute: Compute) -> tuple[torch.Tensor, int]:
+def response_loss(model: LanguageModel, examples: Sequence[Example], compute: Compute) -> tuple[torch.Tensor, int]:
     """Summed negative log-likelihood (nats) of the response tokens, and their number."""
     packed = pack(examples, model.config.n_positions)
     ids, segments = packed.input_ids.to(compute.device), packed.segments.to(compute.device)
@@ -106,7 +106,7 @@ def response_loss(model: GPT2, examples: Sequence[Example], compute: Compute) ->
     # A segment's first token would be predicted by another segment, but it is a prompt token and never counted.
     with compute.autocast():
         hidden = model(ids, segments=segments)[:, :-1][counted]  # (N, C)
-        logprobs, _ = token_logprobs(hidden, model.wte.weight, ids[:, 1:][counted])
+        logprobs, _ = token_logprobs(hidden, model.output_weight, ids[:, 1:][counted])
     return -logprobs.sum(), len(logprobs)
 
 
@@ -194,7 +194,7 @@ def _parts(batch: Sequence[Example], max_tokens: int) -> list[list[Example]]:
 
 
 @torch.no_grad()
-def _validate(model: GPT2, examples: Sequence[Example], session: Session) -> float:
+def _validate(model: LanguageModel, examples: Sequence[Example], session: Session) -> float:
     model.eval()
     parts = lockstep(local_part(_parts(examples, session.micro_batch_tokens)), model)
     found = [response_loss(model, part, session.compute) for part in parts]

@@ -21,19 +21,21 @@ from wukong import processes
 from wukong.console import say
 from wukong.errors import UsageError
 from wukong.files import cache_directory, read_json, write_json
-from wukong.model.gpt2 import GPT2
+from wukong.model.language_model import LanguageModel
 from wukong.training.compute import Compute, gpu_name, matrix_speed, synchronize
 from wukong.training.parallel import is_sharded
 from wukong.training.session import Session
 
 Compile = Literal["auto", "on", "off"]
-Loss = Callable[[GPT2, Tensor, Compute], Tensor]
+Loss = Callable[[LanguageModel, Tensor, Compute], Tensor]
 
 LONG_SECONDS = 30 * 60.0
 """auto measures only in runs estimated to take longer than this."""
 
 
-def compiled_where_faster(session: Session, choice: Compile, model: GPT2, loss: Loss, ids: Tensor, passes: int) -> GPT2:
+def compiled_where_faster(
+    session: Session, choice: Compile, model: LanguageModel, loss: Loss, ids: Tensor, passes: int
+) -> LanguageModel:
     """The model, or a compiled version with the same parameters.
 
     Args:
@@ -64,11 +66,11 @@ def compiled_where_faster(session: Session, choice: Compile, model: GPT2, loss: 
     return compiled
 
 
-def _compiled(model: GPT2) -> GPT2:
-    return cast(GPT2, torch.compile(model, dynamic=False))
+def _compiled(model: LanguageModel) -> LanguageModel:
+    return cast(LanguageModel, torch.compile(model, dynamic=False))
 
 
-def _pays(compute: Compute, model: GPT2, loss: Loss, ids: Tensor, passes: int) -> bool:
+def _pays(compute: Compute, model: LanguageModel, loss: Loss, ids: Tensor, passes: int) -> bool:
     """Whether compiling is faster, measured now or cached; False without measuring for a short run."""
     arithmetic = 6.0 * model.n_parameters() * ids.numel()
     if passes * arithmetic / matrix_speed(compute, 2048, model.config.n_embd) < LONG_SECONDS:
@@ -98,12 +100,12 @@ def _pays(compute: Compute, model: GPT2, loss: Loss, ids: Tensor, passes: int) -
     return result
 
 
-def _pass(model: GPT2, loss: Loss, ids: Tensor, compute: Compute) -> None:
+def _pass(model: LanguageModel, loss: Loss, ids: Tensor, compute: Compute) -> None:
     loss(model, ids, compute).backward()
     synchronize(ids.device)
 
 
-def _seconds(model: GPT2, loss: Loss, ids: Tensor, compute: Compute) -> float:
+def _seconds(model: LanguageModel, loss: Loss, ids: Tensor, compute: Compute) -> float:
     """The best of three passes, after one that compiles or warms up."""
     times = []
     for _ in range(4):

@@ -1,7 +1,7 @@
-"""Formulas for a GPT-2's parameters, memory and arithmetic before it runs; and the machine's free memory.
+"""Formulas for a model's parameters, memory and arithmetic before it runs; and the machine's free memory.
 
 Tests check the formulas against real models. Sizes are in bytes, arithmetic in floating-point operations (a multiply
-and an add are two). Shape legend: C channels, H heads, L layers, P positions, V vocabulary.
+and an add are two). Shape legend: C channels, L layers, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,55 +11,52 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from wukong import processes
-from wukong.files import read_json
-from wukong.model import kernels
-from wukong.model.gpt2 import PRESETS, GPT2Config
+from wukong.model.config import ModelConfig
+from wukong.model.decoding import decoding_path
 from wukong.model.logprobs import CHUNK_LOGITS, KEPT_LOGITS_BYTES
-from wukong.model.native import HEAD_WIDTHS
-from wukong.model.packed import can_pack, multiplies_tiles
 
 SPARE = 0.1
 """The fraction of free memory left for everything else."""
 
 
-def n_parameters(config: GPT2Config) -> int:
-    """V C + P C for the embeddings, 12 C^2 + 13 C per layer, 2 C for the last LayerNorm."""
-    C = config.n_embd
-    return (config.vocab_size + config.n_positions) * C + config.n_layer * (12 * C * C + 13 * C) + 2 * C
+def n_parameters(config: ModelConfig) -> int:
+    return config.outside_blocks + config.n_layer * config.block.total
 
 
-def frozen_bytes(config: GPT2Config, dtype: torch.dtype) -> int:
-    """A frozen model: matrices and their biases in the compute precision, the rest in float32; and its output weights,
-    centred, in the compute precision (model/logprobs.py)."""
-    C = config.n_embd
-    matrices = config.n_layer * (12 * C * C + 9 * C)
-    output = 0 if dtype == torch.float32 else dtype.itemsize * config.vocab_size * C
-    return 4 * (n_parameters(config) - matrices) + dtype.itemsize * matrices + output
+def _layers(config: ModelConfig) -> int:
+    """The numbers in the blocks' linear layers: their matrices and biases."""
+    return config.n_layer * (config.block.matrices + config.block.biases)
+
+
+def frozen_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """A frozen model: the blocks' matrices and biases in the compute precision, the rest in float32; and its output
+    weights, centred, in the compute precision (model/logprobs.py)."""
+    layers = _layers(config)
+    output = 0 if dtype == torch.float32 else dtype.itemsize * config.vocab_size * config.n_embd
+    return 4 * (n_parameters(config) - layers) + dtype.itemsize * layers + output
 
 
 TRAINED_BYTES = 16
 """Per trained parameter: weight, gradient and Adam's two moments, all float32."""
 
 
-def activation_bytes(config: GPT2Config, dtype: torch.dtype, checkpointing: bool) -> int:
+def activation_bytes(config: ModelConfig, dtype: torch.dtype, checkpointing: bool) -> int:
     """What the trunk keeps per token for the backward pass, without dropout.
 
-    A layer keeps the input of each LayerNorm (float32, and mean and deviation) and, in the compute precision, the
-    inputs of the four matrices (C, C, C, 4 C), queries, keys and values (3 C) and the input of the GELU (4 C); if the
-    compute precision is float32, an input is kept once. Checkpointed, it keeps only its own input, and the rest is
-    recomputed one layer at a time.
+    A layer keeps the input of each normalisation (float32, and its mean or deviation) and, in the compute precision,
+    the inputs of matrices, activation functions and attention; if the compute precision is float32, an input is kept
+    once. Checkpointed, it keeps only its own input, and the rest is recomputed one layer at a time.
     """
-    C, L = config.n_embd, config.n_layer
-    layer = 2 * 4 * C + 14 * dtype.itemsize * C + 4 * (config.n_head + 4)
+    C, L, kept = config.n_embd, config.n_layer, config.kept_by_block
+    layer = 4 * kept.normalised + dtype.itemsize * kept.computed + 4 * (config.n_head + 4)
     return (L * 4 * C + layer if checkpointing else L * layer) + 2 * 4 * C
 
 
-def logits_bytes(config: GPT2Config, dtype: torch.dtype, tokens: int) -> int:
+def logits_bytes(config: ModelConfig, dtype: torch.dtype, tokens: int) -> int:
     """Bytes of the logits at this many tokens: those kept for the backward pass, and three float32 chunks in use."""
     logits = tokens * config.vocab_size
     kept = logits * dtype.itemsize if logits * dtype.itemsize <= KEPT_LOGITS_BYTES else 0
@@ -67,26 +64,13 @@ def logits_bytes(config: GPT2Config, dtype: torch.dtype, tokens: int) -> int:
 
 
 def step_bytes(
-    config: GPT2Config, dtype: torch.dtype, tokens: int, checkpointing: bool, outputs: int | None = None
+    config: ModelConfig, dtype: torch.dtype, tokens: int, checkpointing: bool, outputs: int | None = None
 ) -> int:
     """Forward and backward pass of a micro-batch: activations, logits (at `outputs` tokens, or all), and the matrices
     in the compute precision."""
     cast = 0 if dtype == torch.float32 else dtype.itemsize * n_parameters(config)
     logits = logits_bytes(config, dtype, tokens if outputs is None else outputs)
     return tokens * activation_bytes(config, dtype, checkpointing) + logits + cast
-
-
-DecodingPath = Literal["native", "packed", "PyTorch"]
-
-
-def decoding_path(config: GPT2Config, device: torch.device, dtype: torch.dtype) -> DecodingPath:
-    """Which copy of a model decodes here (`rollout.inference_copy`): our kernels, oneDNN's packed matrices, or
-    PyTorch's layers."""
-    packs = can_pack(device, dtype)
-    fits = device.type == "cpu" and config.n_embd // config.n_head in HEAD_WIDTHS
-    if not (packs and multiplies_tiles()) and fits and kernels.library() is not None:
-        return "native"
-    return "packed" if packs else "PyTorch"
 
 
 SCATTERED, SCATTERED_LOGITS = 0.8, 0.25
@@ -102,7 +86,7 @@ nothing else."""
 class Decoding:
     """Responses decoded during training."""
 
-    config: GPT2Config
+    config: ModelConfig
     rows: int
     """Sequences decoded together on one process."""
     slots: int
@@ -113,9 +97,9 @@ DECODED_TOGETHER = 128
 """Maximum number of sequences that `rollout.generate` decodes together."""
 
 
-def cache_bytes(config: GPT2Config, rows: int, slots: int, itemsize: int) -> int:
-    """Keys and values: 2 L C per token."""
-    return rows * slots * 2 * config.n_layer * config.n_embd * itemsize
+def cache_bytes(config: ModelConfig, rows: int, slots: int, itemsize: int) -> int:
+    """Keys and values of each layer's key-value heads."""
+    return rows * slots * 2 * config.n_layer * config.n_kv_head * config.head_width * itemsize
 
 
 def decoding_bytes(decoding: Decoding, device: torch.device, dtype: torch.dtype, sharded: bool = False) -> int:
@@ -126,15 +110,15 @@ def decoding_bytes(decoding: Decoding, device: torch.device, dtype: torch.dtype,
     """
     config = decoding.config
     path = decoding_path(config, device, dtype)
-    C = config.n_embd
-    products = config.n_layer * (12 * C * C + 9 * C) + config.vocab_size * C
+    output_layer = config.vocab_size * config.n_embd
+    products = _layers(config) + output_layer
     if path == "native":
         copy = dtype.itemsize * products + 4 * n_parameters(config) * sharded
     elif path == "packed":
-        copy = dtype.itemsize * (products + n_parameters(config) - config.n_layer * 12 * C * C)
+        copy = dtype.itemsize * (products + n_parameters(config) - config.n_layer * config.block.matrices)
         copy += 4 * n_parameters(config) * sharded
     else:
-        output = 0 if dtype == torch.float32 else config.vocab_size * C
+        output = 0 if dtype == torch.float32 else output_layer
         copy = dtype.itemsize * (n_parameters(config) + output) if sharded or dtype != torch.float32 else 0
     logits = 3 * 4 * decoding.rows * config.vocab_size
     return copy + round(1.75 * cache_bytes(config, decoding.rows, decoding.slots, dtype.itemsize)) + logits
@@ -148,9 +132,9 @@ class Workload:
     """Tokens per step; a forward pass takes at most a micro-batch of them."""
     outputs: float = 1.0
     """The fraction of tokens at which logits are computed."""
-    trained: tuple[GPT2Config, ...] = ()
+    trained: tuple[ModelConfig, ...] = ()
     """The trained models, which take turns on a micro-batch."""
-    frozen: tuple[GPT2Config, ...] = ()
+    frozen: tuple[ModelConfig, ...] = ()
     """Reference and reward models, which every process holds in full."""
     decoding: Decoding | None = None
     processes: int = 1
@@ -169,18 +153,6 @@ def step_tokens(lengths: Sequence[int], batch_size: int) -> int:
     variance = sum((length - mean) ** 2 for length in lengths) / len(lengths)
     most = min(n * mean + 2 * math.sqrt(n * variance), n * max(lengths))
     return math.ceil(most / processes.world_size())
-
-
-def stored_config(source: str) -> GPT2Config | None:
-    """The config of a model directory or of a released GPT-2 (by hub id); None if it is not here (yet)."""
-    name = source.removeprefix("openai-community/")
-    if name.startswith("gpt2") and name in PRESETS and not Path(source).exists():
-        return GPT2Config(**PRESETS[name])
-    path = Path(source) / "config.json"
-    if not path.is_file():
-        return None
-    stored = read_json(path)
-    return GPT2Config(**{k: stored[k] for k in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")})
 
 
 @dataclass(frozen=True)
@@ -214,7 +186,7 @@ def estimate(workload: Workload, device: torch.device, dtype: torch.dtype, micro
     at_once = min(workload.tokens, micro_batch)
     outputs = math.ceil(at_once * workload.outputs)
 
-    def step(config: GPT2Config) -> int:
+    def step(config: ModelConfig) -> int:
         passes = step_bytes(config, dtype, at_once, workload.checkpointing, outputs)
         if device.type == "cpu":
             alike = workload.one_shape or (workload.tokens <= micro_batch and workload.decoding is None)
@@ -235,14 +207,12 @@ def estimate(workload: Workload, device: torch.device, dtype: torch.dtype, micro
     )
 
 
-def gathered_bytes(config: GPT2Config) -> int:
+def gathered_bytes(config: ModelConfig) -> int:
     """What a sharded model gathers while it computes: the embeddings and two layers in full, and their gradients."""
-    C = config.n_embd
-    layers = min(2, config.n_layer) * (12 * C * C + 13 * C)
-    return 2 * 4 * (layers + (config.vocab_size + config.n_positions + 2) * C)
+    return 2 * 4 * (min(2, config.n_layer) * config.block.total + config.outside_blocks)
 
 
-def forward_flops(config: GPT2Config, tokens: float, length: float, outputs: float) -> float:
+def forward_flops(config: ModelConfig, tokens: float, length: float, outputs: float) -> float:
     """One forward pass; backward costs twice as much (Kaplan et al. 2020, section 2.1, with attention and outputs).
 
     Args:
@@ -250,9 +220,9 @@ def forward_flops(config: GPT2Config, tokens: float, length: float, outputs: flo
         length: of their sequences; a token attends to half of it on average.
         outputs: the number of tokens at which logits are computed.
     """
-    C = config.n_embd
-    trunk = tokens * config.n_layer * (24 * C * C + 2 * length * C)
-    return trunk + 2 * outputs * config.vocab_size * C
+    attention = 2 * length * config.n_head * config.head_width
+    trunk = tokens * config.n_layer * (2 * config.block.matrices + attention)
+    return trunk + 2 * outputs * config.vocab_size * config.n_embd
 
 
 # ------------------------------------------------------------------------------------------------------- the machine

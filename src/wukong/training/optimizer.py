@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wukong.errors import UsageError
-from wukong.model.gpt2 import GPT2
+from wukong.model.language_model import LanguageModel
 
 Algorithm = Literal["adamw", "muon"]
 
@@ -94,8 +94,8 @@ class MuonWithAdamW:
 
 def hidden_matrices(module: nn.Module) -> set[Tensor]:
     """The weights of the transformer blocks that multiply hidden states."""
-    trunks = [part for part in module.modules() if isinstance(part, GPT2)]
-    return {p for trunk in trunks for block in trunk.h for p in block.parameters() if p.ndim == 2}
+    trunks = [part for part in module.modules() if isinstance(part, LanguageModel)]
+    return {p for trunk in trunks for p in trunk.blocks.parameters() if p.ndim == 2}
 
 
 def check_optimizer(algorithm: Algorithm, sharded: bool) -> None:

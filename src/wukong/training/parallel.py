@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from wukong import processes
 from wukong.errors import UsageError
-from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel
+from wukong.model.language_model import LanguageModel
 
 Parallel = Literal["ddp", "fsdp"]
 Module = TypeVar("Module", bound=nn.Module)
@@ -59,7 +59,7 @@ def place(module: nn.Module, parallel: Parallel, device: torch.device) -> None:
 
 def _roots(module: nn.Module) -> list[nn.Module]:
     """The modules that are called: a transformer, or the trunk and the head of a model that has both."""
-    if isinstance(module, GPT2):
+    if isinstance(module, LanguageModel):
         return [module]
     return [child for child in module.children() if any(True for _ in child.parameters())]
 
@@ -127,7 +127,8 @@ def lockstep(parts: Iterable[Part], *modules: nn.Module) -> Iterator[Part]:
             if is_sharded(module):
                 device = next(module.parameters()).device
                 nothing = torch.zeros(1, 1, dtype=torch.int64, device=device)
-                out = module(nothing) if isinstance(module, GPT2) else cast(ScalarModel, module).token_scores(nothing)
+                read = module if isinstance(module, LanguageModel) else cast(ScalarModel, module).token_scores
+                out = read(nothing)
                 if torch.is_grad_enabled():
                     (out.sum() * 0).backward()
 

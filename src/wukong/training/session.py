@@ -38,14 +38,15 @@ from wukong.data.batches import micro_batches
 from wukong.errors import RunError, Text, UsageError
 from wukong.files import atomic_directory, disk_errors, follow_umask, sync_directory, sync_file
 from wukong.language import joined
-from wukong.model.gpt2 import GPT2
+from wukong.model.decoding import decoding_path
+from wukong.model.language_model import LanguageModel
 from wukong.options import StageOptions
 from wukong.provenance import StageRun
 from wukong.seeds import derived_seed
 from wukong.training import parallel
 from wukong.training.checkpoint import list_checkpoints, load_latest, prune_checkpoints, save_checkpoint
 from wukong.training.compute import Compute, Precision, best_device, compute_for, gpu_name, read
-from wukong.training.memory import Workload, decoding_path, estimate, fitting_tokens, free_bytes, gigabytes
+from wukong.training.memory import Workload, estimate, fitting_tokens, free_bytes, gigabytes
 from wukong.training.metrics import JsonLines, MetricsLog
 from wukong.training.optimizer import Algorithm, optimizer_of
 from wukong.training.parallel import Parallel
@@ -199,7 +200,7 @@ class Session:
         self._tokens, self._clock, self._saved_at = 0, time.monotonic(), time.monotonic()
 
     def _workload(self, given: Workload | None) -> Workload:
-        trunks = [m for module in self.modules.values() for m in module.modules() if isinstance(m, GPT2)]
+        trunks = [m for module in self.modules.values() for m in module.modules() if isinstance(m, LanguageModel)]
         for trunk in trunks:
             trunk.checkpoint_blocks = self.options.gradient_checkpointing
         return replace(

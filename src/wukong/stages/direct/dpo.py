@@ -25,7 +25,7 @@ from torch import Tensor
 from wukong.data.answers import pair_index, pairs_by_prompt
 from wukong.data.summary import ReadSummary
 from wukong.errors import DataError, UsageError
-from wukong.model.gpt2 import GPT2
+from wukong.model.language_model import LanguageModel
 from wukong.objectives import dpo_loss, grouped_mean, ipo_loss
 from wukong.processes import all_reduce_sum
 from wukong.records import Comparison, Preference, Ranking, Vote
@@ -99,7 +99,12 @@ class DPO(DirectAlgorithm[AnswerPairs]):
         return item.answers
 
     def batch_loss(
-        self, session: Session, policy: GPT2, reference: GPT2, batch: Sequence[AnswerPairs], learn: bool
+        self,
+        session: Session,
+        policy: LanguageModel,
+        reference: LanguageModel,
+        batch: Sequence[AnswerPairs],
+        learn: bool,
     ) -> Metrics:
         options = self.options
         losses, hits, sides = [], [], torch.zeros(2, device=session.compute.device)

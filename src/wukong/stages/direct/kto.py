@@ -24,7 +24,7 @@ from wukong.data.answers import tokenised_answers
 from wukong.data.batches import by_length
 from wukong.data.summary import ReadSummary
 from wukong.errors import DataError
-from wukong.model.gpt2 import GPT2
+from wukong.model.language_model import LanguageModel
 from wukong.objectives import kto_baseline, kto_loss
 from wukong.processes import all_gather, all_reduce_sum, local_part
 from wukong.records import Message, Preference, Ranking, Vote
@@ -111,7 +111,9 @@ class KTO(DirectAlgorithm[VotedAnswer]):
     def answers_of(self, item: VotedAnswer) -> list[AnswerTokens]:
         return [item.answer]
 
-    def baseline(self, session: Session, policy: GPT2, reference: GPT2, batch: Sequence[VotedAnswer]) -> Tensor:
+    def baseline(
+        self, session: Session, policy: LanguageModel, reference: LanguageModel, batch: Sequence[VotedAnswer]
+    ) -> Tensor:
         """z_0 of a batch, (); 0 if all its votes are on one prompt."""
         temperature, compute = self.options.temperature, session.compute
         answers = mismatched(batch, policy.config.n_positions)
@@ -128,7 +130,12 @@ class KTO(DirectAlgorithm[VotedAnswer]):
         return kto_baseline(torch.cat(all_gather(measured)).to(compute.device))
 
     def batch_loss(
-        self, session: Session, policy: GPT2, reference: GPT2, batch: Sequence[VotedAnswer], learn: bool
+        self,
+        session: Session,
+        policy: LanguageModel,
+        reference: LanguageModel,
+        batch: Sequence[VotedAnswer],
+        learn: bool,
     ) -> Metrics:
         options = self.options
         baseline = self.baseline(session, policy, reference, batch)

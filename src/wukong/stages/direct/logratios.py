@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from wukong.data.batches import by_length, pad
-from wukong.model.gpt2 import GPT2
+from wukong.model.language_model import LanguageModel
 from wukong.processes import all_gather, local_part
 from wukong.scoring import response_logprobs, response_positions
 from wukong.training.compute import Compute
@@ -32,7 +32,9 @@ class AnswerTokens:
         return self.prompt + self.response
 
 
-def response_sums(model: GPT2, answers: Sequence[AnswerTokens], temperature: float, compute: Compute) -> Tensor:
+def response_sums(
+    model: LanguageModel, answers: Sequence[AnswerTokens], temperature: float, compute: Compute
+) -> Tensor:
     """log pi of each whole response (nats), in one forward pass: (B,) float32."""
     ids, _ = pad([answer.ids for answer in answers])  # (B, T)
     lengths = [len(answer.response) for answer in answers]
@@ -41,7 +43,7 @@ def response_sums(model: GPT2, answers: Sequence[AnswerTokens], temperature: flo
     return torch.stack([part.sum() for part in logprobs.split(lengths)])
 
 
-def logratios(model: GPT2, answers: Sequence[AnswerTokens], temperature: float, compute: Compute) -> Tensor:
+def logratios(model: LanguageModel, answers: Sequence[AnswerTokens], temperature: float, compute: Compute) -> Tensor:
     """log pi - log pi_ref of each whole response (nats): (B,) float32."""
     reference = torch.tensor([answer.reference for answer in answers], device=compute.device)
     return response_sums(model, answers, temperature, compute) - reference
@@ -49,7 +51,7 @@ def logratios(model: GPT2, answers: Sequence[AnswerTokens], temperature: float, 
 
 @torch.inference_mode()
 def measure_reference(
-    model: GPT2, answers: Sequence[AnswerTokens], temperature: float, compute: Compute, max_tokens: int
+    model: LanguageModel, answers: Sequence[AnswerTokens], temperature: float, compute: Compute, max_tokens: int
 ) -> None:
     """Fills in the reference's log-probs, once: the reference never changes."""
     model.eval().to(compute.device)

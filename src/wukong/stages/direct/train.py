@@ -22,8 +22,9 @@ from wukong.data.split import split_by_prompt
 from wukong.data.summary import ReadSummary
 from wukong.errors import UsageError
 from wukong.language import counted
-from wukong.model.gpt2 import GPT2, GPT2Config
+from wukong.model.config import ModelConfig
 from wukong.model.hub import load_policy, save_policy
+from wukong.model.language_model import LanguageModel
 from wukong.processes import is_first
 from wukong.provenance import StageRun
 from wukong.records import Preference
@@ -71,7 +72,7 @@ class DirectOptions(TrainOptions, DataOptions, RecommendOptions):
 USUAL = Usual(epochs=1.0, batch_size=32, lr=5e-6, most_epochs=4.0, small_lr=5e-5)
 
 
-def workload(lengths: Sequence[int], response: float, batch_size: int, config: GPT2Config) -> Workload:
+def workload(lengths: Sequence[int], response: float, batch_size: int, config: ModelConfig) -> Workload:
     """lengths: tokens per record, over all its answers; response: the fraction of them that are answer tokens."""
     return Workload(step_tokens(lengths, batch_size), response, frozen=(config,))
 
@@ -97,7 +98,7 @@ class DirectAlgorithm(ABC, Generic[Item]):
 
     @abstractmethod
     def batch_loss(
-        self, session: Session, policy: GPT2, reference: GPT2, batch: Sequence[Item], learn: bool
+        self, session: Session, policy: LanguageModel, reference: LanguageModel, batch: Sequence[Item], learn: bool
     ) -> Metrics:
         """The metrics of a batch, including `loss` and `margin`; `learn` also adds the gradient. Each process computes
         its local part; the metrics are of the whole batch."""
@@ -181,8 +182,8 @@ def _items(
 
 @torch.no_grad()
 def _evaluate(
-    algorithm: DirectAlgorithm[Item], session: Session, policy: GPT2, reference: GPT2, items: Sequence[Item],
-    passes: Passes,
+    algorithm: DirectAlgorithm[Item], session: Session, policy: LanguageModel, reference: LanguageModel,
+    items: Sequence[Item], passes: Passes,
 ) -> Metrics:  # fmt: skip
     """The mean loss and margin of held-out items."""
     parts = _batches(items, passes.batch_size)
@@ -202,7 +203,7 @@ def _batches(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
 
 
 def _save(
-    session: Session, work: StageRun, policy: GPT2, tokenizer: Tokenizer, options: DirectOptions,
+    session: Session, work: StageRun, policy: LanguageModel, tokenizer: Tokenizer, options: DirectOptions,
     answers: Sequence[AnswerTokens], results: dict[str, object],
 ) -> None:  # fmt: skip
     """Publishes the policy and reports how far it moved on these answers."""

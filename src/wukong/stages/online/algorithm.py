@@ -19,7 +19,8 @@ from torch import Tensor
 
 from wukong import processes
 from wukong.errors import UsageError
-from wukong.model.gpt2 import GPT2Config
+from wukong.model.config import ModelConfig
+from wukong.model.hub import stored_config
 from wukong.objectives import (
     Average,
     masked_mean,
@@ -31,7 +32,7 @@ from wukong.objectives import (
 from wukong.sampling import RecommendOptions
 from wukong.stages.online.rewards import ScoringOptions, model_inputs
 from wukong.stages.online.rollouts import RolloutOptions
-from wukong.training.memory import DECODED_TOGETHER, Decoding, Workload, stored_config
+from wukong.training.memory import DECODED_TOGETHER, Decoding, Workload
 
 ValueModelKind = Literal["separate", "shared"]
 Metrics = Mapping[str, Tensor | float]
@@ -225,7 +226,7 @@ def check(options: OnlineOptions) -> None:
         raise UsageError("--ptx-coef needs --ptx-data")
 
 
-def workload(options: OnlineOptions, config: GPT2Config, prompt: int) -> Workload:
+def workload(options: OnlineOptions, config: ModelConfig, prompt: int) -> Workload:
     """What the run holds in memory besides the trained models. prompt: tokens of the longest one."""
     together = math.ceil(options.batch_size / processes.world_size())
     length = min(prompt + options.max_new_tokens, config.n_positions)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from wukong.errors import RunError
-from wukong.model.gpt2 import GPT2
+from wukong.model.language_model import LanguageModel
 from wukong.objectives import equal_groups
 from wukong.seeds import derived_seed
 from wukong.stages.online.algorithm import OnlineOptions
@@ -54,7 +54,7 @@ class Collector:
 
     session: Session
     options: OnlineOptions
-    policy: GPT2
+    policy: LanguageModel
     score: ScoreFunction
     tokenizer: Tokenizer
     further: Callable[[int], Sequence[TokenisedPrompt]] | None = None

@@ -33,10 +33,10 @@ from wukong.data.batches import epoch_batch
 from wukong.data.prompts import PROMPTS
 from wukong.errors import UsageError
 from wukong.language import counted
-from wukong.model.config import GPT2Config
+from wukong.model.config import ModelConfig
 from wukong.model.divergence import reverse_kl
-from wukong.model.gpt2 import GPT2
 from wukong.model.hub import load_policy, save_policy
+from wukong.model.language_model import LanguageModel
 from wukong.require import Need
 from wukong.sampling import RecommendOptions, SamplingParameters
 from wukong.scoring import frozen, response_states
@@ -90,7 +90,7 @@ class DistillOptions(AnswerOptions, RecommendOptions):
         return self.episodes // self.batch_size
 
 
-def workload(options: DistillOptions, config: GPT2Config, teacher: GPT2Config, prompt: int) -> Workload:
+def workload(options: DistillOptions, config: ModelConfig, teacher: ModelConfig, prompt: int) -> Workload:
     """What the run holds in memory besides the student. prompt: tokens of the longest one."""
     together = math.ceil(options.batch_size / processes.world_size())
     length = min(prompt + options.max_new_tokens, config.n_positions)
@@ -108,8 +108,8 @@ class Distiller:
 
     session: Session
     options: DistillOptions
-    student: GPT2
-    teacher: GPT2
+    student: LanguageModel
+    teacher: LanguageModel
     tokenizer: Tokenizer
 
     def step(self, prompts: Sequence[TokenisedPrompt]) -> dict[str, float]:

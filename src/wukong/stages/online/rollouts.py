@@ -20,8 +20,8 @@ from wukong.data.batches import pad
 from wukong.data.prompts import PromptOptions, load_prompts
 from wukong.data.split import split_by_prompt
 from wukong.errors import DataError, UsageError
-from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel, ValueHead
+from wukong.model.language_model import LanguageModel
 from wukong.model.logprobs import token_logprobs
 from wukong.objectives import kl_estimate
 from wukong.processes import all_gather, all_reduce, local_part
@@ -194,7 +194,7 @@ def tokenised_prompts(
 
 
 def roll_out(
-    policy: GPT2, prompts: Sequence[TokenisedPrompt], tokenizer: Tokenizer, options: AnswerOptions, seed: int,
+    policy: LanguageModel, prompts: Sequence[TokenisedPrompt], tokenizer: Tokenizer, options: AnswerOptions, seed: int,
     compute: Compute,
 ) -> Episodes:  # fmt: skip
     """One response to each prompt; a prompt listed n times gets n responses.
@@ -249,19 +249,19 @@ ValueModel = ScalarModel | ValueHead
 
 
 def read_responses(
-    policy: GPT2, value_model: ValueModel | None, ids: Tensor, predicts: Tensor, temperature: float, compute: Compute,
-    with_entropy: bool,
+    policy: LanguageModel, value_model: ValueModel | None, ids: Tensor, predicts: Tensor, temperature: float,
+    compute: Compute, with_entropy: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Log-probs, entropies (zeros unless requested) and, for a value head on the policy's trunk, the values, in one
     pass: (N,) float32 each."""
     with compute.autocast():
         states = response_states(policy, ids, predicts)  # (N, C)
-        targets = ids[:, 1:][predicts]
-        found = token_logprobs(states, policy.wte.weight, targets, temperature=temperature, with_entropy=with_entropy)
+        weight, targets = policy.output_weight, ids[:, 1:][predicts]
+        found = token_logprobs(states, weight, targets, temperature=temperature, with_entropy=with_entropy)
         return *found, value_model.read(states) if isinstance(value_model, ValueHead) else None
 
 
-def head_values(policy: GPT2, head: ValueHead, ids: Tensor, predicts: Tensor, compute: Compute) -> Tensor:
+def head_values(policy: LanguageModel, head: ValueHead, ids: Tensor, predicts: Tensor, compute: Compute) -> Tensor:
     """The values of a head on the policy's trunk, of which only the head gets a gradient: (N,) float32."""
     with compute.autocast():
         with torch.no_grad():
@@ -281,7 +281,7 @@ ScoreFunction = Callable[[Episodes], Tensor]
 
 @torch.no_grad()
 def rollout_stats(
-    policy: GPT2, reference: GPT2, value_model: ValueModel | None, episodes: Episodes,
+    policy: LanguageModel, reference: LanguageModel, value_model: ValueModel | None, episodes: Episodes,
     parts: Iterable[Sequence[int]], temperature: float, compute: Compute,
 ) -> RolloutStats:  # fmt: skip
     """Log-probs of policy and reference, values and entropies of the response tokens.

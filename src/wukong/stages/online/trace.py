@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wukong.model.gpt2 import GPT2
+from wukong.model.language_model import LanguageModel
 from wukong.records import as_messages, prompt_id
 from wukong.report.traces import FILE
 from wukong.seeds import derived_seed
@@ -159,8 +159,8 @@ class Tracer:
 
     session: Session
     options: OnlineOptions
-    policy: GPT2
-    reference: GPT2
+    policy: LanguageModel
+    reference: LanguageModel
     value_model: ValueModel | None
     score: ScoreFunction
     tokenizer: Tokenizer
@@ -275,8 +275,8 @@ class Tracer:
 
 
 def tracer_of(
-    session: Session, options: OnlineOptions, policy: GPT2, reference: GPT2, value_model: ValueModel | None,
-    score: ScoreFunction, tokenizer: Tokenizer, prompts: Sequence[TokenisedPrompt],
+    session: Session, options: OnlineOptions, policy: LanguageModel, reference: LanguageModel,
+    value_model: ValueModel | None, score: ScoreFunction, tokenizer: Tokenizer, prompts: Sequence[TokenisedPrompt],
 ) -> Tracer | None:  # fmt: skip
     """What records this run; None if nothing is to be traced. prompts: of the run. Errors: see `pinned_prompts`."""
     steps = traced_steps(options)

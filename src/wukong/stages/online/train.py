@@ -33,9 +33,9 @@ from wukong.feedback.replies import forget_replies, replies_path
 from wukong.feedback.reward_models import require_better_than_chance
 from wukong.files import atomic_directory
 from wukong.language import counted
-from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel, ValueHead
 from wukong.model.hub import load_policy, load_reward, load_trunk, save_policy
+from wukong.model.language_model import LanguageModel
 from wukong.objectives import adapted_kl_coef, masked_mean
 from wukong.require import Need
 from wukong.sampling import SamplingParameters
@@ -78,8 +78,8 @@ class Trainer:
 
     session: Session
     options: OnlineOptions
-    policy: GPT2
-    reference: GPT2
+    policy: LanguageModel
+    reference: LanguageModel
     value_model: ValueModel | None
     score: ScoreFunction
     tokenizer: Tokenizer
@@ -307,8 +307,8 @@ def batch_of(prompts: Sequence[TokenisedPrompt], number: int, options: OnlineOpt
 
 
 def _trainer(
-    session: Session, options: OnlineOptions, policy: GPT2, value_model: ValueModel | None, tokenizer: Tokenizer,
-    prompts: Sequence[TokenisedPrompt],
+    session: Session, options: OnlineOptions, policy: LanguageModel, value_model: ValueModel | None,
+    tokenizer: Tokenizer, prompts: Sequence[TokenisedPrompt],
 ) -> Trainer:  # fmt: skip
     """The trainer with its frozen parts: the reference, the rewards and the pretraining term."""
     reference = frozen(load_policy(options.model)[0], session.compute)
@@ -333,14 +333,14 @@ def _sampling(options: OnlineOptions) -> SamplingParameters:
     return SamplingParameters(options.temperature).for_training(options.recommended_temperature)
 
 
-def _keep_policy(options: OnlineOptions, iteration: int, policy: GPT2, tokenizer: Tokenizer) -> None:
+def _keep_policy(options: OnlineOptions, iteration: int, policy: LanguageModel, tokenizer: Tokenizer) -> None:
     plain = full_module(policy, "cpu")
     if processes.is_first():
         with atomic_directory(options.out / "policies" / f"iteration-{iteration:06d}") as staged:
             save_policy(staged, plain, tokenizer, sampling=_sampling(options))
 
 
-def first_value_model(options: OnlineOptions, policy: GPT2) -> ValueModel:
+def first_value_model(options: OnlineOptions, policy: LanguageModel) -> ValueModel:
     """A head on the policy's trunk, or a copy of the reward model (Stiennon et al. 2020); without a reward model, the
     SFT model with a new head."""
     if options.algorithm().value_model == "shared":

@@ -15,8 +15,8 @@ from torch import Tensor
 from wukong import processes
 from wukong.data.shards import TokenShards
 from wukong.errors import RunError
-from wukong.model.gpt2 import GPT2
 from wukong.model.heads import ScalarModel, ValueHead
+from wukong.model.language_model import LanguageModel
 from wukong.objectives import loss_average, truncated_importance_weights
 from wukong.scoring import language_model_loss
 from wukong.seeds import permutation
@@ -181,7 +181,7 @@ class PretrainingLoss:
     context: int
     seed: int
 
-    def parts(self, policy: GPT2, update: int, compute: Compute, micro_batch_tokens: int) -> Iterator[Tensor]:
+    def parts(self, policy: LanguageModel, update: int, compute: Compute, micro_batch_tokens: int) -> Iterator[Tensor]:
         """The loss on the contexts of the run's `update`-th update, in micro-batches that add up to it."""
         ids = self.shards.batch(update, self.rows, self.context, self.seed).to(compute.device)
         mine = processes.local_part(ids)
@@ -197,7 +197,7 @@ class Update:
     session: Session
     algorithm: Algorithm
     options: OnlineOptions
-    policy: GPT2
+    policy: LanguageModel
     value_model: ValueModel | None
     episodes: Episodes
     stats: RolloutStats

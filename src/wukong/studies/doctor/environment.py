@@ -180,7 +180,7 @@ def kernels() -> Iterator[Finding]:
     import torch
     import torch.nn.functional as F
 
-    from wukong.model import kernels as ours
+    from wukong.model.cpu import kernels as ours
 
     slower = "PyTorch's own kernels are used, which write responses up to twice as slowly"
     if platform.system() != "Linux" or "AVX" not in torch.backends.cpu.get_cpu_capability():

@@ -27,6 +27,7 @@ from wukong.feedback.store.importing import Use, import_file
 from wukong.feedback.store.labels import NotFoundError, project_of
 from wukong.feedback.store.tables import Task, TaskResponse, now
 from wukong.files import disk_errors
+from wukong.model.architectures import REWARDS
 from wukong.records import Message, Prompt, as_messages, write_records
 from wukong.run_models import models_in
 from wukong.web.access import Admin, Form
@@ -161,7 +162,7 @@ def _sample(
 def uncertainty(project_id: Id, studio: Studio, person: Admin, form: Form) -> Response:
     """Has reward models of the run say how unsure they are of each open task (see `feedback.selection`)."""
     run = studio.settings.run_dir
-    chosen = _chosen(texts(form, "models"), models_in(run, "GPT2ForSequenceClassification"))
+    chosen = _chosen(texts(form, "models"), models_in(run, REWARDS))
     if not chosen:
         raise UsageError("choose a reward model")
     studio.jobs.start(project_id, "uncertainty", lambda job: [rate_uncertainty(studio.store, project_id, chosen)])

@@ -18,6 +18,7 @@ from wukong.feedback.store.exchange import SUFFIX, Judgments, export_file, judgm
 from wukong.feedback.store.labels import project_of
 from wukong.feedback.store.tables import KINDS, Task
 from wukong.feedback.store.tasks import add_guidelines, change_project, create_project, guidelines
+from wukong.model.architectures import REWARDS
 from wukong.run_models import models_in
 from wukong.web.access import Admin, Form
 from wukong.web.inputs import Id, number, text, whole, writes
@@ -79,7 +80,7 @@ def project_page(request: Request, project_id: Id, studio: Studio, person: Admin
         guidelines=version,
         files=[file.name for file in record_files(run)],
         policies=[path.name for path in models_in(run)],
-        reward_models=[path.name for path in models_in(run, "GPT2ForSequenceClassification")],
+        reward_models=[path.name for path in models_in(run, REWARDS)],
         job=studio.jobs.of(project_id),
     )
 

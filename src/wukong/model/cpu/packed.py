@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from wukong.model.attention import AttentionContext, attend
-from wukong.model.gpt2 import GPT2, Block
+from wukong.model.gpt2 import GPT2, Block, split_heads
 from wukong.model.logprobs import centred
 
 
@@ -71,7 +71,7 @@ class PackedBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, layer: int, context: AttentionContext) -> Tensor:
-        y = attend(self.qkv(self.ln_1(x)), self.n_head, layer, context)
+        y = attend(*split_heads(self.qkv(self.ln_1(x)), self.n_head), layer, context)
         x = self.attn_proj(y, residual=x)
         return self.mlp_proj(self.c_fc(self.ln_2(x), gelu=True), residual=x)
 
