@@ -157,7 +157,7 @@ class Distiller:
             with torch.no_grad():
                 theirs = response_states(self.teacher, ids, predicts)  # (N, D)
             ours = response_states(self.student, ids, predicts)  # (N, C)
-            weights = self.student.wte.weight, self.teacher.wte.weight
+            weights = self.student.output_weight, self.teacher.output_weight
             return reverse_kl(ours, weights[0], theirs, weights[1], temperature=self.options.temperature)
 
 
