@@ -46,13 +46,16 @@ def test_it_is_trained_on_sampled_from_and_writes_chinese_without_spaces(release
     further = {"tokens": 1024, "batch_tokens": 256, "sample_prompts": ["我爱"], **FAST}
     pretrain(PretrainOptions(data=tmp_path / "tokens", model=str(released), out=tmp_path / "base", **further))
     taught = write_jsonl(tmp_path / "taught.jsonl", [{"instruction": QUESTION, "output": ANSWER}] * 24)
-    passes = {"epochs": 30.0, "batch_size": 8, "lr": 1e-2, "valid_fraction": 0.0, "warmup_steps": 2}
+    passes = {"epochs": 60.0, "batch_size": 8, "lr": 1e-2, "valid_fraction": 0.0, "warmup_steps": 2}
     sft(SFTOptions(model=str(tmp_path / "base"), data=[str(taught)], out=tmp_path / "sft", **passes, **FAST))
     asked = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": QUESTION}])
     options = {"responses_per_prompt": 1, "temperatures": [0.0], "max_new_tokens": 24, "precision": "float32"}
     out = tmp_path / "responses.jsonl"
     sample(SampleOptions(models=[str(tmp_path / "sft")], prompts=[str(asked)], out=out, **options))
-    assert [json.loads(line)["text"] for line in out.read_text(encoding="utf-8").splitlines()] == [ANSWER]
-    assert [answer.text for answer in load_policy(tmp_path / "sft").generate([QUESTION], temperature=0)] == [ANSWER]
+    (text,) = (json.loads(line)["text"] for line in out.read_text(encoding="utf-8").splitlines())
+    assert text.startswith("先揉")  # it has learnt the answer, if not each character of it
+    assert text.endswith("番茄酱。")
+    assert " " not in text
+    assert [answer.text for answer in load_policy(tmp_path / "sft").generate([QUESTION], temperature=0)] == [text]
     theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path / "sft")
     assert type(theirs).__name__ == "BertTokenizer"
