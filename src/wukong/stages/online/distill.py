@@ -42,8 +42,8 @@ from wukong.sampling import RecommendOptions, SamplingParameters
 from wukong.scoring import frozen, response_states
 from wukong.seeds import derived_seed
 from wukong.stages.online.rollouts import (
-    AnswerOptions,
     Episodes,
+    OnPolicyOptions,
     TokenisedPrompt,
     padded_rows,
     roll_out,
@@ -63,7 +63,7 @@ REPEATED = 4
 """Tokens of what counts as a repetition within a response."""
 
 
-class DistillOptions(AnswerOptions, RecommendOptions):
+class DistillOptions(OnPolicyOptions, RecommendOptions):
     """Train a student, on its own answers, to match a teacher's distribution of the next token."""
 
     model: str

@@ -34,7 +34,7 @@ from wukong.training.compute import Compute
 from wukong.training.session import TrainOptions
 
 
-class AnswerOptions(TrainOptions, PromptOptions):
+class OnPolicyOptions(TrainOptions, PromptOptions):
     """Which prompts to answer, and how."""
 
     prompts: list[str]
@@ -49,7 +49,7 @@ class AnswerOptions(TrainOptions, PromptOptions):
         return None
 
 
-class RolloutOptions(AnswerOptions):
+class RolloutOptions(OnPolicyOptions):
     """Which prompts to answer, and which part of a response is scored."""
 
     holdout: float = Field(0.0, ge=0, lt=1)
@@ -163,7 +163,7 @@ class RolloutStats:
 
 
 def tokenised_prompts(
-    options: AnswerOptions, held_out: float, tokenizer: Tokenizer, context: int
+    options: OnPolicyOptions, held_out: float, tokenizer: Tokenizer, context: int
 ) -> tuple[list[TokenisedPrompt], list[TokenisedPrompt]]:
     """Prompts as token ids, for training and held out; one that leaves no room for a response is dropped and counted.
 
@@ -194,7 +194,7 @@ def tokenised_prompts(
 
 
 def roll_out(
-    policy: LanguageModel, prompts: Sequence[TokenisedPrompt], tokenizer: Tokenizer, options: AnswerOptions, seed: int,
+    policy: LanguageModel, prompts: Sequence[TokenisedPrompt], tokenizer: Tokenizer, options: OnPolicyOptions, seed: int,
     compute: Compute,
 ) -> Episodes:  # fmt: skip
     """One response to each prompt; a prompt listed n times gets n responses.

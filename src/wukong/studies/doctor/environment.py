@@ -23,6 +23,7 @@ EXTRAS = {
     "lexicon": "the judge `lexicon`, which scores sentiment (recipe sentiment)",
     "studio": "`wukong studio`, the web application where people label",
     "serve": "`wukong serve`, models behind an OpenAI-compatible API",
+    "gguf": "`wukong import`, models from GGUF files",
     "rl": "the Gymnasium environment and Stable-Baselines3",
     "docs": "the documentation as a site (`make site`)",
     "course": "the lessons of the course, as notebooks (`make course`)",
