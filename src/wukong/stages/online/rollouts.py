@@ -194,9 +194,13 @@ def tokenised_prompts(
 
 
 def roll_out(
-    policy: LanguageModel, prompts: Sequence[TokenisedPrompt], tokenizer: Tokenizer, options: OnPolicyOptions, seed: int,
+    policy: LanguageModel,
+    prompts: Sequence[TokenisedPrompt],
+    tokenizer: Tokenizer,
+    options: OnPolicyOptions,
+    seed: int,
     compute: Compute,
-) -> Episodes:  # fmt: skip
+) -> Episodes:
     """One response to each prompt; a prompt listed n times gets n responses.
 
     Each process answers its local part. Every response has its own seed, so the responses do not depend on the number
