@@ -1,5 +1,6 @@
 """`wukong plan`: sizes followed through a recipe, and sums that a person can check."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from wukong import plan
 from wukong.cli import main
 from wukong.errors import UsageError
+from wukong.model.families import PRESET_CONFIGS
 from wukong.model.gpt2 import PRESETS, GPT2Config
 from wukong.plan import Cost, PlanOptions, cost_of, model_sizes, teacher_sizes
 from wukong.recipe import load_recipe, resolve
@@ -38,6 +40,14 @@ def test_the_sizes_of_the_kitchen_follow_from_its_preset_and_its_vocabulary(tmp_
     _, steps = resolve(load_recipe(KITCHEN), tmp_path / "nothing")
     expected = GPT2Config(**{**PRESETS["nano"], "vocab_size": 3072})
     assert model_sizes(steps) == dict.fromkeys(("pretrain", "sft", "reward", "ppo"), expected)
+
+
+def test_a_llama_is_followed_like_a_gpt2(tmp_path: Path) -> None:
+    _, steps = resolve(load_recipe("test"), tmp_path / "nothing", overrides={"pretrain.model": "llama-test"})
+    expected = replace(PRESET_CONFIGS["llama-test"], vocab_size=1536)
+    assert model_sizes(steps) == dict.fromkeys(("pretrain", "sft", "reward", "ppo"), expected)
+    (options,) = (step.options for step in steps if isinstance(step.options, PretrainOptions))
+    assert cost_of(options, expected, FLOAT32, ASSUMED).trained == n_parameters(expected)
 
 
 def test_pretraining_is_three_forward_passes_over_its_tokens() -> None:

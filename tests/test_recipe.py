@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 import wukong
@@ -277,6 +278,23 @@ def test_its_models_answer_through_the_python_interface(finished):
     assert response.n_tokens == 8 or response.finish_reason == "stop"
     reward = wukong.load_reward(finished / "reward", precision="float32")
     assert len(reward.score([("How to make pizza", "Bake it."), ("How to make pizza", "")])) == 2
+
+
+@pytest.mark.slow
+def test_the_whole_road_of_a_llama(tmp_path):
+    """The same recipe with one word changed. Its models open in `transformers`, and answer as they do here."""
+    transformers = pytest.importorskip("transformers")
+    run = wukong.run("test", tmp_path / "run", overrides={"pretrain.model": "llama-test"})
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "How to make pizza" in page
+    assert set(read_json(run / "evaluation" / "evaluation.json")["models"]) == {"base", "sft", "policy"}
+    policy = wukong.load_policy(run / "policy", precision="float32")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(run / "policy").eval()
+    assert type(theirs).__name__ == "LlamaForCausalLM"
+    ids = torch.tensor([policy.tokenizer.prompt_ids("How to make pizza")])
+    with torch.no_grad():
+        found = policy.model.logits(policy.model(ids))
+        torch.testing.assert_close(found, theirs(ids).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_a_finished_model_answers_the_question_in_the_story(finished, capsys):

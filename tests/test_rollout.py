@@ -14,10 +14,13 @@ from scipy import stats
 from tests.reference import sampling as reference
 from wukong import rollout
 from wukong.errors import UsageError
+from wukong.model.config import LlamaConfig
 from wukong.model.cpu import kernels
 from wukong.model.cpu.native import NativeModel
 from wukong.model.cpu.packed import PackedGPT2, can_pack
 from wukong.model.gpt2 import GPT2, GPT2Config
+from wukong.model.language_model import LanguageModel
+from wukong.model.llama import Llama
 from wukong.model.logprobs import token_logprobs
 from wukong.rollout import Continuation, Decoder, draw, generate, inference_copy, stream, truncate, uniforms
 from wukong.training.compute import Compute
@@ -38,10 +41,24 @@ def few_tokens() -> GPT2:
     return gpt2
 
 
-@pytest.fixture(scope="module", params=["PyTorch's kernels", "our kernels"])
-def model(request) -> Iterator[GPT2]:
+def llama_of_few_tokens() -> Llama:
+    torch.manual_seed(0)
+    sizes = {"n_positions": 40, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_kv_head": 2, "head_width": 8, "n_inner": 64}
+    llama = Llama(LlamaConfig(vocab_size=12, **sizes, tied=False)).eval()
+    with torch.no_grad():
+        for parameter in llama.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.2)
+        llama.norm.weight.fill_(0.6)
+    return llama
+
+
+@pytest.fixture(scope="module", params=["PyTorch's kernels", "our kernels", "a Llama"])
+def model(request) -> Iterator[LanguageModel]:
     gpt2 = few_tokens()
-    if request.param == "our kernels":
+    if request.param == "a Llama":
+        with kernels.using(None):
+            yield llama_of_few_tokens()
+    elif request.param == "our kernels":
         if kernels.library() is None:
             pytest.skip(NO_KERNELS)
         yield NativeModel(gpt2, torch.float32)

@@ -104,7 +104,7 @@ def cost_of(
     if isinstance(options, PretrainOptions):
         wanted = options.tokens or USUAL_TOKENS
         tokens = math.ceil(wanted / options.batch_tokens) * options.batch_tokens
-        context = options.context or config.n_positions
+        context = pretrain.usual_context(options, config.n_positions)
         held = _held(options, pretrain.workload(options, config), (config,), compute)
         return Cost(n, 0, held, 3 * forward_flops(config, tokens, context, tokens))
     assert isinstance(options, SFTOptions | RewardOptions | DirectOptions)

@@ -47,15 +47,17 @@ def language_model_loss(model: LanguageModel, ids: Tensor, compute: Compute) -> 
 
 @torch.no_grad()
 def validation_loss(
-    model: LanguageModel, shards: TokenShards, context: int, max_tokens: int, compute: Compute, rows: int = 16
+    model: LanguageModel, shards: TokenShards, context: int, max_tokens: int, compute: Compute
 ) -> float:
-    """Mean negative log-likelihood (nats per token) over the shards' first max_tokens, in windows of `context`."""
+    """Mean negative log-likelihood (nats per token) over the shards' first max_tokens, in windows of `context`, 16
+    windows together if they are no longer than 1,024 tokens."""
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
     length = min(len(shards) - 1, max_tokens)
     starts = list(range(0, max(1, length - context + 1), context))
     context = min(context, length)
+    rows = max(1, min(16, 16 * 1024 // context))
     parts = [starts[at : at + rows] for at in range(0, len(starts), rows)]
     for part in lockstep(processes.local_part(parts), model):
         ids = torch.from_numpy(np.stack([shards.window(s, context + 1) for s in part]))

@@ -4,6 +4,7 @@ Each case loads model and tokenizer and writes two tokens. Either that works ("l
 (a WukongError: "refused"); anything else, and a case of more than ten seconds, is a fault of ours and raises.
 
     python tests/fuzz/checkpoints.py 2500 0
+    python tests/fuzz/checkpoints.py 2500 0 llama
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from wukong.errors import WukongError
-from wukong.model.gpt2 import GPT2, GPT2Config
+from wukong.model.config import GPT2Config, LlamaConfig, ModelConfig, RotaryScaling
+from wukong.model.families import new_model
 from wukong.model.hub import load_policy, load_reward, recommended_sampling, save_policy
 from wukong.rollout import generate
 from wukong.sampling import SamplingParameters
@@ -44,13 +46,21 @@ ODD: tuple[Any, ...] = (
 )  # fmt: skip
 
 
-def make_valid(directory: Path) -> None:
+MODELS: dict[str, ModelConfig] = {
+    "gpt2": GPT2Config(vocab_size=284, n_positions=64, n_embd=16, n_layer=2, n_head=2),
+    "llama": LlamaConfig(
+        vocab_size=284, n_positions=64, n_embd=16, n_layer=2, n_head=2, n_kv_head=1, head_width=8, n_inner=24,
+        rotary_scaling=RotaryScaling(8.0, 1.0, 4.0, 32), tied=False,
+    ),
+}  # fmt: skip
+
+
+def make_valid(directory: Path, family: str) -> None:
     """A policy of two layers with every file that a model of others may have beside it."""
     texts = [f"Boil {n} eggs for {n % 9} minutes, then peel the eggs." for n in range(50)]
     tokenizer = Tokenizer.train(texts, 280)
     torch.manual_seed(0)
-    model = GPT2(GPT2Config(vocab_size=284, n_positions=64, n_embd=16, n_layer=2, n_head=2))
-    save_policy(directory, model, tokenizer, sampling=SamplingParameters(0.7, 20, 0.9))
+    save_policy(directory, new_model(MODELS[family]), tokenizer, sampling=SamplingParameters(0.7, 20, 0.9))
     (directory / "added_tokens.json").write_text('{"<|im_end|>": 280, "[PAD]": 281}')
 
 
@@ -430,12 +440,12 @@ def attempt(directory: Path) -> str:
     return "refused as policy"
 
 
-def run(count: int, seed: int) -> Counter:
+def run(count: int, seed: int, family: str = "gpt2") -> Counter:
     """`count` cases; outcomes by name. Raises AssertionError with the fault of the first case that went wrong."""
     outcomes: Counter = Counter()
     with tempfile.TemporaryDirectory(prefix="wukong-fuzz-") as place:
         valid, case = Path(place) / "valid", Path(place) / "case"
-        make_valid(valid)
+        make_valid(valid, family)
         assert attempt(valid) == "loaded"
         for number in range(count):
             draw = random.Random(f"{seed} {number}")
@@ -456,4 +466,4 @@ def run(count: int, seed: int) -> Counter:
 
 
 if __name__ == "__main__":
-    print(dict(run(int(sys.argv[1]), int(sys.argv[2]))))
+    print(dict(run(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from safetensors.torch import load_file
 
 from tests.stages.tiny_data import FOODS, tokenised, write_jsonl
 from tests.training.jobs import SECONDS, Jobs, run_programs
+from wukong.model.families import PRESET_CONFIGS, new_model
+from wukong.model.hub import load_policy, save_policy
 from wukong.report.traces import read_trace
 from wukong.runner import run as run_recipe
 from wukong.training.checkpoint import list_checkpoints
@@ -244,6 +247,35 @@ def test_the_death_of_one_ends_all_with_one_line_and_the_same_command_goes_on(
     assert list_checkpoints(out / "checkpoints")[-1].name == "step-000003"
     assert jobs.run(2, arguments, log) == [0] * 2
     assert_made_by_one(world, "pretrain", out)
+
+
+@pytest.fixture(scope="module")
+def untied(world: Path) -> Path:
+    """A Llama with an output layer of its own, and what one process makes of it."""
+    _, tokenizer = load_policy(world / "one" / "sft")
+    sizes = replace(PRESET_CONFIGS["llama-test"], vocab_size=tokenizer.vocab_size, tied=False, qkv_bias=True)
+    torch.manual_seed(0)
+    model = new_model(sizes)
+    save_policy(world / "untied", model, tokenizer)
+    return world / "untied"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_an_untied_llama_is_trained_together_as_alone(
+    world: Path, jobs: Jobs, untied: Path, tmp_path: Path, parallel: str
+) -> None:
+    found = []
+    for size, kind in ((1, "ddp"), (2, parallel)):
+        out = tmp_path / f"sft-{size}"
+        arguments = command(world, "sft", out, model=str(untied), parallel=kind)
+        assert jobs.run(size, arguments, tmp_path / "log") == [0] * size, (tmp_path / "log").read_text()
+        found.append(load_file(out / "model.safetensors"))
+    start = load_file(untied / "model.safetensors")
+    assert "lm_head.weight" in start
+    for name, expected in found[0].items():
+        torch.testing.assert_close(found[1][name], expected, rtol=1e-4, atol=1e-5)
+        assert (expected - start[name]).abs().max() > 1e-4
 
 
 def test_a_damaged_shard_is_noticed_and_the_checkpoint_before_is_used(world: Path, jobs: Jobs, tmp_path: Path) -> None:

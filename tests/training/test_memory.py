@@ -15,14 +15,15 @@ from torch.distributed import TCPStore
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.stages.tiny_data import write_jsonl
-from wukong.model.config import LlamaConfig
+from wukong.model.config import LlamaConfig, ModelConfig
 from wukong.model.cpu.native import NativeModel
 from wukong.model.cpu.packed import PackedGPT2
 from wukong.model.decoding import decoding_path
-from wukong.model.families import new_model
-from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
+from wukong.model.families import PRESET_CONFIGS, new_model
+from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import save_policy, save_reward
+from wukong.model.language_model import LanguageModel
 from wukong.model.llama import Llama
 from wukong.model.logprobs import centred, token_logprobs
 from wukong.rollout import inference_copy
@@ -37,6 +38,7 @@ from wukong.training.memory import (
     Estimate,
     Workload,
     activation_bytes,
+    cache_bytes,
     estimate,
     fitting_tokens,
     forward_flops,
@@ -49,30 +51,38 @@ from wukong.training.memory import (
 from wukong.training.session import Session, TrainOptions
 
 CONFIG = GPT2Config(vocab_size=500, n_positions=128, n_embd=64, n_layer=3, n_head=4)
+SIZES = {"vocab_size": 500, "n_positions": 128, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_kv_head": 2, "n_inner": 160}
+FAMILIES: dict[str, ModelConfig] = {
+    "GPT-2": CONFIG,
+    "Llama": LlamaConfig(**SIZES, head_width=16),
+    "Qwen2": LlamaConfig(**SIZES, head_width=16, qkv_bias=True),
+    "Qwen3": LlamaConfig(**SIZES, head_width=32, qk_norm=True, tied=False),
+}
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16]
+every_family = pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_the_parameter_count_is_the_models(name: str) -> None:
-    config = GPT2Config(**{"vocab_size": 257, **PRESETS[name]})
+@pytest.mark.parametrize("config", [*PRESET_CONFIGS.values(), *FAMILIES.values()], ids=[*PRESET_CONFIGS, *FAMILIES])
+def test_the_parameter_count_is_the_models(config: ModelConfig) -> None:
     with torch.device("meta"):
-        assert n_parameters(config) == GPT2(config).n_parameters()
+        assert n_parameters(config) == new_model(config).n_parameters()
 
 
 def test_the_released_gpt2_has_124_million() -> None:
     assert n_parameters(GPT2Config()) == 124_439_808
 
 
+@every_family
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_frozen_model_takes_what_is_said(dtype: torch.dtype) -> None:
-    model = frozen(GPT2(CONFIG), Compute(torch.device("cpu"), dtype))
-    output = centred(model.wte.weight, dtype)
+def test_a_frozen_model_takes_what_is_said(config: ModelConfig, dtype: torch.dtype) -> None:
+    model = frozen(new_model(config), Compute(torch.device("cpu"), dtype))
+    output = centred(model.output_weight, dtype)
     kept = {tensor.data_ptr(): tensor for tensor in (*model.parameters(), output)}.values()
-    assert sum(tensor.numel() * tensor.element_size() for tensor in kept) == frozen_bytes(CONFIG, dtype)
+    assert sum(tensor.numel() * tensor.element_size() for tensor in kept) == frozen_bytes(config, dtype)
 
 
-def kept_bytes(model: GPT2, forward: Callable[[], torch.Tensor], dtype: torch.dtype) -> int:
+def kept_bytes(model: LanguageModel, forward: Callable[[], torch.Tensor], dtype: torch.dtype) -> int:
     """What a forward pass keeps for backward, each memory once, parameters and their copies left out."""
     weights = {p.shape for p in model.parameters()} | {p.T.shape for p in model.parameters() if p.ndim == 2}
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -89,11 +99,12 @@ def kept_bytes(model: GPT2, forward: Callable[[], torch.Tensor], dtype: torch.dt
     return sum(storage.nbytes() for storage in storages.values())
 
 
+@every_family
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_activations_take_what_is_said(dtype: torch.dtype) -> None:
-    model, ids = GPT2(CONFIG), torch.randint(500, (8, 96))
+def test_the_activations_take_what_is_said(config: ModelConfig, dtype: torch.dtype) -> None:
+    model, ids = new_model(config), torch.randint(500, (8, 96))
     found = kept_bytes(model, lambda: model(ids), dtype)
-    assert found == pytest.approx(ids.numel() * activation_bytes(CONFIG, dtype, False), rel=0.1)
+    assert found == pytest.approx(ids.numel() * activation_bytes(config, dtype, False), rel=0.1)
 
 
 def test_checkpointed_activations_take_less() -> None:
@@ -120,11 +131,19 @@ def test_kept_logits_take_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert logits_bytes(GPT2Config(), torch.float32, 10_000) == 3 * 4 * memory.CHUNK_LOGITS  # too many: none is kept
 
 
-def test_the_arithmetic_is_what_pytorch_counts() -> None:
-    model, ids = GPT2(CONFIG), torch.randint(500, (4, 32))
+@every_family
+def test_the_arithmetic_is_what_pytorch_counts(config: ModelConfig) -> None:
+    model, ids = new_model(config), torch.randint(500, (4, 32))
     with FlopCounterMode(display=False) as counter:
         model.logits(model(ids))
-    assert forward_flops(CONFIG, 128, 32, 128) == pytest.approx(counter.get_total_flops(), rel=0.05)
+    assert forward_flops(config, 128, 32, 128) == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+@every_family
+def test_a_cache_takes_what_is_said(config: ModelConfig) -> None:
+    cache = new_model(config).empty_cache(3, 50)
+    held = sum(tensor.numel() * 4 for tensor in (*cache.keys, *cache.values))
+    assert held == cache_bytes(config, 3, 50, 4)
 
 
 def test_the_decoding_path_that_is_named_is_the_one_taken() -> None:

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from wukong.errors import UsageError
+from wukong.model.config import LlamaConfig
 from wukong.model.gpt2 import GPT2, GPT2Config
+from wukong.model.llama import Llama
 from wukong.training.checkpoint import load_latest, save_checkpoint
 from wukong.training.optimizer import Muon, hidden_matrices, optimizer_of, orthogonalised
 
@@ -75,6 +77,15 @@ def test_muon_gets_the_matrices_of_the_blocks_and_adamw_the_rest():
     assert len(grouped) == len(set(grouped)) == len(list(model.parameters()))
     decayed = {p for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
     assert decayed == {p for p in model.parameters() if p.ndim == 2}
+
+
+def test_muon_gets_a_llamas_matrices_but_neither_its_embedding_nor_its_output_layer():
+    sizes = {"n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_kv_head": 1, "head_width": 4, "n_inner": 12}
+    model = Llama(LlamaConfig(vocab_size=30, **sizes, tied=False, qk_norm=True))
+    hidden = {name for name, p in model.named_parameters() if p in hidden_matrices(model)}
+    attention, mlp = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+    expected = {*(f"self_attn.{name}" for name in attention), *(f"mlp.{name}" for name in mlp)}
+    assert hidden == {f"layers.0.{name}.weight" for name in expected}
 
 
 def test_a_resumed_run_of_both_is_the_same_bit_for_bit(tmp_path):

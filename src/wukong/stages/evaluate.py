@@ -97,7 +97,8 @@ class EvaluateOptions(AnswerOptions):
     reward_model: str | None = None
     """A reward model as a second judge, preferably one no policy was trained on."""
     text: Path | None = None
-    """Directory of `wukong tokenize`, whose validation text is used to measure perplexity."""
+    """Directory of `wukong tokenize`, whose validation text is used to measure perplexity, in windows of the model's
+    context, at most 1,024 tokens."""
     eval_tokens: int = Field(65536, ge=1)
     """Maximum number of held-out tokens to read."""
 
@@ -347,11 +348,16 @@ def rewards_of(
     return [scores[at : at + len(prompts)] for at in range(0, len(scores), len(prompts))]
 
 
+LONGEST_WINDOW = 1024
+"""Tokens of text read together for perplexity."""
+
+
 def _measure_text(
     answers: Answers, policy: LanguageModel, tokenizer: Tokenizer, options: EvaluateOptions, compute: Compute
 ) -> None:
     shards = TokenShards.open(f"{options.text}/valid", tokenizer)
-    loss = validation_loss(policy, shards, policy.config.n_positions, options.eval_tokens, compute)
+    window = min(policy.config.n_positions, LONGEST_WINDOW)
+    loss = validation_loss(policy, shards, window, options.eval_tokens, compute)
     answers.perplexity = math.exp(loss)
     answers.bits_per_byte = loss / math.log(2) / shards.bytes_per_token
 

@@ -46,15 +46,15 @@ from wukong.training.session import Session, TrainOptions
 
 
 class PretrainOptions(TrainOptions, RecommendOptions):
-    """Train a GPT-2 on raw text."""
+    """Train a language model on raw text."""
 
     data: Path
     """Directory of `wukong tokenize`."""
     model: str = "nano"
-    """A preset (test, nano, micro, mini, gpt2, gpt2-medium, gpt2-large, gpt2-xl), or a model to continue from: a
-    directory or hub id."""
+    """A preset (GPT-2's architecture: test, nano, micro, mini, gpt2, gpt2-medium, gpt2-large, gpt2-xl; Llama's:
+    llama-test, llama-nano, llama-124m), or a model to continue from: a directory or hub id."""
     context: int | None = Field(None, ge=8)
-    """Tokens per row. Default: the model's whole context."""
+    """Tokens per row. Default: the model's whole context, at most 1,024."""
     tokens: int | None = Field(None, ge=1, json_schema_extra={"usual": 2_000_000})
     """Training tokens, over as many epochs as needed. Default: two million, or 40 epochs if the corpus is smaller
     than that."""
@@ -83,18 +83,23 @@ class PretrainOptions(TrainOptions, RecommendOptions):
     """Texts for the model to continue at each validation; results go to samples.jsonl."""
 
 
+USUAL_CONTEXT = 1024
 MOST_EPOCHS = 40
 """Passes over a corpus beyond which more teach nothing (Muennighoff et al. 2023, figure 3)."""
 USUAL_TOKENS = 2_000_000
 
 
 def workload(options: PretrainOptions, config: ModelConfig) -> Workload:
-    context = options.context or config.n_positions
+    context = usual_context(options, config.n_positions)
     own_rows = math.ceil(options.batch_tokens // context / world_size())
     rows = min(own_rows, max(1, options.micro_batch_tokens // context))
     n = len(options.sample_prompts)
-    decoding = Decoding(config, n, config.n_positions) if n else None
+    decoding = Decoding(config, n, min(config.n_positions, USUAL_CONTEXT)) if n else None
     return Workload(rows * context, one_shape=True, decoding=decoding)
+
+
+def usual_context(options: PretrainOptions, longest: int) -> int:
+    return options.context or min(longest, USUAL_CONTEXT)
 
 
 def training_tokens(options: PretrainOptions, corpus: int) -> int:
@@ -113,15 +118,13 @@ def needs(options: PretrainOptions) -> list[Need]:
     return [require.shards(options.data), *start, require.device(options.device)]
 
 
-def check_context(options: PretrainOptions, longest: int | None) -> int | None:
-    """Tokens per row, for a model with a context of `longest` (None: not known yet). Raises UsageError for sizes that
-    do not fit."""
-    context = options.context or longest
+def check_context(options: PretrainOptions, longest: int | None) -> None:
+    """Raises UsageError for rows that do not fit a model with a context of `longest` (None: not known yet)."""
+    context = options.context if longest is None else usual_context(options, longest)
     if longest is not None and context is not None and context > longest:
         raise UsageError(f"--context {context} is longer than the model's {longest}")
     if context is not None and options.batch_tokens % context:
         raise UsageError(f"--batch-tokens {options.batch_tokens} is not a multiple of the context {context}")
-    return context
 
 
 def run(options: PretrainOptions) -> None:
@@ -142,7 +145,8 @@ def run(options: PretrainOptions) -> None:
             raise UsageError(
                 f"{options.data}: made with another tokenizer than {options.model}'s; tokenise it with that"
             )
-    context = check_context(options, model.config.n_positions) or model.config.n_positions
+    check_context(options, model.config.n_positions)
+    context = usual_context(options, model.config.n_positions)
     for text in options.sample_prompts:
         if not 0 < len(tokenizer.encode(text)) < model.config.n_positions:
             raise UsageError(f"--sample-prompts {text[:40]!r}: empty, or no shorter than the model's context")

@@ -98,9 +98,15 @@ def examples_of(
     return examples
 
 
+PACKED_ROW = 1024
+"""Tokens of a row that several examples share. The mask of attention grows with their square, so a model's context is
+not filled where it is longer."""
+
+
 def response_loss(model: LanguageModel, examples: Sequence[Example], compute: Compute) -> tuple[torch.Tensor, int]:
     """Summed negative log-likelihood (nats) of the response tokens, and their number."""
-    packed = pack(examples, model.config.n_positions)
+    longest = max(len(example.ids) for example in examples)
+    packed = pack(examples, min(model.config.n_positions, max(longest, PACKED_ROW)))
     ids, segments = packed.input_ids.to(compute.device), packed.segments.to(compute.device)
     counted = packed.response_mask[:, 1:].to(compute.device)  # (B, T - 1): position t predicts token t + 1
     # A segment's first token would be predicted by another segment, but it is a prompt token and never counted.
