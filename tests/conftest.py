@@ -21,11 +21,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.postgres_server import PostgresServer, find_postgres
+
+if TYPE_CHECKING:
+    import torch
 
 # The same examples each time, however slow the machine is.
 _unchecked = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
@@ -37,6 +41,19 @@ SHARED = Path(os.environ.get("WUKONG_SHARED", REPOSITORY.parent / "shared")) / "
 """The real data sets that some tests read: $WUKONG_SHARED/data, or ../shared/data beside the repository."""
 
 ALLOWED_SKIPS = ("needs a GPU", "no shared data", "needs PostgreSQL", "needs Chromium", "needs bfloat16 instructions")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where tests of numerics compute: cpu, cuda or mps")
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> "torch.device":
+    """The device of tests of numerics; the test fails where a device that was asked for is not there."""
+    import torch
+
+    torch.empty(0, device=(name := request.config.getoption("--device")))
+    return torch.device(name)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from wukong.objectives import (
     best_of_groups,
     best_of_n_kl,
     dpo_loss,
+    equal_groups,
     gae,
     group_advantages,
     grouped_mean,
@@ -27,12 +28,14 @@ from wukong.objectives import (
     leave_one_out_advantages,
     loss_average,
     masked_mean,
+    outside_clip_range,
     pairwise_loss,
     policy_gradient_loss,
     ppo_policy_loss,
     ppo_value_loss,
     sequence_rewards,
     token_rewards,
+    truncated_importance_weights,
     whiten,
 )
 
@@ -258,6 +261,64 @@ def test_ppo_policy_loss_equals_a_plain_loop():
     logprobs, old, advantages = -randn(40).abs(), -randn(40, seed=1).abs(), randn(40, seed=2)
     rows = zip(logprobs.tolist(), old.tolist(), advantages.tolist(), strict=True)
     close(ppo_policy_loss(logprobs, old, advantages, 0.2), [reference.ppo_policy_loss(*row, 0.2) for row in rows])
+    rows = zip(logprobs.tolist(), old.tolist(), advantages.tolist(), strict=True)
+    expected = [reference.ppo_policy_loss(*row, 0.2, 0.5) for row in rows]
+    close(ppo_policy_loss(logprobs, old, advantages, 0.2, 0.5), expected)
+
+
+def test_a_higher_upper_clip_range_leaves_a_good_action_its_gradient_for_longer():
+    # Ratios 1.25, 1.35 and 0.75 with eps 0.2 and eps_high 0.3. A good action (A = 2) is clipped at 1.3, not at 1.2; a
+    # bad one (A = -2) still at 0.8.
+    ratio = torch.tensor([1.25, 1.35, 0.75, 1.25, 0.75])
+    advantages = torch.tensor([2.0, 2.0, 2.0, -2.0, -2.0])
+    logprobs = ratio.log().requires_grad_()
+    found = ppo_policy_loss(logprobs, torch.zeros(5), advantages, 0.2, 0.3)
+    close(found, [-2.5, -2.6, -1.5, 2.5, 1.6])
+    close(gradient(found, logprobs), [-2.5, 0.0, -1.5, 2.5, 0.0])
+
+
+def test_a_ratio_is_outside_the_clip_range_below_and_above():
+    ratio = torch.tensor([[0.7, 0.81], [1.25, 1.35]])
+    assert outside_clip_range(ratio, 0.2).tolist() == [[True, False], [True, True]]
+    assert outside_clip_range(ratio, 0.2, 0.3).tolist() == [[True, False], [False, True]]
+
+
+# ------------------------------------------------------------------------------------------- the sampler's mismatch
+
+
+def test_importance_weights_are_capped_probability_ratios_without_gradient():
+    # 0.5/0.25 = 2, capped at 1.5; 0.2/0.4 = 0.5; 0.3/0.3 = 1.
+    logprobs = torch.tensor([0.5, 0.2, 0.3]).log().requires_grad_()
+    found = truncated_importance_weights(logprobs, torch.tensor([0.25, 0.4, 0.3]).log(), 1.5)
+    close(found, [1.5, 0.5, 1.0])
+    assert not found.requires_grad
+    with pytest.raises(ValueError, match="sampler_logprobs has shape"):
+        truncated_importance_weights(logprobs, torch.zeros(2), 2.0)
+
+
+def test_weighted_gradients_of_another_samplers_draws_are_those_of_the_policys_own():
+    """The expectation over 4 actions, written out: sum_a q(a) w(a) grad(-A log pi) with w = pi/q is the policy gradient
+    sum_a pi(a) grad(-A log pi); without weights it is another. With the cap no weight exceeds it."""
+    logits, advantages = randn(4).requires_grad_(), randn(4, seed=1)
+    sampler = (logits.detach() + randn(4, seed=2)).softmax(0)
+
+    def expected(probabilities: Tensor, weights: Tensor) -> Tensor:
+        loss = (probabilities * weights * policy_gradient_loss(logits.log_softmax(0), advantages)).sum()
+        return torch.autograd.grad(loss, logits)[0]
+
+    own = logits.detach().softmax(0)
+    weights = truncated_importance_weights(own.log(), sampler.log(), 1e9)
+    close(expected(sampler, weights), expected(own, torch.ones(4)))
+    assert (expected(sampler, torch.ones(4)) - expected(own, torch.ones(4))).abs().max() > 0.05  # the test can fail
+    assert truncated_importance_weights(own.log(), sampler.log(), 1.1).max() <= 1.1 < weights.max()
+
+
+def test_groups_are_equal_if_all_their_rewards_are_up_to_rounding():
+    rewards = torch.tensor([1.0, 1.0, 0.0, 1.0, -2.0, -2.0000002, 5.0, 5.1])
+    assert equal_groups(rewards, 2).tolist() == [True, False, True, False]
+    assert equal_groups(rewards, 4).tolist() == [False, False]
+    with pytest.raises(ValueError, match="do not form groups of 3"):
+        equal_groups(rewards, 3)
 
 
 def test_at_ratio_1_the_policy_loss_is_the_policy_gradient():

@@ -11,9 +11,10 @@ from wukong.cli import main
 from wukong.errors import UsageError
 from wukong.model.families import PRESET_CONFIGS
 from wukong.model.gpt2 import PRESETS, GPT2Config
-from wukong.plan import Cost, PlanOptions, cost_of, model_sizes
+from wukong.plan import Cost, PlanOptions, cost_of, model_sizes, teacher_sizes
 from wukong.recipe import load_recipe, resolve
 from wukong.records import Comparison, Ranking, as_messages, write_records
+from wukong.stages.online.distill import DistillOptions
 from wukong.stages.online.ppo import PPOOptions
 from wukong.stages.pretrain import PretrainOptions
 from wukong.stages.reward import RewardOptions
@@ -56,6 +57,30 @@ def test_pretraining_is_three_forward_passes_over_its_tokens() -> None:
     workload = Workload(256, trained=(CONFIG,), decoding=Decoding(CONFIG, 1, 64), one_shape=True)
     held = estimate(workload, FLOAT32.device, torch.float32, 8192).total
     assert cost == Cost(N, 0, held, 3 * forward_flops(CONFIG, 1024, 64, 1024))  # whole batches
+
+
+def test_distillation_writes_and_learns_while_its_teacher_reads(tmp_path: Path) -> None:
+    teacher = GPT2Config(vocab_size=300, **PRESETS["nano"])
+    options = DistillOptions(
+        out=Path("o"), model="sft", teacher="big", prompts=["p"], episodes=128, batch_size=32, max_new_tokens=16
+    )
+    cost = cost_of(options, CONFIG, FLOAT32, ASSUMED, teacher)
+    speak, read = (forward_flops(config, 128 * 24, 24, 128 * 16) for config in (CONFIG, teacher))
+    assert (cost.trained, cost.frozen) == (N, n_parameters(teacher))
+    assert (cost.products, cost.decoding) == (3 * speak + read, speak)
+    workload = Workload(32 * 24, 16 / 24, (CONFIG,), (teacher,), Decoding(CONFIG, 32, 24))
+    assert cost.bytes == estimate(workload, FLOAT32.device, torch.float32, options.micro_batch_tokens).total
+    path = tmp_path / "recipe.yaml"
+    made = "  distill: {model: '{run}/base', teacher: '{run}/big', prompts: [p], out: '{run}/d'}\n"
+    steps = "".join(
+        f"  pretrain{name}: {{data: '{{run}}/tokens', model: {preset}, out: '{{run}}/{out}'}}\n"
+        for name, preset, out in (("", "test", "base"), ("_big", "nano", "big"))
+    )
+    path.write_text(f"name: x\nsteps:\n  tokenize: {{data: [c], out: '{{run}}/tokens'}}\n{steps}{made}")
+    _, resolved = resolve(load_recipe(path), tmp_path / "run")
+    sizes = model_sizes(resolved)
+    assert teacher_sizes(resolved, sizes) == {"distill": sizes["pretrain_big"]}
+    assert sizes["distill"] == sizes["pretrain"] != sizes["pretrain_big"]
 
 
 @pytest.mark.parametrize("kind", ["separate", "shared"])

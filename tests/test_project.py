@@ -24,7 +24,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 
 def test_the_shipped_recipes():
-    names = ["course", "hh", "hh-scratch", "kitchen", "kitchen-zh", "polite", "sentiment", "test"]
+    names = ["course", "gsm8k", "hh", "hh-scratch", "kitchen", "kitchen-zh", "polite", "sentiment", "test"]
+    names.append("verifiable")
     assert sorted(path.stem for path in RECIPES) == names
 
 

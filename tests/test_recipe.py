@@ -165,7 +165,9 @@ def test_every_algorithm_is_a_step_by_its_name(recipe):
               for name in ("ppo", "reinforce", "rloo", "grpo", "bestofn")]  # fmt: skip
     summed = "grpo_sum: {model: m, rewards: [lexicon, '0.5*{run}/reward'], prompts: [p], out: '{run}/sum'}"
     offline = [f"{name}: {{model: m, data: [c], out: '{{run}}/{name}'}}" for name in ("dpo", "kto")]
-    _, steps = resolve(load_recipe(recipe("".join(f"  {step}\n" for step in [reward, *online, summed, *offline]))))
+    taught = "distill: {model: m, teacher: n, prompts: [p], out: '{run}/distill'}"
+    steps = [reward, *online, summed, *offline, taught]
+    _, steps = resolve(load_recipe(recipe("".join(f"  {step}\n" for step in steps))))
     assert {step.stage for step in steps} == {"reward", *POLICY_STAGES}
     missing = "  grpo: {model: m, rewards: ['0.5*{run}/reward'], prompts: [p], out: o}\n"
     with pytest.raises(DataError, match="is not the result of an earlier step"):

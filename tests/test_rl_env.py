@@ -15,6 +15,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 from wukong.errors import UsageError
+from wukong.feedback.annotators import load_judge
 from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import save_policy, save_reward
@@ -60,6 +61,16 @@ def test_it_passes_gymnasiums_checker_without_a_warning(tokenizer: Tokenizer):
             check_env(env.unwrapped)
     finally:
         gymnasium.registry.pop("wukong/Response-v0")
+
+
+def test_a_judge_scores_the_response_with_the_answer_of_its_prompt(tokenizer: Tokenizer):
+    prompts = [Prompt(messages=as_messages(text), answer=answer) for text, answer in (("hi", "ho"), ("1 + 1", "2"))]
+    env = ResponseEnv(gpt2(0), load_judge("exact"), tokenizer, prompts, max_new_tokens=6, kl_coef=0)
+    for number, text, score in ((0, "ho", 1.0), (1, "ho", 0.0), (1, "2", 1.0)):
+        env.reset(seed=0, options={"prompt": number})
+        for token in tokenizer.response_ids(text, finished=True):
+            _, reward, over, _, info = env.step(token)
+        assert (over, reward, info["score"]) == (True, score, score)
 
 
 def test_an_episode_is_one_response(tokenizer: Tokenizer):

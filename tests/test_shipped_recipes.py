@@ -4,13 +4,18 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import wukong
 from wukong.cli import main
+from wukong.data import read_prompts
 from wukong.errors import UsageError
-from wukong.recipe import VARIABLE, load_recipe, resolve
+from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
+from wukong.model.hub import save_policy
+from wukong.recipe import VARIABLE, check_steps, load_recipe, resolve
 from wukong.recipes.shipped import SHIPPED, find_recipe
+from wukong.tokenizer import Tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +37,7 @@ def test_a_recipe_is_found_by_its_name_unless_a_file_is_called_so():
     ("given", "message"),
     [
         ("kichen", r"^kichen: no such file, and no such recipe; did you mean kitchen\?$"),
-        ("zzz", "no such recipe; the recipes that come along are course, hh, .*kitchen, kitchen-zh, polite, .*test$"),
+        ("zzz", "no such recipe; the recipes that come along are course, gsm8k, .*kitchen, kitchen-zh, .*verifiable$"),
         ("recipes/kitchen.yaml", "^recipes/kitchen.yaml: no such file; .*: wukong run kitchen$"),
         ("polite.yaml", ": wukong run polite$"),
         ("mine.yaml", "^mine.yaml: no such file"),
@@ -113,3 +118,25 @@ def test_the_chinese_kitchen_is_run_like_the_english_one():
         assert {
             name for name in options.keys() | chinese[step].keys() if options.get(name) != chinese[step].get(name)
         } == {name for of, name in own if of == step}
+
+
+def test_gsm8k_is_checked_on_its_real_files_with_any_model(shared, monkeypatch, tmp_path):
+    """All steps on the real data and a tiny model in place of the hub's: what the recipe's stages need is there."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = GPT2(GPT2Config(vocab_size=257, **{**PRESETS["test"], "n_positions": 1024}))
+    save_policy(tmp_path / "model", model, Tokenizer.train([], 257, "plain"))
+    files = {split: [str(shared(f"instructions/gsm8k/{split}.jsonl.gz"))] for split in ("train", "test")}
+    overrides = {
+        "sft.model": str(tmp_path / "model"), "sft.data": files["train"], "grpo.prompts": files["train"],
+        "evaluate.prompts": files["test"],
+    }  # fmt: skip
+    _, steps = resolve(load_recipe("gsm8k"), overrides=overrides)
+    assert check_steps(steps, []) == []
+    overrides["evaluate.prompts"] = [str(tmp_path / "unanswered.jsonl")]
+    Path(overrides["evaluate.prompts"][0]).write_text('{"question": "1 + 1?"}\n')
+    with pytest.raises(UsageError, match=r"step evaluate: .*no reference answer.*which number needs"):
+        check_steps(resolve(load_recipe("gsm8k"), overrides=overrides)[1], [])
+    prompts = read_prompts(files["train"])
+    assert len(prompts) > 7400
+    assert all("####" in str(prompt.answer) for prompt in prompts)

@@ -273,9 +273,9 @@ def _only_vocabulary(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_edit(lambda c: c["model"].update(type="WordPiece")), "not a BPE tokenizer"),
-        (_edit(lambda c: c["pre_tokenizer"].update(type="Metaspace")), "not split as GPT-2"),
-        (_edit(lambda c: c.update(normalizer={"type": "NFC"})), "not split as GPT-2"),
+        (_edit(lambda c: c["model"].update(type="Unigram")), "neither a BPE tokenizer"),
+        (_edit(lambda c: c["model"].update(type="WordPiece")), "WordPiece with the pre_tokenizer 'ByteLevel'"),
+        (_edit(lambda c: c["pre_tokenizer"].update(type="Metaspace")), "pre_tokenizer 'Metaspace' is not supported"),
         (_edit(lambda c: c["model"]["merges"].append(["never", "seen"])), "do not match"),
         (_edit(lambda c: c["model"]["merges"].append(["a"])), "damaged"),
         (_edit(lambda c: c["model"]["vocab"].pop("!")), "1 of the 256 bytes"),
@@ -447,7 +447,7 @@ def test_own_template_from_file_or_text_with_trimming(tmp_path):
         ("nothing", "neither a file nor one of alpaca, plain"),
         ("{{ messages[0].content }}{% if", "line 1"),
         ("{% for m in messages %}{{ m.content }}{% endfor %}", "must be the content and <|endoftext|>"),
-        ("{{ messages[-1].content }}{{ eos_token }}", "changes the text of an earlier one"),
+        ("{{ messages[-1].content }}{{ eos_token }}", "an answer changes the text before it"),
         ("{{ raise_exception('no system please') }}", "no system please"),
         ("{{ messages.__class__.__mro__ }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe|not safely callable"),

@@ -396,10 +396,6 @@ def pattern(regex: str) -> Callable[[Path], None]:
 
 
 BROKEN = {
-    "a normalizer that its class ignores": (
-        to("tokenizer.json", normalizer={"type": "NFC"}),
-        "PreTrainedTokenizerFast",
-    ),
     "a normalizer that puts in text": (
         normal(type="Replace", pattern={"String": "a"}, content="b"),
         "normalizer 'Replace' is not supported",

@@ -30,7 +30,7 @@ def source_text() -> str:
     return "\n".join(
         path.read_text(encoding="utf-8")
         for path in sorted(SOURCE.rglob("*"))
-        if path.suffix in (".py", ".cpp", ".json", ".jinja")
+        if path.suffix in (".py", ".cpp", ".hpp", ".json", ".jinja")
     )
 
 
@@ -83,7 +83,7 @@ def test_every_name_and_test_on_the_page_exists():
     [
         ("`vanished` in `files.py`.", "–", "files.py has no vanished"),
         ("`read_json` in `gone.py`.", "–", "there is no gone.py"),
-        ("`vanished_in_the_kernel` in `model/kernels.cpp`.", "–", "model/kernels.cpp has no vanished_in_the_kernel"),
+        ("`gone_kernel` in `model/cpu/kernels.cpp`.", "–", "model/cpu/kernels.cpp has no gone_kernel"),
         ("`--no-such-option` does it.", "–", "there is no option --no-such-option"),
         ("`make nothing` does it.", "–", "there is no target make nothing"),
         ("`no_name_of_ours` does it.", "–", "nothing in src is called no_name_of_ours"),

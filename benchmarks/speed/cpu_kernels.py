@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line does
@@ -27,12 +28,14 @@ from shared.machine import machine
 from shared.table import markdown_heading, markdown_row
 
 from wukong import rollout
-from wukong.model import gpt2, kernels
-from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
-from wukong.model.native import NativeGPT2
+from wukong.model import gpt2
+from wukong.model.cpu import kernels
+from wukong.model.cpu.native import NativeModel
+from wukong.model.families import PRESET_CONFIGS, new_model
+from wukong.model.language_model import LanguageModel
 from wukong.training.compute import compute_for
 
-VOCABULARIES = {"nano": 4096, "micro": 4096, "gpt2": 50257}
+VOCABULARIES = {"nano": 4096, "micro": 4096, "gpt2": 50257, "llama-124m": 49152}
 Work = Callable[[], object]
 
 
@@ -50,9 +53,9 @@ def row(what: str, own: Work, theirs: Work, turns: int) -> None:
     print(markdown_row([what, *(f"{figure:.3g}" for figure in figures), f"{ratio:.2f}"]), flush=True)
 
 
-def model_of(size: str) -> GPT2:
+def model_of(size: str) -> LanguageModel:
     torch.manual_seed(0)
-    return GPT2(GPT2Config(vocab_size=VOCABULARIES[size], **PRESETS[size]))
+    return new_model(replace(PRESET_CONFIGS[size], vocab_size=VOCABULARIES[size]))
 
 
 @torch.inference_mode()
@@ -60,7 +63,7 @@ def decoding(size: str, rows: int, dtype: torch.dtype) -> None:
     """A step from 64 cached tokens: all layers, and the logits."""
     model = model_of(size).eval()
 
-    def step(form: GPT2) -> Work:
+    def step(form: LanguageModel) -> Work:
         ids = torch.zeros(rows, 64, dtype=torch.int64)
         cache = form.empty_cache(rows, 65)
         form(ids, cache=cache)
@@ -68,7 +71,7 @@ def decoding(size: str, rows: int, dtype: torch.dtype) -> None:
         return lambda: form.logits(form(ids[:, :1], cache=cache)[:, 0])
 
     name = f"decoding step, {size}, {rows} rows, weights in {str(dtype).removeprefix('torch.')}"
-    row(name, step(NativeGPT2(model, dtype)), step(model), 30)
+    row(name, step(NativeModel(model, dtype)), step(model), 30)
 
 
 def drawing(rows: int, vocabulary: int, library) -> None:
@@ -119,7 +122,7 @@ def main() -> None:
     print(f"{machine()}, {options.threads} threads, kernels for {options.processor}\n")
     print(markdown_heading(["milliseconds", "ours", "least", "PyTorch's", "least", "PyTorch's takes"]))
     with kernels.using(library):
-        for size, rows in (("micro", 64), ("gpt2", 1), ("gpt2", 16), ("gpt2", 64)):
+        for size, rows in (("micro", 64), *((size, rows) for size in ("gpt2", "llama-124m") for rows in (1, 16, 64))):
             for dtype in (torch.float32, torch.bfloat16):
                 decoding(size, rows, dtype)
         drawing(64, 4096, library)

@@ -167,7 +167,7 @@ def theirs(case: Case, dtype: str, manner: str, device: str):
 def worker(case: Case, dtype: str, contender: str, device: str) -> None:
     import torch
 
-    from wukong.model import kernels
+    from wukong.model.cpu import kernels
     from wukong.training.compute import compute_for
 
     compute_for("float32", device)  # the allocator is told to keep memory: for the peer as for us

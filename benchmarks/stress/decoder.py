@@ -1,14 +1,14 @@
 """The decoder under random arrivals and departures: no failure, and every response is what its prompt gives alone.
 
     python benchmarks/stress/decoder.py
-    python benchmarks/stress/decoder.py --requests 500 --path "native float32" --sanitize ""
+    python benchmarks/stress/decoder.py --requests 500 --family llama --path "native float32" --sanitize ""
 
-On each decoding path that this machine has, a small random model answers 10,000 requests with random prompts, limits,
-temperatures and truncation. At every step so many of them arrive that 75 to 100 % of the batch's rows are occupied;
-some are cancelled on their way; now and then the batch's size changes. Our kernels are compiled with AddressSanitizer
-and UndefinedBehaviorSanitizer, which end the process at the first error. Afterwards every request is read again alone,
-as a whole: each log-prob must be the same within rounding, and each token the one that the request's random number
-selects. Seeded; one to two minutes a path on one core. The exit status is 1 if anything failed.
+On each decoding path that this machine has, a small random model of each family answers 10,000 requests with random
+prompts, limits, temperatures and truncation. At every step so many of them arrive that 75 to 100 % of the batch's rows
+are occupied; some are cancelled on their way; now and then the batch's size changes. Our kernels are compiled with
+AddressSanitizer and UndefinedBehaviorSanitizer, which end the process at the first error. Afterwards every request is
+read again alone, as a whole: each log-prob must be the same within rounding, and each token the one that the request's
+random number selects. Seeded; one to two minutes a path on one core. The exit status is 1 if anything failed.
 """
 
 from __future__ import annotations
@@ -28,40 +28,57 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from shared.command_line import new_parser
 
-from wukong.model import kernels
-from wukong.model.gpt2 import GPT2, GPT2Config
-from wukong.model.native import NativeGPT2
-from wukong.model.packed import PackedGPT2, can_pack
+from wukong.model.config import GPT2Config, LlamaConfig
+from wukong.model.cpu import kernels
+from wukong.model.cpu.native import NativeModel
+from wukong.model.cpu.packed import PackedGPT2, can_pack
+from wukong.model.gpt2 import GPT2
+from wukong.model.language_model import LanguageModel
+from wukong.model.llama import Llama
 from wukong.rollout import Continuation, Decoder
 
-CONFIG = GPT2Config(vocab_size=70, n_positions=96, n_embd=32, n_layer=2, n_head=2)
+TOKENS = 70
+GPT2_CONFIG = GPT2Config(vocab_size=TOKENS, n_positions=96, n_embd=32, n_layer=2, n_head=2)
+LLAMA_CONFIG = LlamaConfig(
+    vocab_size=TOKENS, n_positions=96, n_embd=32, n_layer=2, n_head=4, n_kv_head=2, head_width=16, n_inner=72,
+    tied=False, qk_norm=True,
+)  # fmt: skip
+FAMILIES: dict[str, Callable[[], LanguageModel]] = {
+    "gpt2": lambda: GPT2(GPT2_CONFIG),
+    "llama": lambda: Llama(LLAMA_CONFIG),
+}
+PATHS = [f"{form} {dtype}" for form in ("pytorch", "packed", "native") for dtype in ("float32", "bfloat16")]
 EOS = 0
 SANITIZERS = "address,undefined"
 NO_KERNELS = "our kernels need Linux, a C++ compiler and AVX2"
+NO_PACKED = "this family has no packed form"
 NO_BFLOAT16 = "this processor has no bfloat16 instructions; float32 takes the same path"
 
 
-def random_model() -> GPT2:
+def random_model(family: str) -> LanguageModel:
     torch.manual_seed(0)
-    model = GPT2(CONFIG).eval()
+    model = FAMILIES[family]().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape) * 0.2)
-        model.ln_f.weight.fill_(0.6)
+        model.final_norm.get_parameter("weight").fill_(0.6)
     return model
 
 
-def forms(model: GPT2) -> dict[str, Callable[[], GPT2] | str]:
+def forms(family: str) -> dict[str, Callable[[], LanguageModel] | str]:
     """The model in the form of each path, or why that path is not to be had here."""
+    model = random_model(family)
     bfloat16, own = can_pack(torch.device("cpu"), torch.bfloat16), kernels.library() is not None
-    return {
-        "pytorch float32": lambda: model,
-        "pytorch bfloat16": lambda: random_model().bfloat16(),
-        "packed float32": lambda: PackedGPT2(model, torch.float32),
-        "packed bfloat16": (lambda: PackedGPT2(model)) if bfloat16 else NO_BFLOAT16,
-        "native float32": (lambda: NativeGPT2(model, torch.float32)) if own else NO_KERNELS,
-        "native bfloat16": (lambda: NativeGPT2(model, torch.bfloat16)) if own else NO_KERNELS,
-    }
+    packs = isinstance(model, GPT2)
+    found: list[Callable[[], LanguageModel] | str] = [
+        lambda: model,
+        lambda: random_model(family).bfloat16(),
+        (lambda: PackedGPT2(model, torch.float32)) if packs else NO_PACKED,
+        NO_PACKED if not packs else (lambda: PackedGPT2(model)) if bfloat16 else NO_BFLOAT16,
+        (lambda: NativeModel(model, torch.float32)) if own else NO_KERNELS,
+        (lambda: NativeModel(model, torch.bfloat16)) if own else NO_KERNELS,
+    ]
+    return dict(zip(PATHS, found, strict=True))
 
 
 # ------------------------------------------------------------------------------------------------------- the traffic
@@ -79,7 +96,7 @@ class Traffic:
 
 
 def request(random: np.random.Generator) -> Continuation:
-    prompt = random.integers(1, CONFIG.vocab_size, int(random.integers(1, 40))).tolist()
+    prompt = random.integers(1, TOKENS, int(random.integers(1, 40))).tolist()
     one = Continuation(prompt, int(random.integers(1, 25)), seed=int(random.integers(1 << 40)))
     manner = random.random()
     if manner < 0.3:
@@ -91,7 +108,7 @@ def request(random: np.random.Generator) -> Continuation:
     return one
 
 
-def serve(model: GPT2, count: int, random: np.random.Generator) -> Traffic:
+def serve(model: LanguageModel, count: int, random: np.random.Generator) -> Traffic:
     """Decodes `count` requests that come and go."""
     traffic, decoder, capacity = Traffic(), Decoder(model, EOS), 20
     arrived = 0
@@ -127,13 +144,13 @@ def serve(model: GPT2, count: int, random: np.random.Generator) -> Traffic:
 
 
 @torch.inference_mode()
-def logits_alone(model: GPT2, one: Continuation) -> torch.Tensor:
+def logits_alone(model: LanguageModel, one: Continuation) -> torch.Tensor:
     """The logits before each token of the response, read without company: (R, V) float64."""
     hidden = model(torch.tensor([[*one.prompt, *one.written.ids]]))[0]
     return model.logits(hidden[len(one.prompt) - 1 : -1]).double()
 
 
-def apart(model: GPT2, one: Continuation) -> tuple[float, float]:
+def apart(model: LanguageModel, one: Continuation) -> tuple[float, float]:
     """How far a response is from what its prompt gives alone: the largest difference of a log-prob, and how far outside
     its token's interval of the cumulative distribution a random number lies."""
     if not one.written.ids:
@@ -150,7 +167,7 @@ def apart(model: GPT2, one: Continuation) -> tuple[float, float]:
     return difference, max(0.0, float(torch.maximum(behind - chosen.exp() - u, u - behind).max()))
 
 
-def run(name: str, model: GPT2, count: int, seed: int) -> bool:
+def run(name: str, model: LanguageModel, count: int, seed: int) -> bool:
     """Prints a path's line; whether nothing failed."""
     begin = time.monotonic()
     traffic = serve(model, count, np.random.default_rng(seed))
@@ -186,10 +203,10 @@ def under_sanitizers(sanitizers: str) -> None:
 
 
 def main() -> int:
-    model = random_model()
     parser = new_parser(__doc__)
     parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--path", nargs="*", choices=list(forms(model)), help="all when absent")
+    parser.add_argument("--family", nargs="*", choices=list(FAMILIES), default=list(FAMILIES))
+    parser.add_argument("--path", nargs="*", choices=PATHS, default=PATHS)
     parser.add_argument("--sanitize", default=SANITIZERS, help="GCC's -fsanitize; empty for none")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -200,13 +217,14 @@ def main() -> int:
     with_kernels = f"with {os.environ.get('WUKONG_SANITIZE') or 'no sanitizer'}" if library else "not to be had"
     print(f"PyTorch {torch.__version__}, our kernels {with_kernels}", flush=True)
     fine = True
-    for name, form in forms(model).items():
-        if options.path and name not in options.path:
-            continue
-        if isinstance(form, str):
-            print(f"{name}: not run here ({form})", flush=True)
-        else:
-            fine = run(name, form(), options.requests, options.seed) and fine
+    for family in options.family:
+        for name, form in forms(family).items():
+            if name not in options.path:
+                continue
+            if isinstance(form, str):
+                print(f"{family} {name}: not run here ({form})", flush=True)
+            else:
+                fine = run(f"{family} {name}", form(), options.requests, options.seed) and fine
     return 0 if fine else 1
 
 

@@ -199,7 +199,7 @@ def load_policy(
 
     Args:
         source: a model directory of ours or of `transformers`, or a hub id such as "gpt2".
-        device: auto, cpu, cuda or cuda:N.
+        device: auto, cpu, cuda, cuda:N or mps (an Apple GPU).
         precision: of the matrix products; auto uses bfloat16 where it is faster.
         template: a chat template (alpaca, plain, or a Jinja file) instead of the model's own.
 

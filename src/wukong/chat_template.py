@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -27,6 +26,12 @@ TEMPLATES = Path(__file__).parent / "templates"
 DEFAULT_TEMPLATE = "alpaca"
 LONGEST_TEMPLATE = 1 << 20
 """Maximum characters of a template; output up to this length is always allowed."""
+BEGIN = "{{- bos_token -}}\n"
+"""Comes before a shipped template if the model's texts begin with a token."""
+_FIXED = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+"""What templates of others may ask for. Qwen3 answers at once, as the answers that it learns from and is compared with;
+the date in Llama 3's system prompt is the one that it names itself where it knows no other: tokens must be the same
+tomorrow."""
 WALL_SECONDS = 60.0
 """Wall-clock limit, for systems without CPU timers, or so busy that these hardly advance."""
 
@@ -38,6 +43,8 @@ class ChatTemplate:
         template: "alpaca", "plain", the path of a Jinja file, or Jinja source.
         roles: the special tokens available to it, such as {"eos_token": "<|endoftext|>"}.
         specials: the texts of all special tokens.
+        begin_with_bos: whether the model's texts begin with `bos_token`: then a shipped template writes it first, as
+            the models' own templates do.
 
     Attributes:
         source: Jinja source.
@@ -48,12 +55,21 @@ class ChatTemplate:
         UsageError: the template cannot be used.
     """
 
-    def __init__(self, template: str | Path, roles: Mapping[str, str], specials: Iterable[str]) -> None:
+    def __init__(
+        self,
+        template: str | Path,
+        roles: Mapping[str, str],
+        specials: Iterable[str],
+        *,
+        begin_with_bos: bool = False,
+    ) -> None:
         name, self.source = _source_of(template)
+        if begin_with_bos and name in _shipped():
+            self.source = BEGIN + self.source
         self._name, self._roles = f"chat template {name}", dict(roles)
         if len(self.source) > LONGEST_TEMPLATE:
             raise UsageError(f"{self._name}: longer than {LONGEST_TEMPLATE:,} characters")
-        self._is_shipped = self.source in _shipped()
+        self._is_shipped = self.source.removeprefix(BEGIN) in _shipped().values()
         probe = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
         prompt = self.render(probe[:1], True)
         said = self._beyond(prompt, self.render(probe, False))
@@ -72,6 +88,7 @@ class ChatTemplate:
         request = {
             "source": self.source,
             "variables": {
+                **_FIXED,
                 **self._roles,
                 "messages": messages,
                 "tools": None,
@@ -89,24 +106,28 @@ class ChatTemplate:
         """The rendered conversation, split before and after each assistant turn: (text, is_response).
 
         Text after the token that ends a turn (ChatML: a line break) belongs to the next part; after the last turn it is
-        dropped.
+        dropped. An answer that later turns change (Qwen3 leaves out the reasoning of earlier ones) is not as it was
+        written, so there it is no response but part of the context.
         """
-        done = ""
+        whole, done = self.render(messages, waiting), 0
+        last = len(messages) - 1
         for i, message in enumerate(messages):
             if message["role"] == "assistant":
                 prompt = self.render(messages[:i], True)
-                yield self._beyond(done, prompt), False
-                said, end, _ = self._beyond(prompt, self.render(messages[: i + 1], False)).partition(self.end)
+                written = whole if i == last and not waiting else self.render(messages[: i + 1], False)
+                said, end, _ = self._beyond(prompt, written).partition(self.end)
                 if not end:
                     raise UsageError(f"{self._name}: it does not end an assistant's turn with {self.end}")
-                done = prompt + said + end
-                yield said + end, True
-        if waiting or not (messages and messages[-1]["role"] == "assistant"):
-            yield self._beyond(done, self.render(messages, waiting)), False
+                if whole.startswith(prompt + said + end):
+                    yield whole[done : len(prompt)], False
+                    yield said + end, True
+                    done = len(prompt) + len(said + end)
+        if waiting or not (messages and messages[last]["role"] == "assistant"):
+            yield whole[done:], False
 
     def _beyond(self, start: str, text: str) -> str:
         if not text.startswith(start):
-            raise UsageError(f"{self._name}: a later turn changes the text of an earlier one; use template='alpaca'")
+            raise UsageError(f"{self._name}: an answer changes the text before it; use template='alpaca'")
         return text[len(start) :]
 
 
@@ -174,8 +195,9 @@ atexit.register(_process.close)
 
 
 @cache
-def _shipped() -> frozenset[str]:
-    return frozenset(path.read_text(encoding="utf-8") for path in TEMPLATES.glob("*.jinja"))
+def _shipped() -> dict[str, str]:
+    """Name -> source."""
+    return {path.stem: path.read_text(encoding="utf-8") for path in sorted(TEMPLATES.glob("*.jinja"))}
 
 
 def _source_of(template: str | Path) -> tuple[str, str]:
@@ -183,15 +205,15 @@ def _source_of(template: str | Path) -> tuple[str, str]:
     name = str(template)
     if isinstance(template, str) and ("{{" in template or "{%" in template):
         return "given as text", template
-    built_in = TEMPLATES / f"{name}.jinja"
-    file = built_in if re.fullmatch(r"\w+", name) and built_in.is_file() else Path(template)
+    if name in _shipped():
+        return name, _shipped()[name]
+    file = Path(template)
     try:
         found = file.is_file()
     except (OSError, ValueError):  # too long for a name, or contains a NUL
         found = False
     if not found:
-        known = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
-        raise UsageError(f"chat template {name[:200]}: neither a file nor one of {known}")
+        raise UsageError(f"chat template {name[:200]}: neither a file nor one of {', '.join(_shipped())}")
     if file.stat().st_size > 4 * LONGEST_TEMPLATE:
         raise UsageError(f"chat template {name}: longer than {LONGEST_TEMPLATE:,} characters")
     return name, whole_text(file)

@@ -174,16 +174,53 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     return advantages, torch.where(mask, advantages + values, 0)
 
 
-def ppo_policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
-    """max(-A x ratio, -A x clip(ratio, 1 +- eps)) per token (Schulman et al. 2017, eq. 7, as a loss).
+def ppo_policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_range: float, clip_range_high: float | None = None
+) -> Tensor:
+    """max(-A x ratio, -A x clip(ratio, 1 - eps, 1 + eps_high)) per token (Schulman et al. 2017, eq. 7, as a loss).
 
-    All (N,) over real response tokens only. Returns (N,).
+    Args:
+        logprobs, old_logprobs, advantages: (N,) over real response tokens only.
+        clip_range: eps, and eps_high where that is not given.
+        clip_range_high: eps_high. A larger one than eps leaves room for unlikely tokens to become likelier, which
+            keeps the entropy up (clip-higher: DAPO, Yu et al. 2025, section 3.1).
+
+    Returns:
+        (N,).
     """
     for name, tensor in {"logprobs": logprobs, "old_logprobs": old_logprobs, "advantages": advantages}.items():
         _check(name, tensor, 1, torch.float32)
     _check_shape(logprobs, old_logprobs=old_logprobs, advantages=advantages)
     ratio = torch.exp(logprobs - old_logprobs)
-    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range))
+    high = clip_range if clip_range_high is None else clip_range_high
+    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + high))
+
+
+def outside_clip_range(ratio: Tensor, clip_range: float, clip_range_high: float | None = None) -> Tensor:
+    """Whether a ratio is below 1 - eps or above 1 + eps_high (see `ppo_policy_loss`). Any shape -> bool."""
+    moved = ratio - 1
+    return (moved > (clip_range if clip_range_high is None else clip_range_high)) | (-moved > clip_range)
+
+
+def truncated_importance_weights(logprobs: Tensor, sampler_logprobs: Tensor, cap: float) -> Tensor:
+    """min(pi / pi_sampler, C) per token: the weights that correct for a sampler whose probabilities differ from those
+    of the model that is trained, for instance because it computes in another precision.
+
+    Truncated importance sampling (Ionides 2008); for this mismatch Yao et al. 2025, "Your Efficient RL Framework
+    Secretly Brings You Off-Policy RL Training". Without the cap the weights are unbiased, but a few may be huge.
+
+    Args:
+        logprobs: (N,) of the sampled tokens, computed by the trainer before the update.
+        sampler_logprobs: (N,) as the sampler drew them.
+        cap: C, above 0.
+
+    Returns:
+        (N,), without gradient.
+    """
+    _check("logprobs", logprobs, 1, torch.float32)
+    _check("sampler_logprobs", sampler_logprobs, 1, torch.float32)
+    _check_shape(logprobs, sampler_logprobs=sampler_logprobs)
+    return torch.exp(logprobs.detach() - sampler_logprobs.detach()).clamp(max=cap)
 
 
 def ppo_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float) -> Tensor:
@@ -266,6 +303,21 @@ def group_advantages(rewards: Tensor, size: int, scale: Scale) -> Tensor:
     elif scale != "none":
         raise ValueError(f"unknown scale {scale!r}")
     return centred.flatten()
+
+
+def equal_groups(rewards: Tensor, size: int) -> Tensor:
+    """Which groups have the same reward throughout, up to rounding: their advantages are 0, so nothing is learnt from
+    them (DAPO, Yu et al. 2025, section 3.2, drops them).
+
+    Args:
+        rewards: (B,) of whole responses, those to one prompt consecutive.
+        size: responses per prompt.
+
+    Returns:
+        (B/size,) bool.
+    """
+    groups = _groups(rewards, size)
+    return torch.isclose(groups.amax(1), groups.amin(1), rtol=1e-5, atol=1e-5)
 
 
 Average = Literal["token", "sequence", "constant"]

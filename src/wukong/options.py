@@ -105,7 +105,7 @@ WITHOUT_EFFECT = {
 }  # fmt: skip
 """Options that change how a stage runs but not its result: a finished stage stays valid when they change."""
 
-POLICY_STAGES = ("ppo", "reinforce", "rloo", "grpo", "bestofn", "dpo", "kto")
+POLICY_STAGES = ("ppo", "reinforce", "rloo", "grpo", "bestofn", "dpo", "kto", "distill")
 """The stages that train a policy from the SFT model, one per algorithm."""
 
 

@@ -31,7 +31,9 @@ from wukong.stages import pretrain, reward, sft
 from wukong.stages.direct import train as direct
 from wukong.stages.direct.train import DirectOptions
 from wukong.stages.online import algorithm as online
+from wukong.stages.online import distill
 from wukong.stages.online.algorithm import OnlineOptions
+from wukong.stages.online.distill import DistillOptions
 from wukong.stages.online.rewards import model_inputs
 from wukong.stages.pretrain import USUAL_TOKENS, PretrainOptions
 from wukong.stages.reward import RewardOptions
@@ -90,10 +92,17 @@ class Cost:
     """Whether the amount of data was assumed."""
 
 
-def cost_of(options: TrainOptions, config: ModelConfig, compute: Compute, plan: PlanOptions) -> Cost:
-    """The cost of a training step with a model of this size, in one process."""
+def cost_of(
+    options: TrainOptions, config: ModelConfig, compute: Compute, plan: PlanOptions, teacher: ModelConfig | None = None
+) -> Cost:
+    """The cost of a training step with a model of this size, in one process.
+
+    teacher: the size of a distillation's teacher.
+    """
     if isinstance(options, OnlineOptions):
         return _online(options, config, compute, plan.prompt_tokens)
+    if isinstance(options, DistillOptions):
+        return _distillation(options, config, teacher or config, compute, plan.prompt_tokens)
     n = n_parameters(config)
     if isinstance(options, PretrainOptions):
         wanted = options.tokens or USUAL_TOKENS
@@ -156,6 +165,17 @@ def _online(options: OnlineOptions, config: ModelConfig, compute: Compute, promp
     return Cost(learnt * len(trained), frozen + n * rewards, held, scoring + learning, speak, assumed=True)
 
 
+def _distillation(
+    options: DistillOptions, config: ModelConfig, teacher: ModelConfig, compute: Compute, prompt: int
+) -> Cost:
+    """The cost of on-policy distillation, with responses of maximum length."""
+    length = min(prompt + options.max_new_tokens, config.n_positions)
+    tokens, outputs = options.episodes * length, options.episodes * options.max_new_tokens
+    speak, read = (forward_flops(one, tokens, length, outputs) for one in (config, teacher))
+    held = _held(options, distill.workload(options, config, teacher, prompt), (config,), compute)
+    return Cost(n_parameters(config), n_parameters(teacher), held, 3 * speak + read, speak, assumed=True)
+
+
 def _answers(options: SFTOptions | RewardOptions | DirectOptions) -> list[list[int]] | None:
     """Of each record the bytes of the demonstration, or of each answer with its prompt; None where the data are not
     there yet."""
@@ -210,6 +230,15 @@ def model_sizes(steps: list[Step]) -> dict[str, ModelConfig]:
     return found
 
 
+def teacher_sizes(steps: list[Step], sizes: dict[str, ModelConfig]) -> dict[str, ModelConfig]:
+    """distillation step -> the size of its teacher, from an earlier step (`sizes`) or on disk; one of unknown size is
+    absent."""
+    made = {str(step.options.out): sizes[step.name] for step in steps if step.name in sizes}
+    teachers = {step.name: step.options.teacher for step in steps if isinstance(step.options, DistillOptions)}
+    found = {name: made.get(source) or stored_config(source) for name, source in teachers.items()}
+    return {name: config for name, config in found.items() if config is not None}
+
+
 def _vocabulary(directory: str, known: dict[str, int]) -> int | None:
     if directory in known or not Path(directory).is_dir():
         return known.get(directory)
@@ -234,6 +263,7 @@ def run(options: PlanOptions) -> None:
     """Raises UsageError or DataError for a recipe that `wukong run` would refuse, or that trains nothing."""
     run_dir, steps = resolve(load_recipe(options.recipe), options.run_dir)
     sizes = model_sizes(steps)
+    teachers = teacher_sizes(steps, sizes)
     training = [(step.name, step.options) for step in steps if isinstance(step.options, TrainOptions)]
     if not training:
         raise UsageError(f"{options.recipe}: no step of this recipe trains a model")
@@ -242,13 +272,13 @@ def run(options: PlanOptions) -> None:
         table.add_column(column, justify="left" if column == "step" else "right")
     total, speeds = 0.0, dict[tuple[Compute, int], tuple[float, ...]]()
     for name, stage in training:
-        if name not in sizes:
+        if name not in sizes or (isinstance(stage, DistillOptions) and name not in teachers):
             table.add_row(name, "its model is not available yet")
             continue
         config, compute = sizes[name], compute_for(stage.precision, stage.device)
         if (key := (compute, config.n_embd)) not in speeds:
             speeds[key] = tuple(_speed(compute, n, config.n_embd) for n in (TRAINING_ROWS, DECODING_ROWS))
-        cost = cost_of(stage, config, compute, options)
+        cost = cost_of(stage, config, compute, options, teachers.get(name))
         seconds = sum(f / (EFFICIENCY * s) for f, s in zip((cost.products, cost.decoding), speeds[key], strict=True))
         total += seconds
         about = "~" if cost.assumed else ""

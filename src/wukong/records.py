@@ -80,11 +80,20 @@ def prompt_id(messages: Sequence[Message]) -> str:
 
 
 class Prompt(Record):
-    """A conversation to be continued by the assistant."""
+    """A conversation to be continued by the assistant.
+
+    `answer` is a reference answer, `columns` the further fields of its record; both reach every reward and judge.
+    """
 
     messages: Messages = Field(min_length=1)
     source: str = ""
     id: str = ""
+    answer: str | None = None
+    columns: dict[str, Any] | None = None
+
+    def for_judges(self) -> dict[str, Any]:
+        """Answer and columns, if there are any, as fields of a line about this prompt."""
+        return self.model_dump(include={"answer", "columns"}, exclude_none=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -118,7 +127,8 @@ class Sampling(Record):
 
 
 class Response(Record):
-    """A model's answer. `finish_reason` is "stop" (the model ended it) or "length" (truncated)."""
+    """A model's response. `finish_reason` is "stop" (the model ended it) or "length" (truncated); `answer` and
+    `columns` are those of the prompt."""
 
     id: str
     prompt_id: str
@@ -129,6 +139,8 @@ class Response(Record):
     finish_reason: Literal["stop", "length"] = "stop"
     n_tokens: int = 0
     source: str = ""
+    answer: str | None = None
+    columns: dict[str, Any] | None = None
 
     @classmethod
     def of(
@@ -160,6 +172,8 @@ class Response(Record):
             finish_reason="stop" if finished else "length",
             n_tokens=n_tokens,
             source=prompt.source,
+            answer=prompt.answer,
+            columns=prompt.columns,
         )
 
 

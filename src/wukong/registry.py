@@ -77,6 +77,7 @@ STAGES = {
     "bestofn": Stage("wukong.stages.online.bestofn", "the same by fine-tuning on the best of n responses"),
     "dpo": Stage("wukong.stages.direct.dpo", "SFT model + rankings -> a policy, without reward model (DPO, IPO)"),
     "kto": Stage("wukong.stages.direct.kto", "SFT model + thumbs up and down -> a policy"),
+    "distill": Stage("wukong.stages.online.distill", "student + teacher + prompts -> a student that answers like it"),
     "evaluate": Stage("wukong.stages.evaluate", "models + unseen prompts -> win rates, KL, diversity"),
     "report": Stage("wukong.stages.report", "a run directory -> one self-contained HTML page", makes_file=True),
 }
@@ -91,6 +92,7 @@ TOOLS = {
     "doctor": Stage(
         "wukong.studies.doctor.command", "what is wrong with a run, or with this machine", positional="run"
     ),
+    "import": Stage("wukong.gguf_import.command", "a GGUF file -> a model directory", positional="file"),
     "chat": Stage("wukong.chat", "talk to a model, or to several, in the terminal", positional="models"),
     "serve": Stage("wukong.serve.command", "models behind an OpenAI-compatible HTTP API", positional="models"),
     "accept": Stage("wukong.accept", "keep a result that was changed by hand", positional="result"),

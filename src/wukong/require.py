@@ -17,18 +17,23 @@ from typing import Any, Literal
 import torch
 
 from wukong import processes
+from wukong.data.prompts import PROMPTS, PromptOptions
 from wukong.data.registry import Registry
+from wukong.data.row import Row
 from wukong.data.sources import DataOptions
 from wukong.data.summary import ReadSummary
-from wukong.errors import UsageError
-from wukong.feedback.annotators import load_judge
+from wukong.errors import DataError, UsageError
+from wukong.feedback.annotators import judge_file, load_judge, prompt_needs
 from wukong.feedback.endpoint import Endpoint
+from wukong.feedback.functions import column_values
+from wukong.feedback.grader import is_rubric_file, written_rubric
+from wukong.feedback.reward_models import is_model
 from wukong.files import numbered_lines
 from wukong.model.families import PRESET_CONFIGS, new_model
 from wukong.model.hub import load_policy, load_reward, load_trunk, stored_config
 from wukong.options import POLICY_STAGES, StageOptions
 from wukong.provenance import StageRun, open_run, stage_state, verify
-from wukong.records import Record, iter_records
+from wukong.records import Prompt, Record, iter_records
 from wukong.tokenizer import Tokenizer
 from wukong.training.compute import compute_for
 from wukong.training.tuning import TuningOptions, check_tuning
@@ -175,6 +180,18 @@ def tokenizer(source: str | None, template: str | None) -> list[Need]:
     return [Need(check, source)] if source or template else []
 
 
+def same_tokenizer(student: str, teacher: str) -> Need:
+    """Two models that read and write the same tokens, with the same chat template."""
+
+    def check(planned: Planned) -> None:
+        if planned.find(student) is None and planned.find(teacher) is None:
+            ours, theirs = (Tokenizer.load(source).fingerprint for source in (student, teacher))
+            if ours != theirs:
+                raise UsageError(f"{teacher}: its tokenizer or chat template is not that of {student}")
+
+    return Need(check)
+
+
 def shards(directory: str | Path, sides: Sequence[str] = ("train", "valid")) -> Need:
     """Token shards with their tokenizer."""
 
@@ -246,7 +263,7 @@ def _first_line(path: str) -> None:
 
 def judge(name: str, model: bool = True) -> Need:
     """A judge (a function is imported, a server's key must be set), or, with `model`, a reward model."""
-    directory = model and Path(name).is_dir()
+    directory = model and is_model(name)
 
     def check(planned: Planned) -> None:
         if directory or (model and planned.find(name) is not None):
@@ -254,7 +271,49 @@ def judge(name: str, model: bool = True) -> Need:
         else:
             load_judge(name)
 
-    return Need(check, name if directory else None)
+    return Need(check, name if directory else judge_file(name))
+
+
+def judged_prompts(inputs: Sequence[str], options: PromptOptions, judges: Sequence[str]) -> list[Need]:
+    """Prompts to which all judges of these names can judge answers: verifiers need something of every prompt, functions
+    columns that at least one has. Prompts that an earlier step will make are checked when their step starts."""
+
+    def check(planned: Planned) -> None:
+        if any(planned.find(source) is not None for source in inputs):
+            return
+        needs = {name: prompt_needs(name) for name in judges if not is_model(name) and planned.find(name) is None}
+        checks = {name: of.check for name, of in needs.items() if of.check is not None}
+        lacking = {name: set(of.columns) for name, of in needs.items()}
+
+        def finish(row: Row, prompt: Prompt) -> Prompt:
+            for name, one in checks.items():
+                try:
+                    one(prompt)
+                except DataError as error:  # --skip-bad does not leave it out: it is a good prompt
+                    raise UsageError(
+                        "{place}, which {judge} needs", place=row.error(str(error.problem), error.field), judge=name
+                    ) from None
+            return prompt
+
+        for source in inputs if checks or any(lacking.values()) else ():
+            for prompt in PROMPTS.iterate(source, options, ReadSummary(), finish):
+                for columns in lacking.values():
+                    columns.difference_update(column_values(prompt))
+                if not checks and not any(lacking.values()):
+                    return
+        for name, columns in lacking.items():
+            if columns:
+                asked = ", ".join(sorted(columns))
+                raise UsageError(f"{name} asks for {asked}, and no prompt of {', '.join(inputs)} has such a field; "
+                                 "--columns NAME=COLUMN reads another column under this name")  # fmt: skip
+
+    return [Need(check)] if inputs and judges else []
+
+
+def rubric(given: str) -> list[Need]:
+    """A written rubric: text, or a file with it."""
+    file = given if given and is_rubric_file(given) else None
+    return [Need(lambda planned: written_rubric(given), file)] if given else []
 
 
 def endpoint(url: str | None, model: str | None) -> list[Need]:

@@ -4,7 +4,7 @@
     observation  the prompt and the tokens so far, padded with -1
     action       one token of the vocabulary
     episode      one response
-    reward       -beta x (log pi - log pi_ref) of each token; at the last one the reward model's score too
+    reward       -beta x (log pi - log pi_ref) of each token; at the last one the score of the reward model or judge too
 
 It is exactly the objective of `wukong ppo` (a test compares the two), which is the fast implementation. The first term
 depends on the acting policy, which an environment does not know: `policy_logprobs` supplies it. An episode ends as
@@ -26,10 +26,12 @@ import torch
 from torch import Tensor
 
 from wukong.errors import UsageError
+from wukong.feedback.annotators import load_judge, names_judge
+from wukong.feedback.judge import Judge
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_policy, load_reward
 from wukong.model.language_model import LanguageModel
-from wukong.records import PromptLike
+from wukong.records import Prompt, PromptLike, as_messages
 from wukong.tokenizer import Tokenizer
 
 try:
@@ -60,9 +62,9 @@ class ResponseEnv(gymnasium.Env[np.ndarray, np.int64]):
 
     Args:
         reference: the frozen reference model, usually the SFT model.
-        reward_model: scores prompt + response, read without the end token.
+        reward_model: scores prompt + response, read without the end token; or a judge, such as a verifier.
         tokenizer: of all models.
-        prompts: the prompts to answer.
+        prompts: the prompts to answer; a `Prompt` has the answer and the columns that a judge reads.
         max_new_tokens: the maximum number of steps per episode.
         kl_coef: beta, the KL coefficient.
         temperature: divides the reference's logits, as it must the acting policy's.
@@ -78,9 +80,9 @@ class ResponseEnv(gymnasium.Env[np.ndarray, np.int64]):
     def __init__(
         self,
         reference: LanguageModel,
-        reward_model: ScalarModel,
+        reward_model: ScalarModel | Judge,
         tokenizer: Tokenizer,
-        prompts: Sequence[PromptLike],
+        prompts: Sequence[PromptLike | Prompt],
         *,
         max_new_tokens: int = 128,
         kl_coef: float = 0.05,
@@ -89,18 +91,24 @@ class ResponseEnv(gymnasium.Env[np.ndarray, np.int64]):
         policy_logprobs: NextLogprobs | None = None,
         render_mode: str | None = None,
     ) -> None:
-        context = min(reference.config.n_positions, reward_model.config.n_positions)
+        context = reference.config.n_positions
+        if isinstance(reward_model, ScalarModel):
+            context = min(context, reward_model.config.n_positions)
+            reward_model.requires_grad_(False).eval()
         if not 1 <= max_new_tokens < context:
             raise UsageError(f"max_new_tokens {max_new_tokens} must be at least 1 and below the context of {context}")
         if not prompts:
             raise UsageError("an environment needs at least one prompt")
         self.reference = reference.requires_grad_(False).eval()
-        self.reward_model = reward_model.requires_grad_(False).eval()
+        self.reward_model = reward_model
         self.tokenizer, self.max_new_tokens, self.kl_coef, self.temperature = (
             tokenizer, max_new_tokens, kl_coef, temperature,
         )  # fmt: skip
         self.missing_eos_score, self.policy_logprobs, self.render_mode = missing_eos_score, policy_logprobs, render_mode
-        self.prompts = [tokenizer.prompt_ids(prompt, max_tokens=context - max_new_tokens) for prompt in prompts]
+        self._asked = [one if isinstance(one, Prompt) else Prompt(messages=as_messages(one)) for one in prompts]
+        room = context - max_new_tokens
+        self.prompts = [tokenizer.prompt_ids(prompt.messages, max_tokens=room) for prompt in self._asked]
+        self._number = 0
         self._width = max(map(len, self.prompts)) + max_new_tokens
         vocabulary = reference.config.vocab_size
         self.action_space = spaces.Discrete(vocabulary)
@@ -111,14 +119,17 @@ class ResponseEnv(gymnasium.Env[np.ndarray, np.int64]):
 
     @classmethod
     def load(
-        cls, model: str | Path, reward_model: str | Path, prompts: Sequence[PromptLike], **settings: Any
+        cls, model: str | Path, reward_model: str | Path, prompts: Sequence[PromptLike | Prompt], **settings: Any
     ) -> ResponseEnv:
-        """The environment of two model directories; `settings` as for the class.
+        """The environment of a model's directory and a reward model's, or a judge's name (`number`, `module:function`);
+        `settings` as for the class.
 
         Raises:
             UsageError: a directory without such a model, or different tokenizers.
         """
         reference, tokenizer = load_policy(model)
+        if names_judge(str(reward_model)):
+            return cls(reference, load_judge(str(reward_model)), tokenizer, prompts, **settings)
         scorer, other = load_reward(reward_model)
         if other.fingerprint != tokenizer.fingerprint:
             raise UsageError(f"{reward_model}: its tokenizer or chat template is not {model}'s")
@@ -136,7 +147,7 @@ class ResponseEnv(gymnasium.Env[np.ndarray, np.int64]):
             number = int(self.np_random.integers(len(self.prompts)))
         if number not in range(len(self.prompts)):
             raise UsageError(f"prompt {number}: the environment has {len(self.prompts)}, counted from 0")
-        self._prompt, self._response, self._over = self.prompts[number], [], False
+        self._number, self._prompt, self._response, self._over = number, self.prompts[number], [], False
         with torch.no_grad():
             length = len(self._prompt)
             self._cache = self.reference.empty_cache(1, length + self.max_new_tokens)
@@ -196,7 +207,10 @@ class ResponseEnv(gymnasium.Env[np.ndarray, np.int64]):
     def _score(self, ended: bool) -> float:
         if not ended and self.missing_eos_score is not None:
             return self.missing_eos_score
-        read = [*self._prompt, *(self._response[:-1] if ended else self._response)]
+        response = self._response[:-1] if ended else self._response
+        if not isinstance(self.reward_model, ScalarModel):
+            return self.reward_model([self._asked[self._number]], [self.tokenizer.decode(response)])[0].score
+        read = [*self._prompt, *response]
         device = self.reward_model.score.weight.device
         with torch.no_grad():
             ids, lengths = torch.tensor([read], device=device), torch.tensor([len(read)], device=device)

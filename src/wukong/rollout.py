@@ -24,8 +24,8 @@ from torch import Tensor
 
 from wukong.data.batches import by_length, pad
 from wukong.errors import UsageError
-from wukong.model import kernels
 from wukong.model.attention import KVCache
+from wukong.model.cpu import kernels
 from wukong.model.decoding import decoding_copy, decoding_path
 from wukong.model.language_model import LanguageModel
 from wukong.model.logprobs import centred

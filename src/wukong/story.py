@@ -100,6 +100,9 @@ def _trained(out: Path, results: dict[str, Any]) -> Text:
     if "kl" in results:
         learned = "learned to please the reward model: score {first} -> {last}, {kl} nats of KL from where it started"
         return Text(learned, **_course(out, "score"), kl=number(results["kl"], 2))
+    if "first_loss" in results:
+        distance = {name: number(results[name], 3) for name in ("first_loss", "loss")}
+        return Text("learned to answer like the teacher: {first_loss} -> {loss} nats of KL per token", **distance)
     return Text("learned from preferences: loss {first} -> {last}", **_course(out, "loss"))
 
 

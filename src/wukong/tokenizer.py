@@ -1,4 +1,5 @@
-"""GPT-2's byte-level BPE, trained here or loaded, and the chat template that turns messages into tokens.
+"""A model's tokenizer, trained here (byte-level BPE as GPT-2's) or loaded, and the chat template that turns messages
+into tokens.
 
 Text never becomes a special token: the characters "<|endoftext|>" in a text are encoded as ordinary characters, and
 only the template (and `response_ids`) inserts the token. Otherwise anyone whose text reaches a training set or the chat
@@ -10,13 +11,14 @@ answer follows, so training and sampling see the same tokens.
 
 from __future__ import annotations
 
-import codecs
 import copy
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import takewhile
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,14 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
 
 from wukong.chat_template import DEFAULT_TEMPLATE, TEMPLATES, ChatTemplate
+from wukong.downloads import local_directory
 from wukong.errors import DataError, UsageError
 from wukong.files import write_json
 from wukong.records import Message, PromptLike, as_messages
-from wukong.tokenizer_files import EOS, TOKENIZER_FILES, gpt2_definition, is_gpt2s, pair_of, read_tokenizer
+from wukong.tokenizer_checks import pair_of
+from wukong.tokenizer_files import TOKENIZER_FILES, read_tokenizer
+from wukong.tokenizer_kinds import EOS, gpt2_definition, is_gpt2s, is_words
+from wukong.tokenizer_spelling import ByteSpelling, Spelling, WordSpelling, missing_bytes
 
 __all__ = ["DEFAULT_TEMPLATE", "EOS", "TEMPLATES", "TOKENIZER_FILES", "StreamDecoder", "Tokenizer", "local_directory"]
 
@@ -36,7 +42,7 @@ OWN_ROLES = {f"{role}_token": EOS for role in ("bos", "eos", "unk", "pad")}
 
 
 class Tokenizer:
-    """Byte-level BPE with a chat template; made by `train` or `load`.
+    """Byte-level BPE or BERT's WordPiece, with a chat template; made by `train` or `load`.
 
     Args:
         definition: the validated content of a tokenizer.json (`tokenizer_files.read_tokenizer`).
@@ -51,7 +57,7 @@ class Tokenizer:
         roles: as given.
 
     Raises:
-        UsageError: the vocabulary is not byte-level BPE with an end token, or the template is unusable.
+        UsageError: the vocabulary is of another kind or has no end token, or the template is unusable.
     """
 
     def __init__(
@@ -63,11 +69,11 @@ class Tokenizer:
         template: str | Path = DEFAULT_TEMPLATE,
     ) -> None:
         self._vocab: dict[str, int] = definition["model"]["vocab"]
-        missing = [symbol for symbol in pre_tokenizers.ByteLevel.alphabet() if symbol not in self._vocab]
-        if missing:
+        self._has_words = is_words(definition)
+        if not self._has_words and (missing := missing_bytes(self._vocab)):
             raise UsageError(f"not a byte-level BPE vocabulary: {len(missing)} of the 256 bytes have no token")
         self._backend = _backend_of(definition)
-        self._merges = [pair_of(merge) for merge in definition["model"]["merges"]]
+        self._merges = [pair_of(merge) for merge in definition["model"].get("merges", [])]
         self.vocab_size: int = self._backend.get_vocab_size()
         if sorted(self._backend.get_vocab().values()) != list(range(self.vocab_size)):
             raise UsageError(f"the vocabulary's ids are not 0 to {self.vocab_size - 1}, each once")
@@ -86,7 +92,8 @@ class Tokenizer:
             definition, [self.roles["eos_token"], *filter(None, map(self._backend.id_to_token, end_ids))]
         )
         self.eos_id: int = self._specials[self.roles["eos_token"]]
-        self._chat = ChatTemplate(template, self.roles, self._specials)
+        begins = self._before_text == [self._specials.get(self.roles.get("bos_token", ""))]
+        self._chat = ChatTemplate(template, self.roles, self._specials, begin_with_bos=begins)
         others = {self.eos_id, *end_ids} if not end_ids else set(end_ids)
         first = self._specials[self._chat.end]
         self.eos_ids: tuple[int, ...] = (first, *sorted(others - {first}))
@@ -109,8 +116,10 @@ class Tokenizer:
             tokens = self._backend.get_added_tokens_decoder()
         self._specials = {token.content: index for index, token in sorted(tokens.items()) if token.special}
         self._backend.encode_special_tokens = True  # encode special tokens in texts as ordinary characters
-        ids = self._backend.encode("a").ids
-        self._before_text = ids[: len(ids) - len(self._backend.encode("a", add_special_tokens=False).ids)]
+        whole = self._backend.encode("a")
+        self._before_text = [
+            index for index, _ in takewhile(itemgetter(1), zip(whole.ids, whole.special_tokens_mask, strict=False))
+        ]
         self._continuing = self._backend
         splitter = definition["pre_tokenizer"]
         parts = splitter.get("pretokenizers", [splitter])
@@ -165,13 +174,13 @@ class Tokenizer:
         """Reads a tokenizer from a directory or a Hugging Face hub id.
 
         Args:
-            source: contains tokenizer.json, or vocab.json + merges.txt, or OpenAI's encoder.json + vocab.bpe; also read
-                are tokenizer_config.json, special_tokens_map.json, added_tokens.json, chat templates, and the end
-                tokens of generation_config.json or config.json.
+            source: contains tokenizer.json, or vocab.json + merges.txt, or OpenAI's encoder.json + vocab.bpe, or BERT's
+                vocab.txt; also read are tokenizer_config.json, special_tokens_map.json, added_tokens.json, chat
+                templates, and the end tokens of generation_config.json or config.json.
             template: replaces the one stored with the tokenizer ("alpaca" if none is stored).
 
         Raises:
-            UsageError: no tokenizer, or not of GPT-2's kind.
+            UsageError: no tokenizer, or one of another kind.
         """
         directory = local_directory(source, TOKENIZER_FILES)
         files = read_tokenizer(directory)
@@ -187,23 +196,38 @@ class Tokenizer:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         definition = json.loads(self._backend.to_str())
-        splits_as_gpt2 = is_gpt2s(definition)
-        config: dict[str, Any] = {
-            "tokenizer_class": "GPT2Tokenizer" if splits_as_gpt2 else "PreTrainedTokenizerFast",
-            "add_prefix_space": self._continuing is not self._backend,
-            "clean_up_tokenization_spaces": False,
-            "errors": "replace",
-            **self.roles,
-        }
+        config: dict[str, Any] = {**self._class_options(definition), **self.roles}
         if model_max_length is not None:
             config["model_max_length"] = model_max_length
         write_json(directory / "tokenizer_config.json", config)
         write_json(directory / "special_tokens_map.json", self.roles)
         write_json(directory / "tokenizer.json", definition)
-        write_json(directory / "vocab.json", self._vocab)
-        merges = "".join(f"{left} {right}\n" for left, right in self._merges)
-        (directory / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8", newline="\n")
+        if self._has_words:
+            lines = "".join(f"{token}\n" for token in sorted(self._vocab, key=self._vocab.__getitem__))
+            (directory / "vocab.txt").write_text(lines, encoding="utf-8", newline="\n")
+        else:
+            write_json(directory / "vocab.json", self._vocab)
+            merges = "".join(f"{left} {right}\n" for left, right in self._merges)
+            (directory / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8", newline="\n")
         (directory / "chat_template.jinja").write_text(self._chat.source, encoding="utf-8", newline="\n")
+
+    def _class_options(self, definition: Mapping[str, Any]) -> dict[str, Any]:
+        """The class of `transformers` that makes the same tokens, and its options."""
+        if self._has_words:
+            normal = definition["normalizer"]
+            return {
+                "tokenizer_class": "BertTokenizer",
+                "do_lower_case": normal["lowercase"],
+                "strip_accents": normal["strip_accents"],
+                "tokenize_chinese_chars": normal["handle_chinese_chars"],
+                "clean_up_tokenization_spaces": False,
+            }
+        return {
+            "tokenizer_class": "GPT2Tokenizer" if is_gpt2s(definition) else "PreTrainedTokenizerFast",
+            "add_prefix_space": self._continuing is not self._backend,
+            "clean_up_tokenization_spaces": False,
+            "errors": "replace",
+        }
 
     @cached_property
     def fingerprint(self) -> str:
@@ -232,33 +256,29 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of token ids. Invalid UTF-8 and ids without a token become U+FFFD."""
-        return b"".join(self.token_bytes(index, skip_special) for index in ids).decode("utf-8", "replace")
+        skipped = self.special_ids if skip_special else frozenset()
+        return self.spelling.text(index for index in ids if index not in skipped)
 
     def token_bytes(self, index: int, skip_special: bool = True) -> bytes:
         """The bytes of one token; empty for a skipped special token."""
-        if skip_special and index in self._special_ids:
+        if skip_special and index in self.special_ids:
             return b""
-        return self._bytes.get(int(index), b"\xef\xbf\xbd")
+        return self.spelling.bytes_of(index)
 
     def token_texts(self, ids: Iterable[int]) -> list[str]:
         r"""Each token alone, to be shown: special tokens by name, parts of a character as bytes (\xe4\xbd)."""
         return [self.token_bytes(index, skip_special=False).decode("utf-8", "backslashreplace") for index in ids]
 
     @cached_property
-    def _special_ids(self) -> frozenset[int]:
-        return frozenset(self._specials.values())
+    def spelling(self) -> Spelling:
+        """How its tokens become text."""
+        added = {index: token.content for index, token in self._backend.get_added_tokens_decoder().items()}
+        return WordSpelling(self._vocab, added) if self._has_words else ByteSpelling(self._vocab, added)
 
     @cached_property
-    def _bytes(self) -> dict[int, bytes]:
-        added = {index: token.content for index, token in self._backend.get_added_tokens_decoder().items()}
-        of_symbol = _byte_of_symbol()
-        table = {
-            # As in the ByteLevel decoder: a token with a character that is not a byte symbol is its own text.
-            index: bytes(of_symbol[c] for c in token) if of_symbol.keys() >= set(token) else token.encode()
-            for token, index in self._vocab.items()
-            if index not in added
-        }
-        return table | {index: text.encode() for index, text in added.items()}
+    def special_ids(self) -> frozenset[int]:
+        """The tokens that no text becomes, and that a decoded text leaves out."""
+        return frozenset(self._specials.values())
 
     # ------------------------------------------------------------------------------------------ messages and tokens
 
@@ -312,7 +332,8 @@ class Tokenizer:
         return self._continuing.encode(_check(text), add_special_tokens=False).ids
 
     def conversation_ids(self, messages: PromptLike) -> tuple[list[int], list[bool]]:
-        """Tokens of a conversation, and True for each token of the assistant, including end tokens.
+        """Tokens of a conversation, and True for each token of the assistant, including end tokens; False for an
+        earlier answer that the template shows in another way than it was written, as Qwen3's does.
 
         `prompt_ids(messages[:-1]) + response_ids(messages[-1].content)` gives the same tokens.
         """
@@ -377,41 +398,15 @@ class StreamDecoder:
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
-        self._tokenizer, self._skip_special = tokenizer, skip_special
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._writer = tokenizer.spelling.writer()
+        self._skipped = tokenizer.special_ids if skip_special else frozenset()
 
     def push(self, index: int) -> str:
-        return self._utf8.decode(self._tokenizer.token_bytes(index, self._skip_special))
+        return "" if index in self._skipped else self._writer.push(index)
 
     def finish(self) -> str:
         """The rest: U+FFFD if the last character is incomplete, else ""."""
-        return self._utf8.decode(b"", final=True)
-
-
-def local_directory(source: str | Path, files: Sequence[str]) -> Path:
-    """The directory, or for a Hugging Face hub id the download of these `files` (glob patterns).
-
-    Raises:
-        UsageError: no such directory, no such id, or no connection to the hub.
-    """
-    path, name = Path(source), str(source)
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise UsageError(f"{name}: is a file, expected a directory")
-    local = isinstance(source, Path) or (path.parent != Path() and path.parent.is_dir())  # a typo, not an id
-    if local or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
-        raise UsageError(f"{name}: no such directory")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(files)))
-    except (RepositoryNotFoundError, HFValidationError):
-        raise UsageError(f"{name}: neither a directory nor a Hugging Face model id") from None
-    except (OSError, HTTPError) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise UsageError(f"{name}: no such directory, and not available from the Hugging Face hub: {reason}") from None
+        return self._writer.finish()
 
 
 def _check(text: str) -> str:
@@ -467,10 +462,3 @@ def _rebuild(definition: dict[str, Any], roles: dict[str, str], end_ids: Sequenc
 
 def _dicts(messages: Iterable[Message]) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in messages]
-
-
-def _byte_of_symbol() -> dict[str, int]:
-    """GPT-2's printable byte symbols: visible Latin-1 characters are themselves, the rest start at U+0100, in order."""
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    return {chr(byte): byte for byte in visible} | {chr(0x100 + i): byte for i, byte in enumerate(hidden)}

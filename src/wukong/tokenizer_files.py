@@ -1,8 +1,9 @@
 """Reads a tokenizer from the files of a model directory: tokens, splitting, roles, end tokens, chat template.
 
-The rules are those of `transformers` 5: `tokenizer_config.json` names the class. GPT-2's class (or none) splits text as
-GPT-2 does and reads `add_prefix_space` there; any other uses `tokenizer.json` as it is. Anything that cannot be
-reproduced exactly is refused with a one-line error.
+The rules are those of `transformers`: `tokenizer_config.json` names the class, and the classes of GPT-2, Qwen and BERT
+read options there. Where `tokenizer.json` splits text in another way than the class does, the file counts: SmolLM2's
+class is GPT-2's, but it was trained with its digits split apart, as `transformers` 4 and `tokenizers` do (version 5
+ignores it). Anything that cannot be reproduced exactly is refused with a one-line error.
 """
 
 from __future__ import annotations
@@ -16,8 +17,18 @@ from typing import Any
 from wukong.chat_template import DEFAULT_TEMPLATE
 from wukong.errors import DataError, UsageError, brief
 from wukong.files import numbered_lines, read_json
+from wukong.tokenizer_checks import added_token, checked_definition, pair_of
+from wukong.tokenizer_kinds import (
+    EOS,
+    WORD_ROLES,
+    begin_with,
+    gpt2_definition,
+    is_gpt2s,
+    is_words,
+    qwen_definition,
+    words_definition,
+)
 
-EOS = "<|endoftext|>"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -31,15 +42,15 @@ TOKENIZER_FILES = (
     "merges.txt",
     "encoder.json",
     "vocab.bpe",
+    "vocab.txt",
 )
 LARGEST_JSON = 1 << 28
 """Bytes; eight times the largest tokenizer.json known."""
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_SPLITTERS = ("Split", "Digits", "Punctuation", "UnicodeScripts", "Whitespace", "WhitespaceSplit", "CharDelimiterSplit")
-# Excludes parts whose regular expression or replacement text comes from the file: they could take unbounded time and
-# memory.
-_NORMALIZERS = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Strip", "Nmt", "BertNormalizer")
-_MODEL_OPTIONS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
+GPT2, QWEN, BERT = "GPT2Tokenizer", "Qwen2Tokenizer", "BertTokenizer"
+_CLASSES = {"gpt2": GPT2, "qwen2": QWEN, "qwen3": QWEN, "bert": BERT}
+"""The class of a model's type, if no file names one."""
+_SPLIT_CHINESE = "tokenize_chinese_chars"
 
 
 @dataclass(frozen=True)
@@ -79,81 +90,110 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def read_tokenizer(directory: Path) -> TokenizerFiles:
-    """Raises UsageError (DataError with the line) for missing or damaged files, or anything but byte-level BPE."""
+    """Raises UsageError (DataError with the line) for missing or damaged files, or a tokenizer of another kind."""
     config_file = directory / "tokenizer_config.json"
     config = read_object(config_file) if config_file.is_file() else {}
-    kind = config.get("tokenizer_class")
-    if kind is not None and not isinstance(kind, str):
-        raise UsageError(f"{config_file}: tokenizer_class is {brief(kind)}, not a name")
-    is_gpt2 = kind is None or kind.removesuffix("Fast") == "GPT2Tokenizer"
-    vocab: Any
-    if (file := directory / "tokenizer.json").is_file():
-        definition = _checked(file, read_object(file), is_gpt2)
-        vocab, merges = definition["model"].get("vocab"), definition["model"]["merges"]
-    else:
-        file, vocab, merges = _read_vocabulary(directory)
-        definition, is_gpt2 = {"added_tokens": []}, True
+    kind = _class_of(directory, config_file, config)
+    file, stored = _read_definition(directory, kind)
+    vocab = stored["model"].get("vocab")
     if not isinstance(vocab, dict) or not all(type(index) is int for index in vocab.values()):
         raise UsageError(f"{file}: not a vocabulary (an object of token: id)")
-    roles, named = _roles(directory, config_file, config, is_gpt2 and EOS in vocab)
-    special, listed = [*roles.values(), *named], definition["added_tokens"]
-    tokens = _added_tokens(directory, config_file, config, listed, vocab, special, roles.get("eos_token"))
-    if is_gpt2:
-        prefix = config.get("add_prefix_space", False)
-        if type(prefix) is not bool:
-            raise UsageError(f"{config_file}: add_prefix_space is {brief(prefix)}, neither true nor false")
-        post_processor = definition.get("post_processor")
-        if config.get("add_bos_token") is True and file.name != "tokenizer.json" and "bos_token" in roles:
-            post_processor = _begin_with(roles["bos_token"], vocab, tokens)
-        definition = gpt2_definition(vocab, merges, tokens, add_prefix_space=prefix, post_processor=post_processor)
-    else:
-        definition = {**definition, "added_tokens": tokens}
+    if is_words(stored) is not (kind == BERT):
+        found = "WordPiece" if is_words(stored) else "BPE"
+        raise UsageError(f"{file}: a {found} tokenizer, but its tokenizer_class is {kind}")
+    from_lists = file.name != "tokenizer.json"
+    roles, named = _roles(directory, config_file, config, _usual_roles(directory, config, kind, vocab, from_lists))
+    if kind == BERT:
+        if missing := [roles[name] for name in ("unk_token", "cls_token", "sep_token") if roles[name] not in vocab]:
+            raise UsageError(f"{file}: has no {missing[0]} token, which a BERT tokenizer needs")
+        roles = {"bos_token": roles["cls_token"], "eos_token": roles["sep_token"], **roles}
+    special = [*roles.values(), *named]
+    tokens = _added_tokens(
+        directory, config_file, config, stored["added_tokens"], vocab, special, roles.get("eos_token")
+    )
+    definition = _built(config_file, config, kind, {**stored, "added_tokens": tokens}, roles, from_lists)
     return TokenizerFiles(definition, roles, end_ids(directory), _stored_template(directory, config_file, config))
 
 
-def gpt2_definition(
-    vocab: Mapping[str, int],
-    merges: Sequence[tuple[str, str]],
-    added: Sequence[Mapping[str, Any]] = (),
-    *,
-    add_prefix_space: bool = False,
-    post_processor: Any = None,
-) -> dict[str, Any]:
-    """The content of a tokenizer.json equivalent to GPT-2's tokenizer."""
-    byte_level = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": list(added),
-        "normalizer": None,
-        "pre_tokenizer": {**byte_level, "add_prefix_space": add_prefix_space},
-        "post_processor": post_processor,
-        "decoder": {**byte_level, "add_prefix_space": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": dict(vocab),
-            "merges": [list(pair) for pair in merges],
-        },
-    }
+def _class_of(directory: Path, config_file: Path, config: Mapping[str, Any]) -> str:
+    """The tokenizer class, as `transformers` finds it: named in tokenizer_config.json, else in config.json, else that
+    of the model's type."""
+    file, kind = config_file, config.get("tokenizer_class")
+    if kind is None and (directory / "config.json").is_file():
+        file = directory / "config.json"
+        model = read_object(file)
+        kind = model.get("tokenizer_class") or _CLASSES.get(str(model.get("model_type")))
+    if kind is None:
+        only_words = (directory / "vocab.txt").is_file() and not (directory / "tokenizer.json").is_file()
+        kind = BERT if only_words else GPT2
+    if not isinstance(kind, str):
+        raise UsageError(f"{file}: tokenizer_class is {brief(kind)}, not a name")
+    return kind.removesuffix("Fast")
 
 
-def is_gpt2s(definition: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer.json splits text as GPT-2 does, ignoring add_prefix_space."""
-    splitter = definition.get("pre_tokenizer")
-    return (
-        not definition.get("normalizer")
-        and isinstance(splitter, dict)
-        and splitter.get("type") == "ByteLevel"
-        and splitter.get("use_regex", True) is True
-    )
+def _read_definition(directory: Path, kind: str) -> tuple[Path, dict[str, Any]]:
+    """(the file, the content of tokenizer.json or as much of it as the lists of a vocabulary say)."""
+    if (file := directory / "tokenizer.json").is_file():
+        return file, checked_definition(file, read_object(file))
+    if kind == BERT:
+        file = directory / "vocab.txt"
+        vocab = {token: number - 1 for number, token in numbered_lines(file)}
+        return file, {"added_tokens": [], "model": {"type": "WordPiece", "vocab": vocab}}
+    if kind not in (GPT2, QWEN):
+        raise UsageError(f"{directory}: no tokenizer here (a {kind} is read from tokenizer.json)")
+    file, vocab, merges = _read_vocabulary(directory)
+    return file, {"added_tokens": [], "model": {"type": "BPE", "vocab": vocab, "merges": merges}}
+
+
+def _usual_roles(
+    directory: Path, config: Mapping[str, Any], kind: str, vocab: Mapping[str, int], from_lists: bool
+) -> dict[str, str]:
+    """The roles that a class gives to tokens unless its files say otherwise."""
+    if kind == BERT:
+        return dict(WORD_ROLES)
+    if kind == QWEN and from_lists:
+        return dict.fromkeys(("eos_token", "unk_token", "pad_token"), EOS)
+    if kind != GPT2 or EOS not in vocab:
+        return {}
+    roles = dict.fromkeys(("bos_token", "eos_token", "unk_token"), EOS)
+    if not config and not (directory / "special_tokens_map.json").is_file():
+        roles["pad_token"] = EOS
+    return roles
+
+
+def _built(
+    config_file: Path, config: Mapping[str, Any], kind: str, stored: dict[str, Any], roles: Mapping[str, str],
+    from_lists: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """The definition as its class makes it: GPT-2's and BERT's read options in tokenizer_config.json."""
+    model, tokens = stored["model"], stored["added_tokens"]
+    if kind == BERT:
+        lowercase, split_chinese = (_flag(config_file, config, name) for name in ("do_lower_case", _SPLIT_CHINESE))
+        strip = config.get("strip_accents")
+        if strip is not None and type(strip) is not bool:
+            raise UsageError(f"{config_file}: strip_accents is {brief(strip)}, neither true nor false")
+        return words_definition(
+            model["vocab"], tokens, roles, lowercase=lowercase, split_chinese=split_chinese, strip_accents=strip
+        )
+    post_processor = stored.get("post_processor")
+    if "add_bos_token" in config or "add_eos_token" in config:  # these replace what tokenizer.json says
+        begins = config.get("add_bos_token") is True and "bos_token" in roles
+        post_processor = begin_with(roles["bos_token"], model["vocab"], tokens) if begins else None
+    if kind == QWEN and from_lists:
+        return qwen_definition(model["vocab"], model["merges"], tokens, post_processor=post_processor)
+    if kind == GPT2 and (from_lists or is_gpt2s(stored)):
+        space = _flag(config_file, config, "add_prefix_space", default=False)
+        return gpt2_definition(
+            model["vocab"], model["merges"], tokens, add_prefix_space=space, post_processor=post_processor
+        )
+    return {**stored, "post_processor": post_processor}
+
+
+def _flag(file: Path, config: Mapping[str, Any], name: str, default: bool = True) -> bool:
+    value = config.get(name, default)
+    if type(value) is not bool:
+        raise UsageError(f"{file}: {name} is {brief(value)}, neither true nor false")
+    return value
 
 
 def end_ids(directory: Path) -> tuple[int, ...]:
@@ -172,14 +212,6 @@ def end_ids(directory: Path) -> tuple[int, ...]:
 
 
 # ------------------------------------------------------------------------------------------------- vocab and merges
-
-
-def pair_of(merge: Any) -> tuple[str, str]:
-    """Raises ValueError or TypeError for anything but a merge."""
-    left, right = merge.split(" ") if isinstance(merge, str) else merge
-    if not (isinstance(left, str) and isinstance(right, str) and left and right):
-        raise ValueError("a merge is two tokens")
-    return left, right
 
 
 def _read_vocabulary(directory: Path) -> tuple[Path, Any, list[tuple[str, str]]]:
@@ -201,112 +233,7 @@ def _read_merges(file: Path) -> list[tuple[str, str]]:
     return merges
 
 
-def _checked(file: Path, content: dict[str, Any], is_gpt2: bool) -> dict[str, Any]:
-    """A tokenizer.json in which everything that affects tokens is supported; merges as pairs.
-
-    Raises UsageError if it would not tokenise as GPT-2 does, or as its class would.
-    """
-    model = content.get("model")
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or "merges" not in model:
-        raise UsageError(f"{file}: not a BPE tokenizer like GPT-2's")
-    for name in _MODEL_OPTIONS:
-        if model.get(name) and (is_gpt2 or name != "ignore_merges"):
-            raise UsageError(f"{file}: model.{name} is {brief(model[name])}, which is not supported")
-    decoder = content.get("decoder")
-    if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
-        raise UsageError(f"{file}: its decoder is not ByteLevel, so its tokens are not bytes")
-    if is_gpt2 and not is_gpt2s(content):
-        raise UsageError(
-            f"{file}: text is not split as GPT-2 does (ByteLevel, no normalizer); if this is intended, "
-            'tokenizer_config.json must say "tokenizer_class": "PreTrainedTokenizerFast"'
-        )
-    _check_parts(file, content.get("normalizer"), "normalizer", "normalizers", _NORMALIZERS)
-    splitters = _check_parts(
-        file, content.get("pre_tokenizer"), "pre_tokenizer", "pretokenizers", (*_SPLITTERS, "ByteLevel")
-    )
-    if [part["type"] for part in splitters].count("ByteLevel") != 1 or splitters[-1]["type"] != "ByteLevel":
-        raise UsageError(f"{file}: its pre_tokenizer does not end with ByteLevel, so its tokens are not bytes")
-    try:
-        merges = [pair_of(merge) for merge in model["merges"]]
-        tokens = [_token(file, token) for token in content.get("added_tokens") or []]
-    except (ValueError, TypeError):
-        raise UsageError(f"{file}: its merges or added_tokens are damaged") from None
-    kept = {name: content.get(name) for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder")}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": tokens,
-        **kept,
-        "model": {**model, "type": "BPE", "merges": [list(pair) for pair in merges]},
-    }
-
-
-def _check_parts(file: Path, part: Any, name: str, plural: str, known: Sequence[str]) -> list[dict[str, Any]]:
-    """The parts of a normalizer or pre-tokenizer, in order; UsageError for one not in `known`."""
-    if part is None:
-        return []
-    if isinstance(part, dict) and part.get("type") == "Sequence" and isinstance(part.get(plural), list):
-        parts = part[plural]
-    else:
-        parts = [part]
-    for one in parts:
-        if not isinstance(one, dict) or one.get("type") not in known:
-            found = one.get("type") if isinstance(one, dict) else one
-            raise UsageError(f"{file}: {name} {brief(found)} is not supported ({', '.join(known)})")
-        if one["type"] == "Split" and (problem := _pattern_problem(one.get("pattern"))):
-            raise UsageError(f"{file}: {name} Split: {problem}")
-    result: list[dict[str, Any]] = parts
-    return result
-
-
-def _pattern_problem(pattern: Any) -> str | None:
-    """Why a pattern is refused: nested repetitions can take exponential time."""
-    if isinstance(pattern, dict) and list(pattern) == ["String"] and isinstance(pattern["String"], str):
-        return None
-    if not isinstance(pattern, dict) or list(pattern) != ["Regex"] or not isinstance(pattern["Regex"], str):
-        return "its pattern is neither a String nor a Regex"
-    if len(pattern["Regex"]) > 2000:
-        return "its regular expression is longer than 2000 characters"
-    if _repeats_repetitions(pattern["Regex"]) or re.search(r"\\[1-9gk]", pattern["Regex"]):
-        return "its regular expression could take exponential time (nested repetition or back-reference)"
-    return None
-
-
-def _repeats_repetitions(pattern: str) -> bool:
-    """Whether a group that contains *, +, {n,} or an alternative is itself repeated by *, + or {."""
-    plain = re.sub(r"\\[pP]\{[^}]*\}|\\.", "x", pattern)  # escapes, \p{L} among them, are single characters
-    plain = re.sub(r"\[(?:\^)?\]?[^\]]*\]", "x", plain)  # so are classes
-    groups: list[bool] = []
-    closed = False  # whether the preceding item is a group with a repetition inside
-    for i, c in enumerate(plain):
-        if c in "*+{" and closed:
-            return True
-        closed = False
-        if c == "(":
-            groups.append(False)
-        elif c == ")" and groups:
-            closed = groups.pop()
-            if groups:
-                groups[-1] |= closed
-        elif groups and (c in "*+|" or (c == "{" and i)):
-            groups[-1] = True
-    return False
-
-
 # ------------------------------------------------------------------------------------------- added and special tokens
-
-
-def _token(file: Path, token: Any, index: Any = None) -> dict[str, Any]:
-    """An added token with all its flags. Raises UsageError for wrong types."""
-    if not isinstance(token, dict) or not isinstance(token.get("content"), str) or not token["content"]:
-        raise UsageError(f"{file}: added token {brief(token)} has no content")
-    index = token.get("id") if index is None else index
-    flags = {name: token.get(name, False) for name in ("single_word", "lstrip", "rstrip", "special")}
-    flags["normalized"] = token.get("normalized", not flags["special"])
-    if type(index) is not int or index < 0 or not all(type(flag) is bool for flag in flags.values()):
-        raise UsageError(f"{file}: added token {brief(token)} is damaged (an id or flag of the wrong type)")
-    return {"id": index, "content": token["content"], **flags}
 
 
 def _text_of(file: Path, name: str, value: Any) -> str:
@@ -318,16 +245,14 @@ def _text_of(file: Path, name: str, value: Any) -> str:
 
 
 def _roles(
-    directory: Path, config_file: Path, config: Mapping[str, Any], with_defaults: bool
+    directory: Path, config_file: Path, config: Mapping[str, Any], usual: Mapping[str, str]
 ) -> tuple[dict[str, str], list[str]]:
     """(role -> text of each token with a role, the texts of further special tokens)."""
     said: dict[str, tuple[Path, Any]] = {name: (config_file, value) for name, value in config.items()}
     map_file = directory / "special_tokens_map.json"
     if "added_tokens_decoder" not in config and map_file.is_file():
         said |= {name: (map_file, value) for name, value in read_object(map_file).items()}
-    roles = {name: EOS for name in ("bos_token", "eos_token", "unk_token") if with_defaults}
-    if with_defaults and not config and not map_file.is_file():
-        roles["pad_token"] = EOS
+    roles = dict(usual)
     for name, (file, value) in said.items():
         if name in _ROLES and value is None:
             roles.pop(name, None)
@@ -364,10 +289,10 @@ def _added_tokens(
         if not isinstance(decoder, dict) or not all(re.fullmatch(r"[0-9]{1,9}", index) for index in decoder):
             raise UsageError(f"{config_file}: added_tokens_decoder is not an object of id: token")
         for index, token in decoder.items():
-            add(config_file, _token(config_file, token, int(index)))
+            add(config_file, added_token(config_file, token, int(index)))
     elif (file := directory / "added_tokens.json").is_file():
         for text, index in read_object(file).items():
-            add(file, _token(file, {"content": text, "id": index, "special": text in special}))
+            add(file, added_token(file, {"content": text, "id": index, "special": text in special}))
     behind = 1 + max([*vocab.values(), *(token["id"] for token in tokens.values())], default=-1)
     for text in dict.fromkeys(special):
         if text not in tokens:
@@ -375,22 +300,9 @@ def _added_tokens(
                 raise UsageError(f"{directory}: the vocabulary has no {end} token, with which answers end")
             index = vocab.get(text, behind)
             behind += index == behind
-            add(config_file, _token(config_file, {"content": text, "id": index, "special": True}))
+            add(config_file, added_token(config_file, {"content": text, "id": index, "special": True}))
         tokens[text] = {**tokens[text], "special": True}
     return sorted(tokens.values(), key=lambda token: token["id"])
-
-
-def _begin_with(text: str, vocab: Mapping[str, int], tokens: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A post-processor that prepends a token to each text."""
-    index = next((token["id"] for token in tokens if token["content"] == text), vocab.get(text))
-    first = {"SpecialToken": {"id": text, "type_id": 0}}
-    whole, other = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
-    return {
-        "type": "TemplateProcessing",
-        "single": [first, whole],
-        "pair": [first, whole, other],
-        "special_tokens": {text: {"id": text, "ids": [index], "tokens": [text]}},
-    }
 
 
 # ------------------------------------------------------------------------------------------------------- chat template

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from wukong.data import PromptOptions, load_prompts, read_prompts
 from wukong.errors import DataError
-from wukong.records import Message, Prompt, Response, prompt_id, write_records
+from wukong.records import Message, Prompt, Response, Sampling, prompt_id, write_records
 
 HI = [("user", "Hi")]
 TURN = [{"role": "user", "content": "Hi"}]
@@ -133,3 +133,66 @@ def test_responses_give_their_prompts(tmp_path):
     ]
     write_records(tmp_path / "responses.jsonl", answers)
     assert read_prompts(tmp_path / "responses.jsonl") == [Prompt(messages=messages)]
+
+
+@pytest.mark.parametrize(
+    ("record", "answer", "columns"),
+    [
+        ({"question": "Hi", "answer": "4"}, "4", None),
+        ({"question": "Hi", "answer": 4, "level": 2}, "4", {"level": 2}),
+        ({"prompt": "Hi", "gold_answer": "4", "target": "5"}, "4", {"target": "5"}),
+        ({"prompt": TURN, "reward_model": {"ground_truth": "4", "style": "rule"}, "ability": "math"}, "4",
+         {"reward_model": {"ground_truth": "4", "style": "rule"}, "ability": "math"}),
+        ({"prompt": "Hi", "solution": "So 4.", "answer": "4"}, "4", {"solution": "So 4."}),
+        ({"prompt": "Hi", "answer": " ", "solution": None, "target": "4"}, "4", {"answer": " "}),
+        ({"prompt": "Hi", "answer": ["4", "four"]}, None, {"answer": ["4", "four"]}),  # several: a reward gets the list
+        ({"messages": TURN, "ground_truth": "4", "id": 7}, "4", {"id": 7}),
+        ({"instruction": "Hi", "output": "Ho", "target": "4"}, "4", None),
+        ({"prompt": "Hi", "nothing": None}, None, None),
+        ({"id": "x", "messages": TURN, "answer": 4}, "4", {"id": "x"}),  # not our Prompt, whose answer is text
+    ],
+)  # fmt: skip
+def test_a_prompt_has_the_answer_and_the_other_columns_of_its_record(write, record, answer, columns):
+    (prompt,) = load_prompts(write([record])).records
+    assert (prompt.answer, prompt.columns) == (answer, columns)
+    assert said(prompt) == HI
+
+
+def test_columns_are_counted_and_named(write):
+    source = load_prompts(write([{"prompt": "Hi", "level": 1}, {"prompt": "Ho", "level": 2, "n": 3}])).summary.sources[
+        0
+    ]
+    assert source.columns == {"level": 2, "n": 1}
+    assert source.events() == ["kept for rewards: level (2), n (1)"]
+    assert source.unused == {}
+
+
+def test_a_column_of_another_name_is_the_answer(write):
+    path = write([{"prompt": "Hi", "final": {"value": "4"}, "answer": "no"}])
+    assert read_prompts(path, columns=["answer=final.value"])[0].answer == "4"
+    (prompt,) = read_prompts(path, columns=["answer="])
+    assert (prompt.answer, prompt.columns) == (None, {"final": {"value": "4"}})
+
+
+def test_answer_and_columns_survive_a_cut_and_our_own_files(write, tmp_path):
+    (prompt,) = read_prompts(write([{"prompt": "one two three", "answer": "4", "kwargs": [{"n": 1}]}]), first_words=2)
+    assert (said(prompt), prompt.answer, prompt.columns) == ([("user", "one two")], "4", {"kwargs": [{"n": 1}]})
+    response = Response.of(prompt, "text", "model", Sampling(), finished=True, n_tokens=1)
+    write_records(tmp_path / "r.jsonl", [response])
+    write_records(tmp_path / "p.jsonl", [prompt])
+    assert read_prompts(tmp_path / "r.jsonl") == read_prompts(tmp_path / "p.jsonl") == [prompt]
+
+
+def test_what_our_files_cannot_hold_is_no_column(tmp_path):
+    import datetime
+
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [
+        {"prompt": "Hi", "when": datetime.datetime(2024, 1, 1), "image_bytes": b"\xff", "score": float("nan"), "n": 1}
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "p.parquet")
+    read = load_prompts(tmp_path / "p.parquet")
+    assert read.records[0].columns == {"n": 1}
+    assert read.summary.sources[0].unused == {"when": 1, "image_bytes": 1}

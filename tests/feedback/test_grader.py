@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from tests.openai_server import Reply, openai_server
 from wukong.errors import RunError, UsageError
-from wukong.feedback.annotators import load_judge
-from wukong.records import as_messages
+from wukong.feedback.annotators import judge_file, load_judge
+from wukong.records import Prompt, as_messages
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def by_length(body: dict) -> str:
     return f"Grade: {min(10, 1 + len(answer))}"
 
 
-PROMPTS = [as_messages("What is 1 + 1?"), as_messages("Boil an egg")] * 10
+PROMPTS = [Prompt(messages=as_messages(text)) for text in ("What is 1 + 1?", "Boil an egg")] * 10
 TEXTS = [f"{'x' * (i % 9)}" for i in range(20)]
 
 
@@ -42,6 +43,32 @@ def test_the_server_may_come_from_the_environment(server, monkeypatch) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", url)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     assert load_judge("openai:tiny")(PROMPTS[:1], ["x"])[0].score == 7.5
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_a_written_rubric_is_what_it_grades_by(server, monkeypatch, tmp_path, as_file) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    url, requests = server(lambda body: "7")
+    rubric, given = "1 point for salt @ 10 g.", "1 point for salt @ 10 g."
+    if as_file:
+        given = str(tmp_path / "rubric.md")
+        Path(given).write_text(f"{rubric}\n", encoding="utf-8")
+    name = f"openai:tiny@{url}#{given}"
+    own = Prompt(messages=as_messages("Boil an egg"), columns={"rubric": "1 point for water."})
+    assert [one.score for one in load_judge(name)([PROMPTS[0], own], ["x", "y"])] == [7, 7]
+    systems = [body["messages"][0]["content"] for _, body in requests]
+    assert sorted(text.partition("<rubric>")[2] for text in systems) == [
+        f"\n{rubric}\n\n1 point for water.\n</rubric>",
+        f"\n{rubric}\n</rubric>",
+    ]
+    assert judge_file(name) == (given if as_file else None)
+
+
+def test_a_rubric_that_cannot_be_read_is_refused(server, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    for name, words in (("openai:m#absent.md", "absent.md"), ("openai:m#", "the rubric: is empty")):
+        with pytest.raises(UsageError, match=words):
+            load_judge(name)
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,16 @@ def test_replies_come_in_order_and_are_remembered(server, tmp_path, monkeypatch)
     assert len(asked) - before == 1
 
 
+def test_a_rubric_is_part_of_the_question_and_of_its_key(server, tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    url, asked = server
+    questions = [question(as_messages("greet me"), "hi", "hello")]
+    for rubric in ("", "Short is good.", "Short is good."):
+        PairwiseJudge(url, "m", tmp_path / "verdicts.jsonl", rubric).ask(questions, lambda n: None)
+    assert len(asked) == 2, "what was judged by another rubric is judged again"
+    assert ["Short is good." in request["messages"][0]["content"] for _, request in asked] == [False, True]
+
+
 def test_a_server_that_refuses_is_one_line(server, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     judge = PairwiseJudge(server[0], "other", tmp_path / "verdicts.jsonl")

@@ -378,7 +378,7 @@ def test_damaged_lines_are_asked_for_again(tmp_path):
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("x")
     with openai_server(lambda body: "7") as (url, _), pytest.raises(RunError, match="cannot write"):
-        load_judge(f"openai:m@{url}", tmp_path / "file" / "kept.jsonl")([as_messages("x")], ["x"])
+        load_judge(f"openai:m@{url}", tmp_path / "file" / "kept.jsonl")([Prompt(messages=as_messages("x"))], ["x"])
 
 
 # ------------------------------------------------------------------------------------------------------------ fuzzing

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from wukong.model import kernels, logprobs
+from wukong.model import logprobs
+from wukong.model.cpu import kernels
+from wukong.model.cpu.native import NativeModel
+from wukong.model.cpu.packed import PackedGPT2, can_pack
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.logprobs import centred, token_logprobs
-from wukong.model.native import NativeGPT2
-from wukong.model.packed import PackedGPT2, can_pack
 from wukong.rollout import inference_copy
 from wukong.training.compute import Compute
 
@@ -67,7 +68,7 @@ def offset_model(offset: float) -> GPT2:
 
 
 def _native(model: GPT2) -> GPT2:
-    return NativeGPT2(model, torch.bfloat16)
+    return NativeModel(model, torch.bfloat16)
 
 
 def _narrow(model: GPT2) -> GPT2:

@@ -97,10 +97,11 @@ def gae(rewards, values, mask, gamma, lam):
     return advantages, returns
 
 
-def ppo_policy_loss(logprob, old_logprob, advantage, clip_range):
-    """Scalars: minus eq. 7 of Schulman et al. 2017."""
+def ppo_policy_loss(logprob, old_logprob, advantage, clip_range, clip_range_high=None):
+    """Scalars: minus eq. 7 of Schulman et al. 2017; with clip_range_high, eq. 10 of Yu et al. 2025."""
     ratio = math.exp(logprob) / math.exp(old_logprob)
-    clipped = min(max(ratio, 1 - clip_range), 1 + clip_range)
+    high = clip_range if clip_range_high is None else clip_range_high
+    clipped = min(max(ratio, 1 - clip_range), 1 + high)
     return -min(ratio * advantage, clipped * advantage)
 
 

@@ -13,7 +13,7 @@ from wukong.feedback.reward_models import reward_judge
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_reward
 from wukong.objectives import grouped_mean
-from wukong.records import Comparison, Message, Ranking, Vote, as_messages
+from wukong.records import Comparison, Message, Prompt, Ranking, Vote, as_messages
 from wukong.stages.direct import dpo, kto
 from wukong.stages.reward import RewardOptions, forward_pairs, group_losses, groups_of, off_prompt_groups
 from wukong.tokenizer import Tokenizer
@@ -115,17 +115,18 @@ def test_a_reward_model_as_judge_reads_all_answers_to_a_prompt_with_one(tiny_mod
     """Scores equal those of sequences with the common prompt; with room given they do not depend on the others."""
     model, tokenizer = load_reward(tiny_models / "reward")
     prompt = dialogue("0123456789", "abcdefghij", "1123456789", "bbcdefghij", "2123456789")  # 50 of a context of 64
+    asked = Prompt(messages=prompt)
 
     def alone(start: int, text: str) -> float:
         ids = torch.tensor([tokenizer.prompt_ids(prompt[start:]) + tokenizer.encode(text)])
         with torch.no_grad():
             return float(model.eval()(ids, torch.tensor([ids.shape[1]])))
 
-    together = reward_judge(str(tiny_models / "reward"), CPU, 4096)([prompt] * 2, ["yes", "n" * 20])
+    together = reward_judge(str(tiny_models / "reward"), CPU, 4096)([asked] * 2, ["yes", "n" * 20])
     assert [one.score for one in together] == pytest.approx([alone(2, "yes"), alone(2, "n" * 20)], abs=1e-5)
     judge = reward_judge(str(tiny_models / "reward"), CPU, 4096, room=20)
-    assert judge([prompt], ["yes"])[0].score == pytest.approx(alone(2, "yes"), abs=1e-5)
-    assert judge([prompt], ["n" * 15])[0].score == pytest.approx(alone(2, "n" * 15), abs=1e-5)
+    assert judge([asked], ["yes"])[0].score == pytest.approx(alone(2, "yes"), abs=1e-5)
+    assert judge([asked], ["n" * 15])[0].score == pytest.approx(alone(2, "n" * 15), abs=1e-5)
 
 
 def test_no_pair_of_hh_is_read_with_two_prompts(shared):

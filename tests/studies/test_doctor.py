@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from wukong.cli import main
-from wukong.model import kernels
+from wukong.model.cpu import kernels
 from wukong.studies.doctor import environment
 from wukong.studies.doctor.environment import check_environment
 from wukong.training.compute import compute_for

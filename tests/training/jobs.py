@@ -1,5 +1,6 @@
 """Starts a command in several processes as `torchrun` does: the same environment, a store outside of them."""
 
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -23,6 +24,7 @@ def work(environment: dict[str, str], arguments: list[str], log: Path, dies: tup
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
+    faulthandler.enable()  # what aborts a process is seldom seen twice
     torch.set_num_threads(1)
     from wukong.cli import main
     from wukong.training.session import Session

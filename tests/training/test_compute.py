@@ -1,5 +1,6 @@
 """Where and in what precision a run computes."""
 
+import math
 from contextlib import nullcontext
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from wukong.errors import UsageError
 from wukong.training import compute
-from wukong.training.compute import Compute, compute_for
+from wukong.training.compute import Compute, best_device, compute_for, wide_type
 
 
 @pytest.fixture
@@ -16,7 +17,8 @@ def speeds(monkeypatch):
     compute._bfloat16_pays.cache_clear()
 
     def measured(float32: float, bfloat16: float) -> None:
-        monkeypatch.setattr(compute, "_seconds", {torch.float32: float32, torch.bfloat16: bfloat16}.__getitem__)
+        found = {torch.float32: float32, torch.bfloat16: bfloat16}
+        monkeypatch.setattr(compute, "_seconds", lambda dtype, device: found[dtype])
 
     yield measured
     compute._bfloat16_pays.cache_clear()
@@ -54,7 +56,28 @@ def test_auto_on_this_machine_is_what_its_clock_says():
 
 def test_the_device_is_the_processor_where_there_is_no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert compute_for("float32", "auto") == Compute(torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize(("cuda", "expected"), [(True, "cuda"), (False, "mps")])
+def test_an_apple_gpu_is_taken_after_cuda_and_before_the_processor(monkeypatch, cuda, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert best_device() == expected
+
+
+def test_sums_are_kept_in_the_widest_type_of_the_device():
+    assert wide_type(torch.device("mps")) == torch.float32  # it has no float64
+    assert wide_type(torch.device("cuda")) == wide_type(torch.device("cpu")) == torch.float64
+
+
+def test_a_type_that_a_device_lacks_does_not_pay(speeds):
+    speeds(1.0, math.inf)
+    assert compute._bfloat16_pays("mps") is False
+    speeds(1.0, 0.5)
+    compute._bfloat16_pays.cache_clear()
+    assert compute._bfloat16_pays("mps") is True
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu cpu"])

@@ -54,7 +54,23 @@ STEPS: dict[str, dict] = {
     "rloo": ONLINE | {"samples_per_prompt": 4},
     "grpo": ONLINE | {"samples_per_prompt": 4, "entropy_coef": 0.01},
     "bestofn": ONLINE | {"samples_per_prompt": 2, "minibatch_size": 4},
+    "ppo_careful": ONLINE | {
+        "ppo_epochs": 4, "max_update_kl": 1e-4, "value_warmup": 1, "importance_cap": 2.0, "clip_range_high": 0.28,
+    },
+    "grpo_dapo": ONLINE | {
+        "samples_per_prompt": 2, "dynamic_sampling": 2, "clip_range_high": 0.28, "average": "token",
+        "reward_model": None, "rewards": ["tests.training.test_distributed:even"],
+    },
+    "distill": TRAIN | {
+        "model": "{one}/sft", "teacher": "{one}/pretrain", "prompts": ["{data}/prompts.jsonl"], "batch_size": 7,
+        "episodes": 21, "max_new_tokens": 8, "valid_fraction": 0.3, "eval_every": 2,
+    },
 }  # fmt: skip
+
+
+def even(prompts: list, texts: list[str]) -> list[float]:
+    """A reward by which several answers to one prompt are often alike."""
+    return [float(len(text) % 2) for text in texts]
 
 
 def answers() -> list[dict]:
@@ -316,6 +332,24 @@ def test_the_exit_code_of_a_program_is_its_own_whatever_its_threads_do_at_the_en
     codes, said = run_programs([sys.executable, "-c", ABORTS, str(int(number)), *arguments], 2)
     assert codes == [code] * 2, said
     assert {0: "next: wukong ", 2: "wukong: error: --context 65"}.get(code, "stopped after step 2") in said
+
+
+RUNNERS = """
+from pathlib import Path
+import torch
+from wukong import processes
+processes.join()
+processes.all_reduce(torch.ones(3))
+names = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
+assert names.count("pt_gloo_runloop") == 1, names
+processes.leave()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the names of threads are read from /proc")
+def test_one_thread_runs_the_collectives_since_two_of_them_corrupt_the_heap() -> None:
+    codes, said = run_programs([sys.executable, "-c", RUNNERS], 2)
+    assert codes == [0, 0], said
 
 
 @pytest.mark.slow

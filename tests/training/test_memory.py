@@ -17,15 +17,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.stages.tiny_data import write_jsonl
 from wukong.model.config import LlamaConfig, ModelConfig
+from wukong.model.cpu.native import NativeModel
+from wukong.model.cpu.packed import PackedGPT2
 from wukong.model.decoding import decoding_path
 from wukong.model.families import PRESET_CONFIGS, new_model
 from wukong.model.gpt2 import GPT2, GPT2Config
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import save_policy, save_reward
 from wukong.model.language_model import LanguageModel
+from wukong.model.llama import Llama
 from wukong.model.logprobs import centred, token_logprobs
-from wukong.model.native import NativeGPT2
-from wukong.model.packed import PackedGPT2
 from wukong.rollout import inference_copy
 from wukong.scoring import frozen
 from wukong.stages import tokenize
@@ -149,9 +150,11 @@ def test_a_cache_takes_what_is_said(config: ModelConfig) -> None:
 
 
 def test_the_decoding_path_that_is_named_is_the_one_taken() -> None:
-    kinds = {NativeGPT2: "native", PackedGPT2: "packed", GPT2: "PyTorch"}
-    for heads in (4, 8):  # of width 16 and 8: there are kernels for the first
-        model = GPT2(GPT2Config(**{**vars(CONFIG), "n_head": heads})).eval()
+    kinds = {NativeModel: "native", PackedGPT2: "packed", GPT2: "PyTorch", Llama: "PyTorch"}
+    llama = LlamaConfig(vocab_size=500, n_positions=64, n_embd=64, n_layer=1, n_head=4, n_kv_head=2, n_inner=96)
+    # Heads of width 16 and 8: there are kernels for the first.
+    configs = [CONFIG, replace(CONFIG, n_head=8), replace(llama, head_width=16), replace(llama, head_width=8)]
+    for model in (new_model(config).eval() for config in configs):
         for dtype in DTYPES:
             copy = inference_copy(model, Compute(CPU, dtype))
             assert decoding_path(model.config, CPU, dtype) == kinds[type(copy)]

@@ -6,6 +6,7 @@ alpaca` means the same everywhere.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
@@ -29,7 +30,7 @@ from wukong.data.formats import LIST, MEDIA, OBJECT, PROMPT, TEXT, TOOLS, TURNS,
 from wukong.data.instructions import INSTRUCTIONS
 from wukong.data.labelstudio import LABELSTUDIO, task_prompt
 from wukong.data.registry import Registry
-from wukong.data.row import Row
+from wukong.data.row import Row, is_missing, is_text
 from wukong.data.sources import Columns, DataOptions, Sources
 from wukong.data.summary import Dropped, Read
 from wukong.errors import DataError
@@ -93,7 +94,8 @@ def _beginning(words: int) -> Callable[[Row, Prompt], Prompt]:
             return prompt
         if match.end() < len(last.content.rstrip()):
             row.cuts.append(f"to the first {words} words")
-        return Prompt(messages=[*before, Message(role=last.role, content=match[1])], source=prompt.source)
+        messages = [*before, Message(role=last.role, content=match[1])]
+        return Prompt(messages=messages, source=prompt.source, answer=prompt.answer, columns=prompt.columns)
 
     return cut
 
@@ -148,6 +150,7 @@ def _is_own(r: Fields) -> bool:
         return False
     names = ("id", "prompt_id", "text", "model") if kind is Response else ("id",)
     texts = all(isinstance(r.get(name), str) for name in names) and isinstance(r.get("source", ""), str)
+    texts = texts and isinstance(r.get("answer"), str | None) and isinstance(r.get("columns"), dict | None)
     return texts and (kind is Response or r["messages"][-1]["role"] != "assistant")
 
 
@@ -155,7 +158,15 @@ def own(row: Row) -> Found[Prompt]:
     if "prompt_id" not in row.fields:
         return [own_record(row, Prompt)]
     response = own_record(row, Response)
-    return [Prompt(messages=response.messages, source=response.source, id=response.prompt_id)]
+    return [
+        Prompt(
+            messages=response.messages,
+            source=response.source,
+            id=response.prompt_id,
+            answer=response.answer,
+            columns=response.columns,
+        )
+    ]
 
 
 def turns(row: Row) -> Found[Prompt]:
@@ -171,6 +182,48 @@ def messages(row: Row) -> Found[Prompt]:
 
 def _asked(row: Row, content: str) -> Prompt:
     return Prompt(messages=[*system_turn(row), user(content)], source=row.source)
+
+
+ANSWERS = ("answer", "gold_answer", "ground_truth", "reward_model.ground_truth", "solution", "target")
+"""Where data sets store the reference answer, the first one with text or a number counts; `reward_model` is verl's."""
+
+
+def _with_columns(form: Format[Prompt]) -> Format[Prompt]:
+    """The format, of whose records the reference answer and all fields that are not part of the prompt are kept."""
+
+    def convert(row: Row) -> Found[Prompt]:
+        taken = {*form.picked(row.fields).values(), *form.uses}
+        answer = _reference_answer(row, taken)
+        columns = {str(n): v for n, v in row.fields.items() if n not in taken and not is_missing(v) and _is_json(v)}
+        row.kept |= set(columns)
+        for record in form.convert(row):
+            if isinstance(record, Prompt):
+                record = record.model_copy(update={"answer": answer, "columns": columns or None})
+            yield record
+
+    return replace(form, convert=convert)
+
+
+def _reference_answer(row: Row, taken: set[str | None]) -> str | None:
+    """The record's answer under one of its usual names, which is added to `taken`."""
+    for name in ANSWERS:
+        outer, _, inner = name.partition(".")
+        value = row.fields.get(outer)
+        value = value.get(inner) if inner and isinstance(value, dict) else value
+        if is_text(value) and str(value).strip():
+            said = str(value) if name in taken else row.string(value, name)  # the prompt's format has noted it
+            taken.add(name)
+            return said
+    return None
+
+
+def _is_json(value: Any) -> bool:
+    """Whether a value can be written to our files; a date or an image cannot."""
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and _is_json(item) for name, item in value.items())
+    if isinstance(value, list):
+        return all(map(_is_json, value))
+    return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 HI: dict[str, Any] = {"role": "user", "content": "Hi"}
@@ -194,75 +247,82 @@ PROMPTS.add(
         convert=lambda row: [_unanswered(row, task_prompt(row))],
         harmless=LABELSTUDIO.uses | LABELSTUDIO.harmless,
     ),
-    Format(
-        "turns",
-        example={"turns": ["Hi", "And then?"]},
-        needs={"turns": LIST},
-        convert=turns,
-        harmless=IGNORED,
-        meaning=MEANING,
+    _with_columns(
+        Format(
+            "turns",
+            example={"turns": ["Hi", "And then?"]},
+            needs={"turns": LIST},
+            convert=turns,
+            harmless=IGNORED,
+            meaning=MEANING,
+        )
     ),
     *_adopted(COMPARISONS.formats),  # before the next two: LLaMA-Factory's comparisons have `conversations` too
-    Format(
-        "messages",
-        example={"messages": [HI]},
-        needs={"messages": TURNS},
-        convert=messages,
-        uses=SYSTEM,
-        harmless=IGNORED | {"prompt", "parallel_tool_calls"},
-        meaning=MEANING,
-    ),
-    Format(
-        "sharegpt",
-        example={"conversations": [{"from": "human", "value": "Hi"}]},
-        needs={"conversations|conversation": TURNS},
-        convert=messages,
-        uses=SYSTEM,
-        harmless=IGNORED | {"turn", "openai_moderation", "redacted"},
-        meaning=MEANING,
-    ),
-    *_adopted(INSTRUCTIONS.formats),
-    Format(
-        "openai",
-        example={"input": {"messages": [HI]}},
-        needs={"input": OBJECT},
-        when=(lambda r: TURNS.holds(r["input"].get("messages")), "input{messages[]}"),
-        convert=lambda row: [_unanswered(row, row.turns(row.fields["input"]["messages"], "input.messages"))],
-        meaning=MEANING,
-    ),
-    Format(
-        "prompt",
-        example={"prompt": "Hi"},
-        needs={"prompt": PROMPT},
-        convert=lambda row: [_unanswered(row, prompt_field(row, "prompt"))],
-        uses=SYSTEM,
-        harmless=IGNORED,
-        meaning=MEANING,
-    ),
-    Format(
-        "instruction",
-        example={"instruction": "Hi", "input": "you"},
-        needs={"instruction": TEXT},
-        convert=lambda row: [Prompt(messages=instruction_prompt(row), source=row.source)],
-        uses=INSTRUCTION,
-        harmless=IGNORED,
-        meaning=MEANING,
-    ),
-    Format(
-        "question",
-        example={"question": "Hi"},
-        needs={"question": TEXT},
-        convert=lambda row: [_asked(row, row.text("question"))],
-        uses=SYSTEM,
-        harmless=IGNORED,
-        meaning=MEANING,
-    ),
-    Format(
-        "text",
-        example={"text": "Hi"},
-        needs={"text|content": TEXT},
-        convert=lambda row: [_asked(row, row.text(first_present(row, "text", "content")))],
-        harmless=IGNORED,
-        meaning=MEANING,
+    *map(
+        _with_columns,
+        (
+            Format(
+                "messages",
+                example={"messages": [HI]},
+                needs={"messages": TURNS},
+                convert=messages,
+                uses=SYSTEM,
+                harmless=IGNORED | {"prompt", "parallel_tool_calls"},
+                meaning=MEANING,
+            ),
+            Format(
+                "sharegpt",
+                example={"conversations": [{"from": "human", "value": "Hi"}]},
+                needs={"conversations|conversation": TURNS},
+                convert=messages,
+                uses=SYSTEM,
+                harmless=IGNORED | {"turn", "openai_moderation", "redacted"},
+                meaning=MEANING,
+            ),
+            *_adopted(INSTRUCTIONS.formats),
+            Format(
+                "openai",
+                example={"input": {"messages": [HI]}},
+                needs={"input": OBJECT},
+                when=(lambda r: TURNS.holds(r["input"].get("messages")), "input{messages[]}"),
+                convert=lambda row: [_unanswered(row, row.turns(row.fields["input"]["messages"], "input.messages"))],
+                meaning=MEANING,
+            ),
+            Format(
+                "prompt",
+                example={"prompt": "Hi"},
+                needs={"prompt": PROMPT},
+                convert=lambda row: [_unanswered(row, prompt_field(row, "prompt"))],
+                uses=SYSTEM,
+                harmless=IGNORED,
+                meaning=MEANING,
+            ),
+            Format(
+                "instruction",
+                example={"instruction": "Hi", "input": "you"},
+                needs={"instruction": TEXT},
+                convert=lambda row: [Prompt(messages=instruction_prompt(row), source=row.source)],
+                uses=INSTRUCTION,
+                harmless=IGNORED,
+                meaning=MEANING,
+            ),
+            Format(
+                "question",
+                example={"question": "Hi"},
+                needs={"question": TEXT},
+                convert=lambda row: [_asked(row, row.text("question"))],
+                uses=SYSTEM,
+                harmless=IGNORED,
+                meaning=MEANING,
+            ),
+            Format(
+                "text",
+                example={"text": "Hi"},
+                needs={"text|content": TEXT},
+                convert=lambda row: [_asked(row, row.text(first_present(row, "text", "content")))],
+                harmless=IGNORED,
+                meaning=MEANING,
+            ),
+        ),
     ),
 )

@@ -134,7 +134,8 @@ class Registry(Generic[T]):
                         account.dropped[str(reason)] += 1
                     account.notes.update(row.notes)
                     account.truncated.update(row.cuts)
-                    account.unused.update(name for name in form.unused(row.fields) if name not in row.used)
+                    account.columns.update(sorted(row.kept))
+                    account.unused.update(name for name in form.unused(row.fields) if name not in row.used | row.kept)
                     account.unused.update(row.unused.keys())
         options.check_columns(renamed, src)
         if summary.kept == 0:

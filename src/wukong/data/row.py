@@ -82,8 +82,8 @@ class Row:
     `bad` is set instead of `fields` if the record could not be parsed, so that reading can continue where bad records
     are allowed. `notes` collects what a reader changed, `cuts` what it shortened, `unused` the nested fields it
     ignored. `question` is the option of that name, `asked` the questions (kind, name) that the record answers, `used`
-    the fields whose names depend on the record. Of the option `columns`, `renamed` holds the columns found and
-    `lacking` the (name, column) of those not found.
+    the fields whose names depend on the record, `kept` those kept as columns of a prompt. Of the option `columns`,
+    `renamed` holds the columns found and `lacking` the (name, column) of those not found.
     """
 
     file: str
@@ -97,6 +97,7 @@ class Row:
     unused: Counter[str] = field(default_factory=Counter)
     asked: set[tuple[str, str]] = field(default_factory=set)
     used: set[str] = field(default_factory=set)
+    kept: set[str] = field(default_factory=set)
     renamed: set[str] = field(default_factory=set)
     lacking: list[tuple[str, str]] = field(default_factory=list)
 

@@ -57,12 +57,15 @@ def write_shards(
 
 def _encoded(documents: Iterable[str], tokenizer: Tokenizer, manifest: dict[str, Any]) -> Iterator[list[int]]:
     iterator = iter(documents)
+    begin = tokenizer.raw_ids("")
+    if begin == [tokenizer.eos_id]:  # the end of the document before it is one already
+        begin = []
     while batch := list(islice(iterator, BATCH_DOCUMENTS)):
         encoded = tokenizer.encode_batch(batch)
         manifest["documents"] += len(batch)
         manifest["bytes"] += sum(len(text.encode()) for text in batch)
         for ids in encoded:
-            yield [*ids, tokenizer.eos_id]
+            yield [*begin, *ids, tokenizer.eos_id]
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

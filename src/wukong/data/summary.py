@@ -26,8 +26,8 @@ class Dropped:
 
 @dataclass
 class SourceSummary:
-    """What happened to one source's records. `dropped`, `notes` and `truncated` count by reason, `formats` by name, and
-    `unused` counts nonempty fields that were not used."""
+    """What happened to one source's records. `dropped`, `notes` and `truncated` count by reason, `formats` by name;
+    `columns` counts fields kept for rewards, `unused` nonempty fields that were not used."""
 
     source: str
     formats: Counter[str] = field(default_factory=Counter)
@@ -36,6 +36,7 @@ class SourceSummary:
     dropped: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     truncated: Counter[str] = field(default_factory=Counter)
+    columns: Counter[str] = field(default_factory=Counter)
     unused: Counter[str] = field(default_factory=Counter)
     bad: list[str] = field(default_factory=list)
 
@@ -51,9 +52,10 @@ class SourceSummary:
             *_counted("{n} truncated: {reason}", self.truncated),
         ]
         lines += [f"{n} x {note}" for note, n in self.notes.items()]
+        if self.columns:
+            lines.append(Text("kept for rewards: {fields}", fields=_named(self.columns)))
         if self.unused:
-            fields = ", ".join(f"{name} ({n})" for name, n in self.unused.items())
-            lines.append(Text("not used: {fields}", fields=fields))
+            lines.append(Text("not used: {fields}", fields=_named(self.unused)))
         return lines + self.bad
 
     def as_dict(self) -> dict[str, Any]:
@@ -65,6 +67,7 @@ class SourceSummary:
             "dropped": dict(self.dropped),
             "notes": dict(self.notes),
             "truncated": dict(self.truncated),
+            "columns": dict(self.columns),
             "unused": dict(self.unused),
             "bad": self.bad,
         }
@@ -117,6 +120,10 @@ class ReadSummary:
             counts = (f"{n:,}" for n in (self.kept + self.dropped.total(), self.kept, self.dropped.total()))
             table.add_row(spoken("all, afterwards"), "", *counts, escape("\n".join(map(spoken, later))))
         return table
+
+
+def _named(fields: Counter[str]) -> str:
+    return ", ".join(f"{name} ({n})" for name, n in fields.items())
 
 
 def _counted(template: str, reasons: Counter[str]) -> Iterator[Text]:

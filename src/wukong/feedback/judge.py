@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from wukong.records import Message
+
+
+class JudgedPrompt(Protocol):
+    """A prompt as a judge reads it: `records.Prompt`, `records.Response` and others."""
+
+    @property
+    def messages(self) -> Sequence[Message]: ...
+
+    @property
+    def answer(self) -> str | None:
+        """The reference answer."""
+
+    @property
+    def columns(self) -> Mapping[str, Any] | None:
+        """The further fields of its record."""
 
 
 @dataclass(frozen=True)
@@ -17,4 +33,18 @@ class Opinion:
     reasons: list[str]
 
 
-Judge = Callable[[Sequence[Sequence[Message]], Sequence[str]], list[Opinion]]
+Judge = Callable[[Sequence[JudgedPrompt], Sequence[str]], list[Opinion]]
+"""Prompts and as many responses -> an opinion of each response."""
+
+
+@dataclass(frozen=True)
+class PromptNeeds:
+    """What a judge needs of the prompts.
+
+    Args:
+        check: raises DataError, with the field, for a prompt to which it could judge no answer.
+        columns: at least one prompt must have each of these ("answer" is the reference answer).
+    """
+
+    check: Callable[[JudgedPrompt], object] | None = None
+    columns: frozenset[str] = frozenset()

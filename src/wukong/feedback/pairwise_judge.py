@@ -22,6 +22,9 @@ Decide which answer is better: more helpful, more accurate, safer, better writte
 is longer, nor because it stands first. Say briefly why, then end with your verdict on a line of its own: [[A]] if \
 answer A is better, [[B]] if answer B is better, [[tie]] if neither is."""
 
+BY_RUBRIC = "Judge by this rubric and by nothing else:"
+"""What precedes a written rubric, behind the instructions."""
+
 _VERDICT = re.compile(r"\[\[\s*(A|B|C|tie)\s*\]\]", re.IGNORECASE)
 _WORTH = {"a": 1.0, "b": 0.0, "c": 0.5, "tie": 0.5}
 
@@ -48,13 +51,15 @@ class PairwiseJudge:
         endpoint: the base URL, e.g. http://127.0.0.1:8000/v1 (key: OPENAI_API_KEY).
         model: the model's name on the server.
         memory: the JSONL file of replies; read first, then appended to.
+        rubric: what to judge by, instead of what the instructions name.
 
     Raises:
         UsageError: the URL is invalid, or contains a secret.
     """
 
-    def __init__(self, endpoint: str, model: str, memory: Path) -> None:
+    def __init__(self, endpoint: str, model: str, memory: Path, rubric: str = "") -> None:
         self.endpoint, self.model, self.replies = Endpoint(endpoint, model), model, Replies(memory)
+        self.instructions = f"{INSTRUCTIONS}\n\n{BY_RUBRIC}\n{rubric}" if rubric else INSTRUCTIONS
 
     def ask(self, questions: Sequence[str], on_reply: Callable[[int], None]) -> list[str]:
         """The replies, in order; `on_reply` is called with the number that arrived since the last call.
@@ -62,9 +67,10 @@ class PairwiseJudge:
         Raises:
             RunError: the server refuses or cannot be reached; replies received so far are kept.
         """
-        keys = [hashlib.sha256(f"{self.model}\0{INSTRUCTIONS}\0{one}".encode()).hexdigest()[:32] for one in questions]
+        asked = (f"{self.model}\0{self.instructions}\0{one}" for one in questions)
+        keys = [hashlib.sha256(one.encode()).hexdigest()[:32] for one in asked]
         times = Counter(keys)
-        system = Message(role="system", content=INSTRUCTIONS)
+        system = Message(role="system", content=self.instructions)
         requests = {
             key: self.endpoint.request([system, Message(role="user", content=one)], temperature=0)
             for key, one in zip(keys, questions, strict=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from wukong.console import say
 from wukong.data.answers import last_turn, shared_prompt
 from wukong.errors import UsageError
-from wukong.feedback.judge import Judge, Opinion
+from wukong.feedback.judge import Judge, JudgedPrompt, Opinion
 from wukong.files import read_json
 from wukong.model.hub import load_reward
 from wukong.records import Message, prompt_id
@@ -44,15 +44,15 @@ def reward_judge(directory: str, compute: Compute, max_tokens: int, room: int | 
             raise UsageError(f"{directory}: a prompt does not fit its context of {context}")
         return ids
 
-    def judge(prompts: Sequence[Sequence[Message]], texts: Sequence[str]) -> list[Opinion]:
+    def judge(prompts: Sequence[JudgedPrompt], texts: Sequence[str]) -> list[Opinion]:
         responses = [tokenizer.response_ids(text, finished=False) for text in texts]
         together: dict[str, list[int]] = defaultdict(list)
         for i, prompt in enumerate(prompts):
-            together[prompt_id(prompt)].append(i)
+            together[prompt_id(prompt.messages)].append(i)
         read: list[list[int]] = [[]] * len(texts)
         for rows in together.values():
             lengths = [len(responses[i]) for i in rows] if room is None else [room]
-            ids = read_prompt(prompts[rows[0]], lengths)
+            ids = read_prompt(prompts[rows[0]].messages, lengths)
             for i in rows:
                 read[i] = [*ids, *responses[i]]
         if cut := sum(len(ids) > context for ids in read):

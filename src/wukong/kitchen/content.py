@@ -78,6 +78,31 @@ class Knowledge(Content):
     temperatures: dict[str, str]
 
 
+class Measures(Content):
+    """measures.yaml: sums with one right answer, see `wukong.kitchen.measures`."""
+
+    counts: Annotated[tuple[int, ...], Field(min_length=2)]
+    servings: Annotated[tuple[int, ...], Field(min_length=2)]
+    portions: Annotated[tuple[int, ...], Field(min_length=2)]
+    """For one person."""
+    foods: dict[str, Texts]
+    """Unit -> what is measured in it."""
+    topic: Pattern
+    """Of a conversion; groups `unit` and `x`."""
+    plurals: dict[str, str]
+    units: dict[str, str]
+    """Unit -> its name in a question."""
+    conversion: Texts
+    scaling: Texts
+    conversion_working: str
+    scaling_working: str
+    result: str
+    product: str
+    quotient: str
+    note: str
+    tables: Texts
+
+
 class Hazard(Content):
     """One family of requests that should be declined, and what a good refusal says.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
-from wukong.kitchen.world import write_world
+from wukong.kitchen.world import Subject, write_world
 from wukong.kitchen.worlds import Language
 from wukong.options import StageOptions
 from wukong.provenance import open_run
@@ -24,6 +24,8 @@ class KitchenOptions(StageOptions):
     """Size of the pretraining corpus."""
     language: Language = "en"
     """English, or Chinese: another kitchen, written for its readers."""
+    subject: Subject = "cooking"
+    """All of the kitchen, or only measures: sums with one right answer, which the verifier `number` checks."""
 
 
 def needs(options: KitchenOptions) -> list[Any]:
@@ -34,5 +36,5 @@ def needs(options: KitchenOptions) -> list[Any]:
 def run(options: KitchenOptions) -> None:
     work = open_run("kitchen", options)
     if not work.done:
-        files = write_world(options.out, options.seed, options.megabytes, options.language)
+        files = write_world(options.out, options.seed, options.megabytes, options.language, options.subject)
         work.finish({}, list(files.values()))

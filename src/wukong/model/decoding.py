@@ -1,7 +1,7 @@
 """The form in which a model decodes fastest on this machine.
 
-A family that our CPU kernels or oneDNN's packed matrices can decode has a copy for them in `_NATIVE` or `_PACKED`, by
-its configuration; any other model decodes with PyTorch's layers.
+Our CPU kernels decode both families, in the sizes that they support (`native.fits`). A family that oneDNN's packed
+matrices can decode has a copy for them in `_PACKED`. Any other model decodes with PyTorch's layers.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ from typing import Any, Literal
 
 import torch
 
-from wukong.model import kernels
 from wukong.model.config import GPT2Config, ModelConfig
+from wukong.model.cpu import kernels
+from wukong.model.cpu.native import NativeModel, fits
+from wukong.model.cpu.packed import PackedGPT2, can_pack, multiplies_tiles
 from wukong.model.language_model import LanguageModel
-from wukong.model.native import HEAD_WIDTHS, NativeGPT2
-from wukong.model.packed import PackedGPT2, can_pack, multiplies_tiles
 
 DecodingPath = Literal["native", "packed", "PyTorch"]
 
-_NATIVE: Mapping[type, Callable[[Any, torch.dtype], LanguageModel]] = {GPT2Config: NativeGPT2}
 _PACKED: Mapping[type, Callable[[Any, torch.dtype], LanguageModel]] = {GPT2Config: PackedGPT2}
 
 
@@ -27,14 +26,14 @@ def decoding_path(config: ModelConfig, device: torch.device, dtype: torch.dtype)
     """Which copy of a model of float32 weights decodes here in this precision: our kernels, oneDNN's packed matrices,
     or PyTorch's layers."""
     packs = type(config) in _PACKED and can_pack(device, dtype)
-    fits = type(config) in _NATIVE and device.type == "cpu" and config.head_width in HEAD_WIDTHS
-    if fits and not (packs and multiplies_tiles()) and kernels.library() is not None:
+    ours = device.type == "cpu" and fits(config) and kernels.library() is not None
+    if ours and not (packs and multiplies_tiles()):
         return "native"
     return "packed" if packs else "PyTorch"
 
 
 def decoding_copy(model: LanguageModel, path: DecodingPath, dtype: torch.dtype) -> LanguageModel:
     """The copy of `decoding_path`; for "PyTorch" the model itself."""
-    if path == "PyTorch":
-        return model
-    return (_NATIVE if path == "native" else _PACKED)[type(model.config)](model, dtype)
+    if path == "native":
+        return NativeModel(model, dtype)
+    return _PACKED[type(model.config)](model, dtype) if path == "packed" else model

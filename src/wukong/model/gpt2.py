@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wukong.model.attention import AttentionContext, attend
 from wukong.model.config import GPT2Config as GPT2Config  # noqa: PLC0414 (most import it from here)
-from wukong.model.kernels import gelu
+from wukong.model.cpu.kernels import gelu
 from wukong.model.language_model import LanguageModel
 
 PRESETS: dict[str, dict[str, int]] = {

@@ -71,7 +71,7 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden, narrow = hidden.to(dtype), centred(weight, dtype)
         normalisers, logprobs, entropies = hidden.new_zeros(3, len(targets), dtype=torch.float32)  # (N,) each
         kept, e = [], hidden.new_empty(0, dtype=torch.float32)
-        for rows in _chunks(len(targets), len(weight)):
+        for rows in row_chunks(len(targets), len(weight)):
             logits = F.linear(hidden[rows], narrow)  # (n, V)
             z = logits.float()
             largest = z.amax(-1, keepdim=True)  # (n, 1)
@@ -98,7 +98,7 @@ class _TokenLogprobs(torch.autograd.Function):
         of_logprobs, of_entropies = (zeros if gradient is None else gradient for gradient in gradients)  # (N,) each
         to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         to_weight = None
-        for number, rows in enumerate(_chunks(len(targets), len(weight))):
+        for number, rows in enumerate(row_chunks(len(targets), len(weight))):
             logits = kept[number] if kept else F.linear(hidden[rows], weight)  # (n, V)
             # In place of the logits, which nothing else needs; a second backward would be an error, as is usual.
             logp = logits.float().sub_(normalisers[rows].unsqueeze(-1))
@@ -123,7 +123,8 @@ class _TokenLogprobs(torch.autograd.Function):
         return to_hidden, to_weight, None, None, None, None
 
 
-def _chunks(n: int, vocabulary: int) -> list[slice]:
+def row_chunks(n: int, vocabulary: int) -> list[slice]:
+    """n rows of logits in chunks of at most `CHUNK_LOGITS` logits."""
     rows = max(1, CHUNK_LOGITS // vocabulary)
     return [slice(start, start + rows) for start in range(0, n, rows)]
 

@@ -19,6 +19,7 @@ STAGE_NAMES = {
     "bestofn": "Best of n",
     "dpo": "DPO",
     "kto": "KTO",
+    "distill": "Distillation",
     "evaluate": "Evaluation",
     "reward-report": "Reward-model report",
     "compare": "Comparison",

@@ -22,6 +22,8 @@ TOGETHER = (
     ("score", "reward_model_score"),
     ("kl", "kl_k3"),
     ("ratio_max", "ratio_min"),
+    ("clip_fraction", "clip_fraction_high"),
+    ("equal_groups", "equal_groups_kept"),
     ("return_mean", "value_mean"),
     ("grad_norm_policy", "grad_norm_value"),
 )

@@ -319,6 +319,7 @@ _SPEED = ("tokens_per_second", "rollout_tokens_per_second")
 
 RULES: dict[str, Rule] = {
     "loss": falls, "perplexity": falls, "dpo/loss": falls, "kto/loss": falls, "reward/loss": falls,
+    "distill/loss": falls, "distill/valid_loss": validates,
     "valid_loss": validates, "valid_perplexity": validates, "valid_bits_per_byte": validates,
     "reward/valid_loss": reward_validates,
     "accuracy": accuracy, "valid_accuracy": accuracy, "dpo/accuracy": accuracy,
@@ -328,6 +329,9 @@ RULES: dict[str, Rule] = {
     "kl": kl, "kl_k3": agrees_with_kl, "policy_loss": small_loss, "entropy": entropy,
     "approx_kl": at_most((0.02, 0.05), "{value} nats per token in an update; up to 0.02 is usual."),
     "clip_fraction": clip_fraction,
+    "importance_weight": at_least((0.95, 0.8), "Mostly above {value}; 1 means that sampler and trainer agree.", low),
+    "equal_groups": at_most((0.5, 0.8), "A fraction of {value} of the prompts teaches nothing at the end.", ending),
+    "equal_groups_kept": at_most((0.1, 0.5), "A fraction of {value} of the batch teaches nothing at the end.", ending),
     "ratio_max": single_tokens(at_most((3, 10), "Mostly below {value}; up to 3 is usual.", high)),
     "ratio_min": single_tokens(at_least((0.3, 0.05), "Mostly above {value}; down to 0.3 is usual.", low)),
     "first_ratio_error": at_most((0.001, 0.05), "At most {value}: rounding is below 0.001 in float32.", max),
@@ -346,7 +350,10 @@ RULES: dict[str, Rule] = {
 }  # fmt: skip
 """metric, or stage/metric -> its rule; the name before a dot stands for a family (reward_of.NAME)."""
 
-WITHOUT = {"lr", "kl_coef", "pairs", "response_tokens", "length_penalty", "baseline"}
+WITHOUT = {
+    "lr", "kl_coef", "pairs", "response_tokens", "length_penalty", "baseline", "clip_fraction_high", "passes",
+    "further_batches",
+}  # fmt: skip
 """Curves without a right or wrong."""
 
 ANY_NUMBER = {"valid_accuracy", "reward/valid_loss", "first_ratio_error", "sampler_logprob_gap"}

@@ -52,7 +52,7 @@ class ServeOptions(Options):
     precision: Precision = "auto"
     """bfloat16 where it is faster, or as named."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda, cuda:N or mps (an Apple GPU)."""
 
 
 def run(options: ServeOptions) -> None:

@@ -77,7 +77,7 @@ class AnswerOptions(StageOptions, PromptOptions):
     precision: Precision = "auto"
     """bfloat16 where it is faster, or as named."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda, cuda:N or mps (an Apple GPU)."""
 
 
 class EvaluateOptions(AnswerOptions):
@@ -92,7 +92,8 @@ class EvaluateOptions(AnswerOptions):
     best_of_reward: str | None = None
     """What picks the best: a reward model's directory (usually the one used in training), or a judge's name."""
     judge: str | None = None
-    """rubric (the kitchen's), lexicon (VADER sentiment), openai:MODEL[@URL], or module:function."""
+    """rubric (the kitchen's), lexicon (VADER sentiment), a verifier (exact, number, regex[:PATTERN],
+    json[:SCHEMA.json], constraints), openai:MODEL[@URL][#RUBRIC], or module:function."""
     reward_model: str | None = None
     """A reward model as a second judge, preferably one no policy was trained on."""
     text: Path | None = None
@@ -151,10 +152,12 @@ def needs(options: EvaluateOptions) -> list[Need]:
         if name not in models:
             raise UsageError(f"no model is named {name!r} in --models: {', '.join(models)}")
     best_of_counts(options, models)
+    judges = (options.judge, options.best_of_reward)
     return [  # judges first: a name that contains a secret must be refused before anything is printed
         *([require.judge(options.judge, model=False)] if options.judge else []),
         *([require.judge(options.best_of_reward)] if options.best_of_reward else []),
         *answer_needs(list(models.values()), options),
+        *require.judged_prompts(options.prompts, options, [one for one in judges if one]),
         *([require.reward_model(options.reward_model)] if options.reward_model else []),
         *([require.shards(options.text, ("valid",))] if options.text else []),
     ]
@@ -192,7 +195,7 @@ def run(options: EvaluateOptions) -> None:
         if options.text:
             _measure_text(one, policy, tokenizer, options, compute)
         if judge:
-            one.opinions = judge([p.messages for p in prompts], one.texts)
+            one.opinions = judge(prompts, one.texts)
     if options.reward_model:
         texts = [one.texts for one in answers.values()]
         for one, rewards in zip(
@@ -225,6 +228,7 @@ def run(options: EvaluateOptions) -> None:
                 "prompt_id": prompt.id,
                 "source": prompt.source,
                 "messages": [m.model_dump() for m in prompt.messages],
+                **prompt.for_judges(),
                 "answers": {name: _answer(one, i) for name, one in answers.items()},
             }
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -288,7 +292,7 @@ def pick_best(
 ) -> list[Sampled]:
     """The best of each prompt's n consecutive answers. Answers that the model ended go first, as training gives the
     others no credit. Of equals, the first."""
-    asked = [prompt.messages for prompt in prompts for _ in range(n)]
+    asked = [prompt for prompt in prompts for _ in range(n)]
     scores = [opinion.score for opinion in judge(asked, [tokenizer.decode(one.ids) for one in sampled])]
     ranks = [(one.finished, score) for one, score in zip(sampled, scores, strict=True)]
     starts = range(0, len(sampled), n)
@@ -339,7 +343,7 @@ def rewards_of(
     """The scores of several models' answers; all answers to a prompt are read with the same prompt tokens. Raises
     UsageError for an answer that does not fit."""
     judge = reward_judge(reward_model, compute, options.micro_batch_tokens)
-    asked = [prompt.messages for _ in texts for prompt in prompts]
+    asked = [prompt for _ in texts for prompt in prompts]
     scores = [opinion.score for opinion in judge(asked, [text for of_model in texts for text in of_model])]
     return [scores[at : at + len(prompts)] for at in range(0, len(scores), len(prompts))]
 

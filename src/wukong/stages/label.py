@@ -43,8 +43,8 @@ class LabelOptions(StageOptions):
     responses: str
     """responses.jsonl of `wukong sample`."""
     judge: str
-    """rubric (the kitchen's), lexicon (VADER sentiment), openai:MODEL[@URL], module:function, or a reward model's
-    directory."""
+    """rubric (the kitchen's), lexicon (VADER sentiment), a verifier (exact, number, regex[:PATTERN],
+    json[:SCHEMA.json], constraints), openai:MODEL[@URL][#RUBRIC], module:function, or a reward model's directory."""
     shape: Literal["ranking", "pairs"] = "ranking"
     """One ranking per prompt, or every pair separately."""
     error_rate: float = Field(0.0, ge=0, le=0.5)
@@ -77,7 +77,7 @@ def run(options: LabelOptions) -> None:
     if not groups:
         raise UsageError(f"{options.responses}: no prompt has two different answers; sample more than one a prompt")
     flat = [response for group in groups for response in group]
-    scores = iter(judge([r.messages for r in flat], [r.text for r in flat]))
+    scores = iter(judge(flat, [r.text for r in flat]))
     records: list[Ranking | Comparison] = []
     for group in groups:
         records += _labels(group, [next(scores).score for _ in group], options)

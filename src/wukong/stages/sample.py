@@ -65,7 +65,7 @@ class SampleOptions(StageOptions, PromptOptions):
     precision: Precision = "auto"
     """bfloat16 where it is faster, or as named."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda, cuda:N or mps (an Apple GPU)."""
 
     @classmethod
     def needed(cls, given: Mapping[str, Any]) -> list[str]:

@@ -94,6 +94,9 @@ def examples_of(
                 summary.dropped["longer than the context before any answer"] += 1
                 continue
             summary.truncated[f"longer than the context of {context} tokens"] += 1
+        if not any(response):
+            summary.dropped["the template shows no answer as it was written"] += 1
+            continue
         examples.append(Example(ids, response))
     return examples
 

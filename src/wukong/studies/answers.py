@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -25,6 +26,9 @@ class ModelAnswer:
     text: str
     source: str = ""
     finished: bool = True
+    answer: str | None = None
+    """The prompt's reference answer."""
+    columns: dict[str, Any] | None = None
 
 
 class _AnswerText(BaseModel):
@@ -40,6 +44,8 @@ class _AnswersLine(BaseModel):
     messages: Messages
     answers: dict[str, _AnswerText]
     source: str = ""
+    answer: str | None = None
+    columns: dict[str, Any] | None = None
 
 
 def split_name(text: str) -> tuple[str, str]:
@@ -85,7 +91,8 @@ def _of(path: str | Path, number: int, line: str, name: str) -> Iterator[ModelAn
             if name in one.answers:
                 text = one.answers[name]
                 finished = text.finish_reason == "stop"
-                yield ModelAnswer(prompt_id(one.messages), one.messages, text.text, one.source, finished)
+                told = (one.source, finished, one.answer, one.columns)
+                yield ModelAnswer(prompt_id(one.messages), one.messages, text.text, *told)
             return
         response = Response.model_validate(value)
     except json.JSONDecodeError as error:
@@ -98,4 +105,5 @@ def _of(path: str | Path, number: int, line: str, name: str) -> Iterator[ModelAn
     except ValueError as error:
         raise DataError(f"not JSON: {error}", file=path, line=number) from None
     finished = response.finish_reason == "stop"
-    yield ModelAnswer(prompt_id(response.messages), response.messages, response.text, response.source, finished)
+    told = (response.source, finished, response.answer, response.columns)
+    yield ModelAnswer(prompt_id(response.messages), response.messages, response.text, *told)

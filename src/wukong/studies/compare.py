@@ -30,6 +30,7 @@ from wukong.data.overlap import overlap
 from wukong.data.sources import DataOptions
 from wukong.errors import RunError, Text, UsageError
 from wukong.feedback.annotators import load_judge
+from wukong.feedback.grader import written_rubric
 from wukong.feedback.pairwise_judge import PairwiseJudge, agreed, question, verdict_of
 from wukong.feedback.replies import forget_replies, replies_path
 from wukong.files import atomic_open, write_json
@@ -55,13 +56,16 @@ class CompareOptions(AnswerOptions):
     prompts: list[str] = []
     """Prompts not used in training; not needed if all models are files of answers."""
     judge: str | None = None
-    """rubric (the kitchen's), lexicon (VADER sentiment), or module:function."""
+    """rubric (the kitchen's), lexicon (VADER sentiment), a verifier (exact, number, regex[:PATTERN],
+    json[:SCHEMA.json], constraints), openai:MODEL[@URL][#RUBRIC], or module:function."""
     reward_model: str | None = None
     """A reward model as judge, preferably one not used in training."""
     endpoint: str | None = None
     """Base URL of an OpenAI-compatible server whose model judges each pair in both orders (key: OPENAI_API_KEY)."""
     endpoint_model: str | None = None
     """The model's name on that server."""
+    rubric: str = ""
+    """What that model judges by, as text or as a file's name; by default what is helpful, accurate and safe."""
     human: list[str] = []
     """People's comparisons or rankings of these same answers, in any format of docs/reference/data.md."""
 
@@ -91,6 +95,8 @@ def needs(options: CompareOptions) -> list[Need]:
     return [
         *([require.judge(options.judge, model=False)] if options.judge else []),
         *require.endpoint(options.endpoint, options.endpoint_model),
+        *require.judged_prompts(options.prompts, options, [options.judge] if options.judge else []),
+        *require.rubric(options.rubric),
         *(require.some_lines(path) if path in answers else require.policy(path) for path in models.values()),
         *answer_needs([], options),
         *([require.reward_model(options.reward_model)] if options.reward_model else []),
@@ -122,8 +128,7 @@ def run(options: CompareOptions) -> None:
     if people is not None:
         outcomes["people"] = people
     if judge:
-        conversations = [p.messages for p in prompts]
-        scores = {name: np.array([o.score for o in judge(conversations, of)]) for name, of in texts.items()}
+        scores = {name: np.array([o.score for o in judge(prompts, of)]) for name, of in texts.items()}
         outcomes[str(options.judge)] = _by_score(scores)
     if options.reward_model:
         rewards = rewards_of(options.reward_model, prompts, list(texts.values()), options, compute)
@@ -189,6 +194,8 @@ def _check(options: CompareOptions, models: dict[str, str]) -> None:
         raise UsageError("no judge: give --judge, --reward-model, --endpoint or --human")
     if bool(options.endpoint) != bool(options.endpoint_model):
         raise UsageError("--endpoint and --endpoint-model go together")
+    if options.rubric and not options.endpoint:
+        raise UsageError("--rubric is for --endpoint; other judges have it in their name: --judge openai:MODEL#RUBRIC")
     if options.endpoint_model and options.endpoint_model in (options.judge, "people", "reward_model"):
         raise UsageError(f"--endpoint-model {options.endpoint_model}: another judge has this name")
     for name in options.raw:
@@ -216,7 +223,10 @@ def _answers(
         wanted = chosen_prompts(options)
     else:
         first = next(iter(given.values())).values()
-        wanted = [Prompt(messages=one.messages, source=one.source, id=one.prompt_id) for one in first][: options.limit]
+        wanted = [
+            Prompt(messages=a.messages, source=a.source, id=a.prompt_id, answer=a.answer, columns=a.columns)
+            for a in first
+        ][: options.limit]
     prompts = [p for p in wanted if all(prompt_id(p.messages) in of_model for of_model in given.values())]
     if left_out := len(wanted) - len(prompts):
         say(
@@ -237,7 +247,7 @@ def _answers(
         sampled = answer_all(name, path, policy, tokenizer, prompts, options, compute)
         sampling[name] = sampled.sampling
         answers[name] = [
-            ModelAnswer(p.id, p.messages, text, p.source, one.finished)
+            ModelAnswer(p.id, p.messages, text, p.source, one.finished, p.answer, p.columns)
             for p, text, one in zip(prompts, sampled.texts, sampled.sampled, strict=True)
         ]
     if len({(one.temperature, one.top_k, one.top_p) for one in sampling.values()}) > 1:
@@ -294,7 +304,9 @@ def _by_llm(
 
     Raises RunError if the server fails, or most replies contain no verdict.
     """
-    judge = PairwiseJudge(str(options.endpoint), str(options.endpoint_model), options.out / "verdicts.jsonl")
+    memory = options.out / "verdicts.jsonl"
+    rubric = written_rubric(options.rubric) if options.rubric else ""
+    judge = PairwiseJudge(str(options.endpoint), str(options.endpoint_model), memory, rubric)
     jobs = [(a, b, i) for a, b in combinations(texts, 2) for i in range(len(prompts)) if texts[a][i] != texts[b][i]]
     questions = []
     for a, b, i in jobs:
@@ -333,6 +345,7 @@ def _write_answers(path: Path, prompts: Sequence[Prompt], answers: dict[str, lis
                 "prompt_id": prompt.id,
                 "source": prompt.source,
                 "messages": [m.model_dump() for m in prompt.messages],
+                **prompt.for_judges(),
                 "answers": {
                     name: {"text": of[i].text, "finish_reason": "stop" if of[i].finished else "length"}
                     for name, of in answers.items()

@@ -67,8 +67,8 @@ class FrontierOptions(AnswerOptions):
     proxy: str
     """The reward model they were trained on."""
     gold: str
-    """The gold reward: rubric, lexicon, openai:MODEL[@URL], module:function, or a reward model no policy was trained
-    on."""
+    """The gold reward: rubric, lexicon, a verifier, openai:MODEL[@URL][#RUBRIC], module:function, or a reward model no
+    policy was trained on."""
     pick_by: str | None = None
     """What picks a checkpoint in place of gold: a reward model trained on the other half (`reward --half`)."""
     best_of: int = Field(16, ge=0, le=MOST_ANSWERS)
@@ -127,8 +127,8 @@ class PolicyEvaluator:
                 raise UsageError(f"{path}: its tokenizer is not the reference's, so their KL is undefined")
             policy.to(self.compute.device).eval()
             answers = answer_all(name, str(path), policy, tokenizer, self.prompts, options, self.compute)
-            asked = [prompt.messages for prompt in self.prompts]
             judges = {"gold": self.gold, "proxy": self.proxy, "pick": self.pick}
+            asked = self.prompts
             found = {who: [o.score for o in judge(asked, answers.texts)] for who, judge in judges.items() if judge}
             kl = kl_of(policy, self.reference.model, answers, options, self.compute)
             found |= {"kl": kl.tolist(), "finished": [float(s.finished) for s in answers.sampled]}
@@ -145,10 +145,12 @@ def needs(options: FrontierOptions) -> list[Need]:
         raise UsageError("--temperature 0: greedy answers have no KL; use the temperature of training")
     if options.raw:
         raise UsageError(f"--raw {options.raw[0]}: policies answer through the chat template they were trained with")
+    judges = (options.gold, options.proxy, options.pick_by)
     return [
-        *map(require.judge, dict.fromkeys(name for name in (options.gold, options.proxy, options.pick_by) if name)),
+        *map(require.judge, dict.fromkeys(name for name in judges if name)),
         *(Need(lambda planned, path=path: policies_of(Path(path)), path) for _, path in runs),  # type: ignore[misc]
         *answer_needs([options.reference], options),
+        *require.judged_prompts(options.prompts, options, [one for one in judges if one]),
     ]
 
 

@@ -71,7 +71,7 @@ class RewardReportOptions(StageOptions, DataOptions):
     precision: Precision = "auto"
     """bfloat16 where it is faster, or as named."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda, cuda:N or mps (an Apple GPU)."""
 
 
 @dataclass

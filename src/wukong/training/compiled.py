@@ -22,7 +22,7 @@ from wukong.console import say
 from wukong.errors import UsageError
 from wukong.files import cache_directory, read_json, write_json
 from wukong.model.language_model import LanguageModel
-from wukong.training.compute import Compute, matrix_speed
+from wukong.training.compute import Compute, gpu_name, matrix_speed, synchronize
 from wukong.training.parallel import is_sharded
 from wukong.training.session import Session
 
@@ -102,8 +102,7 @@ def _pays(compute: Compute, model: LanguageModel, loss: Loss, ids: Tensor, passe
 
 def _pass(model: LanguageModel, loss: Loss, ids: Tensor, compute: Compute) -> None:
     loss(model, ids, compute).backward()
-    if ids.is_cuda:
-        torch.cuda.synchronize(ids.device)
+    synchronize(ids.device)
 
 
 def _seconds(model: LanguageModel, loss: Loss, ids: Tensor, compute: Compute) -> float:
@@ -118,7 +117,9 @@ def _seconds(model: LanguageModel, loss: Loss, ids: Tensor, compute: Compute) ->
 
 def _memory(what: str, device: torch.device) -> Path:
     """The cache file of this measurement on this machine."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {platform.node()}"
+    name = gpu_name(device) or ""
+    if device.type != "cuda":
+        name += f"{platform.machine()} {platform.node()}"
     key = f"{torch.__version__} {device.type} {name} {torch.get_num_threads()} {what}"
     return cache_directory() / f"compiled-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 

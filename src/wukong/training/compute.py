@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import platform
 import time
 from collections.abc import Sequence
@@ -31,11 +32,36 @@ class Compute:
         return torch.autocast(self.device.type, self.dtype)
 
 
+def wide_type(device: torch.device) -> torch.dtype:
+    """The type in which sums are kept: float64, or float32 on an Apple GPU, which has no wider one."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def wide(value: torch.Tensor) -> torch.Tensor:
+    return value.to(wide_type(value.device))
+
+
 def read(values: Sequence[torch.Tensor]) -> list[float]:
     """Scalars as numbers, read together, since each read waits for the device."""
-    return (
-        torch.stack([value.detach().to(values[0].device, torch.float64) for value in values]).tolist() if values else []
-    )
+    if not values:
+        return []
+    device = values[0].device
+    return torch.stack([value.detach().to(device, wide_type(device)) for value in values]).tolist()
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until a GPU has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def gpu_name(device: torch.device) -> str | None:
+    """None for a processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return "Apple GPU" if device.type == "mps" else None
 
 
 def _reuse_memory() -> None:
@@ -55,27 +81,38 @@ def matrix_speed(compute: Compute, rows: int, width: int) -> float:
     for _ in range(4):
         begin = time.perf_counter()
         x @ w.T
-        if compute.device.type == "cuda":
-            torch.cuda.synchronize(compute.device)
+        synchronize(compute.device)
         times.append(time.perf_counter() - begin)
     return 8 * rows * width**2 / min(times)
 
 
-def _seconds(dtype: torch.dtype) -> float:
-    """Seconds for a billion operations on the CPU."""
-    return 1e9 / matrix_speed(Compute(torch.device("cpu"), dtype), 2048, 256)
+def _seconds(dtype: torch.dtype, device: str = "cpu") -> float:
+    """Seconds for a billion operations; infinitely many where the device lacks the type."""
+    try:
+        return 1e9 / matrix_speed(Compute(torch.device(device), dtype), 2048, 256)
+    except (RuntimeError, TypeError):  # bfloat16 on an Apple GPU before macOS 14
+        return math.inf
 
 
 @cache
 def _bfloat16_pays(device: str) -> bool:
     """On a GPU, if it has bf16 instructions: before Ampere bf16 is emulated, and slow. A CPU that has them may still be
-    slower with bf16 than with float32 (both cases were measured), so there one product of each is timed, and bf16 must
-    win by a clear margin."""
+    slower with bf16 than with float32 (both cases were measured), so there, and on an Apple GPU, one product of each is
+    timed, and bf16 must win by a clear margin."""
     if device.startswith("cuda"):
         with torch.cuda.device(device):
             result: bool = torch.cuda.is_bf16_supported(including_emulation=False)
             return result
-    return device == "cpu" and _seconds(torch.bfloat16) < 0.7 * _seconds(torch.float32)
+    if torch.device(device).type not in ("cpu", "mps"):
+        return False
+    return _seconds(torch.bfloat16, device) < 0.7 * _seconds(torch.float32, device)
+
+
+def best_device() -> str:
+    """What "auto" means here: CUDA, else an Apple GPU, else the processor."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def compute_for(precision: Precision = "auto", device: str = "auto") -> Compute:
@@ -84,7 +121,7 @@ def compute_for(precision: Precision = "auto", device: str = "auto") -> Compute:
     Raises UsageError for a device unknown to PyTorch or absent from this machine.
     """
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = best_device()
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # an assertion: this PyTorch was built without CUDA

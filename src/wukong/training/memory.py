@@ -307,6 +307,8 @@ def free_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
+    if device.type == "mps":  # it shares the memory of the machine
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     known = []
     if (meminfo := Path("/proc/meminfo")).is_file():
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())

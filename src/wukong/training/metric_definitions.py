@@ -31,6 +31,7 @@ _VALUE = "Online algorithms: the value model"
 _TEXT = "Online algorithms: the responses"
 _SPEED = "Online algorithms: where the time goes"
 _OFFLINE = "DPO and KTO"
+_DISTILLATION = "Distillation"
 _EVALUATION = "Evaluation"
 
 METRICS: dict[str, Metric] = {
@@ -165,6 +166,27 @@ METRICS: dict[str, Metric] = {
         "All rise. One that falls is traded for the others: change the weights.",
         _OUTCOME,
     ),
+    "equal_groups": Metric(
+        "fraction of prompts",
+        "Dynamic sampling: the fraction of all prompts answered in this step whose responses all have the same score. "
+        "`score`, `score_std`, `reward_model_score`, `response_length` and `termination_rate` are then means over all "
+        "sampled responses too, those of dropped groups included.",
+        "Below 0.5. Above, most sampling is wasted: choose prompts that are neither always nor never solved.",
+        _OUTCOME,
+    ),
+    "equal_groups_kept": Metric(
+        "fraction of prompts",
+        "Dynamic sampling: the fraction of the batch's prompts whose responses all have the same score, as the further "
+        "batches did not suffice to replace them.",
+        "0. Otherwise the step learns from a smaller batch: raise --dynamic-sampling.",
+        _OUTCOME,
+    ),
+    "further_batches": Metric(
+        "batches",
+        "Dynamic sampling: batches of prompts answered in this step beyond the first.",
+        "Small; each costs as much as the first. It rises as more prompts are always solved.",
+        _OUTCOME,
+    ),
     "ensemble_std": Metric(
         "reward",
         "Standard deviation of the ensemble's scores of a response, the mean over the step's responses.",
@@ -238,6 +260,26 @@ METRICS: dict[str, Metric] = {
         "fraction of tokens",
         "The fraction of tokens whose probability ratio left 1 ± clip_range, where PPO stops their gradient.",
         "0 to 0.2. Above, much of the gradient is discarded; if always 0, the steps could be larger.",
+        _POLICY,
+    ),
+    "clip_fraction_high": Metric(
+        "fraction of tokens",
+        "The part of clip_fraction whose ratio exceeded 1 + clip_range_high; logged only with --clip-range-high.",
+        "Falls as that range is raised, while `entropy` falls more slowly.",
+        _POLICY,
+    ),
+    "passes": Metric(
+        "",
+        "Passes over the batch before its updates reached --max-update-kl; logged only with that option.",
+        "Between 1 and --ppo-epochs. If always below 1, the limit or the learning rate does not fit.",
+        _POLICY,
+    ),
+    "importance_weight": Metric(
+        "",
+        "Mean over the response tokens of min(pi/pi_sampler, --importance-cap), the weight of a token's loss; logged "
+        "only with that option.",
+        "Close to 1. Far below it, the cap cuts much, or sampler and trainer differ in more than rounding: read "
+        "`sampler_logprob_gap`.",
         _POLICY,
     ),
     "ratio_max": Metric(
@@ -466,6 +508,22 @@ METRICS: dict[str, Metric] = {
         "The margin of held-out records.",
         "Grows with the training margin, but less.",
         _OFFLINE,
+    ),
+    # ------------------------------------------------------------------------------------------------ distillation
+    "distill/loss": Metric(
+        "nats per token",
+        "KL divergence of the student's next-token distribution from the teacher's, exact over the vocabulary, the "
+        "mean over the tokens of the step's responses, before its update.",
+        "Falls. Where it levels off, the student cannot follow the teacher further: a larger student, more episodes "
+        "or a higher learning rate.",
+        _DISTILLATION,
+    ),
+    "distill/valid_loss": Metric(
+        "nats per token",
+        "The same divergence on the student's answers to held-out prompts, sampled with the same random numbers at "
+        "each validation.",
+        "Falls with the loss. A rise while the loss falls means that there are too few prompts.",
+        _DISTILLATION,
     ),
     # ------------------------------------------------------------------------------------------------- evaluation
     "evaluate/score_mean": Metric(

@@ -35,13 +35,13 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
     """Nearly the orthogonal matrix nearest to this one (UV' of its SVD), by a Newton-Schulz iteration.
 
-    In float32 on a CPU, where bfloat16 products can be a hundred times slower (without AVX512-BF16) and differ from
-    machine to machine; in bfloat16 on a GPU, as in `torch.optim.Muon`.
+    In bfloat16 on CUDA, as in `torch.optim.Muon`; elsewhere in float32, since on a CPU bfloat16 products can be a
+    hundred times slower (without AVX512-BF16) and differ from machine to machine.
 
     matrix: (A, B); returned as (A, B) in the dtype of the iteration.
     """
     a, b, c = QUINTIC
-    x = matrix.float() if matrix.device.type == "cpu" else matrix.bfloat16()
+    x = matrix.bfloat16() if matrix.device.type == "cuda" else matrix.float()
     x = x.T if x.shape[0] > x.shape[1] else x
     x = x / x.norm().clamp(min=1e-7)
     for _ in range(steps):

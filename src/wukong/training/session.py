@@ -21,7 +21,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -45,7 +45,7 @@ from wukong.provenance import StageRun
 from wukong.seeds import derived_seed
 from wukong.training import parallel
 from wukong.training.checkpoint import list_checkpoints, load_latest, prune_checkpoints, save_checkpoint
-from wukong.training.compute import Compute, Precision, compute_for, read
+from wukong.training.compute import Compute, Precision, best_device, compute_for, gpu_name, read
 from wukong.training.memory import Workload, estimate, fitting_tokens, free_bytes, gigabytes
 from wukong.training.metrics import JsonLines, MetricsLog
 from wukong.training.optimizer import Algorithm, optimizer_of
@@ -83,7 +83,7 @@ class TrainOptions(StageOptions):
     precision: Precision = "auto"
     """bfloat16 matrix products where they are faster, or as named; weights stay float32."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda, cuda:N or mps (an Apple GPU)."""
     parallel: Parallel = "ddp"
     """With several processes (torchrun): ddp (each holds the whole model) or fsdp (each holds a shard of it)."""
     checkpoint_seconds: float = Field(60.0, ge=0)
@@ -101,9 +101,13 @@ class Interrupted(SystemExit):
 def _compute(options: TrainOptions) -> Compute:
     """This process's device, and the precision chosen by the first process."""
     processes.join()
-    compute = compute_for(options.precision, options.device)
     if processes.world_size() == 1:
-        return compute
+        return compute_for(options.precision, options.device)
+    # gloo and NCCL do not reach an Apple GPU, of which there is one.
+    several = "cpu" if options.device == "auto" and best_device() == "mps" else options.device
+    compute = compute_for(options.precision, several)
+    if compute.device.type == "mps":
+        raise UsageError(f"--device {options.device}: several processes cannot share an Apple GPU: use --device cpu")
     if compute.device.type == "cuda":
         if compute.device.index is not None:
             raise UsageError(f"--device {options.device}: each process takes its own GPU: use --device cuda")
@@ -215,8 +219,8 @@ class Session:
         """The device and precision of this run, with "auto" resolved: for display and for provenance.json."""
         device, dtype = self.compute.device, self.compute.dtype
         record: dict[str, str | int] = {"device": str(device), "precision": str(dtype).removeprefix("torch.")}
-        if device.type == "cuda":
-            record["gpu"] = torch.cuda.get_device_name(device)
+        if name := gpu_name(device):
+            record["gpu"] = name
         record["threads"] = torch.get_num_threads()
         if processes.world_size() > 1:
             record |= {"processes": processes.world_size(), "parallel": self.options.parallel}
@@ -343,26 +347,40 @@ class Session:
 
     # ------------------------------------------------------------------------------------------ one step
 
-    def micro_batches(self, batch: Sequence[Item], lengths_of: Callable[[Item], Sequence[int]]) -> Iterator[list[Item]]:
+    def micro_batches(
+        self, batch: Sequence[Item], lengths_of: Callable[[Item], Sequence[int]], only: Collection[str] | None = None
+    ) -> Iterator[list[Item]]:
         """This process's local part of a batch, in micro-batches that fit in memory, similar lengths together.
 
         Each is one pass, with its backward pass if gradients are enabled, through each module in order.
 
         Args:
             lengths_of: the lengths (tokens) of the sequences of an item, which stay in one micro-batch.
+            only: the modules that are passed through; all when absent.
         """
         parts = micro_batches(processes.local_part(batch), lengths_of, self.micro_batch_tokens)
-        return parallel.lockstep(parts, *self.modules.values())
+        return parallel.lockstep(parts, *self._chosen(only).values())
+
+    def _chosen(self, only: Collection[str] | None) -> dict[str, nn.Module]:
+        return {name: module for name, module in self.modules.items() if only is None or name in only}
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of this micro-batch's part of the loss."""
         self._losses.append(loss.detach())
         parallel.backward(loss, self.is_sharded)
 
-    def optimizer_step(self) -> dict[str, float]:
+    def drop_gradients(self) -> None:
+        """Forgets what `backward` was given since the last update."""
+        self._losses = []
+        self.optimizer.zero_grad()
+
+    def optimizer_step(self, only: Collection[str] | None = None) -> dict[str, float]:
         """Clips, updates and clears the gradients. Returns the gradient norm of each model before clipping.
 
         `loss` is then the sum of what `backward` was given, in this process.
+
+        Args:
+            only: the modules that are updated; all when absent. The others must not have a gradient.
 
         Raises RunError when a loss or a gradient is not finite.
         """
@@ -370,9 +388,10 @@ class Session:
         if (bad := next((loss for loss in losses if not math.isfinite(loss)), None)) is not None:
             raise RunError(f"the loss is {bad} at step {self.step + 1}; {self._advice()}")
         self.loss = sum(losses)
-        parallel.all_reduce_gradients(self.modules.values())
+        modules = self._chosen(only)
+        parallel.all_reduce_gradients(modules.values())
         norms = {}
-        for name, module in self.modules.items():
+        for name, module in modules.items():
             norm = parallel.clip_gradients(module, self.options.max_grad_norm)
             if not math.isfinite(norm):
                 raise RunError(f"the gradient of {name} is {norm} at step {self.step + 1}; {self._advice()}")

@@ -17,7 +17,7 @@ from wukong.model.hub import load_policy, load_reward, save_policy, save_reward
 from wukong.records import Prompt, as_messages, write_records
 from wukong.scoring import frozen, response_logprobs, scores_of
 from wukong.stages import tokenize
-from wukong.stages.online import ppo, rollouts, train, update
+from wukong.stages.online import collect, ppo, rollouts, train, update
 from wukong.stages.online.algorithm import Advantages
 from wukong.stages.online.ppo import PPOOptions
 from wukong.stages.online.rollouts import (
@@ -475,7 +475,7 @@ def test_runaway_kl_stops_the_run_and_keeps_the_checkpoint(world: Path) -> None:
 
 
 def test_a_collapse_stops_the_run(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = train.roll_out
+    original = collect.roll_out
 
     def same(policy, prompts, tokenizer, config, seed, compute):
         return original(
@@ -487,7 +487,7 @@ def test_a_collapse_stops_the_run(world: Path, monkeypatch: pytest.MonkeyPatch) 
             compute,
         )
 
-    monkeypatch.setattr(train, "roll_out", same)
+    monkeypatch.setattr(collect, "roll_out", same)
     monkeypatch.setattr(update, "FIRST_RATIO_TOLERANCE", 1e9)
     with pytest.raises(RunError, match="most prompts get the same response"):
         ppo.run(whole(world, "policy"))

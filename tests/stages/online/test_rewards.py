@@ -37,7 +37,8 @@ def answers(tokenizer: Tokenizer) -> RewardInput:
     prompts = [as_messages("Hi"), as_messages("Hello")]
     texts = ["abc", "a"]
     read = answers_ids(tokenizer, list(zip(prompts, texts, strict=True)), 64)
-    return RewardInput(prompts, texts, [ids for ids in read if ids], [4, 2])
+    asked = [Prompt(messages=messages) for messages in prompts]
+    return RewardInput(asked, texts, [ids for ids in read if ids], [4, 2])
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,10 @@ def test_a_weighted_sum_with_a_length_penalty(models, byte_tokenizer) -> None:
 
 
 def test_the_kitchens_rubric_and_the_lexicon_are_rewards(byte_tokenizer) -> None:
-    prompts, texts = [as_messages("How to make pizza")] * 2, ["a horrible, awful idea", "a wonderful, happy idea"]
+    prompts, texts = (
+        [Prompt(messages=as_messages("How to make pizza"))] * 2,
+        ["a horrible, awful idea", "a wonderful, happy idea"],
+    )
     given = RewardInput(prompts, texts, [[1], [1]], [1, 1])
     assert np.diff(load(byte_tokenizer, rewards=["lexicon"])(given).total) > 0.5
     assert load(byte_tokenizer, rewards=["rubric", "lexicon"])(given).means.keys() == {

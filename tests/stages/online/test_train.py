@@ -22,7 +22,7 @@ from wukong.model.hub import load_policy
 from wukong.objectives import sequence_rewards
 from wukong.records import Prompt, as_messages, write_records
 from wukong.stages import tokenize
-from wukong.stages.online import bestofn, grpo, ppo, reinforce, rloo, train, update
+from wukong.stages.online import bestofn, collect, grpo, ppo, reinforce, rloo, train, update
 from wukong.stages.online.algorithm import Batch, OnlineOptions
 from wukong.stages.online.bestofn import BestOfN, BestOfNOptions
 from wukong.stages.online.grpo import GRPO, GRPOOptions
@@ -280,9 +280,9 @@ def test_policies_kept_on_the_way_are_those_of_a_stopped_run_too(whole, monkeypa
 
 def test_responses_to_one_prompt_stand_side_by_side(whole, monkeypatch) -> None:
     seen = []
-    original = train.roll_out
+    original = collect.roll_out
     monkeypatch.setattr(
-        train, "roll_out", lambda policy, prompts, *rest: (seen.append(prompts), original(policy, prompts, *rest))[1]
+        collect, "roll_out", lambda policy, prompts, *rest: (seen.append(prompts), original(policy, prompts, *rest))[1]
     )
     options, run = whole("rloo", "out", episodes=16)
     run(options)

@@ -23,6 +23,7 @@ from wukong.kitchen.content import (
     Knowledge,
     Layout,
     Manners,
+    Measures,
     Questions,
     RubricTexts,
 )
@@ -47,6 +48,7 @@ class World:
     """In the order of the file."""
     knowledge: tuple[Fact, ...]
     """Substitutions, conversions and safe temperatures."""
+    measures: Measures
     hazards: Hazards
     questions: Questions
     conversations: Conversations
@@ -100,6 +102,7 @@ def read_world(directory: Path, language: str) -> World:
         layout=layout,
         dishes=dishes,
         knowledge=knowledge,
+        measures=_read(directory / "measures.yaml", Measures, units),
         hazards=_read(directory / "hazards.yaml", Hazards, units),
         questions=_read(directory / "questions.yaml", Questions, units),
         conversations=_read(directory / "conversations.yaml", Conversations, units),

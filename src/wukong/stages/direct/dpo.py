@@ -33,7 +33,7 @@ from wukong.require import Need
 from wukong.stages.direct.logratios import AnswerTokens, logratios
 from wukong.stages.direct.train import DirectAlgorithm, DirectOptions, Metrics, direct_needs, train
 from wukong.tokenizer import Tokenizer
-from wukong.training.compute import read
+from wukong.training.compute import read, wide
 from wukong.training.session import Session
 
 
@@ -120,7 +120,7 @@ class DPO(DirectAlgorithm[AnswerPairs]):
             with torch.no_grad():
                 losses.append(loss.detach())
                 sides += weight * torch.stack([grouped_mean(side, groups) for side in (chosen, rejected)])
-                hits.append(weight * grouped_mean((chosen > rejected).float(), groups).double())
+                hits.append(weight * wide(grouped_mean((chosen > rejected).float(), groups)))
         above, below = read([*(options.beta * sides)])
         total, right, above, below = all_reduce_sum(sum(read(losses)), sum(read(hits)), above, below)
         return {

@@ -24,7 +24,14 @@ from wukong.errors import UsageError
 from wukong.model.adapters import is_adapter, open_adapter
 from wukong.model.config import ModelConfig
 from wukong.model.hub import stored_config
-from wukong.objectives import Average, masked_mean, policy_gradient_loss, ppo_value_loss, token_rewards
+from wukong.objectives import (
+    Average,
+    masked_mean,
+    outside_clip_range,
+    policy_gradient_loss,
+    ppo_value_loss,
+    token_rewards,
+)
 from wukong.sampling import RecommendOptions
 from wukong.stages.online.rewards import ScoringOptions, model_inputs
 from wukong.stages.online.rollouts import RolloutOptions
@@ -67,6 +74,14 @@ class Algorithm(ABC):
     """How losses are averaged over responses of different lengths."""
     clip_range: float | None = None
     """The clip range of the probability ratio; None: no clipping."""
+    clip_range_high: float | None = None
+    """The clip range above 1; None: as below 1."""
+    value_warmup: int = 0
+    """Iterations at the start in which only the value model learns."""
+    max_update_kl: float | None = None
+    """Passes over a batch stop when the policy has moved this far (`approx_kl`); None: never."""
+    further_batches: int = 0
+    """Batches of prompts that may be sampled in place of groups with equal scores, per iteration."""
     value_coef: float | None = None
     """Weight of the value loss; None: no value model."""
     value_model: ValueModelKind = "separate"
@@ -76,6 +91,12 @@ class Algorithm(ABC):
         """The reward of each token (B, R): the KL penalty, and the score at the last one. What is one action for an
         algorithm has their sum."""
         return token_rewards(batch.scores, batch.kl, batch.mask, batch.kl_coef)
+
+    def clipped(self, ratios: Tensor) -> Tensor | None:
+        """Which ratios pi/pi_old are outside the clip range; None without clipping. Any shape -> bool."""
+        if self.clip_range is None:
+            return None
+        return outside_clip_range(ratios, self.clip_range, self.clip_range_high)
 
     @abstractmethod
     def advantages(self, batch: Batch) -> Advantages:
@@ -129,6 +150,9 @@ class OnlineOptions(RolloutOptions, ScoringOptions, TuningOptions, RecommendOpti
     """Adapt beta to keep the KL per response near this many nats."""
     kl_horizon: int = Field(10_000, ge=1)
     """Horizon of the adaptive KL controller, in episodes."""
+    importance_cap: float | None = Field(None, gt=0)
+    """Weight each token's loss by pi/pi_sampler, at most this (truncated importance sampling, Yao et al. 2025): for a
+    sampler that computes in another precision than the update. 2 is usual; None gives every token the weight 1."""
     entropy_coef: float = Field(0.0, ge=0)
     """Weight of an entropy bonus."""
     ptx_data: str | None = None
@@ -200,6 +224,8 @@ def check(options: OnlineOptions) -> None:
         raise UsageError(f"--minibatch-size {options.minibatch_size} does not divide --batch-size {options.batch_size}")
     if options.parallel == "fsdp" and options.algorithm().value_model == "shared":
         raise UsageError("--value-model shared cannot be sharded: choose --value-model separate or --parallel ddp")
+    if (warmup := options.algorithm().value_warmup) >= options.iterations:
+        raise UsageError(f"--value-warmup {warmup} leaves the policy none of the {options.iterations} iterations")
     if options.ptx_coef and not options.ptx_data:
         raise UsageError("--ptx-coef needs --ptx-data")
 

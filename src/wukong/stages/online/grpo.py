@@ -6,9 +6,10 @@ Inputs, outputs and loop as for `wukong ppo`; all online algorithms share `wukon
 
 Shao et al. 2024: a response's advantage is its reward minus the mean over the responses to its prompt, divided by
 their standard deviation; PPO's clipped loss, averaged over the tokens of each response first; the KL penalty (k3) in
-the loss, not in the reward. Variants: `--scale none --average constant` is Dr. GRPO (Liu et al. 2025), `--average
-token` DAPO's loss (Yu et al. 2025), `--scale batch` REINFORCE++'s scaling (Hu et al. 2025). The gradient of k3 on the
-policy's own samples is that of the reverse, KL(pi_ref || pi); `--kl-in reward` gives the usual penalty.
+the loss, not in the reward. Variants: `--scale none --average constant` is Dr. GRPO (Liu et al. 2025), `--scale batch`
+REINFORCE++'s scaling (Hu et al. 2025), `--average token --clip-range-high 0.28 --dynamic-sampling 3 --kl-coef 0` DAPO
+(Yu et al. 2025) but for its penalty on overlong responses. The gradient of k3 on the policy's own samples is that of
+the reverse, KL(pi_ref || pi); `--kl-in reward` gives the usual penalty.
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ class GRPOOptions(GroupOptions):
     """Passes over each batch."""
     clip_range: float = Field(0.2, gt=0)
     """Clip range of the probability ratio, around 1."""
+    clip_range_high: float | None = Field(None, gt=0)
+    """Clip range above 1, if it is to differ from that below (DAPO's clip-higher, Yu et al. 2025: 0.28)."""
+    dynamic_sampling: int = Field(0, ge=0)
+    """Replace groups whose responses all have the same score by groups of further prompts, from up to this many more
+    batches per iteration (DAPO's dynamic sampling, Yu et al. 2025); 0 trains on all groups."""
     scale: Scale = "group"
     """Divide advantages by the standard deviation of the group or of the whole batch, or not at all (Dr. GRPO)."""
     average: Average = "sequence"
@@ -60,6 +66,7 @@ class GRPO(Algorithm):
     def __init__(self, options: GRPOOptions) -> None:
         self.options, self.epochs = options, options.epochs
         self.average, self.clip_range = options.average, options.clip_range
+        self.clip_range_high, self.further_batches = options.clip_range_high, options.dynamic_sampling
 
     def _kl_coef(self, batch: Batch) -> float:
         """Of the penalty in the reward."""
@@ -77,7 +84,9 @@ class GRPO(Algorithm):
     def token_losses(
         self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, reference_logprobs: Tensor, kl_coef: float
     ) -> Tensor:
-        losses = ppo_policy_loss(logprobs, old_logprobs, advantages, self.options.clip_range)
+        losses = ppo_policy_loss(
+            logprobs, old_logprobs, advantages, self.options.clip_range, self.options.clip_range_high
+        )
         if self.options.kl_in == "loss":
             losses = losses + kl_coef * kl_estimate(logprobs, reference_logprobs, "k3")
         return losses

@@ -43,6 +43,14 @@ class PPOOptions(OnlineOptions):
     """lambda of GAE."""
     clip_range: float = Field(0.2, gt=0)
     """Clip range of the probability ratio, around 1."""
+    clip_range_high: float | None = Field(None, gt=0)
+    """Clip range above 1, if it is to differ from that below (DAPO's clip-higher, Yu et al. 2025: 0.28)."""
+    max_update_kl: float | None = Field(None, gt=0)
+    """Stop the passes over a batch once the policy has moved this many nats per token from the one that sampled it
+    (approx_kl; target_kl in Spinning Up and Stable-Baselines3, which stop at 1.5 times it)."""
+    value_warmup: int = Field(0, ge=0)
+    """Iterations at the start in which only the value model learns (value pretraining, Yuan et al. 2025, arXiv
+    2503.01491). They count in --episodes."""
     value_clip_range: float = Field(0.2, gt=0)
     """Clip range of a value, around its old one."""
     value_coef: float = Field(0.1, ge=0)
@@ -63,7 +71,9 @@ class PPO(Algorithm):
 
     def __init__(self, options: PPOOptions) -> None:
         self.options, self.epochs = options, options.ppo_epochs
-        self.clip_range, self.value_coef = options.clip_range, options.value_coef
+        self.clip_range, self.clip_range_high = options.clip_range, options.clip_range_high
+        self.max_update_kl, self.value_warmup = options.max_update_kl, options.value_warmup
+        self.value_coef = options.value_coef
         self.value_model = options.value_model
 
     def rewards(self, batch: Batch) -> Tensor:
@@ -79,7 +89,9 @@ class PPO(Algorithm):
     def token_losses(
         self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, reference_logprobs: Tensor, kl_coef: float
     ) -> Tensor:
-        return ppo_policy_loss(logprobs, old_logprobs, advantages, self.options.clip_range)
+        return ppo_policy_loss(
+            logprobs, old_logprobs, advantages, self.options.clip_range, self.options.clip_range_high
+        )
 
     def value_losses(self, values: Tensor, old_values: Tensor, returns: Tensor) -> Tensor:
         return ppo_value_loss(values, old_values, returns, self.options.value_clip_range)

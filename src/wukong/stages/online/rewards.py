@@ -1,7 +1,7 @@
 """The reward of a response: a weighted sum of reward models (one or an ensemble), judges and your own functions.
 
 Additional rewards are given as `[WEIGHT*]NAME`, where NAME is a reward model's directory or a judge of
-`wukong.feedback.annotators` (rubric, lexicon, module:function, openai:MODEL@URL):
+`wukong.feedback.annotators` (rubric, lexicon, a verifier such as number, module:function, openai:MODEL@URL):
 
     --reward-model runs/a/reward --ensemble runs/b/reward --ensemble-by min --rewards 0.5*lexicon --length-penalty 0.01
 
@@ -23,13 +23,13 @@ from pydantic import Field
 from torch import nn
 
 from wukong import require
-from wukong.errors import Text, UsageError
-from wukong.feedback.annotators import load_judge
+from wukong.errors import DataError, Text, UsageError
+from wukong.feedback.annotators import load_judge, prompt_needs
+from wukong.feedback.judge import JudgedPrompt
 from wukong.feedback.reward_models import is_model
 from wukong.model.hub import load_reward
 from wukong.options import Options
 from wukong.processes import all_gather, local_part
-from wukong.records import Message
 from wukong.require import Need
 from wukong.scoring import frozen, scores_of
 from wukong.stages.online.rollouts import Episodes
@@ -50,8 +50,8 @@ class ScoringOptions(Options):
     uncertainty_coef: float = Field(1.0, ge=0)
     """Weight of the ensemble's standard deviation in mean-std."""
     rewards: list[str] = []
-    """Additional rewards, each [WEIGHT*]NAME: rubric, lexicon, module:function, openai:MODEL[@URL], or a reward
-    model's directory."""
+    """Additional rewards, each [WEIGHT*]NAME: rubric, lexicon, a verifier (exact, number, regex[:PATTERN],
+    json[:SCHEMA.json], constraints), module:function, openai:MODEL[@URL][#RUBRIC], or a reward model's directory."""
     length_penalty: float = Field(0.0, ge=0)
     """Subtracted from the reward for each token of a response."""
 
@@ -62,7 +62,7 @@ class ScoringOptions(Options):
 
 def model_inputs(options: ScoringOptions) -> list[str]:
     """The directories among the rewards, on which a result depends."""
-    return [*ensemble_of(options), *(name for _, name in map(parsed, options.rewards) if is_model(name))]
+    return [*ensemble_of(options), *filter(is_model, judge_names(options))]
 
 
 def reward_needs(options: ScoringOptions) -> list[Need]:
@@ -71,9 +71,25 @@ def reward_needs(options: ScoringOptions) -> list[Need]:
         raise UsageError("--ensemble adds to --reward-model: give the first one there")
     if not options.reward_model and not options.rewards:
         raise UsageError("there is no reward: give --reward-model, --rewards or both")
-    models, names = ensemble_of(options), [name for _, name in map(parsed, options.rewards)]
+    models, names = ensemble_of(options), judge_names(options)
     _names([*models, *names])
     return [*map(require.reward_model, models), *map(require.judge, names)]
+
+
+def judge_names(options: ScoringOptions) -> list[str]:
+    """The names of the rewards that are not in the ensemble."""
+    return [name for _, name in map(parsed, options.rewards)]
+
+
+def require_judged(options: ScoringOptions, prompt: JudgedPrompt, where: str) -> None:
+    """Raises DataError, after `where`, for a prompt that lacks what one of the rewards needs."""
+    for name in judge_names(options):
+        if not is_model(name) and (check := prompt_needs(name).check) is not None:
+            try:
+                check(prompt)
+            except DataError as error:
+                problem = "{where}: {problem}, which {judge} needs"
+                raise DataError(problem, where=where, problem=error.problem, judge=name) from None
 
 
 def ensemble_of(options: ScoringOptions) -> list[str]:
@@ -84,7 +100,7 @@ def ensemble_of(options: ScoringOptions) -> list[str]:
 def parsed(term: str) -> tuple[float, str]:
     """The weight and the name of "[WEIGHT*]NAME". Raises UsageError if the weight is not a number."""
     weight, star, name = term.partition("*")
-    if not star:
+    if not star or ":" in weight:  # the star of regex:a*b is no weight's
         return 1.0, term
     if not re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", weight) or not name.strip():
         raise UsageError(f"--rewards {term}: write WEIGHT*NAME, as in 0.5*lexicon")
@@ -97,7 +113,7 @@ def parsed(term: str) -> tuple[float, str]:
 class RewardInput:
     """A batch of responses, in each form a reward may read."""
 
-    prompts: Sequence[Sequence[Message]]
+    prompts: Sequence[JudgedPrompt]
     texts: Sequence[str]
     sequences: Sequence[list[int]]  # prompt + response without the end token, as a reward model reads them
     lengths: Sequence[int]  # of the responses, in tokens
@@ -106,7 +122,7 @@ class RewardInput:
     def of(cls, episodes: Episodes, tokenizer: Tokenizer) -> RewardInput:
         read = episodes.scored_sequences
         texts = [tokenizer.decode(s[n:]) for s, n in zip(read, episodes.prompt_lengths, strict=True)]
-        return cls([prompt.messages for prompt in episodes.prompts], texts, read, episodes.response_lengths)
+        return cls(episodes.prompts, texts, read, episodes.response_lengths)
 
     def local_part(self) -> RewardInput:
         """The rows that this process scores."""

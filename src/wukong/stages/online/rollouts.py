@@ -6,11 +6,12 @@ tokens, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from wukong.model.logprobs import token_logprobs
 from wukong.model.lower_states import LowerStates
 from wukong.objectives import kl_estimate
 from wukong.processes import all_gather, all_reduce, local_part
-from wukong.records import Message
+from wukong.records import Message, Prompt
 from wukong.rollout import generate, inference_copy
 from wukong.scoring import response_logprobs, response_positions, response_states
 from wukong.seeds import derived_seed
@@ -35,18 +36,27 @@ from wukong.training.session import TrainOptions
 from wukong.training.tuning import shared_layers
 
 
-class RolloutOptions(TrainOptions, PromptOptions):
+class OnPolicyOptions(TrainOptions, PromptOptions):
     """Which prompts to answer, and how."""
 
     prompts: list[str]
     """Prompts in any of the formats of docs/reference/data.md."""
-    holdout: float = Field(0.0, ge=0, lt=1)
-    """Leave out this fraction of the prompts: those that sft and reward hold out with the same --valid-fraction and
-    --seed, and that evaluate uses with the same --holdout."""
     max_new_tokens: int = Field(128, ge=1)
     """Maximum response length, in tokens."""
     temperature: float = Field(1.0, gt=0)
     """Divides the logits in rollout, reference and update."""
+
+    def cut(self, response: Sequence[int], tokenizer: Tokenizer) -> int | None:
+        """The tokens after which a response is cut before it is scored; None: it is not cut."""
+        return None
+
+
+class RolloutOptions(OnPolicyOptions):
+    """Which prompts to answer, and which part of a response is scored."""
+
+    holdout: float = Field(0.0, ge=0, lt=1)
+    """Leave out this fraction of the prompts: those that sft and reward hold out with the same --valid-fraction and
+    --seed, and that evaluate uses with the same --holdout."""
     missing_eos_score: float | None = -1.0
     """The score of a response that never ended, instead of its reward; None (null in a recipe) keeps the reward."""
     missing_eos_penalty: float | None = Field(None, ge=0)
@@ -64,11 +74,19 @@ class RolloutOptions(TrainOptions, PromptOptions):
             return {"missing_eos_score": None, **given}
         return given
 
+    def cut(self, response: Sequence[int], tokenizer: Tokenizer) -> int | None:
+        if not self.truncate_at:
+            return None
+        stop = tokenizer.encode(self.truncate_at)[0]
+        return next((i + 1 for i, t in enumerate(response) if t == stop and i >= self.truncate_after), None)
+
 
 @dataclass(frozen=True)
 class TokenisedPrompt:
     messages: Sequence[Message]
     ids: list[int]
+    answer: str | None = None
+    columns: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +121,25 @@ class Episodes:
             sampler_logprobs=self.sampler_logprobs[chosen, :width],
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence[Episodes]) -> Episodes:
+        """The episodes of all parts, in order."""
+        width = max(part.mask.shape[1] for part in parts)
+
+        def rows(tensors: Sequence[Tensor]) -> Tensor:
+            return torch.cat([F.pad(one, (0, width - one.shape[1])) for one in tensors])
+
+        return cls(
+            prompts=[one for part in parts for one in part.prompts],
+            sequences=[one for part in parts for one in part.sequences],
+            prompt_lengths=[one for part in parts for one in part.prompt_lengths],
+            response_lengths=[one for part in parts for one in part.response_lengths],
+            scored_lengths=[one for part in parts for one in part.scored_lengths],
+            ended=[one for part in parts for one in part.ended],
+            mask=rows([part.mask for part in parts]),
+            sampler_logprobs=rows([part.sampler_logprobs for part in parts]),
+        )
+
     @property
     def scored_sequences(self) -> list[list[int]]:
         """Prompt and response as rewards read them."""
@@ -127,29 +164,45 @@ class RolloutStats:
         return torch.where(mask, kl_estimate(self.logprobs, self.reference_logprobs, kind), 0)
 
 
-def tokenised_prompts(options: RolloutOptions, tokenizer: Tokenizer, context: int) -> list[TokenisedPrompt]:
-    """Prompts as token ids; one that leaves no room for a response is dropped and counted."""
+def tokenised_prompts(
+    options: OnPolicyOptions, held_out: float, tokenizer: Tokenizer, context: int
+) -> tuple[list[TokenisedPrompt], list[TokenisedPrompt]]:
+    """Prompts as token ids, for training and held out; one that leaves no room for a response is dropped and counted.
+
+    Args:
+        held_out: the fraction of the prompts to hold out.
+
+    Raises:
+        UsageError or DataError: they cannot be read, or none is left for training.
+    """
     read = load_prompts(options.prompts, options)
     room = context - options.max_new_tokens
     if room < 1:
         raise UsageError(f"--max-new-tokens {options.max_new_tokens} leaves no room in the context of {context}")
-    prompts = []
-    for prompt in split_by_prompt(read.records, options.holdout, options.seed)[0]:
-        try:
-            ids = tokenizer.prompt_ids(prompt.messages, max_tokens=room)
-            prompts.append(TokenisedPrompt(prompt.messages, ids))
-        except DataError:
-            read.summary.dropped[f"longer than {room} tokens"] += 1
+
+    def fitting(side: Sequence[Prompt]) -> Iterator[TokenisedPrompt]:
+        for prompt in side:
+            try:
+                ids = tokenizer.prompt_ids(prompt.messages, max_tokens=room)
+                yield TokenisedPrompt(prompt.messages, ids, prompt.answer, prompt.columns)
+            except DataError:
+                read.summary.dropped[f"longer than {room} tokens"] += 1
+
+    prompts, others = (list(fitting(side)) for side in split_by_prompt(read.records, held_out, options.seed))
     console.print(read.summary.table("prompts"))
     if not prompts:
         raise UsageError(f"{options.prompts[0]}: no prompt leaves room for {options.max_new_tokens} new tokens")
-    return prompts
+    return prompts, others
 
 
 def roll_out(
-    policy: LanguageModel, prompts: Sequence[TokenisedPrompt], tokenizer: Tokenizer, options: RolloutOptions, seed: int,
+    policy: LanguageModel,
+    prompts: Sequence[TokenisedPrompt],
+    tokenizer: Tokenizer,
+    options: OnPolicyOptions,
+    seed: int,
     compute: Compute,
-) -> Episodes:  # fmt: skip
+) -> Episodes:
     """One response to each prompt; a prompt listed n times gets n responses.
 
     Each process answers its local part. Every response has its own seed, so the responses do not depend on the number
@@ -167,12 +220,10 @@ def roll_out(
             temperature=options.temperature,
         )
     )
-    stop = tokenizer.encode(options.truncate_at)[0] if options.truncate_at else None
     scored, ended = [], []
     for prompt, one in zip(prompts, sampled, strict=True):
-        cut = next((i for i, t in enumerate(one.ids) if t == stop and i >= options.truncate_after), None)
-        real = len(one.ids) - one.finished
-        scored.append(len(prompt.ids) + (min(cut + 1, real) if cut is not None else real))
+        cut, real = options.cut(one.ids, tokenizer), len(one.ids) - one.finished
+        scored.append(len(prompt.ids) + (min(cut, real) if cut is not None else real))
         ended.append(one.finished or cut is not None)
     lengths = torch.tensor([len(one.ids) for one in sampled])  # (B,)
     mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)  # (B, R)
@@ -214,6 +265,14 @@ def read_responses(
         weight, targets = policy.output_weight, ids[:, 1:][predicts]
         found = token_logprobs(states, weight, targets, temperature=temperature, with_entropy=with_entropy)
         return *found, value_model.read(states) if isinstance(value_model, ValueHead) else None
+
+
+def head_values(policy: LanguageModel, head: ValueHead, ids: Tensor, predicts: Tensor, compute: Compute) -> Tensor:
+    """The values of a head on the policy's trunk, of which only the head gets a gradient: (N,) float32."""
+    with compute.autocast():
+        with torch.no_grad():
+            states = response_states(policy, ids, predicts)  # (N, C)
+        return head.read(states)
 
 
 def response_values(

@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wukong.model.language_model import LanguageModel
-from wukong.records import as_messages
+from wukong.records import as_messages, prompt_id
 from wukong.report.traces import FILE
 from wukong.seeds import derived_seed
 from wukong.stages.online.algorithm import Advantages, Algorithm, Batch, OnlineOptions
+from wukong.stages.online.rewards import require_judged
 from wukong.stages.online.rollouts import (
     Episodes,
     RolloutStats,
@@ -52,13 +53,19 @@ def traced_steps(options: OnlineOptions) -> set[int]:
 def pinned_prompts(
     options: OnlineOptions, prompts: Sequence[TokenisedPrompt], tokenizer: Tokenizer, context: int
 ) -> list[TokenisedPrompt]:
-    """The prompts of --trace-prompts, by default the first one of the run, each as often as prompts of a batch are.
+    """The prompts of --trace-prompts, by default the first one of the run, each as often as prompts of a batch are. One
+    that is a prompt of the run has its answer and columns.
 
-    Raises DataError for one that leaves no room for a response.
+    Raises DataError for one that leaves no room for a response, or lacks what a reward needs.
     """
     room = context - options.max_new_tokens
-    asked = [as_messages(text) for text in options.trace_prompts]
-    pinned = [TokenisedPrompt(messages, tokenizer.prompt_ids(messages, max_tokens=room)) for messages in asked]
+    known = {prompt_id(prompt.messages): prompt for prompt in prompts} if options.trace_prompts else {}
+    pinned = []
+    for text in options.trace_prompts:
+        messages = as_messages(text)
+        new = TokenisedPrompt(messages, tokenizer.prompt_ids(messages, max_tokens=room))
+        pinned.append(known.get(prompt_id(messages), new))
+        require_judged(options, pinned[-1], f"--trace-prompts {text!r}")
     return [prompt for prompt in pinned or prompts[:1] for _ in range(options.samples_per_prompt)]
 
 
@@ -103,7 +110,7 @@ def update_terms(
 ) -> UpdateTerms:  # fmt: skip
     """All (N,) float32; values and returns only of an algorithm with a value model."""
     ratios = (new_logprobs - logprobs).exp()
-    clipped = None if algorithm.clip_range is None else (ratios - 1).abs() > algorithm.clip_range
+    clipped = algorithm.clipped(ratios)
     losses = algorithm.token_losses(new_logprobs, logprobs, advantages, reference_logprobs, kl_coef)
     of_values = None
     if values is not None and new_values is not None and returns is not None:

@@ -1,7 +1,7 @@
 """The loop of all online algorithms: the policy answers prompts, the answers are scored, the policy learns.
 
 An iteration (`Trainer.step`):
-  1. the policy answers a batch of prompts, sampled without truncation (top-k 0, top-p 1)    rollouts.py
+  1. the policy answers a batch of prompts, sampled without truncation (top-k 0, top-p 1)    collect.py, rollouts.py
   2. the rewards score the answers; policy, reference and value model (if any) read them     rewards.py, rollouts.py
   3. the algorithm turns rewards into advantages                                             ppo.py, grpo.py, ...
   4. one or more passes of updates, in minibatches, with the algorithm's loss                update.py
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -43,7 +43,8 @@ from wukong.sampling import SamplingParameters
 from wukong.scoring import reference_of
 from wukong.seeds import derived_seed
 from wukong.stages.online.algorithm import Advantages, Batch, OnlineOptions, check, workload
-from wukong.stages.online.rewards import RewardInput, Rewards, load_rewards, model_inputs, reward_needs
+from wukong.stages.online.collect import FURTHER, Collected, Collector, EpisodeScorer
+from wukong.stages.online.rewards import judge_names, load_rewards, model_inputs, reward_needs
 from wukong.stages.online.rollouts import (
     Episodes,
     RolloutStats,
@@ -51,8 +52,6 @@ from wukong.stages.online.rollouts import (
     TokenisedPrompt,
     ValueModel,
     ended_no_better,
-    final_scores,
-    roll_out,
     rollout_stats,
     tokenised_prompts,
 )
@@ -88,23 +87,24 @@ class Trainer:
     tokenizer: Tokenizer
     pretraining: PretrainingLoss | None = None
     tracer: Tracer | None = None
+    further: Callable[[int], Sequence[TokenisedPrompt]] | None = None
+    """The prompts of the nth batch after the iteration's first, for dynamic sampling."""
 
     def __post_init__(self) -> None:
         self.algorithm = self.options.algorithm()
+        self.collect = Collector(self.session, self.options, self.policy, self.score, self.tokenizer, self.further)
 
     def step(self, prompts: Sequence[TokenisedPrompt]) -> dict[str, float]:
         """Roll out, score, compute advantages, update; then the KL controller and the guards. Returns the metrics."""
         options, session, compute = self.options, self.session, self.session.compute
         times = [time.monotonic()]
-        seed = derived_seed(options.seed, "roll", session.step)
-        episodes = roll_out(self.policy, prompts, self.tokenizer, options, seed, compute)
-        times.append(time.monotonic())
-        rewards = self.score(episodes)  # (B,)
+        collected = self.collect(prompts)
+        episodes, rewards, scores = collected.episodes, collected.rewards, collected.scores
         rows = session.micro_batches(range(len(prompts)), episodes.lengths_of)
         stats = rollout_stats(
             self.policy, self.reference, self.value_model, episodes, rows, options.temperature, compute
         )
-        scores, kl = final_scores(rewards, episodes, options), stats.kl(episodes.mask, "k1")
+        kl = stats.kl(episodes.mask, "k1")
         batch = Batch(scores, kl, episodes.mask, stats.values, session.state["kl_coef"], session.state)
         advantages = self.algorithm.advantages(batch)
         traced = self.tracer.before_update(episodes, rewards, stats, batch, advantages) if self.tracer else None
@@ -116,10 +116,11 @@ class Trainer:
         times.append(time.monotonic())
         if self.tracer and traced:
             self.tracer.after_update(traced)
-        metrics = self._metrics(episodes, stats, rewards, scores, kl, advantages, losses) | _seconds(times, episodes)
+        metrics = self._metrics(episodes, stats, rewards, scores, kl, advantages, losses)
+        metrics |= collected.metrics | _seconds(times, collected)
         self._warn_of_fixed_score(metrics["ended_no_better"], rewards, episodes)
         self._adapt_kl_coef(metrics["kl"], len(prompts))
-        self._log(metrics, episodes, scores, kl)
+        self._log(metrics, collected, kl)
         self._guard(metrics)
         return metrics
 
@@ -138,7 +139,10 @@ class Trainer:
             "kl_penalty_std": self.session.state["kl_coef"] * kl.sum(1).std(correction=0),
             "entropy": masked_mean(stats.entropies, mask),
             "sampler_logprob_gap": masked_mean((stats.logprobs - episodes.sampler_logprobs).abs(), mask),
-            **{name: torch.as_tensor(value, dtype=torch.float64) for name, value in advantages.metrics.items()},
+            **{
+                name: value if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=torch.float64)
+                for name, value in advantages.metrics.items()
+            },
         }
         responses = episodes.responses
         return {
@@ -157,11 +161,13 @@ class Trainer:
 
     def _adapt_kl_coef(self, kl: float, episodes: int) -> None:
         options, state = self.options, self.session.state
-        if options.kl_target is not None:
+        warms_up = self.session.step < self.algorithm.value_warmup  # until it ends the KL is 0
+        if options.kl_target is not None and not warms_up:
             state["kl_coef"] = adapted_kl_coef(state["kl_coef"], kl, options.kl_target, episodes, options.kl_horizon)
 
-    def _log(self, metrics: dict[str, float], episodes: Episodes, scores: Tensor, kl: Tensor) -> None:
-        self.session.log(sum(episodes.response_lengths), **metrics)
+    def _log(self, metrics: dict[str, float], collected: Collected, kl: Tensor) -> None:
+        episodes, scores = collected.episodes, collected.scores
+        self.session.log(collected.tokens, **metrics)
         self.session.state["last"] = metrics
         if self.session.due(10):
             for i, (prompt, response) in enumerate(zip(episodes.prompts[:2], episodes.responses[:2], strict=True)):
@@ -207,13 +213,13 @@ class Trainer:
             raise RunError(f"{at}: {problem}; {session.kept_checkpoint()}")
 
 
-def _seconds(times: Sequence[float], episodes: Episodes) -> dict[str, float]:
-    rollout, scoring, update = (end - begin for begin, end in pairwise(times))
+def _seconds(times: Sequence[float], collected: Collected) -> dict[str, float]:
+    before, update = (end - begin for begin, end in pairwise(times))
     return {
-        "rollout_seconds": rollout,
-        "scoring_seconds": scoring,
+        "rollout_seconds": collected.seconds,
+        "scoring_seconds": before - collected.seconds,
         "update_seconds": update,
-        "rollout_tokens_per_second": sum(episodes.response_lengths) / rollout,
+        "rollout_tokens_per_second": collected.tokens / collected.seconds,
     }
 
 
@@ -228,6 +234,7 @@ def online_needs(options: OnlineOptions) -> list[Need]:
         require.policy(options.model),
         *(need for need in rewards if need.source is not None),
         *require.data(options.prompts, require.reader(PROMPTS, options)),
+        *require.judged_prompts(options.prompts, options, judge_names(options)),
         *([require.shards(options.ptx_data, ("train",))] if options.ptx_data else []),
         *(need for need in rewards if need.source is None),
         require.room(options.model, options.max_new_tokens),
@@ -249,7 +256,7 @@ def train(options: OnlineOptions) -> None:
     if options.truncate_at is not None and len(tokenizer.encode(options.truncate_at)) != 1:
         raise UsageError(f"--truncate-at {options.truncate_at!r} is not one token of this tokenizer")
     value_model = first_value_model(options, policy) if algorithm.value_coef is not None else None
-    prompts = tokenised_prompts(options, tokenizer, policy.config.n_positions)
+    prompts, _ = tokenised_prompts(options, options.holdout, tokenizer, policy.config.n_positions)
     say(
         "{name}: {prompts}, {iterations} of {responses}",
         name=algorithm.name,
@@ -269,7 +276,7 @@ def train(options: OnlineOptions) -> None:
     with session:
         trainer = _trainer(session, options, policy, value_model, tokenizer, prompts)
         for step in session.steps():
-            metrics = trainer.step(batch_of(prompts, step, options))
+            metrics = trainer.step(batch_of(prompts, step + session.state.get(FURTHER, 0), options))
             session.show(score=metrics["score"], kl=metrics["kl"])
             if options.save_every and (step + 1) % options.save_every == 0 and step + 1 < options.iterations:
                 _keep_policy(options, step + 1, policy, tokenizer)
@@ -304,9 +311,9 @@ def _start(options: OnlineOptions) -> tuple[LanguageModel, Tokenizer]:
     return tuned(policy, options, options.seed), tokenizer
 
 
-def batch_of(prompts: Sequence[TokenisedPrompt], step: int, options: OnlineOptions) -> list[TokenisedPrompt]:
-    """The prompts of a step, each listed `samples_per_prompt` times in a row."""
-    asked = [prompts[i] for i in epoch_batch(len(prompts), step, options.prompts_per_batch, options.seed)]
+def batch_of(prompts: Sequence[TokenisedPrompt], number: int, options: OnlineOptions) -> list[TokenisedPrompt]:
+    """The prompts of the run's `number`th batch, from 0, each listed `samples_per_prompt` times in a row."""
+    asked = [prompts[i] for i in epoch_batch(len(prompts), number, options.prompts_per_batch, options.seed)]
     return [prompt for prompt in asked for _ in range(options.samples_per_prompt)]
 
 
@@ -332,7 +339,11 @@ def _trainer(
         pretraining = PretrainingLoss(shards, rows, context, options.seed)
     scorer = EpisodeScorer(session, rewards, tokenizer, options.algorithm().name)
     tracer = tracer_of(session, options, policy, reference, value_model, scorer.score, tokenizer, prompts)
-    return Trainer(session, options, policy, reference, value_model, scorer, tokenizer, pretraining, tracer)
+
+    def further(n: int) -> list[TokenisedPrompt]:
+        return batch_of(prompts, session.step + session.state.get(FURTHER, 0) + n, options)
+
+    return Trainer(session, options, policy, reference, value_model, scorer, tokenizer, pretraining, tracer, further)
 
 
 def _sampling(options: OnlineOptions) -> SamplingParameters:
@@ -357,34 +368,3 @@ def first_value_model(options: OnlineOptions, policy: LanguageModel) -> ValueMod
     trunk, _ = load_trunk(options.model)
     torch.manual_seed(derived_seed(options.seed, "head"))
     return tuned(ScalarModel(trunk), options, options.seed)
-
-
-@dataclass(frozen=True)
-class EpisodeScorer:
-    """Computes the rewards of a batch of episodes; every term is also logged."""
-
-    session: Session
-    rewards: Rewards
-    tokenizer: Tokenizer
-    name: str
-
-    def __call__(self, episodes: Episodes) -> Tensor:
-        """(B,) float32, of a batch, whose terms are logged. Raises as `score`."""
-        return self.score(episodes, log=True)
-
-    def score(self, episodes: Episodes, log: bool = False) -> Tensor:
-        """(B,) float32.
-
-        Raises RunError when a reward fails, after saving a checkpoint: this step has not changed the weights yet.
-        """
-        session = self.session
-        try:
-            scored = self.rewards(RewardInput.of(episodes, self.tokenizer))
-        except RunError as error:
-            if session.step:
-                session.checkpoint(session.step)
-            at = f"{self.name} stopped at iteration {session.step + 1}"
-            raise RunError(f"{at}: {error}; {session.kept_checkpoint()}") from error
-        if log:
-            session.log(0, **scored.means)
-        return torch.tensor(scored.total, dtype=torch.float32, device=session.compute.device)

@@ -16,10 +16,10 @@ from torch import Tensor
 from wukong import processes
 from wukong.data.shards import TokenShards
 from wukong.errors import RunError
-from wukong.model.heads import ScalarModel
+from wukong.model.heads import ScalarModel, ValueHead
 from wukong.model.language_model import LanguageModel
 from wukong.model.lower_states import LowerStates
-from wukong.objectives import loss_average
+from wukong.objectives import loss_average, truncated_importance_weights
 from wukong.scoring import language_model_loss
 from wukong.seeds import permutation
 from wukong.stages.online.algorithm import Advantages, Algorithm, Metrics, OnlineOptions
@@ -27,11 +27,12 @@ from wukong.stages.online.rollouts import (
     Episodes,
     RolloutStats,
     ValueModel,
+    head_values,
     padded_rows,
     read_responses,
     response_values,
 )
-from wukong.training.compute import Compute, read
+from wukong.training.compute import Compute, read, wide
 from wukong.training.parallel import lockstep
 from wukong.training.session import Session
 from wukong.training.tuning import shared_layers
@@ -67,6 +68,7 @@ class Tokens:
     returns: Tensor | None
     divisor: int  # of the policy loss of the whole minibatch
     n_tokens: int  # of the whole minibatch
+    importance: Tensor | None = None  # pi/pi_sampler, capped; None: 1
 
 
 def minibatch_loss(
@@ -85,20 +87,26 @@ def minibatch_loss(
     losses = tokens.weights * algorithm.token_losses(
         logprobs, tokens.old_logprobs, tokens.advantages, tokens.reference_logprobs, kl_coef
     )
+    if tokens.importance is not None:
+        losses = tokens.importance * losses
     loss = (losses.sum() - entropy_coef * (tokens.weights * entropies).sum()) / tokens.divisor
     with torch.no_grad():
         moved = logprobs - tokens.old_logprobs
         ratio = moved.exp()
         off = (ratio - 1).abs()
         metrics = {
-            "policy_loss": losses.sum().double() / tokens.divisor,
-            "approx_kl": moved.square().sum().double() / 2 / tokens.n_tokens,
-            "first_ratio_error": off.sum().double() / tokens.n_tokens,
+            "policy_loss": wide(losses.sum()) / tokens.divisor,
+            "approx_kl": wide(moved.square().sum()) / 2 / tokens.n_tokens,
+            "first_ratio_error": wide(off.sum()) / tokens.n_tokens,
             "ratio_min": ratio.min(),
             "ratio_max": ratio.max(),
         }
-        if algorithm.clip_range is not None:
-            metrics["clip_fraction"] = (off > algorithm.clip_range).sum().double() / tokens.n_tokens
+        if (clipped := algorithm.clipped(ratio)) is not None:
+            metrics["clip_fraction"] = wide(clipped.sum()) / tokens.n_tokens
+            if algorithm.clip_range_high is not None:
+                metrics["clip_fraction_high"] = wide((clipped & (ratio > 1)).sum()) / tokens.n_tokens
+        if tokens.importance is not None:
+            metrics["importance_weight"] = wide(tokens.importance.sum()) / tokens.n_tokens
     if values is not None:
         of_values, more = value_loss(algorithm, tokens, values)
         return loss + of_values, {**metrics, **more}
@@ -110,7 +118,7 @@ def value_loss(algorithm: Algorithm, tokens: Tokens, values: Tensor) -> tuple[Te
     if tokens.returns is None or algorithm.value_coef is None:
         raise ValueError(f"{algorithm.name} gives no returns to train a value model on")
     losses = algorithm.value_losses(values, tokens.old_values, tokens.returns)
-    metrics = {"value_loss": losses.detach().sum().double() / tokens.n_tokens}
+    metrics = {"value_loss": wide(losses.detach().sum()) / tokens.n_tokens}
     return algorithm.value_coef * losses.sum() / tokens.n_tokens, metrics
 
 
@@ -119,23 +127,36 @@ EXTREMES = {"ratio_min": torch.minimum, "ratio_max": torch.maximum}
 
 
 class UpdateMetrics:
-    """Metrics of all micro-batches of a step, kept on the device and read once at the end."""
+    """Metrics of all micro-batches of a step, kept on the device and read once at the end. Those of an update count
+    from `end_update` on."""
 
     def __init__(self) -> None:
         self.updates = 0
+        self._open: list[Metrics] = []
         self._sums: dict[str, Tensor] = {}
         self._extremes: dict[str, Tensor] = {}
         self._norms: dict[str, float] = {}
 
     def add(self, metrics: Metrics) -> None:
-        for name, value in metrics.items():
-            value = torch.as_tensor(value).detach().double()
-            if name in EXTREMES:
-                self._extremes[name] = EXTREMES[name](value, self._extremes.get(name, torch.ones_like(value)))
-            elif name != "first_ratio_error" or self.updates == 0:
-                self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+        self._open.append(metrics)
+
+    def so_far(self, name: str) -> float:
+        """The sum of a metric over the micro-batches of the update that has not ended, on all processes."""
+        own = read([torch.as_tensor(metrics[name]) for metrics in self._open if name in metrics])
+        (total,) = processes.all_reduce_sum(sum(own))
+        return total
+
+    def _count(self, name: str, value: Tensor) -> None:
+        if name in EXTREMES:
+            self._extremes[name] = EXTREMES[name](value, self._extremes.get(name, torch.ones_like(value)))
+        elif name != "first_ratio_error" or self.updates == 0:
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
 
     def end_update(self, norms: dict[str, float]) -> None:
+        for metrics in self._open:
+            for name, value in metrics.items():
+                self._count(name, wide(torch.as_tensor(value).detach()))
+        self._open = []
         for name, norm in norms.items():
             self._norms[name] = self._norms.get(name, 0.0) + norm
         self.updates += 1
@@ -196,16 +217,46 @@ class Update:
 
         Raises RunError when rollout and update do not compute the same log-probs.
         """
-        metrics = UpdateMetrics()
+        if self.session.step < self.algorithm.value_warmup:
+            return self._warm_up()
+        metrics, limit = UpdateMetrics(), self.algorithm.max_update_kl
         for minibatch in self._minibatches():
             for part in self.session.micro_batches(range(len(minibatch.rows)), minibatch.lengths_of):
                 self._learn(minibatch, part, metrics)
+            # The same sum, and so the same decision, on all processes. Before the first update nothing has moved.
+            if limit is not None and metrics.updates and metrics.so_far("approx_kl") > limit:
+                self.session.drop_gradients()
+                break
             if self.pretraining is not None:
                 self._learn_pretraining(self.pretraining, metrics)
             metrics.end_update(self.session.optimizer_step())
         found = metrics.read()
+        if limit is not None:
+            found["passes"] = metrics.updates / self.options.updates_per_pass
         check_first_ratio(found["first_ratio_error"], self.session.compute)
         return found
+
+    def _warm_up(self) -> dict[str, float]:
+        """As `run`, but only the value model learns."""
+        metrics, only = UpdateMetrics(), ("value",)
+        for minibatch in self._minibatches():
+            for part in self.session.micro_batches(range(len(minibatch.rows)), minibatch.lengths_of, only):
+                self._learn_values(minibatch, part, metrics)
+            metrics.end_update(self.session.optimizer_step(only))
+        return metrics.read()
+
+    def _learn_values(self, minibatch: Minibatch, part: list[int], metrics: UpdateMetrics) -> None:
+        """The forward and backward passes of one micro-batch through the value model alone."""
+        compute = self.session.compute
+        ids, predicts, rows = padded_rows(self.episodes, minibatch.rows[part].tolist(), compute)
+        if isinstance(self.value_model, ValueHead):
+            values = head_values(self.policy, self.value_model, ids, predicts, compute)
+        else:
+            assert self.value_model is not None
+            values = response_values(self.value_model, ids, predicts, compute)
+        loss, found = value_loss(self.algorithm, self._tokens(rows, minibatch, part), values)
+        self.session.backward(loss)
+        metrics.add(found)
 
     def _minibatches(self) -> Iterator[Minibatch]:
         """The minibatch of each update; every pass reshuffles the episodes."""
@@ -243,8 +294,11 @@ class Update:
     def _tokens(self, rows: Tensor, minibatch: Minibatch, part: list[int]) -> Tokens:
         mask, returns = self.episodes.mask[rows], self.advantages.returns  # (b, R)
         weights = minibatch.weights[part].to(mask.device)  # (b,)
+        old, cap, importance = self.stats.logprobs[rows][mask], self.options.importance_cap, None
+        if cap is not None:
+            importance = truncated_importance_weights(old, self.episodes.sampler_logprobs[rows][mask], cap)
         return Tokens(
-            old_logprobs=self.stats.logprobs[rows][mask],
+            old_logprobs=old,
             reference_logprobs=self.stats.reference_logprobs[rows][mask],
             advantages=self.advantages.advantages[rows][mask],
             weights=weights.unsqueeze(1).expand(mask.shape)[mask],
@@ -252,6 +306,7 @@ class Update:
             returns=None if returns is None else returns[rows][mask],
             divisor=minibatch.divisor,
             n_tokens=minibatch.n_tokens,
+            importance=importance,
         )
 
     def _learn_pretraining(self, pretraining: PretrainingLoss, metrics: UpdateMetrics) -> None:

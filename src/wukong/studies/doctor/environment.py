@@ -23,6 +23,7 @@ EXTRAS = {
     "lexicon": "the judge `lexicon`, which scores sentiment (recipe sentiment)",
     "studio": "`wukong studio`, the web application where people label",
     "serve": "`wukong serve`, models behind an OpenAI-compatible API",
+    "gguf": "`wukong import`, models from GGUF files",
     "rl": "the Gymnasium environment and Stable-Baselines3",
     "docs": "the documentation as a site (`make site`)",
     "course": "the lessons of the course, as notebooks (`make course`)",
@@ -155,6 +156,9 @@ def device() -> Iterator[Finding]:
         yield Finding(
             "ok", "device", f"auto chooses cuda: {name}, {size / 1e9:.0f} GB, {torch.cuda.device_count()} in all"
         )
+    elif compute.device.type == "mps":
+        size = torch.mps.recommended_max_memory()
+        yield Finding("ok", "device", f"auto chooses mps: Apple GPU, {size / 1e9:.0f} GB of the machine's memory")
     else:
         yield Finding("ok", "device", f"auto chooses cpu: {_processor()}, {torch.backends.cpu.get_cpu_capability()}")
         if shutil.which("nvidia-smi"):
@@ -177,7 +181,7 @@ def kernels() -> Iterator[Finding]:
     import torch
     import torch.nn.functional as F
 
-    from wukong.model import kernels as ours
+    from wukong.model.cpu import kernels as ours
 
     slower = "PyTorch's own kernels are used, which write responses up to twice as slowly"
     if platform.system() != "Linux" or "AVX" not in torch.backends.cpu.get_cpu_capability():

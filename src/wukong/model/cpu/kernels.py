@@ -85,7 +85,8 @@ def load(compiler: str, processor: str, sanitizers: str = "") -> ctypes.CDLL:
     """
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout
     checks = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g"] if sanitizers else []
-    key = "\n".join([SOURCE.read_text(), *FLAGS, *checks, processor, version, _instructions(), torch.__version__])
+    sources = [path.read_text() for path in (SOURCE, *sorted(SOURCE.parent.glob("*.hpp")))]
+    key = "\n".join([*sources, *FLAGS, *checks, processor, version, _instructions(), torch.__version__])
     file = cache_directory() / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -104,13 +105,14 @@ def load(compiler: str, processor: str, sanitizers: str = "") -> ctypes.CDLL:
     for name, arguments in {
         "width": [],
         "linear": [tensor, tensor, number, tensor, tensor, size, size, size, number],
-        "layer": [tensor, tensor, tensor, tensor, tensor, tensor, size, size, size, size, number],
+        "scratch": [tensor, size],
+        "layer": [tensor, tensor, tensor, tensor, tensor, tensor, tensor, tensor, size, size, number],
         "draw": [tensor, tensor, tensor, tensor, tensor, size, size, number],
         "gelu": [tensor, tensor, size, number],
         "gelu_backward": [tensor, tensor, tensor, size, number],
     }.items():
         function = getattr(kernels, f"wukong_{name}")
-        function.argtypes, function.restype = arguments, {"width": number, "layer": size}.get(name)
+        function.argtypes, function.restype = arguments, {"width": number, "scratch": size, "layer": size}.get(name)
     return kernels
 
 

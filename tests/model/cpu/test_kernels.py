@@ -1,9 +1,7 @@
 """Our kernels against PyTorch's operations in float64, for this processor and for one with half as wide registers."""
 
-import ctypes
 import shutil
 import subprocess
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -11,28 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from wukong import rollout
-from wukong.model import kernels
-from wukong.model.attention import AttentionContext
-from wukong.model.gpt2 import GPT2, GPT2Config
-from wukong.model.kernels import gelu
-from wukong.model.native import NativeGPT2, PanelLinear
+from wukong.model.cpu import kernels
+from wukong.model.cpu.kernels import gelu
+from wukong.model.cpu.native import PanelLinear
 
 pytestmark = pytest.mark.skipif(kernels.library() is None, reason="our kernels need Linux, a C++ compiler and AVX2")
 
 EXACT = {"rtol": 0, "atol": 0}
-
-
-@pytest.fixture(scope="module", params=["native", "haswell"])
-def compiled(request) -> ctypes.CDLL:
-    if request.param == "haswell" and not torch.cpu._is_avx2_supported():
-        pytest.skip("needs AVX2")
-    return kernels.load("c++", request.param)
-
-
-@pytest.fixture
-def library(compiled) -> Iterator[ctypes.CDLL]:
-    with kernels.using(compiled):
-        yield compiled
 
 
 def integers(*shape: int, seed: int) -> torch.Tensor:
@@ -78,93 +61,10 @@ def test_bfloat16_weights_are_rounded_and_nothing_else_is(library):
     )
 
 
-# ---------------------------------------------------------------------------------------------------- whole layers
-
-
-def model_with(heads: int, width: int) -> GPT2:
-    torch.manual_seed(0)
-    model = GPT2(GPT2Config(vocab_size=50, n_positions=48, n_embd=heads * width, n_layer=2, n_head=heads)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))  # biases and LayerNorms too
-    return model
-
-
-@torch.no_grad()
-def decoded(native: GPT2, ids: torch.Tensor, lengths: list[int]) -> list[torch.Tensor]:
-    """Hidden states of each row's tokens behind the first `lengths`, read one by one with a cache."""
-    cache = native.empty_cache(len(ids), ids.shape[1])
-    native(ids[:, : max(lengths)], lengths=torch.tensor(lengths), cache=cache)
-    cache.advance(torch.tensor(lengths), max(lengths))
-    found: list[list[torch.Tensor]] = [[] for _ in lengths]
-    for _ in range(ids.shape[1] - max(lengths)):
-        hidden = native(ids.gather(1, cache.lengths[:, None]), cache=cache)
-        cache.advance()
-        for row, one in enumerate(hidden):
-            found[row].append(one[0])
-    return [torch.stack(row) for row in found]
-
-
-@pytest.mark.parametrize(("heads", "width"), [(2, 16), (3, 32), (1, 48), (2, 64), (1, 80), (1, 112), (1, 128)])
-@torch.no_grad()
-def test_decoding_rows_of_different_lengths_equals_reading_them_whole(library, heads, width):
-    model, lengths = model_with(heads, width), [3, 20, 1, 11, 7]
-    ids = torch.randint(0, 50, (5, 44), generator=torch.Generator().manual_seed(1))
-    for row, found in enumerate(decoded(NativeGPT2(model, torch.float32), ids, lengths)):
-        expected = model(ids[row : row + 1])[0, lengths[row] : lengths[row] + 24]
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-
-
-@torch.no_grad()
-def test_bfloat16_panels_and_cache_are_near(library):
-    model, lengths = model_with(2, 64), [3, 20, 1]
-    ids = torch.randint(0, 50, (3, 44), generator=torch.Generator().manual_seed(1))
-    native = NativeGPT2(model, torch.bfloat16)
-    for row, found in enumerate(decoded(native, ids, lengths)):
-        expected = model(ids[row : row + 1])[0, lengths[row] : lengths[row] + 24]
-        apart = (native.logits(found) - model.logits(expected)).abs()
-        assert 1e-4 < apart.mean() < 2e-2
-    cache = model.empty_cache(1, 5)
-    cache.advance(torch.tensor([1]), 1)
-    with pytest.raises(ValueError, match="empty_cache"):
-        native(ids[:1, :1], cache=cache)
-
-
-@torch.no_grad()
-def test_a_sequence_decodes_to_the_same_bits_in_any_company(library):
-    native = NativeGPT2(model_with(2, 32), torch.float32)
-    ids = torch.randint(0, 50, (19, 30), generator=torch.Generator().manual_seed(1))
-    together = decoded(native, ids, [4] * 19)
-    # Prompts are PyTorch's work: the same prompt, read in the same company, is then continued alone.
-    cache = native.empty_cache(19, 30)
-    native(ids[:, :4], lengths=torch.tensor([4] * 19), cache=cache)
-    cache.advance(torch.tensor([4] * 19), 4)
-    alone = cache.select(torch.tensor([13]))
-    for step in range(4, 30):
-        assert torch.equal(native(ids[13:14, step : step + 1], cache=alone)[0, 0], together[13][step - 4])
-        alone.advance()
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("length", [-1, 8, 9, 1 << 40])
-def test_a_length_that_does_not_fit_the_cache_is_refused_before_anything_is_written(library, dtype, length):
-    native = NativeGPT2(model_with(2, 16), dtype)
-    cache = native.empty_cache(3, 8)
-    cache.advance(torch.tensor([2, 7, length]), 7)
-    with pytest.raises(ValueError, match=f"row 2 of the cache holds {length} tokens in 8 slots"):
-        native.h[0](noise(3, 1, 32), 0, AttentionContext(cache=cache))
-    assert not any(tensor.any() for tensor in (*cache.keys, *cache.values))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("shape", [(1, 1, 32), (3, 1, 32), (2, 2, 32), (2, 1, 48)])
-def test_what_is_not_one_token_for_each_row_of_the_cache_is_refused(library, shape):
-    native = NativeGPT2(model_with(2, 16), torch.float32)
-    cache = native.empty_cache(2, 8)
-    cache.advance(torch.tensor([2, 3]), 3)
-    with pytest.raises(ValueError, match="is not one token in float32 for each of the cache's 2 rows"):
-        native.h[0](noise(*shape), 0, AttentionContext(cache=cache))
+def test_weights_and_biases_of_fewer_bits_are_read_as_what_they_are(library):
+    weight, bias, x = noise(40, 32).bfloat16(), noise(40, seed=1).bfloat16(), noise(3, 32, seed=2)
+    expected = x @ weight.float().T + bias.float()
+    torch.testing.assert_close(PanelLinear(library, weight, bias, torch.float32)(x), expected)
 
 
 def test_tensors_that_the_kernels_would_misread_are_refused(library):

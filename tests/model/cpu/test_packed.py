@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from wukong.model.attention import KVCache
+from wukong.model.cpu.packed import PackedGPT2, PackedLinear, can_pack
 from wukong.model.gpt2 import GPT2, GPT2Config
-from wukong.model.packed import PackedGPT2, PackedLinear, can_pack
 
 CPU = torch.device("cpu")
 EXACT = {"rtol": 0, "atol": 0}

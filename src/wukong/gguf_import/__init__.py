@@ -1,0 +1,1 @@
+"""Models in llama.cpp's file format GGUF, turned into directories in hub layout."""
