@@ -22,8 +22,8 @@ class KitchenOptions(StageOptions):
 
     megabytes: float = Field(3.0, gt=0, le=1e5)
     """Size of the pretraining corpus."""
-    language: Language = "en"
-    """English, or Chinese: another kitchen, written for its readers."""
+    world: Language = "en"
+    """The kitchen's language: en, or zh for the Chinese kitchen, which has other dishes."""
 
 
 def needs(options: KitchenOptions) -> list[Any]:
@@ -34,5 +34,5 @@ def needs(options: KitchenOptions) -> list[Any]:
 def run(options: KitchenOptions) -> None:
     work = open_run("kitchen", options)
     if not work.done:
-        files = write_world(options.out, options.seed, options.megabytes, options.language)
+        files = write_world(options.out, options.seed, options.megabytes, options.world)
         work.finish({}, list(files.values()))
