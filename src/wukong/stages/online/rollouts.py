@@ -138,7 +138,7 @@ def tokenised_prompts(options: RolloutOptions, tokenizer: Tokenizer, context: in
             prompts.append(TokenisedPrompt(prompt.messages, ids))
         except DataError:
             read.summary.dropped[f"longer than {room} tokens"] += 1
-    console.print(read.summary.table("prompts"))
+    console.print(read.summary.table("prompts read"))
     if not prompts:
         raise UsageError(f"{options.prompts[0]}: no prompt leaves room for {options.max_new_tokens} new tokens")
     return prompts
