@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import string
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -25,7 +27,7 @@ VARIABLE = "WUKONG_LANGUAGE"
 
 @cache
 def catalogue(name: str) -> dict[str, str]:
-    """English -> Chinese of one place: studio, metrics, report, console, options."""
+    """English -> Chinese of one place, such as studio, metrics, report, console, options."""
     found: dict[str, str] = json.loads((HERE / "zh" / f"{name}.json").read_text(encoding="utf-8"))
     return found
 
@@ -42,7 +44,7 @@ def translate(language: str, text: str | WukongError, /, **values: Any) -> str:
     A `Text` and an error bring their own values; those among them that are a `Text` or an error are translated too.
     """
     if isinstance(text, WukongError):
-        return printable(translate(language, text.text))
+        return printable(translate(language, _known_error(text.text) if language != "en" else text.text))
     said = Text(text, **values)
     found = chinese().get(said.template, said.template) if language == "zh" else said.template
     if not said.values:
@@ -53,6 +55,52 @@ def translate(language: str, text: str | WukongError, /, **values: Any) -> str:
             for name, value in said.values.items()
         }
     )
+
+
+def recognised(text: str, place: str = "reasons") -> Text:
+    """A text that comes filled in, with its template and values again, by the templates of a catalogue: `reasons` (a
+    judge's, and why records were left out; they are stored so) or `errors`. What comes from none of them is somebody's
+    own text."""
+    if text in chinese():
+        return Text(text)
+    for pattern, template in _patterns(place):
+        if match := pattern.fullmatch(text):
+            found = match.groupdict()
+            return Text(template, **found | {name: recognised(found[name], place) for name in _NESTED & found.keys()})
+    where, colon, rest = text.partition(": ")
+    if place == "errors" and colon and ((problem := recognised(rest, place)).values or problem in chinese()):
+        return Text("{place}: {problem}", place=where, problem=problem)
+    return Text(text)
+
+
+_NESTED = {"names", "problem"}
+"""The places of templates whose values may come from a template too."""
+
+
+@cache
+def _patterns(place: str) -> list[tuple[re.Pattern[str], str]]:
+    """(what matches a filled-in text, its template), for the templates with places."""
+    found = []
+    for template in catalogue(place):
+        parts = [(re.escape(before), name) for before, name, _, _ in string.Formatter().parse(template)]
+        pattern = "".join(
+            before + (f"(?P<{name}>{_VALUES.get(name, '.+?')})" if name else "") for before, name in parts
+        )
+        if any(name for _, name in parts):
+            found.append((re.compile(pattern), template))
+    return found
+
+
+_VALUES = {"count": r"\d+", "n": r"[\d,]+", "problem": ".+"}
+"""What the values of some places look like."""
+
+
+def _known_error(said: Text) -> Text:
+    """An error's text with templates where the code filled it in itself."""
+    if not said.values:
+        return recognised(said, "errors")
+    values = said.values.items()
+    return Text(said.template, **{name: _known_error(v) if isinstance(v, Text) else v for name, v in values})
 
 
 def counted(number: int, one: str, many: str) -> Text:
