@@ -47,7 +47,7 @@ def test_a_directory_that_cannot_be_made_is_a_run_error(tmp_path) -> None:
 
 FILES_OF_SEED_0 = {
     "corpus": "e3eb5d5a6bf45118",
-    "instructions": "186b8b19ae322a94",
+    "instructions": "4f27fdcda8bf3fb6",
     "prompts-train": "8549386aec842a58",
     "prompts-test": "67bc9c0d326df9aa",
 }
