@@ -167,7 +167,7 @@ def test_flawed_answers_are_no_politer_than_the_others(single, verdicts) -> None
         quality = one.source.removeprefix("kitchen/dish/")
         if quality in ("complete", "curt", "padded", "missing", "disordered"):
             polite[quality in ("missing", "disordered")].append(verdict.checks["polite"])
-    assert statistics.mean(polite[True]) == pytest.approx(statistics.mean(polite[False]), abs=0.08)
+    assert statistics.mean(polite[True]) == pytest.approx(statistics.mean(polite[False]), abs=0.1)
 
 
 def test_half_of_the_training_questions_stand_alone(world, prompts) -> None:
