@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -32,6 +33,12 @@ PRESETS = {
 tokenizer."""
 
 
+def _narrowed(x: Tensor) -> Tensor:
+    """x in autocast's precision: each matrix that reads it would make, and keep, a copy of its own."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
 class GroupedAttention(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -45,6 +52,7 @@ class GroupedAttention(nn.Module):
         self.head_width, self.dropout = D, config.dropout
 
     def forward(self, x: Tensor, layer: int, context: AttentionContext) -> Tensor:
+        x = _narrowed(x)
         q, k, v = (
             project(x).unflatten(-1, (-1, self.head_width))  # (B, T, H, D), (B, T, G, D) twice
             for project in (self.q_proj, self.k_proj, self.v_proj)
@@ -66,6 +74,7 @@ class SwiGLU(nn.Module):
         self.dropout = config.dropout
 
     def forward(self, x: Tensor) -> Tensor:
+        x = _narrowed(x)
         x = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
         return F.dropout(x, self.dropout, self.training)
 
