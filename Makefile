@@ -57,6 +57,7 @@ docs: $(INSTALLED)
 	$(BIN)/python -m wukong.report.terms docs > src/wukong/report/terms.json.new && \
 		mv src/wukong/report/terms.json.new src/wukong/report/terms.json
 	$(BIN)/python -m wukong.training.metric_definitions > docs/reference/metrics.md
+	$(BIN)/python -m wukong.training.metric_definitions zh > docs/reference/metrics.zh.md
 
 # NO_MKDOCS_2_WARNING silences an advertisement of mkdocs-material. The last line fails if a page loads anything from
 # another host.

@@ -11,11 +11,13 @@ DOCS = ROOT / "docs"
 
 
 def is_generated(page: Path) -> bool:
-    """The reference of commands (`make docs`) and the lessons (`make site`), which have tests of their own."""
-    return page.name == "cli.zh.md" or (page.parent == DOCS / "course" and page.name[0].isdigit())
+    """The references of commands and metrics (`make docs`) and the lessons (`make site`), which have other tests."""
+    return page.name in ("cli.zh.md", "metrics.zh.md") or (page.parent == DOCS / "course" and page.name[0].isdigit())
 
 
-CHINESE = sorted(page for page in DOCS.rglob("*.zh.md") if not is_generated(page))
+DIGEST = DOCS / "results" / "index.zh.md"
+"""Says in words what the English page has as figures, since a measured figure appears on one page only."""
+CHINESE = sorted(page for page in DOCS.rglob("*.zh.md") if not is_generated(page) and page != DIGEST)
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 COMMENT = re.compile(r"(?:^|(?<=\s))#\s.*$", re.MULTILINE)
 INDENTED = re.compile(r"(?:(?<=\n\n)|\A)(?: {4,}.*\n)+", re.MULTILINE)
@@ -97,12 +99,24 @@ def test_a_chinese_page_has_the_sections_and_links_of_the_english_one(page):
     assert {link.replace(".zh.md", ".md") for link in LINK.findall(ours)} == links
 
 
-@pytest.mark.parametrize("page", [*CHINESE, ROOT / "README.zh-CN.md"], ids=lambda page: page.name)
+def test_the_digest_of_results_has_the_sections_of_its_page_and_none_of_its_figures():
+    ours, theirs = text(DIGEST), text(english(DIGEST))
+    titles = re.findall(r"^## (.*)$", theirs, re.MULTILINE)
+    assert re.findall(r"^## .*? \{#([\w-]+)\}$", ours, re.MULTILINE) == [anchor(title) for title in titles]
+    assert figures(ours) == set()
+    assert {link for link in LINK.findall(theirs) if "#" not in link} <= set(LINK.findall(ours))
+
+
+@pytest.mark.parametrize("page", [*CHINESE, DIGEST, ROOT / "README.zh-CN.md"], ids=lambda page: page.name)
 def test_a_chinese_page_links_to_chinese_pages(page):
     """On the site either link would do; a reader of the repository would land on an English page."""
     pages = [page.parent / link.partition("#")[0] for link in LINK.findall(text(page)) if not link.startswith("http")]
-    english = [one for one in pages if one.suffix == ".md" and ".zh" not in one.suffixes and not is_generated(one)]
-    assert [str(one) for one in english if one.with_suffix(".zh.md").is_file()] == []
+    read = [
+        one
+        for one in pages
+        if one.suffix == ".md" and ".zh" not in one.suffixes and one.with_suffix(".zh.md").is_file()
+    ]
+    assert [str(one) for one in read if page != DIGEST or one != english(DIGEST)] == [], "link to the Chinese pages"
 
 
 def test_the_chinese_readme_says_which_of_its_links_are_english():

@@ -69,7 +69,7 @@ def rows(runs: list[Path], model: str, count: int) -> list[str]:
     scores = []
     for index, run in enumerate(runs):
         recipe = json.loads((run / "data" / "provenance.json").read_text())
-        world = load_world(recipe["options"].get("language", "en"))
+        world = load_world(recipe["options"].get("world", "en"))
         scores.append(play(str(run / model), world, count, index))
     pooled = np.concatenate(scores)
     cells = [model, *(f"{statistics.mean(pooled[:, turn]):.2f}" for turn in range(TURNS))]

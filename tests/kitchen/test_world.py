@@ -5,9 +5,12 @@ import json
 
 import pytest
 
+from wukong.cli import main
 from wukong.errors import RunError
 from wukong.files import fingerprint
 from wukong.kitchen.world import write_world
+from wukong.kitchen.worlds import language_of
+from wukong.language import choose, current
 from wukong.records import Conversation, Prompt, read_records
 
 
@@ -24,6 +27,16 @@ def test_written_world_is_readable_and_reproducible(tmp_path) -> None:
     assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
     write_world(tmp_path / "c", seed=6, megabytes=0.1)
     assert fingerprint(tmp_path / "a") != fingerprint(tmp_path / "c")
+
+
+def test_the_language_of_the_world_is_not_that_of_the_terminal(tmp_path) -> None:
+    for world, language in (("zh", "en"), ("en", "zh")):
+        out = tmp_path / world
+        command = ["kitchen", "--out", str(out), "--megabytes", "0.01", "--world", world, "--language", language]
+        assert main(command) == 0
+        first = read_records(out / "prompts-test.jsonl", Prompt)[0].messages[0].content
+        assert (language_of(first), current()) == (world, language)
+    choose(None)
 
 
 def test_a_directory_that_cannot_be_made_is_a_run_error(tmp_path) -> None:

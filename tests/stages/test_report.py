@@ -628,9 +628,21 @@ def test_known_models_keep_their_colours():
 # ------------------------------------------------------------------------------------------ docs/reference/metrics.md
 
 
-def test_the_page_of_metrics_is_made_from_the_definitions():
-    page = (REPOSITORY / "docs/reference/metrics.md").read_text(encoding="utf-8")
-    assert page == as_markdown(), "run: python -m wukong.training.metric_definitions > docs/reference/metrics.md"
+@pytest.mark.parametrize(("language", "name"), [("en", "metrics.md"), ("zh", "metrics.zh.md")])
+def test_the_pages_of_metrics_are_made_from_the_definitions(language, name):
+    page = (REPOSITORY / "docs" / "reference" / name).read_text(encoding="utf-8")
+    assert page == as_markdown(language), "run: make docs"
+
+
+def test_the_chinese_page_of_metrics_has_the_sections_of_the_english_one_and_none_of_its_sentences():
+    english, chinese = as_markdown("en"), as_markdown("zh")
+    anchors = re.findall(r"^## .* \{#([\w-]+)\}$", chinese, re.MULTILINE)
+    assert len(anchors) == len(re.findall("^## ", english, re.MULTILINE))
+    assert "evaluation" in anchors  # docs/guide/evaluate.zh.md links there
+    plain = re.sub(r"`[^`]*`|--[a-z-]+|\w+_\w+|log [\w.]+", "", chinese)
+    assert [
+        words for words in re.findall(r"[A-Za-z]+(?: [A-Za-z]+){2,}", plain) if not {"Var", "beta"} & {*words.split()}
+    ] == []
 
 
 def test_every_definition_is_complete():

@@ -22,8 +22,8 @@ class KitchenOptions(StageOptions):
 
     megabytes: float = Field(3.0, gt=0, le=1e5)
     """Size of the pretraining corpus."""
-    language: Language = "en"
-    """English, or Chinese: another kitchen, written for its readers."""
+    world: Language = "en"
+    """The kitchen's language: en, or zh for the Chinese kitchen, which has other dishes."""
     subject: Subject = "cooking"
     """All of the kitchen, or only measures: sums with one right answer, which the verifier `number` checks."""
 
@@ -36,5 +36,5 @@ def needs(options: KitchenOptions) -> list[Any]:
 def run(options: KitchenOptions) -> None:
     work = open_run("kitchen", options)
     if not work.done:
-        files = write_world(options.out, options.seed, options.megabytes, options.language, options.subject)
+        files = write_world(options.out, options.seed, options.megabytes, options.world, options.subject)
         work.finish({}, list(files.values()))

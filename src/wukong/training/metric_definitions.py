@@ -1,16 +1,20 @@
 """The definition of every logged metric: source of docs/reference/metrics.md and of the texts next to the curves.
 
 `metrics.jsonl` holds names only. A name with a different meaning in one stage has a separate entry, `stage/name`,
-which `definition` prefers. After a change here, regenerate the page:
+which `definition` prefers. After a change here, `make docs` regenerates the pages:
 
-    python -m wukong.training.metric_definitions > docs/reference/metrics.md
+    python -m wukong.training.metric_definitions zh > docs/reference/metrics.zh.md
 """
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterator
 from itertools import groupby
 from typing import NamedTuple
+
+from wukong.language import translate
 
 
 class Metric(NamedTuple):
@@ -603,37 +607,40 @@ def definition(stage: str, name: str) -> Metric | None:
     return METRICS.get(f"{stage}/{name}") or METRICS.get(name) or METRICS.get(name.partition(".")[0] + ".NAME")
 
 
-def as_markdown() -> str:
-    """The page docs/reference/metrics.md."""
-    return "\n".join(_page()) + "\n"
+ABOUT = (
+    "Every number that is logged: its unit, its definition, and what good looks like.",
+    "Every training stage appends to `metrics.jsonl` in its directory, one object per logged step, and writes the "
+    "same numbers as TensorBoard events. Training metrics are those of the logged step alone, not means since the "
+    "last one. Metrics that begin with `valid_` appear on the steps that validate. Logarithms are natural: "
+    "1 nat = 1.44 bits. `wukong report` shows every curve with the text below beside it.",
+    "`make docs` writes this page from `src/wukong/training/metric_definitions.py`. A test checks that the two "
+    "agree and that nothing is logged without a definition.",
+)
+COLUMNS = ("metric", "unit", "what it is", "what good looks like, what goes wrong")
 
 
-def _page() -> Iterator[str]:
-    yield "# Metrics"
-    yield ""
-    yield "Every number that is logged: its unit, its definition, and what good looks like."
-    yield ""
-    yield (
-        "Every training stage appends to `metrics.jsonl` in its directory, one object per logged step, and writes the "
-        "same numbers as TensorBoard events. Training metrics are those of the logged step alone, not means since the "
-        "last one. Metrics that begin with `valid_` appear on the steps that validate. Logarithms are natural: "
-        "1 nat = 1.44 bits. `wukong report` shows every curve with the text below beside it."
-    )
-    yield ""
-    yield (
-        "`make docs` writes this page from `src/wukong/training/metric_definitions.py`. A test checks that the two "
-        "agree and that nothing is logged without a definition."
-    )
+def as_markdown(language: str = "en") -> str:
+    """The page docs/reference/metrics.md or metrics.zh.md."""
+    return "\n".join(_page(language)) + "\n"
+
+
+def _page(language: str) -> Iterator[str]:
+    yield f"# {translate(language, 'Metrics')}"
+    for paragraph in ABOUT:
+        yield ""
+        yield translate(language, paragraph)
     for group, entries in groupby(METRICS.items(), key=lambda item: item[1].group):
+        anchor = "" if language == "en" else f" {{#{re.sub(r'[^a-z]+', '-', group.lower())}}}"
         yield ""
-        yield f"## {group}"
+        yield f"## {translate(language, group)}{anchor}"
         yield ""
-        yield "| metric | unit | what it is | what good looks like, what goes wrong |"
+        yield "| " + " | ".join(translate(language, column) for column in COLUMNS) + " |"
         yield "|---|---|---|---|"
         for name, metric in entries:
-            cells = (f"`{name.split('/')[-1]}`", metric.unit or "–", metric.definition, metric.watch)
+            unit, about, watch = (translate(language, text) for text in (metric.unit, metric.definition, metric.watch))
+            cells = (f"`{name.split('/')[-1]}`", unit or "–", about, watch)
             yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 if __name__ == "__main__":
-    print(as_markdown(), end="")
+    print(as_markdown(*sys.argv[1:]), end="")
