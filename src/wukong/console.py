@@ -97,14 +97,15 @@ class Bar:
     """A progress bar on a terminal; elsewhere a line every `LINE_SECONDS`.
 
     Args:
-        title: what is being done.
+        title: what is being done: a `Text`, or a name that is the same in every language.
         total: the number of units; 0 if unknown.
         unit: the name of one unit ("step", "response").
         done: units done before this process started (a resumed run).
     """
 
     def __init__(self, title: str, total: int, unit: str = "step", done: int = 0) -> None:
-        self.title, self.total, self.unit, self.done = title, total, unit, done
+        self.title = title if isinstance(title, Text) else Text("{name}", name=title)
+        self.total, self.unit, self.done = total, unit, done
         self._begin, self._first, self._last_line = time.monotonic(), done, time.monotonic()
         self._progress: Progress | None = None
         if console.is_terminal and not console.quiet:
@@ -121,7 +122,7 @@ class Bar:
                 TextColumn("{task.fields[note]}", markup=False),
                 console=console,
             )
-            self._task = self._progress.add_task(spoken(title), total=total or None, completed=done, note="")
+            self._task = self._progress.add_task(spoken(self.title), total=total or None, completed=done, note="")
 
     def __enter__(self) -> Bar:
         if self._progress:
@@ -156,7 +157,7 @@ class Bar:
         count = f"{self.done:,}/{self.total:,}" if self.total else f"{self.done:,}"
         line = spoken(
             "{title}: {count} {units}, {rate:,.1f}/s, {time}",
-            title=Text(self.title),
+            title=self.title,
             count=count,
             units=Text(f"{self.unit}s"),
             rate=rate,

@@ -11,7 +11,7 @@ import yaml
 from tests.language_of_sources import is_said, texts_of_python, texts_of_templates
 from wukong import chat, cli, cli_parser, language
 from wukong.errors import RunError, Text, UsageError
-from wukong.language import catalogue, chinese, choose, counted, current, joined, spoken, translate
+from wukong.language import catalogue, chinese, choose, counted, current, joined, recognised, spoken, translate
 from wukong.registry import RUN, STAGES, TOOLS
 from wukong.report.names import STAGE_NAMES
 from wukong.report.terms import from_glossaries, terms
@@ -216,3 +216,28 @@ def test_a_line_is_spoken_in_the_chosen_language():
     assert spoken("talk to the model: wukong chat {model}", model="x") == "与模型对话：wukong chat x"
     with pytest.raises(UsageError, match="choose one of en, zh"):
         choose("fr")
+
+
+# -------------------------------------------------------------------------------------------------------- the reasons
+
+
+def test_the_rubrics_reasons_are_those_of_the_chinese_kitchen():
+    english, chinese_ones = (
+        yaml.safe_load((PACKAGE / f"kitchen/worlds/{name}/rubric.yaml").read_text(encoding="utf-8"))["reasons"]
+        for name in ("en", "zh")
+    )
+    said = catalogue("reasons")
+    assert {name: said[template] for name, template in english.items()} == chinese_ones
+
+
+def test_a_stored_reason_is_said_in_chinese_with_its_values():
+    for stored, expected in (
+        ("missing: flour, 2 eggs", "缺少：flour, 2 eggs"),
+        ("invented: oil, rice, salt, tea and 3 more", "凭空多出：oil, rice, salt, tea，另有 3 样"),
+        ("not told rightly: Fry and stir once more", "说得不对：Fry and stir once more"),
+        ("longer than the context of 64 tokens", "超出 64 个 token 的上下文"),
+        ("somebody's own reason", "somebody's own reason"),
+    ):
+        reason = recognised(stored)
+        assert reason == stored
+        assert translate("zh", reason) == expected

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from wukong.data.row import Row
 from wukong.errors import Text
-from wukong.language import spoken
+from wukong.language import recognised, spoken
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ class SourceSummary:
             *_counted("{n} dropped: {reason}", self.dropped),
             *_counted("{n} truncated: {reason}", self.truncated),
         ]
-        lines += [f"{n} x {note}" for note, n in self.notes.items()]
+        lines += [Text("{n} x {note}", n=n, note=recognised(note)) for note, n in self.notes.items()]
         if self.columns:
             lines.append(Text("kept for rewards: {fields}", fields=_named(self.columns)))
         if self.unused:
@@ -129,7 +129,7 @@ def _named(fields: Counter[str]) -> str:
 def _counted(template: str, reasons: Counter[str]) -> Iterator[Text]:
     """One line per reason."""
     for reason, n in reasons.items():
-        yield Text(template, n=n, reason=Text(reason))
+        yield Text(template, n=n, reason=recognised(reason))
 
 
 @dataclass

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import string
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -25,7 +27,7 @@ VARIABLE = "WUKONG_LANGUAGE"
 
 @cache
 def catalogue(name: str) -> dict[str, str]:
-    """English -> Chinese of one place: studio, metrics, report, console, options."""
+    """English -> Chinese of one place, such as studio, metrics, report, console, options."""
     found: dict[str, str] = json.loads((HERE / "zh" / f"{name}.json").read_text(encoding="utf-8"))
     return found
 
@@ -53,6 +55,29 @@ def translate(language: str, text: str | WukongError, /, **values: Any) -> str:
             for name, value in said.values.items()
         }
     )
+
+
+def recognised(text: str) -> Text:
+    """A reason that is stored filled in (a judge's, or why a record was left out), with its template and values again.
+    What comes from no template of `zh/reasons.json` is somebody's own text."""
+    for pattern, template in _reasons():
+        if match := pattern.fullmatch(text):
+            return Text(template, **{name: recognised(value) for name, value in match.groupdict().items()})
+    return Text(text)
+
+
+@cache
+def _reasons() -> list[tuple[re.Pattern[str], str]]:
+    """(what matches a reason, its template)."""
+    found = []
+    for template in catalogue("reasons"):
+        parts = string.Formatter().parse(template)
+        places = {"count": r"(?P<count>\d+)"}
+        pattern = "".join(
+            re.escape(before) + (places.get(name, f"(?P<{name}>.+)") if name else "") for before, name, _, _ in parts
+        )
+        found.append((re.compile(pattern), template))
+    return found
 
 
 def counted(number: int, one: str, many: str) -> Text:

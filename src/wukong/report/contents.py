@@ -20,6 +20,7 @@ from wukong.files import numbered_lines, read_json
 from wukong.places import read_recipe
 from wukong.provenance import DIRECTORY_RECORD, FILE_RECORD, STARTED, read_record
 from wukong.records import Message
+from wukong.stats import in_words
 
 INTERNAL = ("checkpoints", "tensorboard", ".staged")
 
@@ -169,6 +170,15 @@ class ComparedPair(_ResultModel):
     interval: Interval
     length_controlled_win_rate: float | None = None
     words: str
+    wins: int | None = None
+    ties: int | None = None
+    losses: int | None = None
+    """None in results of an earlier version."""
+
+    @property
+    def said(self) -> Text:
+        """`words`, from the numbers, so that they can be said in another language."""
+        return Text(self.words) if None in (self.wins, self.ties, self.losses) else in_words(self.model_dump())
 
 
 class RatingResult(_ResultModel):

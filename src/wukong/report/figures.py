@@ -161,8 +161,8 @@ def _dots(rows: Sequence[tuple[str, float, Interval | None, str, str]], x_axis: 
 
 
 def _words(name: str) -> Text:
-    """A name from a file, with blanks and escaped."""
-    return Text(escape(name.replace("_", " ")))
+    """A name from a file, with blanks and escaped; a text of ours as it is."""
+    return name if isinstance(name, Text) else Text(escape(name.replace("_", " ")))
 
 
 def win_rates(result: EvaluationResult) -> Figure | None:

@@ -66,7 +66,7 @@ def flat(value: Any, name: str = "") -> list[tuple[str, str]]:
     if isinstance(value, dict) and value:
         return [line for key, one in value.items() for line in flat(one, f"{name}.{key}" if name else str(key))]
     if isinstance(value, list) and len(value) <= 6 and not any(isinstance(one, dict | list) for one in value):
-        return [(name, ", ".join(map(number, value)) if value else "none")]
+        return [(name, ", ".join(map(number, value)) if value else Text("none"))]
     if isinstance(value, list | dict):
-        return [(name, f"{len(value)} entries")]
-    return [(name, number(value, 6) if value is not None else "none")]
+        return [(name, Text("{n} entries", n=len(value)))]
+    return [(name, number(value, 6) if value is not None else Text("none"))]

@@ -14,8 +14,8 @@ from wukong.report.contents import RunContents, StepResult
 from wukong.report.names import stage_name
 from wukong.report.traces import TracedIteration, TracedResponse, read_trace
 
-GLASS = Path(__file__).parents[1] / "templates" / "glass"
-"""The view's script and style, which the studio serves too."""
+SHARED = Path(__file__).parents[1] / "templates" / "shared"
+"""Scripts and styles of the reports that the studio serves too."""
 
 MOST_ITERATIONS, MOST_RESPONSES = 10, 4
 """What a page shows of a trace: iterations, evenly spread, and of each so many responses of the batch and so many to
@@ -37,12 +37,14 @@ def glass_boxes(run: RunContents) -> list[dict[str, Any]]:
 
 def glass_assets() -> dict[str, Markup]:
     """The view's script and style, to be inlined."""
-    return {name: Markup((GLASS / f"view.{name}").read_text(encoding="utf-8")) for name in ("js", "css")}
+    element, view, css = ((SHARED / name).read_text(encoding="utf-8") for name in ("element.js", "view.js", "view.css"))
+    script = element + view.replace('import { element } from "./element.js";\n', "")  # they become one module
+    return {"js": Markup(script), "css": Markup(css)}
 
 
 def script_texts() -> dict[str, str]:
     """English -> Chinese of what the view's script, and the report's that draws it, say."""
-    texts = used_in(GLASS / "view.js") | used_in(GLASS.parent / "report" / "token_script.html.jinja")
+    texts = used_in(SHARED / "view.js") | used_in(SHARED.parent / "report" / "token_script.html.jinja")
     return {text: translate("zh", text) for text in sorted(texts)}
 
 

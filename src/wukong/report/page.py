@@ -16,7 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from wukong.errors import Text
-from wukong.language import LANGUAGES, counted, current
+from wukong.language import LANGUAGES, counted, current, recognised
 from wukong.report.answers import changed_words, side_by_side
 from wukong.report.bilingual import both, label, t
 from wukong.report.charts import Charts
@@ -25,7 +25,7 @@ from wukong.report.diagnosis.diagnose import diagnose
 from wukong.report.diagnosis.panel import panel_of
 from wukong.report.diagnosis.records import RunRecords
 from wukong.report.formatting import duration, equal_length, interval, number, percent
-from wukong.report.glass import glass_assets, glass_boxes, script_texts
+from wukong.report.glass import SHARED, glass_assets, glass_boxes, script_texts
 from wukong.report.inspected import Inspect, inspected_answers
 from wukong.report.pipeline import pipeline
 from wukong.report.plain_words import plain_words
@@ -100,6 +100,7 @@ def render(run: RunContents, view: View | None = None) -> str:
         "traced": [box["data"] for box in made["glass"]],
         "tokens": inspected_answers(run, made["answers"], view.inspect) if view.inspect else [],
         "view_of_tokens": glass_assets(),
+        "style_of_doctor": Markup((SHARED / "doctor.css").read_text(encoding="utf-8")),
         "script_texts": script_texts(),
     }
     return fill("page.html.jinja", content, charts, view.language)
@@ -121,7 +122,7 @@ def fill(template: str, content: Mapping[str, Any], charts: Charts, language: st
     )
     environment.filters |= {
         "number": number, "percent": percent, "equal_length": equal_length, "interval": interval,
-        "duration": duration, "reasons": _reasons, "t": t, "said": Text,
+        "duration": duration, "reasons": _reasons, "recognised": recognised, "t": t, "said": Text,
     }  # fmt: skip
     environment.globals |= {
         "t": t, "label": label, "changed_words": changed_words, "counted": counted, "languages": LANGUAGES,
@@ -143,4 +144,4 @@ def _asset(name: str) -> Markup:
 def _reasons(counts: Any, template: str) -> Iterable[Markup]:
     """{"duplicate": 3} -> ["dropped 3 duplicate"] for the template "dropped {n} {reason}"."""
     found = counts.items() if isinstance(counts, dict) else ()
-    return [t(template, n=number(n), reason=Text(str(reason))) for reason, n in found]
+    return [t(template, n=number(n), reason=recognised(str(reason))) for reason, n in found]

@@ -234,7 +234,7 @@ def run(options: EvaluateOptions) -> None:
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
     say("evaluate: {words}", words=evaluation["overlap"]["words"])  # type: ignore[index]
     for c in comparisons:
-        say("evaluate: by {judge}, {verdict}", judge=c["judge"], verdict=in_words(c))
+        say("evaluate: by {judge}, {verdict}", judge=Text(c["judge"]), verdict=in_words(c))
     work.finish({"comparisons": comparisons}, [options.out / "evaluation.json", options.out / "answers.jsonl"])
     forget_replies(options.out, directory=True)
 

@@ -26,7 +26,7 @@ from wukong.data.sources import DataOptions
 from wukong.data.split import split_by_prompt
 from wukong.data.summary import ReadSummary
 from wukong.data.text import TextOptions, iter_text
-from wukong.errors import UsageError
+from wukong.errors import Text, UsageError
 from wukong.options import StageOptions
 from wukong.require import Need
 from wukong.tokenizer import DEFAULT_TEMPLATE, EOS, TOKENIZER_FILES, Tokenizer
@@ -77,7 +77,7 @@ def run(options: TokenizeOptions) -> None:
     else:
         texts = chain(iter_text(options.data, options), _rendered(options))
         template = options.template or DEFAULT_TEMPLATE
-        tokenizer = Tokenizer.train(_counted("training the tokenizer", texts), options.vocab_size, template)
+        tokenizer = Tokenizer.train(_counted(Text("training the tokenizer"), texts), options.vocab_size, template)
 
     def side(index: int) -> Iterator[str]:
         for text in iter_text(options.data, options, summary if index == 0 else None):
@@ -89,8 +89,8 @@ def run(options: TokenizeOptions) -> None:
     else:
         train, valid = side(0), side(1)
     manifests = {
-        "train": write_shards(options.out / "train", _counted("tokenising train", train), tokenizer),
-        "valid": write_shards(options.out / "valid", _counted("tokenising valid", valid), tokenizer),
+        "train": write_shards(options.out / "train", _counted(Text("tokenising train"), train), tokenizer),
+        "valid": write_shards(options.out / "valid", _counted(Text("tokenising valid"), valid), tokenizer),
     }
     console.print(summary.table("text"))
     for name, manifest in manifests.items():
@@ -127,7 +127,7 @@ def _rendered(options: TokenizeOptions) -> Iterator[str]:
             yield untrained.render(conversation.messages).replace(EOS, "")
 
 
-def _counted(title: str, documents: Iterable[str]) -> Iterator[str]:
+def _counted(title: Text, documents: Iterable[str]) -> Iterator[str]:
     """Shows how many documents were read (the total is not known in advance)."""
     first = next(iterator := iter(documents), None)
     with Bar(title, total=0, unit="document") as bar:

@@ -34,6 +34,7 @@ from wukong.feedback.grader import written_rubric
 from wukong.feedback.pairwise_judge import PairwiseJudge, agreed, question, verdict_of
 from wukong.feedback.replies import forget_replies, replies_path
 from wukong.files import atomic_open, write_json
+from wukong.language import spoken
 from wukong.model.hub import load_policy
 from wukong.records import Comparison, Prompt, Vote, prompt_id
 from wukong.report.formatting import equal_length, interval, percent
@@ -171,12 +172,12 @@ def run(options: CompareOptions) -> None:
     for name, of_judge_found in found.items():
         console.print(_table(name, names, of_judge_found))
         for pair in of_judge_found["comparisons"]:
-            say("{name}: {words}", name=name, words=pair["words"])
+            say("{name}: {words}", name=Text(name), words=pair["words"])
         if together := of_judge_found.get("agreement_with_people"):
             low, high = together["interval"]
             say(
                 "{name}: agrees with people in {share} [{low:.0f}, {high:.0f}]",
-                name=name,
+                name=Text(name),
                 share=percent(together["value"]),
                 low=100 * low,
                 high=100 * high,
@@ -363,16 +364,18 @@ def _table(judge: str, names: Sequence[str], found: dict[str, Any]) -> Table:
         rates[pair["a"], pair["b"]] = pair["win_rate"], [low, high], equal_length(equal)
         mirrored = None if equal is None else 1 - equal
         rates[pair["b"], pair["a"]] = 1 - pair["win_rate"], [1 - high, 1 - low], equal_length(mirrored)
-    table = Table(title=f"wins by {judge.replace('_', ' ')}: rate, 95 % interval, (at equal length)")
-    table.add_column("wins of")
+    title = "wins by {judge}: rate, 95 % interval, (at equal length)"
+    table = Table(title=spoken(title, judge=Text(judge.replace("_", " "))))
+    table.add_column(spoken("wins of"))
     for name in names:
-        table.add_column(f"against {name}", justify="right")
-    table.add_column("rating", justify="right")
+        table.add_column(spoken("against {name}", name=name), justify="right")
+    table.add_column(spoken("rating"), justify="right")
     for a in names:
         cells = []
         for b in names:
             own = rates.get((a, b))
-            cells.append(f"{percent(own[0], 0)}\n{interval(own[1], True)}\n({own[2]})" if own else "–")
-        low, high = found["ratings"][a]["interval"]
-        table.add_row(a, *cells, f"{found['ratings'][a]['rating']:.0f}\n{low:.0f} to {high:.0f}")
+            cells.append(f"{percent(own[0], 0)}\n{spoken(interval(own[1], True))}\n({spoken(own[2])})" if own else "–")
+        low, high = (f"{limit:.0f}" for limit in found["ratings"][a]["interval"])
+        limits = spoken("{low} to {high}", low=low, high=high)
+        table.add_row(a, *cells, f"{found['ratings'][a]['rating']:.0f}\n{limits}")
     return table

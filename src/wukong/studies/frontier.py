@@ -28,12 +28,13 @@ from wukong import require
 from wukong.console import console, say
 from wukong.data.overlap import overlap
 from wukong.data.split import halves
-from wukong.errors import UsageError
+from wukong.errors import Text, UsageError
 from wukong.feedback.annotators import load_judge
 from wukong.feedback.judge import Judge
 from wukong.feedback.replies import forget_replies, replies_path
 from wukong.feedback.reward_models import is_model, reward_judge
 from wukong.files import atomic_open, read_json, write_json
+from wukong.language import joined, spoken
 from wukong.model.hub import load_policy, recommended_sampling
 from wukong.objectives import best_of_n_kl
 from wukong.records import Prompt
@@ -169,7 +170,7 @@ def run(options: FrontierOptions) -> None:
         raise UsageError(f"{without[0]}: answers at {how} have no KL; give the --temperature of training")
     # -------------------------------------------------------------------------------------------------- measure
     evaluator = PolicyEvaluator(options, prompts, compute_for(options.precision, options.device))
-    start = evaluator.measure("the reference", options.reference, "reference-0")
+    start = evaluator.measure(Text("the reference"), options.reference, "reference-0")
     found: dict[str, list[tuple[str, list[PolicyPoint], list[Measurements]]]] = defaultdict(list)
     for number_of_run, ((name, path), of_run) in enumerate(zip(runs, policies, strict=True)):
         measured = [
@@ -322,7 +323,7 @@ def _change(name: str, differences: np.ndarray) -> dict[str, Any]:
 
 def in_words(
     verdict: dict[str, Any], picked: list[dict[str, Any]], pick_by: str | None = None, gold_model: str | None = None
-) -> str:
+) -> Text:
     """The gold lost between the best policies and the last ones, or those picked by something other than gold. Best and
     picked are chosen on one half of the prompts; gold is reported on the other half.
 
@@ -334,50 +335,58 @@ def in_words(
     """
     words, fell = _of_gold(verdict, picked)
     if gold_model and not fell:
-        words += f" (by {gold_model}, itself a reward model, which the same answers may exploit)"
+        exploited = "{words} (by {model}, itself a reward model, which the same answers may exploit)"
+        words = Text(exploited, words=words, model=gold_model)
     if pick_by is None:
         return words
     if fell and verdict["pick"] > 0:
-        words += f"; {pick_by} is exploited as well: it rose by {number(verdict['pick'])}"
-    warning = ", clearly worse" if shown(verdict["picked_interval"], verdict["picked_prompts"], than=0) < 0 else ""
-    choice = f"{pick_by} picks {_iterations(picked, 'iteration')}{warning}"
-    return f"{words}; {choice}: {_gold(verdict, 'picked_less_best', 'picked')} compared with gold's own choice"
+        exploited = "{words}; {judge} is exploited as well: it rose by {gain}"
+        words = Text(exploited, words=words, judge=pick_by, gain=number(verdict["pick"]))
+    picks = "{words}; {judge} picks {policies}: {gold} compared with gold's own choice"
+    if shown(verdict["picked_interval"], verdict["picked_prompts"], than=0) < 0:
+        picks = "{words}; {judge} picks {policies}, clearly worse: {gold} compared with gold's own choice"
+    policies, gold = _iterations(picked, "iteration"), _gold(verdict, "picked_less_best", "picked")
+    return Text(picks, words=words, judge=pick_by, policies=policies, gold=gold)
 
 
-def _of_gold(verdict: dict[str, Any], picked: list[dict[str, Any]]) -> tuple[str, bool]:
+def _of_gold(verdict: dict[str, Any], picked: list[dict[str, Any]]) -> tuple[Text, bool]:
     """The conclusion about gold alone, and whether it fell."""
     best = _iterations(picked, "best_iteration")
     lost, gained = _gold(verdict, "last_less_best", "last"), _gold(verdict, "gain", "gain")
     for than, change, name, proxy in (
-        (best, lost, "last", verdict["proxy"]), ("the reference", gained, "gain", verdict["proxy_gain"])
+        (best, lost, "last", verdict["proxy"]), (Text("the reference"), gained, "gain", verdict["proxy_gain"])
     ):  # fmt: skip
         if shown(verdict[f"{name}_interval"], verdict[f"{name}_prompts"], than=0) < 0:
-            worse = f"the last policy is worse than {than}: {change}"
+            fell = "gold fell: the last policy is worse than {than}: {change}, and the proxy fell by {proxy} as well"
             if proxy > 0:
-                return f"over-optimised: {worse}, while the proxy rose by {number(proxy)}", True
-            return f"gold fell: {worse}, and the proxy fell by {number(-proxy)} as well", True
+                fell = "over-optimised: the last policy is worse than {than}: {change}, while the proxy rose by {proxy}"
+            return Text(fell, than=than, change=change, proxy=number(abs(proxy))), True
     if verdict["policies"] < FEWEST_POINTS:
-        many = "one policy" if verdict["policies"] == 1 else f"{verdict['policies']} policies"
-        return (
-            f"over-optimisation cannot be seen in {many} of a run, keep {FEWEST_POINTS} or more with --save-every; "
-            f"from the reference to the last policy: {gained}"
-        ), False
+        unseen = (
+            "over-optimisation cannot be seen in {policies} of a run, keep {fewest} or more with --save-every; "
+            "from the reference to the last policy: {gained}"
+        )
+        many = Text("one policy") if verdict["policies"] == 1 else Text("{n} policies", n=verdict["policies"])
+        return Text(unseen, policies=many, fewest=FEWEST_POINTS, gained=gained), False
     if verdict["prompts"] < FEWEST_PROMPTS:
-        return f"over-optimisation cannot be seen with {verdict['prompts']} prompts: {lost}", False
+        unseen = "over-optimisation cannot be seen with {prompts} prompts: {lost}"
+        return Text(unseen, prompts=verdict["prompts"], lost=lost), False
     if all(one["best_iteration"] == one["last_iteration"] for one in picked):
-        return "the last policy is the best of those measured: no sign of over-optimisation", False
-    return f"the last policy is not clearly worse than the best, {best}: {lost}", False
+        return Text("the last policy is the best of those measured: no sign of over-optimisation"), False
+    return Text("the last policy is not clearly worse than the best, {best}: {lost}", best=best, lost=lost), False
 
 
-def _gold(verdict: dict[str, Any], value: str, name: str) -> str:
+def _gold(verdict: dict[str, Any], value: str, name: str) -> Text:
     limits = verdict[f"{name}_interval"]
-    spread = f" [{number(limits[0])}, {number(limits[1])}]" if limits else ""
-    return f"gold {number(verdict[value])}{spread}"
+    if not limits:
+        return Text("gold {value}", value=number(verdict[value]))
+    low, high = map(number, limits)
+    return Text("gold {value} [{low}, {high}]", value=number(verdict[value]), low=low, high=high)
 
 
-def _iterations(picked: list[dict[str, Any]], of: str) -> str:
-    places = (f"iteration {one[of]}" if one[of] else "the reference" for one in picked)
-    return " and ".join(dict.fromkeys(places))
+def _iterations(picked: list[dict[str, Any]], of: str) -> Text:
+    places = (Text("iteration {n}", n=one[of]) if one[of] else Text("the reference") for one in picked)
+    return joined(list(dict.fromkeys(places)), "{a} and {b}")
 
 
 def best_of_curve(evaluator: PolicyEvaluator, start: Measurements, options: FrontierOptions) -> dict[str, Any]:
@@ -387,7 +396,7 @@ def best_of_curve(evaluator: PolicyEvaluator, start: Measurements, options: Fron
     """
     answers = [start]
     for repeat in range(1, options.best_of):
-        name = f"the reference, answer {repeat + 1}"
+        name = Text("the reference, answer {n}", n=repeat + 1)
         answers.append(evaluator.measure(name, options.reference, f"reference-{repeat}", repeat))
     proxy, gold, finished, lengths = (
         np.stack([getattr(m, of) for m in answers], 1) for of in ("proxy", "gold", "finished", "length")
@@ -429,9 +438,10 @@ def best_of_curve(evaluator: PolicyEvaluator, start: Measurements, options: Fron
 
 
 def _table(curves: list[dict[str, Any]]) -> Table:
-    table = Table(title="gold over sqrt(KL)", title_justify="left", show_edge=False)
-    for column in ("", "runs", "KL at the end", "gold gained", "proxy gained", "alpha", "beta", "peak at KL"):
-        table.add_column(column, justify="left" if not column else "right")
+    table = Table(title=spoken("gold over sqrt(KL)"), title_justify="left", show_edge=False)
+    table.add_column("")
+    for column in map(Text, ("runs", "KL at the end", "gold gained", "proxy gained", "alpha", "beta", "peak at KL")):
+        table.add_column(spoken(column), justify="right")
     for of_name in curves:
         last = [one["points"][-1] for one in of_name["runs"]]
         means = [number(float(np.mean([one[key] for one in last]))) for key in ("kl", "gold_gain", "proxy_gain")]

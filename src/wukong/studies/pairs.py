@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from wukong.errors import DataError
+from wukong.errors import DataError, Text
+from wukong.language import counted
 from wukong.records import Comparison, Messages, Preference, Vote, prompt_id
 from wukong.stats import rate_interval
 
@@ -86,11 +87,11 @@ def right(margins: np.ndarray) -> np.ndarray:
 
 
 LENGTH_BINS = (
-    (-math.inf, "chosen less than 60 % of the other's length", -0.5),
-    (-0.5, "chosen shorter", -0.1),
-    (-0.1, "about as long (within 10 %)", 0.1),
-    (0.1, "chosen longer", 0.5),
-    (0.5, "chosen more than 5/3 of the other's length", math.inf),
+    (-math.inf, Text("chosen less than 60 % of the other's length"), -0.5),
+    (-0.5, Text("chosen shorter"), -0.1),
+    (-0.1, Text("about as long (within 10 %)"), 0.1),
+    (0.1, Text("chosen longer"), 0.5),
+    (0.5, Text("chosen more than 5/3 of the other's length"), math.inf),
 )
 """By (chosen - rejected) / mean of both lengths; 0.5 means 5 to 3."""
 
@@ -105,8 +106,8 @@ def slices(
     relative = (lengths[:, 0] - lengths[:, 1]) / np.maximum(lengths.mean(1), 1)
     of_length = [next(name for low, name, high in LENGTH_BINS if low <= d < high) for d in relative]
     names: dict[str, tuple[Sequence[str], Sequence[str]]] = {
-        "source": ([p.source or "(none)" for p in pairs], sorted({p.source or "(none)" for p in pairs})),
-        "margin": _fifths(np.abs(margins), "margin"),
+        "source": ([p.source or NO_SOURCE for p in pairs], sorted({p.source or NO_SOURCE for p in pairs})),
+        "margin": _fifths(np.abs(margins), "margin {low:.3g} to {high:.3g}"),
         "strength": _strengths(pairs),
         "length": (of_length, [name for _, name, _ in LENGTH_BINS]),
         "depth": (
@@ -127,42 +128,47 @@ def slices(
 
 
 DEEP = 4
+NO_SOURCE = Text("(none)")
 
 
-def _turns(depth: int) -> str:
-    return f"{DEEP} turns or more" if depth >= DEEP else f"{depth} turn{'s' if depth > 1 else ''}"
+def _turns(depth: int) -> Text:
+    return Text("{n} turns or more", n=DEEP) if depth >= DEEP else counted(depth, "{n:,} turn", "{n:,} turns")
 
 
-def _fifths(values: np.ndarray, what: str) -> tuple[list[str], list[str]]:
+def _fifths(values: np.ndarray, template: str) -> tuple[list[Text], list[Text]]:
     """Each value's quintile, named by its limits; fewer groups if values are few or equal."""
     edges = np.unique(np.quantile(values, np.linspace(0, 1, 6)))
     if len(edges) < 3:
-        name = f"{what} {values.min():.3g} to {values.max():.3g}"
+        name = Text(template, low=float(values.min()), high=float(values.max()))
         return [name] * len(values), [name]
     place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
-    order = [f"{what} {low:.3g} to {high:.3g}" for low, high in pairwise(edges)]
+    order = [Text(template, low=float(low), high=float(high)) for low, high in pairwise(edges)]
     return [order[i] for i in place], order
 
 
-def _strengths(pairs: Sequence[Pair]) -> tuple[list[str], list[str]]:
+def _strengths(pairs: Sequence[Pair]) -> tuple[list[Text], list[Text]]:
     """Strengths as given if there are few, else in quintiles; ranked pairs by difference in rank."""
     graded = [i for i, p in enumerate(pairs) if p.strength is not None and not p.ranked]
     values = np.array([pairs[i].strength for i in graded], dtype=float)
     if len(set(values)) > 8:
-        named, order = _fifths(values, "strength")
+        named, order = _fifths(values, "strength {low:.3g} to {high:.3g}")
     else:
-        named, order = [f"strength {v:g}" for v in values], [f"strength {v:g}" for v in sorted(set(values))]
+        named = [Text("strength {value:g}", value=float(value)) for value in values]
+        order = sorted(set(named), key=lambda name: name.values["value"])
     of_pair = dict(zip(graded, named, strict=True))
     apart = {i: int(p.strength or 0) for i, p in enumerate(pairs) if p.ranked}
     of_pair |= {i: _places(n) for i, n in apart.items()}
     return (
-        [of_pair.get(i, "not given") for i in range(len(pairs))],
-        [*order, *(_places(n) for n in sorted(set(apart.values()))), "not given"],
+        [of_pair.get(i, NOT_GIVEN) for i in range(len(pairs))],
+        [*order, *(_places(n) for n in sorted(set(apart.values()))), NOT_GIVEN],
     )
 
 
-def _places(n: int) -> str:
-    return f"{n} place{'s' if n > 1 else ''} apart"
+NOT_GIVEN = Text("not given")
+
+
+def _places(n: int) -> Text:
+    return counted(n, "{n:,} place apart", "{n:,} places apart")
 
 
 def calibration_error(bins: Sequence[dict[str, float]]) -> float | None:

@@ -10,7 +10,7 @@ from fastapi.staticfiles import StaticFiles
 import wukong
 from wukong.feedback.store.database import Store
 from wukong.feedback.store.people import signing_key
-from wukong.report.glass import GLASS
+from wukong.report.glass import SHARED
 from wukong.web.guard import Guard
 from wukong.web.models import Models
 from wukong.web.rendering import add_error_handlers
@@ -56,7 +56,7 @@ def create_app(store: Store, settings: Settings | None = None) -> FastAPI:
     for module in MODULES:
         for router in module.ROUTERS:
             app.include_router(router)
-    app.mount("/static/glass", StaticFiles(directory=GLASS), name="glass")
+    app.mount("/static/shared", StaticFiles(directory=SHARED), name="shared")
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"), name="static")
     app.add_middleware(Guard, settings=settings, limiter=state.limiter)
     add_error_handlers(app)

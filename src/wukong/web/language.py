@@ -10,14 +10,14 @@ from fastapi import Request
 
 from wukong.language import LANGUAGES, translate
 from wukong.language.scripts import used_in
-from wukong.report.glass import GLASS
+from wukong.report.glass import SHARED
 
 HERE = Path(__file__).parent
 
 
 def scripts() -> list[Path]:
     """The scripts of the pages."""
-    return [*(HERE / "static").glob("*.js"), *GLASS.glob("*.js")]
+    return [*(HERE / "static").glob("*.js"), *SHARED.glob("*.js")]
 
 
 @cache

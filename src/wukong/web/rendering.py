@@ -22,7 +22,7 @@ from wukong.errors import RunError, Text, UsageError, WukongError
 from wukong.feedback.store.labels import ConflictError, NotFoundError
 from wukong.feedback.store.people import InvitationError
 from wukong.feedback.store.tables import Annotator
-from wukong.language import LANGUAGES, translate
+from wukong.language import LANGUAGES, recognised, translate
 from wukong.web.access import ForbiddenError, SignInError, TooManyError, csrf_token, maybe_person
 from wukong.web.language import HERE, language_of, script_texts
 
@@ -44,6 +44,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )  # fmt: skip
     found.filters["markdown"] = _markdown
+    found.filters["recognised"] = recognised
     found.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
     found.filters["when"] = lambda seconds: time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
     found.filters["percent"] = lambda x: "–" if x is None else f"{100 * x:.0f} %"

@@ -94,7 +94,7 @@ def seen_prompts(run: RunContents) -> Outcome:
             continue
         evidence = [
             Text("{seen} of the {n} prompts were used in training (evaluation.json, overlap)", seen=overlap.seen, n=n),
-            Text("{words}", words=overlap.words),
+            overlap.said,
         ]
         advice = [Text("evaluate on prompts that no stage has seen: --holdout with one --seed for all stages")]
         red = overlap.seen >= MANY * n

@@ -64,10 +64,9 @@ class RunFinding:
     def certainty(self) -> Text:
         return Text("confidence: {level}", level=Text(self.confidence))
 
-    @property
-    def section(self) -> str:
+    def section(self, language: str = "en") -> str:
         """Where the documentation has more about it, as messages name a page: by its path in the repository."""
-        return f"docs/tools/doctor.md#{self.code}"
+        return f"docs/tools/doctor{'' if language == 'en' else f'.{language}'}.md#{self.code}"
 
     def link(self, language: str = "en") -> str:
         """The address of that section."""
@@ -117,7 +116,7 @@ class Diagnosis:
                     "confidence": one.confidence,
                     "evidence": list(map(str, one.evidence)),
                     "advice": list(map(str, one.advice)),
-                    "section": one.section,
+                    "section": one.section(),
                     "link": one.link(),
                 }
                 for one in self.findings

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from wukong.console import console
 from wukong.errors import Text
-from wukong.language import spoken
+from wukong.language import current, spoken
 from wukong.report.diagnosis.diagnose import diagnose
 from wukong.report.diagnosis.panel import Panel, panel_of
 from wukong.report.diagnosis.records import read_records_of
@@ -31,16 +31,18 @@ def report_on(run: Path, as_json: bool) -> int:
 
 def _lines(panel: Panel, run: Path) -> Iterator[str]:
     width = max(60, console.width) - 10
-    yield f"{run}: {spoken(panel.summary)}"
+    yield spoken("{what}: {name}", what=run, name=panel.summary)
     for one in panel.findings:
         yield ""
-        yield f"{spoken(one.severity).upper():<6} {one.step}: {spoken(one.title)} · {spoken(one.certainty)}"
+        severity = widened(spoken(one.severity).upper())
+        title = spoken("{what}: {name}", what=one.step, name=one.title)
+        yield f"{narrowed(f'{severity:<6}')} {title} · {spoken(one.certainty)}"
         for mark, texts in (("-", one.evidence), ("->", one.advice)):
             for text in texts:
                 first, *more = _wrapped(text, width) or [""]
                 yield f"{'':<7}{mark:<3}{first}"
                 yield from (f"{'':<10}{line}" for line in more)
-        yield f"{'':<10}{one.section}"
+        yield f"{'':<10}{one.section(current())}"
     if panel.passed:
         yield ""
         yield from _wrapped(panel.passed, width + 10)

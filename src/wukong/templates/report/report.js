@@ -83,19 +83,29 @@
   speak(root.lang);
 
   // ----------------------------------------------------------------------------------------------------- definitions
+  // One at a time. It stays beside its words while the page moves, as it still does where a tap ends a fling or comes
+  // during the smooth scrolling to a section, and closes when they leave the window.
   const tip = document.getElementById("tip");
-  let shownAt = 0;
-  function explain(term) {
-    shownAt = window.scrollY;
-    tip.textContent = term.dataset.about;
-    tip.hidden = false;
-    const [at, width, height] = [term.getBoundingClientRect(), tip.offsetWidth, tip.offsetHeight];
+  let explained = null;
+  function place() {
+    const [at, width, height] = [explained.getBoundingClientRect(), tip.offsetWidth, tip.offsetHeight];
     const room = root.clientWidth - width - 8;
     tip.style.left = `${Math.max(8, Math.min(at.left, room))}px`;
     tip.style.top = `${at.bottom + height + 12 < window.innerHeight ? at.bottom + 6 : Math.max(8, at.top - height - 6)}px`;
+    return at.bottom > 0 && at.top < window.innerHeight;
+  }
+  function explain(term) {
+    explained = term;
+    tip.textContent = term.dataset.about;
+    tip.hidden = false;
+    place();
     term.setAttribute("aria-describedby", "tip");
   }
-  const close = () => (tip.hidden = true);
+  function close() {
+    explained?.removeAttribute("aria-describedby");
+    explained = null;
+    tip.hidden = true;
+  }
   for (const term of document.querySelectorAll("abbr.term")) {
     term.dataset.about = term.title;
     term.removeAttribute("title"); // the browser's own, which a finger cannot open
@@ -103,8 +113,8 @@
     for (const event of ["mouseleave", "blur"]) term.addEventListener(event, close);
   }
   document.addEventListener("keydown", (event) => event.key === "Escape" && close());
-  // A tap may move the page a little; a reader who scrolls on has read it.
-  window.addEventListener("scroll", () => Math.abs(window.scrollY - shownAt) > 80 && close(), { passive: true });
+  document.addEventListener("click", (event) => event.target.closest("abbr.term") || close()); // a tap elsewhere is no blur everywhere
+  window.addEventListener("scroll", () => explained && !place() && close(), { passive: true });
 
   // Print on white, with everything unfolded.
   let folded = [];

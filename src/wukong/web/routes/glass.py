@@ -18,7 +18,7 @@ from wukong.report.traces import FILE, TracedIteration, TracedResponse, has_trac
 from wukong.web.access import CHANGE, Admin
 from wukong.web.inputs import Body, Id, Name
 from wukong.web.rendering import render_page
-from wukong.web.routes.runs import plotly_file
+from wukong.web.routes.runs import plotly_script
 from wukong.web.runs.states import run_or_404, step_or_404
 from wukong.web.state import state_of
 
@@ -53,7 +53,7 @@ def glass_page(request: Request, run: Name, step: Name, person: Admin) -> HTMLRe
         raise NotFoundError("this step has no trace: train it with --trace")
     return render_page(
         request, "glass", person=person, run=run, step=found, stage=STAGE_NAMES.get(found.stage, found.stage),
-        plotly=plotly_file()[1],
+        plotly=plotly_script(),
     )  # fmt: skip
 
 

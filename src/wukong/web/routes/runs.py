@@ -6,10 +6,11 @@ Pages are drawn once and kept current by one stream of server-sent events each (
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request
@@ -110,27 +111,38 @@ def one_step(request: Request, run: Name, step: Name, person: Admin) -> HTMLResp
         step=state,
         names=NAMES,
         duration=duration,
-        plotly=plotly_file()[1],
+        plotly=plotly_script(),
         traced=has_trace(step_or_404(root, step).out),
     )
 
 
 @pages.get("/plotly.js")
-def plotly_script(request: Request) -> Response:
+def plotly_js(request: Request) -> Response:
     """The script that draws the curves, as the Python package `plotly` brings it; pages name its version."""
     return FileResponse(
-        plotly_file()[0],
+        plotly_script().file,
         media_type="text/javascript",
         headers={"cache-control": "private, max-age=31536000, immutable"},
     )
 
 
+class PlotlyScript(NamedTuple):
+    """`own_styles`: the ids of elements for which it looks before it adds an inline style sheet, which the content
+    security policy forbids; a page that has them is left alone."""
+
+    file: Path
+    version: str
+    own_styles: tuple[str, ...]
+
+
 @cache
-def plotly_file() -> tuple[Path, str]:
-    """Plotly's script and its version."""
+def plotly_script() -> PlotlyScript:
+    """The script that the Python package `plotly` brings."""
     import plotly
 
-    return Path(plotly.__file__).parent / "package_data" / "plotly.min.js", plotly.__version__
+    file = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+    own_styles = re.findall(r'getElementById\("([0-9a-f]{64})"\)', file.read_text(encoding="utf-8"))
+    return PlotlyScript(file, plotly.__version__, tuple(own_styles))
 
 
 # --------------------------------------------------------------------------------------------------------- processes
@@ -176,7 +188,7 @@ def step_curves(request: Request, run: Name, step: Name, person: Admin) -> dict[
     language = language_of(request)
     for chart in found["charts"]:
         for metric in chart["metrics"]:
-            metric |= {key: translate(language, metric[key]) for key in ("definition", "watch")}
+            metric |= {key: translate(language, metric[key]) for key in ("unit", "definition", "watch")}
         chart["heading"] = translate(language, chart["heading"])
     return found
 

@@ -14,6 +14,7 @@ from typing import Any
 from wukong.errors import RunError, WukongError
 from wukong.feedback.store.labels import NotFoundError
 from wukong.report.contents import RunContents, StepResult, read_steps
+from wukong.report.formatting import duration
 from wukong.web.runs.events import LastEvent, last_event
 from wukong.web.runs.processes import RunProcess, is_running, process_of
 
@@ -73,8 +74,8 @@ class Overview:
     def startable(self) -> bool:
         return any(step.planned and step.state != "done" for step in self.steps)
 
-    def as_json(self, t: Callable[[WukongError], str]) -> dict[str, Any]:
-        """What a page needs to be told of a change; `t` translates errors."""
+    def as_json(self, t: Callable[[str | WukongError], str]) -> dict[str, Any]:
+        """What a page needs to be told of a change; `t` translates texts and errors."""
 
         def said(error: WukongError | None) -> str:
             return t(error) if error else ""
@@ -85,7 +86,9 @@ class Overview:
             "asked": self.process.signals if self.process else 0,
             "startable": self.startable,
             "problem": said(self.problem),
-            "steps": [vars(step) | {"problem": said(step.problem)} for step in self.steps],
+            "steps": [
+                vars(step) | {"problem": said(step.problem), "time": t(duration(step.seconds))} for step in self.steps
+            ],
         }
 
 

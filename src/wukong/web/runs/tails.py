@@ -122,11 +122,11 @@ class Watch:
         run: the run directory.
         step: the step whose curves are watched, if any.
         place: where an earlier watch (its `place`), or the page's own reading, stopped.
-        t: translates errors.
+        t: translates texts and errors.
     """
 
     def __init__(
-        self, run: Path, step: StepResult | None, place: str = "", t: Callable[[WukongError], str] = str
+        self, run: Path, step: StepResult | None, place: str = "", t: Callable[[str | WukongError], str] = str
     ) -> None:
         metrics, _, log = place.partition(".")
         self.run, self.t = run, t

@@ -1,5 +1,7 @@
 // Requests with the CSRF token, and texts in the page's language.
 
+export { element } from "./shared/element.js";
+
 const texts = JSON.parse(document.body.dataset.texts);
 
 export function t(text, values = {}) {
@@ -48,17 +50,6 @@ export async function* events(path, body) {
 export function troubled(error) {
   if (error instanceof Refused && error.status === 401) location.assign("/login");
   return error instanceof Refused ? error.message : t("The server does not answer. Try again.");
-}
-
-export function element(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else if (value === true) made.setAttribute(name, "");
-    else if (value !== false && value !== null) made.setAttribute(name, value);
-  }
-  made.append(...children);
-  return made;
 }
 
 // Random, also where the page is not in a secure context and crypto.randomUUID is missing.

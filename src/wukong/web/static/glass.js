@@ -1,7 +1,7 @@
 // The glass box of a step: traced iterations as tokens, and sliders under which the server computes them again.
 
 import { element, send, t, troubled } from "./api.js";
-import { iterationView } from "./glass/view.js";
+import { iterationView } from "./shared/view.js";
 
 const place = document.querySelector("#glass");
 const form = document.querySelector("#settings");

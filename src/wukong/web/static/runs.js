@@ -43,15 +43,6 @@ const names = {
   waiting: () => t("waiting"), running: () => t("running"), stopped: () => t("stopped"), done: () => t("done"), failed: () => t("failed"),
 };
 
-function seconds(value) {
-  if (value === null) return "–";
-  const whole = Math.round(value);
-  if (value < 60) return value < 10 ? `${value.toFixed(1)} s` : `${whole} s`;
-  const minutes = Math.floor(whole / 60);
-  const two = (n) => String(n).padStart(2, "0");
-  return minutes < 60 ? `${minutes} min ${two(whole % 60)} s` : `${Math.floor(minutes / 60)} h ${two(minutes % 60)} min`;
-}
-
 function showState(state) {
   for (const one of state.steps) {
     const row = page.querySelector(`[data-name="${CSS.escape(one.name)}"]`);
@@ -60,7 +51,7 @@ function showState(state) {
     chip.className = `state ${one.state}`;
     chip.textContent = names[one.state]();
     row.querySelector(".problem").textContent = one.problem;
-    row.querySelector(".time").textContent = seconds(one.seconds);
+    row.querySelector(".time").textContent = one.time;
     const start = row.querySelector(".start");
     if (start) start.hidden = state.running || one.state === "done";
   }

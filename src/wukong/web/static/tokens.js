@@ -2,7 +2,7 @@
 // data-body, what to send there.
 
 import { element, send, t, troubled } from "./api.js";
-import { answerHeading, tokenView } from "./glass/view.js";
+import { answerHeading, tokenView } from "./shared/view.js";
 
 const place = element("div", {});
 const close = element("form", { method: "dialog" }, element("button", {}, t("Back"), " ", element("kbd", {}, "Esc")));

@@ -2,16 +2,7 @@
 // studio imports it. Nothing is computed here: all numbers come with the responses (wukong.report.traces), in lists with
 // one entry per token; a list that is missing is not shown.
 
-export function make(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else if (value === true) made.setAttribute(name, "");
-    else if (value !== false && value !== null) made.setAttribute(name, value);
-  }
-  made.append(...children);
-  return made;
-}
+import { element } from "./element.js";
 
 export const shown = (value, digits = 4) => (Number.isFinite(value) ? value.toFixed(digits).replace("-", "−") : "–");
 
@@ -49,13 +40,13 @@ export function tokenView(t, heading) {
   let responses = [];
   let chosen = 0;
   let colour = "";
-  const buttons = make("div", { class: "glass-colours", role: "group", "aria-label": t("Colour the tokens by") });
-  const legend = make("p", { class: "glass-fine glass-legend" });
-  const list = make("div", { class: "glass-answers" });
-  const charts = make("div", { class: "glass-chart", role: "img", "aria-label": t("The quantities along the response") });
-  const table = make("table", { class: "glass-table" });
-  const place = make("div", { class: "glass-scroll", tabindex: "0", role: "region", "aria-label": t("Tokens of the response") }, table);
-  const root = make("div", { class: "glass-tokens" }, buttons, legend, list, charts, place);
+  const buttons = element("div", { class: "glass-colours", role: "group", "aria-label": t("Colour the tokens by") });
+  const legend = element("p", { class: "glass-fine glass-legend" });
+  const list = element("div", { class: "glass-answers" });
+  const charts = element("div", { class: "glass-chart", role: "img", "aria-label": t("The quantities along the response") });
+  const table = element("table", { class: "glass-table" });
+  const place = element("div", { class: "glass-scroll", tabindex: "0", role: "region", "aria-label": t("Tokens of the response") }, table);
+  const root = element("div", { class: "glass-tokens" }, buttons, legend, list, charts, place);
 
   const has = (name) => responses.some((one) => one[name]);
   const distance = (name) => known.find(([own]) => own === name)[3];
@@ -63,7 +54,7 @@ export function tokenView(t, heading) {
 
   function paintButtons() {
     if (!offered().includes(colour)) colour = offered()[0];
-    buttons.replaceChildren(...offered().map((name) => make("button", { type: "button", "aria-pressed": String(name === colour), "data-colour": name, onclick: () => { colour = name; paint(); } },
+    buttons.replaceChildren(...offered().map((name) => element("button", { type: "button", "aria-pressed": String(name === colour), "data-colour": name, onclick: () => { colour = name; paint(); } },
       known.find(([own]) => own === name)[1])));
   }
 
@@ -84,16 +75,16 @@ export function tokenView(t, heading) {
     });
     const [, name, meaning] = known.find(([own]) => own === colour);
     const end = colour === "ratios" ? Math.exp(most) : most;
-    legend.replaceChildren(make("span", { class: "glass-token minus glass-full" }, colour === "ratios" ? shown(1 / end, 2) : shown(-end, 2)), " ",
-      make("span", { class: "glass-token" }, colour === "ratios" ? "1" : "0"), " ",
-      make("span", { class: "glass-token glass-full" }, shown(end, 2)), ` ${name}: ${meaning}`);
+    legend.replaceChildren(element("span", { class: "glass-token minus glass-full" }, colour === "ratios" ? shown(1 / end, 2) : shown(-end, 2)), " ",
+      element("span", { class: "glass-token" }, colour === "ratios" ? "1" : "0"), " ",
+      element("span", { class: "glass-token glass-full" }, shown(end, 2)), ` ${t("{what}: {name}", { what: name, name: meaning })}`);
   }
 
   function card(one, i) {
-    const tokens = make("div", { class: "glass-text", onclick: (event) => pick(event, i) },
-      ...one.tokens.map((text, n) => make("span", { class: "glass-token", "data-n": n }, visible(text))));
-    const choose = make("button", { type: "button", class: "glass-choose", "aria-pressed": String(i === chosen), onclick: () => select(i) }, t("Show its numbers"));
-    return make("article", { class: "glass-answer" }, make("header", {}, ...heading(one), choose), tokens);
+    const tokens = element("div", { class: "glass-text", onclick: (event) => pick(event, i) },
+      ...one.tokens.map((text, n) => element("span", { class: "glass-token", "data-n": n }, visible(text))));
+    const choose = element("button", { type: "button", class: "glass-choose", "aria-pressed": String(i === chosen), onclick: () => select(i) }, t("Show its numbers"));
+    return element("article", { class: "glass-answer" }, element("header", {}, ...heading(one), choose), tokens);
   }
 
   function pick(event, i) {
@@ -125,11 +116,11 @@ export function tokenView(t, heading) {
   function fillTable() {
     const one = responses[chosen];
     const own = known.filter(([name]) => one[name]);
-    const head = make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "#"), make("th", { scope: "col" }, t("token")),
-      ...own.map(([, name, meaning]) => make("th", { scope: "col", class: "num", title: meaning }, name))));
-    const rows = one.tokens.map((text, n) => make("tr", {}, make("td", { class: "num" }, String(n + 1)), make("th", { scope: "row" }, make("code", {}, visible(text))),
-      ...own.map(([name]) => make("td", { class: "num", "data-column": name }, cell(name, one[name][n])))));
-    table.replaceChildren(head, make("tbody", {}, ...rows));
+    const head = element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "#"), element("th", { scope: "col" }, t("token")),
+      ...own.map(([, name, meaning]) => element("th", { scope: "col", class: "num", title: meaning }, name))));
+    const rows = one.tokens.map((text, n) => element("tr", {}, element("td", { class: "num" }, String(n + 1)), element("th", { scope: "row" }, element("code", {}, visible(text))),
+      ...own.map(([name]) => element("td", { class: "num", "data-column": name }, cell(name, one[name][n])))));
+    table.replaceChildren(head, element("tbody", {}, ...rows));
   }
 
   // Curves need Plotly, which may come later than the page, or not at all.
@@ -180,7 +171,7 @@ export function answerHeading(t, one) {
   if (one.kl) parts.push(t("KL {x} nats to {name}", { x: shown(one.kl.reduce((a, b) => a + b, 0)), name: one.reference }));
   if (one.end_scores) parts.push(t("score {x} by {name}", { x: shown(one.end_scores.at(-1)), name: one.reward_model }));
   parts.push(t("at temperature {x}", { x: one.temperature }));
-  return [make("p", { class: "glass-fine" }, `${one.model} · ${parts.join(" · ")}`), make("p", { class: "glass-prompt" }, one.messages.at(-1)?.content ?? "")];
+  return [element("p", { class: "glass-fine" }, `${one.model} · ${parts.join(" · ")}`), element("p", { class: "glass-prompt" }, one.messages.at(-1)?.content ?? "")];
 }
 
 // ------------------------------------------------------------------------------------------------ a training step
@@ -190,22 +181,22 @@ function said(t, one) {
   const parts = [t("score {x}", { x: shown(one.score) }), t("KL {x} nats", { x: shown(one.kl.reduce((a, b) => a + b, 0)) }), t("{n} tokens", { n: one.tokens.length })];
   if (one.score !== one.reward) parts.push(t("reward {x}, but it never ended", { x: shown(one.reward) }));
   if (!one.trained && !one.pinned) parts.push(t("not trained on"));
-  return [make("p", { class: "glass-fine" }, `${kind} · ${parts.join(" · ")}`),
-    make("p", { class: "glass-prompt" }, one.messages.at(-1)?.content ?? "")];
+  return [element("p", { class: "glass-fine" }, `${kind} · ${parts.join(" · ")}`),
+    element("p", { class: "glass-prompt" }, one.messages.at(-1)?.content ?? "")];
 }
 
 // The traced iterations of a run, with a slider. `steps`: their numbers; `load(step)`: a promise of
 // {responses, means}, or of null; `means` are [name, value] pairs that are shown above. Gives root, show(step) and update(found).
 export function iterationView(t, steps, total, load) {
   const view = tokenView(t, (one) => said(t, one));
-  const slider = make("input", { type: "range", min: "0", max: String(steps.length - 1), step: "1", "aria-label": t("Iteration"), oninput: () => go(Number(slider.value)) });
-  const at = make("output", { class: "glass-at" });
-  const tiles = make("dl", { class: "glass-tiles" });
-  const root = make("div", { class: "glass" }, make("div", { class: "glass-bar", hidden: steps.length < 2 }, slider, at), tiles, view.root);
+  const slider = element("input", { type: "range", min: "0", max: String(steps.length - 1), step: "1", "aria-label": t("Iteration"), oninput: () => go(Number(slider.value)) });
+  const at = element("output", { class: "glass-at" });
+  const tiles = element("dl", { class: "glass-tiles" });
+  const root = element("div", { class: "glass" }, element("div", { class: "glass-bar", hidden: steps.length < 2 }, slider, at), tiles, view.root);
   const wanted = { at: -1 };
 
   function update({ responses, means }) {
-    tiles.replaceChildren(...means.map(([name, value]) => make("div", { "data-mean": name }, make("dt", {}, make("code", {}, name)), make("dd", {}, shown(value)))));
+    tiles.replaceChildren(...means.map(([name, value]) => element("div", { "data-mean": name }, element("dt", {}, element("code", {}, name)), element("dd", {}, shown(value)))));
     view.show(responses, true);
   }
 
