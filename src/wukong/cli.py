@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from wukong import cli_parser, processes
 from wukong.console import machine_trouble
 from wukong.errors import Text, UsageError, WukongError
-from wukong.language import choose, spoken
+from wukong.language import choose, recognised, spoken
 from wukong.options import StageOptions, nearest
 from wukong.recipe import load_recipe, stage_of
 from wukong.registry import RUN, STAGES, TOOLS, Stage
@@ -212,7 +212,8 @@ def _fail(problem: str | WukongError, code: int) -> int:
     if processes.reports_failure():
         try:
             message = spoken(
-                "wukong: error: {problem}", problem=Text(str(problem)) if isinstance(problem, str) else problem
+                "wukong: error: {problem}",
+                problem=recognised(problem, "errors") if isinstance(problem, str) else problem,
             )
         except UsageError:  # it is the language that is wrong
             message = f"wukong: error: {problem}"

@@ -241,3 +241,74 @@ def test_a_stored_reason_is_said_in_chinese_with_its_values():
         reason = recognised(stored)
         assert reason == stored
         assert translate("zh", reason) == expected
+
+
+# --------------------------------------------------------------------------------------------------------- the errors
+
+SAID_BY = (
+    "chat",
+    "cli",
+    "console",
+    "files",
+    "options",
+    "plan",
+    "provenance",
+    "recipe",
+    "require",
+    "runner",
+    "sampling",
+)
+SAID_BY += ("tokenizer.py", "data", "report", "stages", "studies", "training", "web/command", "feedback/annotators")
+"""Modules whose errors somebody meets between the first command and the report."""
+
+
+def error_skeletons() -> set[str]:
+    """The text of every error of these modules, with 7 for each value."""
+    found = set()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if not path.relative_to(PACKAGE).as_posix().startswith(SAID_BY):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or not node.args:
+                continue
+            if node.func.id not in ("UsageError", "RunError", "DataError"):
+                continue
+            if isinstance(said := node.args[0], ast.JoinedStr):
+                found.add("".join(str(part.value) if isinstance(part, ast.Constant) else "7" for part in said.values))
+            elif isinstance(said, ast.Constant):
+                found.add(re.sub(r"\{.*?\}", "7", str(said.value)))
+    return found
+
+
+PUT_TOGETHER = {
+    "unknown command 77", "not valid JSON: 7", "--based-on 7: no such recipe7", "7: no such file, and no such recipe7",
+    "--7 7: the recipe 7 has no such step7", "7 problem7 found; see above what to do",
+    "7: no document for the 7 shards7",
+}  # fmt: skip
+"""Their last part is a hint or an ending, which a 7 is not."""
+
+
+def test_errors_on_the_way_to_a_report_are_there_in_chinese():
+    wordless = re.compile(r"[^a-z]*|is 7|message: 7|(text|step|message) 7: 7")
+    texts = {text for text in error_skeletons() if not wordless.fullmatch(text)} - PUT_TOGETHER
+    assert len(texts) > 200
+    templates = {re.sub(r"\{.*?\}", "7", template) for template in chinese()}
+    found = {text: recognised(text, "errors") for text in texts - templates}
+    assert sorted(text for text, said in found.items() if not said.values and text not in chinese()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["runn"], "没有命令 runn；是不是 run？"),
+        (["run", "kitchenn"], "kitchenn：没有这个文件，也没有这个配方；是不是 kitchen？"),
+        (["run", "test", "--until", "sftt"], "--until sftt：配方 test 没有这个步骤；是不是 sft？"),
+        (["run", "test", "--sft.lr", "-1"], "sft.lr：应大于 0，而不是 -1.0"),
+        (["kitchen", "--out", "x", "--megabytes", "0"], "--megabytes：应大于 0，而不是 0.0"),
+        (["sft", "--model", "gone", "--data", "no.jsonl", "--out", "x"], "没有这个"),
+    ],
+)
+def test_wrong_input_is_explained_in_chinese(command, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*command, "--language", "zh"]) == 2
+    assert said in capsys.readouterr().err

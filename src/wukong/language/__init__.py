@@ -44,7 +44,7 @@ def translate(language: str, text: str | WukongError, /, **values: Any) -> str:
     A `Text` and an error bring their own values; those among them that are a `Text` or an error are translated too.
     """
     if isinstance(text, WukongError):
-        return printable(translate(language, text.text))
+        return printable(translate(language, _known_error(text.text) if language != "en" else text.text))
     said = Text(text, **values)
     found = chinese().get(said.template, said.template) if language == "zh" else said.template
     if not said.values:
@@ -57,27 +57,50 @@ def translate(language: str, text: str | WukongError, /, **values: Any) -> str:
     )
 
 
-def recognised(text: str) -> Text:
-    """A reason that is stored filled in (a judge's, or why a record was left out), with its template and values again.
-    What comes from no template of `zh/reasons.json` is somebody's own text."""
-    for pattern, template in _reasons():
+def recognised(text: str, place: str = "reasons") -> Text:
+    """A text that comes filled in, with its template and values again, by the templates of a catalogue: `reasons` (a
+    judge's, and why records were left out; they are stored so) or `errors`. What comes from none of them is somebody's
+    own text."""
+    if text in chinese():
+        return Text(text)
+    for pattern, template in _patterns(place):
         if match := pattern.fullmatch(text):
-            return Text(template, **{name: recognised(value) for name, value in match.groupdict().items()})
+            found = match.groupdict()
+            return Text(template, **found | {name: recognised(found[name], place) for name in _NESTED & found.keys()})
+    where, colon, rest = text.partition(": ")
+    if place == "errors" and colon and ((problem := recognised(rest, place)).values or problem in chinese()):
+        return Text("{place}: {problem}", place=where, problem=problem)
     return Text(text)
 
 
+_NESTED = {"names", "problem"}
+"""The places of templates whose values may come from a template too."""
+
+
 @cache
-def _reasons() -> list[tuple[re.Pattern[str], str]]:
-    """(what matches a reason, its template)."""
+def _patterns(place: str) -> list[tuple[re.Pattern[str], str]]:
+    """(what matches a filled-in text, its template), for the templates with places."""
     found = []
-    for template in catalogue("reasons"):
-        parts = string.Formatter().parse(template)
-        places = {"count": r"(?P<count>\d+)"}
+    for template in catalogue(place):
+        parts = [(re.escape(before), name) for before, name, _, _ in string.Formatter().parse(template)]
         pattern = "".join(
-            re.escape(before) + (places.get(name, f"(?P<{name}>.+)") if name else "") for before, name, _, _ in parts
+            before + (f"(?P<{name}>{_VALUES.get(name, '.+?')})" if name else "") for before, name in parts
         )
-        found.append((re.compile(pattern), template))
+        if any(name for _, name in parts):
+            found.append((re.compile(pattern), template))
     return found
+
+
+_VALUES = {"count": r"\d+", "n": r"[\d,]+", "problem": ".+"}
+"""What the values of some places look like."""
+
+
+def _known_error(said: Text) -> Text:
+    """An error's text with templates where the code filled it in itself."""
+    if not said.values:
+        return recognised(said, "errors")
+    values = said.values.items()
+    return Text(said.template, **{name: _known_error(v) if isinstance(v, Text) else v for name, v in values})
 
 
 def counted(number: int, one: str, many: str) -> Text:
