@@ -591,6 +591,7 @@ def test_checkpoints_are_not_steps(root):
 
 
 def test_numbers_are_written_for_people():
+    assert [number(x, 2) for x in (784.3, -99.6, 0.123)] == ["780", "−100", "0.12"]
     assert [number(x) for x in (1234567, 0.01234, 12.345, 1e-5, None, math.nan, -0.5, True, "x")] == [
         "1,234,567", "0.0123", "12.3", "1e−05", "–", "–", "−0.5", "True", "x",
     ]  # fmt: skip

@@ -26,7 +26,7 @@ ENGLISH = r"""() => {
         const { parentElement: parent, textContent } = walker.currentNode;
         const skipped = parent.closest("script, style, code, pre, kbd, noscript, .plain");
         if (skipped || !parent.checkVisibility({ visibilityProperty: true })) continue;
-        (textContent.match(sentence) ?? []).forEach((one) => found.add(one));
+        (textContent.replace(/--[\w-]+/g, "").match(sentence) ?? []).forEach((one) => found.add(one));
     }
     for (const name of ["aria-label", "title", "placeholder", "alt"])
         for (const one of document.querySelectorAll(`[${name}]`))

@@ -20,7 +20,10 @@ def number(value: Any, digits: int = 3) -> str:
         return f"{int(value):,}"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.{digits}g}".replace("-", "−")
+    rounded = f"{value:.{digits}g}"
+    if "e+" in rounded:  # 780 rather than 7.8e+02
+        rounded = f"{float(rounded):,.0f}"
+    return rounded.replace("-", "−")
 
 
 def short(value: float | None) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from wukong.errors import Text
 from wukong.report import figures
 from wukong.report.charts import Charts
 from wukong.report.contents import RunContents, StepResult
@@ -95,8 +96,16 @@ def curve_groups(step: StepResult, charts: Charts) -> list[CurveGroup]:
         ]
         first = metrics[names[0]]
         chart = charts.add(figures.curves(series, first.unit if first else ""))
-        groups.setdefault(heading, CurveGroup(heading, [])).curves.append(Curve(" and ".join(names), chart, entries))
+        groups.setdefault(heading, CurveGroup(heading, [])).curves.append(Curve(_listed(names), chart, entries))
     return list(groups.values())
+
+
+def _listed(names: Sequence[str]) -> Text:
+    """Names of metrics, which are the same in every language, with words between them."""
+    listed = Text("{name}", name=names[0])
+    for name in names[1:]:
+        listed = Text("{a} and {b}", a=listed, b=name)
+    return listed
 
 
 def training(run: RunContents, charts: Charts) -> list[dict[str, Any]]:

@@ -254,7 +254,7 @@ def named(model: str) -> tuple[str, str]:
 def chosen_prompts(options: AnswerOptions) -> list[Prompt]:
     """The prompts to answer. Raises UsageError if none is left."""
     read = load_prompts(options.prompts, options)
-    console.print(read.summary.table("prompts"))
+    console.print(read.summary.table("prompts read"))
     held_out = split_by_prompt(read.records, options.holdout, options.seed)[1] if options.holdout else read.records
     if not held_out:
         raise UsageError(f"{options.prompts[0]}: no prompt is left to evaluate on")

@@ -99,7 +99,7 @@ def run(options: SampleOptions) -> None:
         forget_replies(options.out, directory=False)
         return
     read = load_prompts(options.prompts, options)
-    console.print(read.summary.table("prompts"))
+    console.print(read.summary.table("prompts read"))
     prompts = split_by_prompt(read.records, options.holdout, options.seed)[0][: options.limit]
     endpoint = Endpoint(options.endpoint, str(options.endpoint_model)) if options.endpoint else None
     # The endpoint first: its answers are saved at once, and if it fails, no local work is lost.

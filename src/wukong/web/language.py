@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fastapi import Request
 
+from wukong.feedback.store.values import FLAGS, SKIP_REASONS
 from wukong.language import LANGUAGES, translate
 from wukong.language.scripts import used_in
 from wukong.report.glass import SHARED
@@ -23,7 +24,7 @@ def scripts() -> list[Path]:
 @cache
 def script_texts(language: str) -> str:
     """JSON of every text that the scripts use, for the page to hand them."""
-    texts = sorted(set().union(*map(used_in, scripts())))
+    texts = sorted(set(FLAGS + SKIP_REASONS).union(*map(used_in, scripts())))
     return json.dumps({text: translate(language, text) for text in texts}, ensure_ascii=False)
 
 

@@ -187,7 +187,7 @@ def tokenised_prompts(
                 read.summary.dropped[f"longer than {room} tokens"] += 1
 
     prompts, others = (list(fitting(side)) for side in split_by_prompt(read.records, held_out, options.seed))
-    console.print(read.summary.table("prompts"))
+    console.print(read.summary.table("prompts read"))
     if not prompts:
         raise UsageError(f"{options.prompts[0]}: no prompt leaves room for {options.max_new_tokens} new tokens")
     return prompts, others
