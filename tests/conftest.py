@@ -125,16 +125,16 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def before_passes() -> Iterator[Callable[[Callable[..., object]], None]]:
     """A function that installs another one, to wait or to fail: it is called with the model before each pass of any
-    GPT-2, in whichever thread."""
+    language model, in whichever thread."""
     from torch.nn.modules.module import register_module_forward_pre_hook
 
-    from wukong.model.gpt2 import GPT2
+    from wukong.model.language_model import LanguageModel
 
     hooks = []
 
     def install(function: Callable[..., object]) -> None:
         def call(module: object, _: object) -> None:
-            if isinstance(module, GPT2):
+            if isinstance(module, LanguageModel):
                 function(module)
 
         hooks.append(register_module_forward_pre_hook(call))

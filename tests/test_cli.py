@@ -239,6 +239,8 @@ def models(tmp_path_factory):
     (root / "cut" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     (root / "config" / "config.json").write_text('{"model_type": "gpt2"')
     (root / "llama" / "config.json").write_text('{"model_type": "llama"}')
+    (root / "mamba").mkdir()
+    (root / "mamba" / "config.json").write_text('{"model_type": "mamba"}')
     for file in (root / "empty").iterdir():
         file.unlink()
     big = Tokenizer.train([f"{text} {i}{text[::-1]}" for i, text in enumerate(texts)], 360)
@@ -296,7 +298,8 @@ def test_unusable_demonstrations(refused, models, data, name, words):
         ("empty", ["empty: holds no model (config.json is missing)"]),
         ("cut", ["model.safetensors: damaged weights file"]),
         ("config", ["config.json:", "not valid JSON"]),
-        ("llama", ["model_type is 'llama', only GPT-2 can be loaded"]),
+        ("llama", ["config.json: vocab_size is missing"]),
+        ("mamba", ["model_type is 'mamba', only these can be loaded: ", "gpt2", "llama"]),
         ("mismatch", ["tokenizer does not match the model"]),
         ("reward", ["holds a reward model, expected a language model"]),
         ("text.txt", ["text.txt: is a file, expected a directory"]),

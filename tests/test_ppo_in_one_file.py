@@ -11,7 +11,7 @@ import torch
 from wukong.model.gpt2 import GPT2, PRESETS, GPT2Config
 from wukong.model.heads import ScalarModel
 from wukong.model.hub import load_policy, load_reward, save_policy, save_reward
-from wukong.stages.online import ppo, train
+from wukong.stages.online import collect, ppo
 from wukong.stages.online.rollouts import Episodes
 from wukong.tokenizer import Tokenizer
 
@@ -59,8 +59,8 @@ def test_it_draws_the_tokens_and_learns_the_weights_of_the_library(
         drawn.append(episodes.sequences)
         return episodes
 
-    roll_out = train.roll_out
-    monkeypatch.setattr(train, "roll_out", watched)
+    roll_out = collect.roll_out
+    monkeypatch.setattr(collect, "roll_out", watched)
     ppo.run(
         ppo.PPOOptions(
             model=str(models / "sft"), reward_model=str(models / "reward"), out=models / "ppo",

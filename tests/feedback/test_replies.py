@@ -63,7 +63,7 @@ def by_label(url: str, directory: Path) -> list[str]:
 
 def by_grader(url: str, directory: Path) -> list[str]:
     judge = load_judge(f"openai:m@{url}", directory / "grades.jsonl")
-    return [f"{judge([as_messages('say 7')], ['7'])[0].score:g}"]
+    return [f"{judge([Prompt(messages=as_messages('say 7'))], ['7'])[0].score:g}"]
 
 
 def by_pairs(url: str, directory: Path) -> list[str]:

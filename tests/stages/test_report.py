@@ -688,7 +688,14 @@ def test_every_definition_is_of_something_that_is_logged_or_evaluated():
     held_out = {"valid_margin"}  # of DPO and KTO, made by name
     parts = {"reward_of.NAME", "ensemble_std", "length_penalty"}  # of a reward with several parts
     pretraining = {"ptx_loss"}  # counted by `Update`
+    of_options = {
+        "passes",
+        "equal_groups",
+        "equal_groups_kept",
+        "further_batches",
+    }  # counted aside
     known = {name for _, name in logged_names()} | everywhere | by_the_reward_model | held_out | parts | pretraining
+    known |= of_options
     assert not [name for name in METRICS if not name.startswith("evaluate/") and name.split("/")[-1] not in known]
 
 

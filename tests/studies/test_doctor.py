@@ -71,7 +71,7 @@ def test_an_extra_is_missing_where_one_of_its_packages_is_also_through_another_e
     for name in ("docs", "course"):  # which environments have, and which not
         assert levels.pop(name).level in ("ok", "note")
     assert {name: finding.level for name, finding in levels.items()} == {
-        "lexicon": "note", "studio": "note", "serve": "note", "dev": "note", "rl": "ok",
+        "lexicon": "note", "studio": "note", "serve": "note", "dev": "note", "rl": "ok", "gguf": "ok",
     }  # fmt: skip
     assert "(uvicorn)" in levels["studio"].text
     assert levels["serve"].advice == "if you want it: pip install 'wukong-rlhf[serve]'"
