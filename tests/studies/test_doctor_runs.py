@@ -44,7 +44,7 @@ def test_strict_fails_and_json_is_complete(run, capsys):
 
 def test_it_speaks_chinese(run, capsys):
     assert main(["doctor", str(run), "--language", "zh"]) == 0
-    assert "policy: KL 失控 · 把握：高" in capsys.readouterr().out
+    assert "policy：KL 失控 · 把握：高" in capsys.readouterr().out
 
 
 def test_what_is_no_run_is_refused(tmp_path, capsys):
