@@ -26,7 +26,7 @@ ENGLISH = r"""() => {
         const { parentElement: parent, textContent } = walker.currentNode;
         const skipped = parent.closest("script, style, code, pre, kbd, noscript, .plain");
         if (skipped || !parent.checkVisibility({ visibilityProperty: true })) continue;
-        (textContent.replace(/--[\w-]+/g, "").match(sentence) ?? []).forEach((one) => found.add(one));
+        (textContent.replace(/--[\w-]+|[^\s]*\/[^\s]*/g, "").match(sentence) ?? []).forEach((one) => found.add(one));
     }
     for (const name of ["aria-label", "title", "placeholder", "alt"])
         for (const one of document.querySelectorAll(`[${name}]`))
@@ -34,7 +34,7 @@ ENGLISH = r"""() => {
     return [...found];
 }"""
 """What a reader of Chinese cannot read: three words of English in a row, in what is seen and in what names it. Code is
-code, in every language; so are the options and hashes of a record (.plain)."""
+code, in every language; so are options, paths, and the hashes of a record (.plain)."""
 NOT_SENTENCES = re.compile(r"log pi|beta log|wukong \w+|loss and valid|Gao et al")
 """Formulas, commands, references."""
 
