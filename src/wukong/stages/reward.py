@@ -190,7 +190,6 @@ def off_prompt_groups(
     the second, fourth, ... group of each takes an answer of about the same length, unless it may be the same answer in
     other words.
     """
-    words = [set(tokenizer.encode(group.texts[group.best])) for group in groups]
     found = []
     for turn in range(count):
         order = permutation(len(groups), seed, "off-prompt", turn)
@@ -200,8 +199,7 @@ def off_prompt_groups(
         for here, there in zip(order, np.roll(order, 1), strict=True):
             group, other = groups[here], groups[there]
             own, foreign = group.texts[group.best], other.texts[other.best]
-            shared, either = words[here] & words[there], words[here] | words[there]
-            if foreign == own or (turn % 2 and len(shared) > SAME_WORDS * len(either)):
+            if foreign == own or (turn % 2 and _reworded(tokenizer, own, foreign)):
                 continue
             read = answers_ids(tokenizer, [(group.prompt, own), (group.prompt, foreign)], context)
             answers = [ids for ids in read if ids is not None]
@@ -212,6 +210,11 @@ def off_prompt_groups(
 
 SAME_WORDS = 0.75
 """Answers that share more of their tokens may be one answer in other words."""
+
+
+def _reworded(tokenizer: Tokenizer, own: str, foreign: str) -> bool:
+    ours, theirs = set(tokenizer.encode(own)), set(tokenizer.encode(foreign))
+    return len(ours & theirs) > SAME_WORDS * len(ours | theirs)
 
 
 def _by_length(groups: Sequence[Group], order: np.ndarray) -> np.ndarray:
