@@ -52,7 +52,7 @@ def llama_of_few_tokens() -> Llama:
     return llama
 
 
-@pytest.fixture(scope="module", params=["PyTorch's kernels", "our kernels", "a Llama"])
+@pytest.fixture(params=["PyTorch's kernels", "our kernels", "a Llama"])
 def model(request) -> Iterator[LanguageModel]:
     gpt2 = few_tokens()
     if request.param == "a Llama":
