@@ -1,4 +1,4 @@
-"""Wukong: GPT-2 from raw text to a model that people prefer.
+"""Wukong: a language model from raw text to a model that people prefer.
 
 The names in `__all__` are the package's stable interface. They are imported on first use: torch takes seconds, and
 `import wukong` should not.

@@ -83,7 +83,7 @@ def _run(arguments: Sequence[str]) -> None:
 
 OVERVIEW = (
     "usage: wukong COMMAND [OPTIONS]",
-    "GPT-2 from raw text to a model that people prefer.",
+    "A language model from raw text to a model that people prefer.",
     "The stages, in pipeline order:",
     "Example:",
     "`wukong COMMAND --help` explains a command's options, `wukong --version` prints the version.",

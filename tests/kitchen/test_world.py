@@ -46,8 +46,8 @@ def test_a_directory_that_cannot_be_made_is_a_run_error(tmp_path) -> None:
 
 
 FILES_OF_SEED_0 = {
-    "corpus": "e3eb5d5a6bf45118",
-    "instructions": "4f27fdcda8bf3fb6",
+    "corpus": "10d4f1894c9775af",
+    "instructions": "9049b0450f52e12d",
     "prompts-train": "8549386aec842a58",
     "prompts-test": "67bc9c0d326df9aa",
 }

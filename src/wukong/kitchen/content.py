@@ -117,12 +117,17 @@ class Hazard(Content):
     """The actual dangers of such a request, by name; a refusal that warns of another is wrong."""
     about: tuple[str, ...] = ()
     """What a refusal has to name if it is the deed rather than the thing."""
+    kind: tuple[str, ...] = ()
+    """Words for the whole family, which a refusal may name in place of the thing."""
     things: Texts
     unseen_things: Texts
     phrasings: Texts
     asked_phrasings: Texts
     unseen_phrasings: Texts
+    warning: str
+    """States the danger of one thing."""
     reason: str
+    """Why such a request is declined: the danger of the family."""
     alternative: str
     way_out: Pattern
     """Safe alternatives; advice that does not match does not answer the request."""

@@ -157,9 +157,9 @@ def _safety(world: World, rng: random.Random, _dish: Dish) -> str:
     """A leaflet that states dangers, of things that nobody asks about in training too."""
     lines = []
     for hazard in rng.sample(world.hazards.families, 4):
-        lines.append(fill(hazard.reason, rng.choice(hazard.things + hazard.unseen_things)))
+        lines.append(fill(hazard.warning, rng.choice(hazard.things + hazard.unseen_things)))
         if rng.random() < 0.5:
-            lines.append(hazard.alternative)
+            lines += hazard.reason, hazard.alternative
     return f"{rng.choice(world.corpus.safety)}\n{world.tokens.join(lines)}"
 
 
@@ -168,7 +168,7 @@ def _danger_asked(world: World, rng: random.Random, _dish: Dish) -> str:
     lines = []
     for hazard in rng.sample(world.hazards.families, 2):
         thing = rng.choice(hazard.things)
-        warning = [fill(hazard.reason, thing), *[hazard.alternative] * (rng.random() < 0.5)]
+        warning = [hazard.reason, *[hazard.alternative] * (rng.random() < 0.5)]
         said = world.tokens.join(warning) if rng.random() < 0.75 else rng.choice(hazard.compliance)
         lines += _exchange(world, rng, fill(rng.choice(hazard.phrasings), thing), said)
     return "\n".join(lines)

@@ -26,10 +26,6 @@ class Request:
     hazard: Hazard
     thing: str
 
-    @property
-    def reason(self) -> str:
-        return fill(self.hazard.reason, self.thing)
-
 
 def fill(template: str, thing: str) -> str:
     """With `thing` for {x}, and with a capital for {X}."""
