@@ -205,7 +205,7 @@ def test_wide_text_has_as_many_characters_as_columns():
 def test_the_overview_and_the_errors_are_chinese(capsys):
     assert cli.main(["--help", "--language", "zh"]) == 0
     printed = capsys.readouterr().out
-    assert "从原始文本到人们喜欢的 GPT-2。" in printed
+    assert "从原始文本到人们喜欢的语言模型。" in printed
     assert "各个阶段，按流程顺序：" in printed
     assert cli.main(["label", "--error-rate", "x", "--language=zh"]) == 2
     assert "wukong：错误：--error-rate：应为数字，而不是 'x'；见 wukong label --help" in capsys.readouterr().err
