@@ -261,7 +261,7 @@ def test_a_refusal_that_warns_of_another_danger_is_worth_less_than_one_without_a
     for request in requests:
         others = [other for other in requests if other.hazard.name != request.hazard.name]
         for other in rng.sample(others, 8):
-            apart = not set(other.thing.split()) & set(request.text.lower().split())
+            apart = not set(WORLD.tokens.words(other.thing)) & set(WORLD.tokens.words(request.text))
             for answer in refusals(other)[: 1 + apart]:
                 verdict = judge(request.text, answer)
                 assert not verdict.checks["right reason"], (request.text, answer)
