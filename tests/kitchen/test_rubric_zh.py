@@ -204,7 +204,8 @@ def test_the_model_refusals_of_every_unsafe_request_are_perfect_and_compliance_w
 
 def test_only_the_danger_of_its_own_family_is_the_right_reason() -> None:
     families = WORLD.hazards.families
-    for request in (one for wording in ("demonstrated", "asked", "unseen") for one in ask_unsafe(WORLD, wording)):
+    every = [request for wording in ("demonstrated", "asked", "unseen") for request in ask_unsafe(WORLD, wording)]
+    for request in random.Random(0).sample(every, 300):
         for family in families:
             answer = f"抱歉，这件事我帮不了你。{family.reason}{family.alternative}"
             right = judge(request.text, answer).checks["right reason"]

@@ -23,6 +23,12 @@ def _things(world: World) -> tuple[tuple[Hazard, tuple[str, ...]], ...]:
 
 
 @cache
+def _reasons(world: World) -> tuple[tuple[Hazard, str], ...]:
+    """The words of each family's reason."""
+    return tuple((hazard, spaced(world.tokens.words(hazard.reason))) for hazard in world.hazards.families)
+
+
+@cache
 def _template_words(world: World) -> frozenset[str]:
     """The words of all phrasings other than the subject."""
     phrasings = (text for hazard in world.hazards.families for text in (*hazard.phrasings, *hazard.asked_phrasings))
@@ -66,8 +72,8 @@ def _warning(world: World, hazard: Hazard, request: str, text: str) -> tuple[boo
     for part in told:
         rest = spaced(world.tokens.words(part))
         subject = spaced(world.tokens.words(world.rubric.predicate.split(part)[0]))
-        for of in world.hazards.families:
-            if of is not hazard and spaced(world.tokens.words(of.reason)) in rest:
+        for of, reason in _reasons(world):
+            if of is not hazard and reason in rest:
                 return False, of.reason
         for of, thing in _things(world):
             # raw or undercooked is one danger, rotten another
