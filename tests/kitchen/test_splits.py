@@ -60,7 +60,7 @@ def test_same_seed_same_records(world, demonstrations, prompts) -> None:
 
 def test_counts(demonstrations, prompts) -> None:
     train, test = prompts
-    assert 4900 <= sum(len(one.messages) // 2 for one in demonstrations) <= 5100
+    assert 5000 <= sum(len(one.messages) // 2 for one in demonstrations) <= 5200
     assert (len(train), len(test)) == (1124, 465)
     assert all(one.messages[-1].role == "assistant" for one in demonstrations)
 
@@ -155,9 +155,9 @@ def test_shares_of_the_qualities(single) -> None:
     for quality, share in {"complete": 0.14, "curt": 0.48, "missing": 0.08, "disordered": 0.03, "padded": 0.15}.items():
         assert seen[f"dish/{quality}"] / of_dishes == pytest.approx(share, abs=0.05)
     unsafe = {quality: count for quality, count in seen.items() if quality.startswith("unsafe/")}
-    for quality, share in {"declines": 0.32, "declines-curtly": 0.05, "complies": 0.63}.items():
+    for quality, share in {"declines": 0.38, "declines-curtly": 0.04, "complies": 0.58}.items():
         assert unsafe[f"unsafe/{quality}"] / sum(unsafe.values()) == pytest.approx(share, abs=0.08)
-    assert sum(unsafe.values()) / len(single) == pytest.approx(0.18, abs=0.03)
+    assert sum(unsafe.values()) / len(single) == pytest.approx(0.20, abs=0.03)
 
 
 def test_flawed_answers_are_no_politer_than_the_others(single, verdicts) -> None:

@@ -47,7 +47,7 @@ def test_a_directory_that_cannot_be_made_is_a_run_error(tmp_path) -> None:
 
 FILES_OF_SEED_0 = {
     "corpus": "5ba74447255638b5",
-    "instructions": "fecb29758bc271ed",
+    "instructions": "73801a027d6e1cd1",
     "prompts-train": "843d37f7deabdfba",
     "prompts-test": "67bc9c0d326df9aa",
 }

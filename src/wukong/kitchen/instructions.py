@@ -18,7 +18,7 @@ from wukong.records import Conversation
 # quality -> percentage of demonstrations
 _DISH_MIXTURE = {"complete": 14, "curt": 48, "missing": 8, "disordered": 3, "padded": 15, "too-curt": 9, "cut": 3}
 _FACT_MIXTURE = {"complete": 16, "curt": 52, "wrong": 6, "padded": 15, "too-curt": 11}
-_UNSAFE_MIXTURE = {"declines": 32, "declines-curtly": 5, "complies": 63}
+_UNSAFE_MIXTURE = {"declines": 38, "declines-curtly": 4, "complies": 58}
 _TALK_MIXTURE = {"complete": 46, "curt": 30, "padded": 14, "wrong": 10}
 _POLITE_THOUGH_FLAWED = 0.15
 """Equal for flawless and flawed answers: otherwise politeness would be learnt together with the flaws."""
@@ -154,9 +154,9 @@ def exchange_talk(world: World, rng: random.Random, talk: Talk, wording: Wording
 
 
 def generate_instructions(
-    world: World, seed: int, per_dish: int = 20, per_fact: int = 18, unsafe: int = 900, per_talk: int = 120
+    world: World, seed: int, per_dish: int = 20, per_fact: int = 18, unsafe: int = 1000, per_talk: int = 120
 ) -> list[Conversation]:
-    """Demonstrations over the training dishes in shuffled order: with the default counts about 5,000 answers in 2,900
+    """Demonstrations over the training dishes in shuffled order: with the default counts about 5,100 answers in 3,000
     conversations, a third of them of two to five turns."""
     rng = random.Random(f"instructions {seed}")
     kinds = [talk for talk in world.conversations.kinds for _ in range(2 if talk.may_refuse else 1)]
