@@ -22,6 +22,7 @@ from wukong.language import catalogue, chinese, choose, counted, current, joined
 from wukong.recipes import init
 from wukong.recipes.shipped import SHIPPED
 from wukong.registry import RUN, STAGES, TOOLS
+from wukong.report.bilingual import closed_up, t
 from wukong.report.names import STAGE_NAMES
 from wukong.report.terms import from_glossaries, terms
 from wukong.runner import RunOptions
@@ -206,6 +207,15 @@ def test_every_term_that_a_page_explains_is_in_the_glossary():
     used = {entry for text in texts for entry in re.findall(r"\]\(#([\w-]+)\)", text)} - {"entry"}
     assert len(used) > 12
     assert used <= set(terms())
+
+
+def test_two_chinese_sentences_of_a_page_have_no_blank_between_them():
+    sentence = t("This page needs no network.")
+    page = closed_up(f"<p>{sentence} {sentence}</p>")
+    chinese_only = re.sub(r'<span lang="en">.*?</span>', "", page)
+    english_only = re.sub(r'<span lang="zh">.*?</span>', "", page)
+    assert re.sub("<.*?>", "", chinese_only) == 2 * translate("zh", "This page needs no network.")
+    assert re.sub("<.*?>", "", english_only) == "This page needs no network. This page needs no network."
 
 
 # ----------------------------------------------------------------------------------------------------------- the help
