@@ -132,7 +132,7 @@ def test_the_table_and_the_total_are_chinese(capsys, tmp_path: Path) -> None:
     out = capsys.readouterr().out
     for words in ("阶段", "训练", "冻结", "内存", "时间", "按其 50% 估算", "合计：约", "不含采样、标注和评测"):
         assert words in out
-    for words in ("memory", "total", "assuming", " min "):
+    for words in ("memory free", "total: ", "assuming", " min "):
         assert words not in out
 
 

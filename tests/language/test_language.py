@@ -299,7 +299,7 @@ def error_skeletons() -> set[str]:
             hints = [keyword.value for keyword in call.keywords if keyword.arg == "hint"]
             if name in ERRORS or name in ("error", "wrong"):
                 found.update(text for one in (*call.args[:1], *hints) for text in literals(one, named))
-            if name == "ValueError" and is_of_options(path):
+            if name == "ValueError" and is_of_options(path) and "serve" not in path.parts:
                 found.update(text for one in call.args for text in literals(one, named))
     return {re.sub(r"\{.*?\}", "7", text) for text in found}
 
@@ -313,13 +313,14 @@ def is_of_options(path: Path) -> bool:
 PUT_TOGETHER = {
     "unknown command 77", "not valid JSON: 7", "--based-on 7: no such recipe7", "7: no such file, and no such recipe7",
     "--7 7: the recipe 7 has no such step7", "7 problem7 found; see above what to do",
-    "7: no document for the 7 shards7",
+    "7: no document for the 7 shards7", "convert the file to UTF-87",
+    "7known: 7; --columns NAME=COLUMN renames a field", "7 needs 7", "the environment variable 7 is not set (7)",
 }  # fmt: skip
 """Their last part is a hint or an ending, which a 7 is not."""
 
 
 def test_every_error_is_there_in_chinese():
-    wordless = re.compile(r"[^a-z]*|is 7|message: 7|(text|step|message) 7: 7")
+    wordless = re.compile(r"[^a-z]*|is 7|7: 7 is 7|message: 7|(text|step|message) 7: 7")
     texts = {text for text in error_skeletons() if not wordless.fullmatch(text)} - PUT_TOGETHER
     assert len(texts) > 400
     templates = {re.sub(r"\{.*?\}", "7", template) for template in chinese()}
