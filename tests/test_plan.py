@@ -127,6 +127,15 @@ def test_the_command_prints_a_table(monkeypatch, capsys, tmp_path: Path) -> None
     assert "evaluate " not in out
 
 
+def test_the_table_and_the_total_are_chinese(capsys, tmp_path: Path) -> None:
+    assert main(["plan", str(KITCHEN), "--run-dir", str(tmp_path / "none"), "--language", "zh"]) == 0
+    out = capsys.readouterr().out
+    for words in ("阶段", "训练", "冻结", "内存", "时间", "按其 50% 估算", "合计：约", "不含采样、标注和评测"):
+        assert words in out
+    for words in ("memory free", "total: ", "assuming", " min "):
+        assert words not in out
+
+
 def test_a_recipe_that_trains_nothing_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "data.yaml"
     path.write_text('name: data\nsteps:\n  kitchen: {out: "{run}/data"}\n')

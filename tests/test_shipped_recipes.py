@@ -83,6 +83,15 @@ def test_a_written_recipe_is_the_shipped_one_with_comments(base, monkeypatch):
         assert lines[lines.index(f"  {step}:") - 1].startswith("  # "), step
 
 
+def test_the_list_and_the_comments_are_chinese_for_a_chinese_terminal(capsys):
+    assert main(["recipes", "--language", "zh"]) == 0
+    assert "在内置的英文厨房里离线跑完整个流程" in capsys.readouterr().out
+    assert main(["init", "my.yaml", "--based-on", "kitchen-zh", "--language", "zh"]) == 0
+    assert "已写好" in capsys.readouterr().out
+    comments = [line.partition("# ")[2] for line in Path("my.yaml").read_text(encoding="utf-8").splitlines()]
+    assert [one for one in comments if one and not re.search("[\u4e00-\u9fff]|^  wukong run", one)] == []
+
+
 def test_it_runs_as_it_was_written():
     assert main(["init", "my.yaml", "--based-on", "test"]) == 0
     assert main(["run", "my.yaml", "--until", "tokenize"]) == 0

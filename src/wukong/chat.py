@@ -28,7 +28,7 @@ from pydantic import Field
 from wukong.console import console, say
 from wukong.errors import Text, UsageError, WukongError
 from wukong.inspection import Inspector, load_inspector, token_table
-from wukong.language import counted
+from wukong.language import counted, spoken
 from wukong.model.hub import load_policy, recommended_sampling
 from wukong.model.language_model import LanguageModel
 from wukong.options import Options
@@ -204,12 +204,12 @@ def run(options: ChatOptions) -> None:
 def _typed_lines() -> Iterator[str]:
     with contextlib.suppress(ImportError):  # not on Windows; only history and arrow keys are lost
         import readline  # noqa: F401
-    prompt = "you> "
+    prompt = asking = spoken("you> ")
     if not sys.stdout.isatty():  # input() would mix it with the answers
         prompt = ""
     while True:
         if not prompt:
-            console.print("you> ", end="")
+            console.print(asking, end="")
         try:
             yield input(prompt)
         except EOFError:

@@ -21,6 +21,7 @@ from wukong.console import duration
 from wukong.data.comparisons import load_comparisons
 from wukong.data.instructions import load_instructions
 from wukong.errors import UsageError, WukongError
+from wukong.language import spoken
 from wukong.model.config import ModelConfig
 from wukong.model.families import PRESET_CONFIGS
 from wukong.model.hub import stored_config
@@ -248,6 +249,10 @@ def _vocabulary(directory: str, known: dict[str, int]) -> int | None:
 # -------------------------------------------------------------------------------------------------------- the command
 
 
+COLUMNS = ("stage", "trained", "frozen", "memory", "TFLOP", "time")
+SPEED = (
+    "{device} at {kind}, width {width}: {large:,.0f} GFLOP/s training, {small:,.0f} decoding; assuming {part:.0%} of it"
+)
 AUTO = (
     "--precision auto measured that now; a training stage measures again when it starts, and may choose the other of "
     "float32 and bfloat16"
@@ -266,14 +271,14 @@ def run(options: PlanOptions) -> None:
     teachers = teacher_sizes(steps, sizes)
     training = [(step.name, step.options) for step in steps if isinstance(step.options, TrainOptions)]
     if not training:
-        raise UsageError(f"{options.recipe}: no step of this recipe trains a model")
-    table = Table(title=f"{options.recipe} in {run_dir}")
-    for column in ("step", "trained", "frozen", "memory", "TFLOP", "time"):
-        table.add_column(column, justify="left" if column == "step" else "right")
+        raise UsageError("{recipe}: no step of this recipe trains a model", recipe=options.recipe)
+    table = Table(title=spoken("{recipe} in {directory}", recipe=options.recipe, directory=run_dir))
+    for column in COLUMNS:
+        table.add_column(spoken(column), justify="left" if column == COLUMNS[0] else "right")
     total, speeds = 0.0, dict[tuple[Compute, int], tuple[float, ...]]()
     for name, stage in training:
         if name not in sizes or (isinstance(stage, DistillOptions) and name not in teachers):
-            table.add_row(name, "its model is not available yet")
+            table.add_row(name, spoken("its model is not available yet"))
             continue
         config, compute = sizes[name], compute_for(stage.precision, stage.device)
         if (key := (compute, config.n_embd)) not in speeds:
@@ -284,16 +289,23 @@ def run(options: PlanOptions) -> None:
         about = "~" if cost.assumed else ""
         table.add_row(
             name, f"{cost.trained:,}", f"{cost.frozen:,}", gigabytes(cost.bytes),
-            f"{about}{(cost.products + cost.decoding) / 1e12:,.3g}", f"{about}{duration(seconds)}",
+            f"{about}{(cost.products + cost.decoding) / 1e12:,.3g}", f"{about}{spoken(duration(seconds))}",
         )  # fmt: skip
     console = Console(soft_wrap=True)
     console.print(table)
     for (compute, width), (large, small) in speeds.items():
-        kind = str(compute.dtype).removeprefix("torch.")
-        products = f"{large / 1e9:,.0f} GFLOP/s training, {small / 1e9:,.0f} decoding"
-        console.print(f"{compute.device} at {kind}, width {width}: {products}; assuming {EFFICIENCY:.0%} of it")
+        said = spoken(
+            SPEED,
+            device=compute.device,
+            kind=str(compute.dtype).removeprefix("torch."),
+            width=width,
+            large=large / 1e9,
+            small=small / 1e9,
+            part=EFFICIENCY,
+        )
+        console.print(said)
         if compute.device.type == "cpu" and any(stage.precision == "auto" for _, stage in training):
-            console.print(AUTO)
+            console.print(spoken(AUTO))
         if (free := free_bytes(compute.device)) is not None:
-            console.print(f"{gigabytes(free)} of memory free; micro-batches are reduced to fit")
-    console.print(f"total: about {duration(total)}, without sampling, labelling and evaluation")
+            console.print(spoken("{size} of memory free; micro-batches are reduced to fit", size=gigabytes(free)))
+    console.print(spoken("total: about {time}, without sampling, labelling and evaluation", time=duration(total)))

@@ -8,11 +8,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.language_of_sources import is_said, texts_of_python, texts_of_templates
+from tests.language_of_sources import (
+    calls_in,
+    is_said,
+    literals,
+    printed_as_they_are,
+    texts_of_python,
+    texts_of_templates,
+)
 from wukong import chat, cli, cli_parser, language
 from wukong.errors import RunError, Text, UsageError
 from wukong.language import catalogue, chinese, choose, counted, current, joined, recognised, spoken, translate
+from wukong.recipes import init
+from wukong.recipes.shipped import SHIPPED
 from wukong.registry import RUN, STAGES, TOOLS
+from wukong.report.bilingual import closed_up, t
 from wukong.report.names import STAGE_NAMES
 from wukong.report.terms import from_glossaries, terms
 from wukong.runner import RunOptions
@@ -22,7 +32,7 @@ from wukong.wide_text import narrowed, widened, width
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = REPOSITORY / "src" / "wukong"
 REPORT_TEMPLATES = sorted((PACKAGE / "templates" / "report").rglob("*.jinja"))
-NOT_WORDS = {"KL", "nats", "Wukong frontier"}
+NOT_WORDS = {"KL", "nats", "Wukong frontier", "TFLOP"}
 """The same in both languages."""
 IN_TEMPLATES = {" open", "amber", "green", "red", "fails", "learned", "lost"}
 """Strings of the templates that are no texts: class names."""
@@ -96,7 +106,8 @@ def terminal_texts() -> set[str]:
     elsewhere = ("web", "store", "report", "zh")
     files = [path for path in sorted(PACKAGE.rglob("*.py")) if not set(path.parts) & set(elsewhere)]
     said = texts_of_python(files) | {command.help for command in chat.COMMANDS.values()}
-    return {text for text in said if is_said(text)} - NOT_WORDS
+    no_texts = {text for text in said if "\\" in text or text in ("preflight", "description")}  # patterns and keys
+    return {text for text in said - no_texts if is_said(text)} - NOT_WORDS
 
 
 def help_texts() -> set[str]:
@@ -104,7 +115,14 @@ def help_texts() -> set[str]:
     for name, stage in {"run": RUN, **STAGES, **TOOLS}.items():
         options = RunOptions if name == "run" else stage.load()[0]
         said |= {stage.summary, options.__doc__ or "", *(f.description or "" for f in options.model_fields.values())}
+    said |= {content[key] for content in shipped() for key in ("description", "time", "needs")} | set(
+        init.YOURS.values()
+    )
     return {" ".join(text.split()) for text in said if text}
+
+
+def shipped() -> list[dict[str, str]]:
+    return [yaml.safe_load(path.read_text(encoding="utf-8")) for path in SHIPPED.values()]
 
 
 @pytest.mark.parametrize(("texts", "fewest"), [(report_texts, 300), (terminal_texts, 130), (help_texts, 290)])
@@ -134,9 +152,24 @@ def test_no_translation_is_of_a_text_that_is_gone():
     there |= set(reasons.values())
     for name in ("report", "console", "options"):
         gone = set(catalogue(name)) - there
-        units = {text for text in gone if text in {f"{unit}s" for unit in ("step", "response", "document", "verdict")}}
+        units = {
+            text
+            for text in gone
+            if text in {f"{unit}s" for unit in ("step", "response", "document", "verdict", "tensor")}
+        }
         kinds = {text for text in gone if text.startswith("kitchen/")}  # of prompts: the kitchen puts these together
         assert gone - units - kinds == set(), name
+
+
+def test_nothing_is_printed_past_the_catalogue():
+    """A literal in `print` or in a table's heads is one language only: `spoken` or `Text` looks it up."""
+    files = [path for path in sorted(PACKAGE.rglob("*.py")) if "migrations" not in path.parts]
+    found = [one for path in files for one in printed_as_they_are(path)]
+    assert [one for one in found if one.partition(": ")[2] not in SAME] == []
+
+
+SAME = {"wukong 7", "token"}
+"""What is printed in both languages alike."""
 
 
 def test_every_place_of_a_line_is_filled_in():
@@ -174,6 +207,15 @@ def test_every_term_that_a_page_explains_is_in_the_glossary():
     used = {entry for text in texts for entry in re.findall(r"\]\(#([\w-]+)\)", text)} - {"entry"}
     assert len(used) > 12
     assert used <= set(terms())
+
+
+def test_two_chinese_sentences_of_a_page_have_no_blank_between_them():
+    sentence = t("This page needs no network.")
+    page = closed_up(f"<p>{sentence} {sentence}</p>")
+    chinese_only = re.sub(r'<span lang="en">.*?</span>', "", page)
+    english_only = re.sub(r'<span lang="zh">.*?</span>', "", page)
+    assert re.sub("<.*?>", "", chinese_only) == 2 * translate("zh", "This page needs no network.")
+    assert re.sub("<.*?>", "", english_only) == "This page needs no network. This page needs no network."
 
 
 # ----------------------------------------------------------------------------------------------------------- the help
@@ -245,53 +287,42 @@ def test_a_stored_reason_is_said_in_chinese_with_its_values():
 
 # --------------------------------------------------------------------------------------------------------- the errors
 
-SAID_BY = (
-    "chat",
-    "cli",
-    "console",
-    "files",
-    "options",
-    "plan",
-    "provenance",
-    "recipe",
-    "require",
-    "runner",
-    "sampling",
-)
-SAID_BY += ("tokenizer.py", "data", "report", "stages", "studies", "training", "web/command", "feedback/annotators")
-"""Modules whose errors somebody meets between the first command and the report."""
+ERRORS = {"UsageError", "RunError", "DataError", "ServerError", "_PassingError", "InvitationError"}
+"""What commands end with. A ValueError of the numerics is for programs, and so are the errors of the API (`serve`)."""
 
 
 def error_skeletons() -> set[str]:
-    """The text of every error of these modules, with 7 for each value."""
-    found = set()
+    """The text of every error, with 7 for each value."""
+    found: set[str] = set()
     for path in sorted(PACKAGE.rglob("*.py")):
-        if not path.relative_to(PACKAGE).as_posix().startswith(SAID_BY):
-            continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or not node.args:
-                continue
-            if node.func.id not in ("UsageError", "RunError", "DataError"):
-                continue
-            if isinstance(said := node.args[0], ast.JoinedStr):
-                found.add("".join(str(part.value) if isinstance(part, ast.Constant) else "7" for part in said.values))
-            elif isinstance(said, ast.Constant):
-                found.add(re.sub(r"\{.*?\}", "7", str(said.value)))
-    return found
+        for name, call, named in calls_in(path):
+            hints = [keyword.value for keyword in call.keywords if keyword.arg == "hint"]
+            if name in ERRORS or name in ("error", "wrong"):
+                found.update(text for one in (*call.args[:1], *hints) for text in literals(one, named))
+            if name == "ValueError" and is_of_options(path) and "serve" not in path.parts:
+                found.update(text for one in call.args for text in literals(one, named))
+    return {re.sub(r"\{.*?\}", "7", text) for text in found}
+
+
+def is_of_options(path: Path) -> bool:
+    """Whether the file has options, whose ValueErrors the command line shows."""
+    source = path.read_text(encoding="utf-8")
+    return "_validator" in source and "Options" in source
 
 
 PUT_TOGETHER = {
     "unknown command 77", "not valid JSON: 7", "--based-on 7: no such recipe7", "7: no such file, and no such recipe7",
     "--7 7: the recipe 7 has no such step7", "7 problem7 found; see above what to do",
-    "7: no document for the 7 shards7",
+    "7: no document for the 7 shards7", "convert the file to UTF-87",
+    "7known: 7; --columns NAME=COLUMN renames a field", "7 needs 7", "the environment variable 7 is not set (7)",
 }  # fmt: skip
 """Their last part is a hint or an ending, which a 7 is not."""
 
 
-def test_errors_on_the_way_to_a_report_are_there_in_chinese():
-    wordless = re.compile(r"[^a-z]*|is 7|message: 7|(text|step|message) 7: 7")
+def test_every_error_is_there_in_chinese():
+    wordless = re.compile(r"[^a-z]*|is 7|7: 7 is 7|message: 7|(text|step|message) 7: 7")
     texts = {text for text in error_skeletons() if not wordless.fullmatch(text)} - PUT_TOGETHER
-    assert len(texts) > 200
+    assert len(texts) > 400
     templates = {re.sub(r"\{.*?\}", "7", template) for template in chinese()}
     found = {text: recognised(text, "errors") for text in texts - templates}
     assert sorted(text for text, said in found.items() if not said.values and text not in chinese()) == []

@@ -1,6 +1,7 @@
 """`wukong doctor`: what it says of this environment, and of one in which something is missing."""
 
 import os
+import re
 import subprocess
 import sys
 from collections import namedtuple
@@ -15,6 +16,7 @@ from wukong.model.cpu import kernels
 from wukong.studies.doctor import environment
 from wukong.studies.doctor.environment import check_environment
 from wukong.training.compute import compute_for
+from wukong.wide_text import width
 
 
 def findings(subject: str) -> list[environment.Finding]:
@@ -33,6 +35,15 @@ def test_a_sound_environment_has_no_problem_and_every_line_says_how_it_is(capsys
     said = "\n".join(lines)
     assert torch.__version__ in said
     assert f"auto chooses {str(compute_for().dtype).removeprefix('torch.')}" in said
+
+
+def test_in_chinese_every_line_is_chinese_in_straight_columns(capsys):
+    assert main(["doctor", "--language", "zh"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.lstrip().startswith("->")]
+    assert {line.split()[0] for line in lines} <= {"正常", "提醒"}
+    for english in ("ok  ", "note  ", "free", "chooses", "installed", "ours are"):
+        assert english not in "\n".join(lines)
+    assert len({width(re.match(r"\S+ +\S+ +", line)[0]) for line in lines if width(line.split()[1]) <= 10}) == 1
 
 
 @pytest.fixture

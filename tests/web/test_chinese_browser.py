@@ -134,6 +134,16 @@ def test_no_report_is_english_wide_or_complained_about(window: Page, run: Path):
 
 
 @pytest.mark.parametrize("window", ["phone"], indirect=True)
+def test_a_report_of_an_english_terminal_opens_in_chinese_in_a_chinese_browser(window: Page, run: Path, tmp_path: Path):
+    page = (run / "report.html").read_text(encoding="utf-8")
+    file = tmp_path / "report.html"
+    file.write_text(page.replace('<html lang="zh">', '<html lang="en">', 1), encoding="utf-8")
+    window.goto(file.as_uri())
+    assert window.evaluate("document.documentElement.lang") == "zh"
+    expect(window.locator("#switch")).to_have_text("English")
+
+
+@pytest.mark.parametrize("window", ["phone"], indirect=True)
 def test_tokens_of_a_report_follow_its_language(window: Page, run: Path):
     complaints = complaints_of(window)
     window.goto((run / "report.html").as_uri())

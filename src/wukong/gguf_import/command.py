@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wukong.console import Bar, say
-from wukong.errors import UsageError
+from wukong.errors import Text, UsageError
 from wukong.files import atomic_directory, disk_errors, write_json
 from wukong.gguf_import.container import GGUFFile, open_gguf
 from wukong.gguf_import.vocabulary import tokenizer_of
@@ -70,7 +70,7 @@ def _write_weights(
 
     shards = list(_shards(file, names, 2 if dtype == "bfloat16" else 4))
     placed, total = {}, 0
-    with Bar("importing", total=len(names), unit="tensor") as bar:
+    with Bar(Text("importing"), total=len(names), unit="tensor") as bar:
         for number, shard in enumerate(shards, start=1):
             place = f"model-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else "model"
             tensors = {}

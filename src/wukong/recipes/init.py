@@ -13,11 +13,13 @@ from pathlib import Path
 
 from pydantic import Field
 
-from wukong.errors import UsageError
+from wukong.errors import Text, UsageError
 from wukong.files import read_yaml, whole_text
+from wukong.language import spoken
 from wukong.options import Options, nearest
 from wukong.recipes.shipped import SHIPPED
 from wukong.registry import STAGES
+from wukong.wide_text import narrowed, widened
 
 YOURS = {
     "kitchen": "Only for the built-in world. With your own data, delete this step and replace each {run}/data/....",
@@ -34,6 +36,12 @@ YOURS = {
     "evaluate": "Yours: `prompts` that no other step uses, and `judge`, best one that training did not see.",
 }
 """What to change in a step for one's own data."""
+ORIGIN = "Written by `wukong init`: a copy of the recipe {name}, which runs as it is."
+ABOUT = (
+    "Steps run from top to bottom; {run} is the directory of the results. All steps are checked before the first one "
+    "runs. `wukong tokenize --help` lists the options of tokenize and their defaults, and so on. A second step of the "
+    "same stage has a suffix: reward_2. After a change to a finished step: --redo STEP."
+)
 
 
 class InitOptions(Options):
@@ -61,7 +69,7 @@ def run(options: InitOptions) -> None:
         raise UsageError(f"{options.path}: exists already and is left as it is; choose another name") from None
     except OSError as error:
         raise UsageError(f"{options.path}: cannot be written ({error.strerror})") from None
-    print(f"{options.path}: written. Change what is yours in it, then: wukong run {options.path}")
+    print(spoken("{path}: written. Change what is yours in it, then: wukong run {path}", path=options.path))
 
 
 def _commented(options: InitOptions) -> str:
@@ -70,27 +78,33 @@ def _commented(options: InitOptions) -> str:
     content, _ = read_yaml(source)
     _, _, body = whole_text(source).partition("\nneeds: ")
     lines = [
-        f"# Written by `wukong init`: a copy of the recipe {options.based_on}, which runs as it is.",
+        *_comment(spoken(ORIGIN, name=options.based_on), ""),
         "#",
         f"#   wukong run {options.path}",
         "#",
-        f"# Needs: {content['needs']}.",
-        f"# Time: {content['time']}.",
+        *_comment(spoken("Needs: {what}.", what=Text(content["needs"])), ""),
+        *_comment(spoken("Time: {what}.", what=Text(content["time"])), ""),
         "#",
-        "# Steps run from top to bottom; {run} is the directory of the results. All steps are checked before the first",
-        "# one runs. `wukong tokenize --help` lists the options of tokenize and their defaults, and so on. A second",
-        "# step of the same stage has a suffix: reward_2. After a change to a finished step: --redo STEP.",
+        *_comment(spoken(ABOUT), ""),
         f"name: {options.path.stem}",
     ]
     for line in body.partition("\n")[2].splitlines():
         if (found := re.fullmatch(r"  ([a-z]+)(?:_\w+)?:", line)) and (stage := found[1]) in STAGES:
-            lines += _comment(f"{line.strip().removesuffix(':')}: {STAGES[stage].summary}")
-            lines += _comment(YOURS[stage]) if stage in YOURS and stage == line.strip(" :") else []
+            step = line.strip().removesuffix(":")
+            lines += _comment(spoken("{what}: {name}", what=step, name=Text(STAGES[stage].summary)))
+            lines += _comment(spoken(YOURS[stage])) if stage in YOURS and stage == step else []
         lines.append(line)
     return "\n".join(lines) + "\n"
 
 
-def _comment(text: str) -> list[str]:
-    return textwrap.wrap(
-        text, 118, initial_indent="  # ", subsequent_indent="  # ", break_long_words=False, break_on_hyphens=False
+def _comment(text: str, indent: str = "  ") -> list[str]:
+    before = f"{indent}# "
+    lines = textwrap.wrap(
+        widened(text),
+        118,
+        initial_indent=before,
+        subsequent_indent=before,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
+    return [narrowed(line) for line in lines]

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import textwrap
 
+from wukong.errors import Text
 from wukong.files import read_yaml
+from wukong.language import spoken
 from wukong.options import Options
 from wukong.recipes.shipped import SHIPPED
+from wukong.wide_text import narrowed, widened
 
 
 class RecipesOptions(Options):
@@ -24,9 +27,12 @@ def run(options: RecipesOptions) -> None:
         content, _ = read_yaml(path)
         print(name)
         for key in ("description", "time", "needs"):
-            label = "" if key == "description" else f"{key}: "
-            print(_paragraph(f"{label}{content[key]}"))
+            said = Text(content[key])
+            label = "" if key == "description" else key
+            print(_paragraph(spoken("{what}: {name}", what=Text(label), name=said) if label else spoken(said)))
 
 
 def _paragraph(text: str) -> str:
-    return textwrap.fill(text, 100, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
+    indent = " " * 4
+    lines = textwrap.wrap(widened(text), 100, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+    return "\n".join(map(narrowed, lines))

@@ -30,6 +30,14 @@ def t(text: str, /, **values: Any) -> Markup:
     return Markup("").join(Markup('<span lang="{}">{}</span>').format(*one) for one in found.items())
 
 
+_BETWEEN_SENTENCES = re.compile(r'(?<=[。；！？]</span>)\s+(?=<span lang="en">)')
+
+
+def closed_up(page: str) -> str:
+    """A page in which a blank between two sentences is in the English only: Chinese has none after a full stop."""
+    return _BETWEEN_SENTENCES.sub('<span lang="en"> </span>', page)
+
+
 def _marked(language: str, said: Text) -> Markup:
     marked = str(escape(translate(language, Text(said.template))))
     marked = _CODE.sub(r"<code>\1</code>", marked)

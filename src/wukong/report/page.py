@@ -18,7 +18,7 @@ from markupsafe import Markup
 from wukong.errors import Text
 from wukong.language import LANGUAGES, counted, current, recognised
 from wukong.report.answers import changed_words, side_by_side
-from wukong.report.bilingual import both, label, t
+from wukong.report.bilingual import both, closed_up, label, t
 from wukong.report.charts import Charts
 from wukong.report.contents import RunContents
 from wukong.report.diagnosis.diagnose import diagnose
@@ -134,7 +134,7 @@ def fill(template: str, content: Mapping[str, Any], charts: Charts, language: st
         "plotly": Markup(get_plotlyjs()) if charts.by_id else "",
         "charts": both(charts.by_id),
     }
-    return environment.get_template(template).render({**content, **assets})
+    return closed_up(environment.get_template(template).render({**content, **assets}))
 
 
 def _asset(name: str) -> Markup:

@@ -12,8 +12,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from wukong.errors import RunError, UsageError
+from wukong.language import counted, spoken
 from wukong.options import Options
 from wukong.studies.doctor.environment import check_environment
+from wukong.wide_text import narrowed, widened
 
 
 class DoctorOptions(Options):
@@ -45,9 +47,17 @@ def run(options: DoctorOptions) -> None:
 def _environment() -> None:
     problems = 0
     for finding in check_environment():
-        print(f"{finding.level:<8} {finding.subject:<10} {finding.text}", flush=True)
+        level, subject = (_column(word, columns) for word, columns in ((finding.level, 8), (finding.subject, 10)))
+        print(f"{level} {subject} {spoken(finding.text)}", flush=True)
         if finding.advice:
-            print(f"{'':<19} -> {finding.advice}", flush=True)
+            print(f"{'':<19} -> {spoken(finding.advice)}", flush=True)
         problems += finding.level == "problem"
     if problems:
-        raise RunError(f"{problems} problem{'s' if problems > 1 else ''} found; see above what to do")
+        raise RunError(
+            counted(problems, "{n} problem found; see above what to do", "{n} problems found; see above what to do")
+        )
+
+
+def _column(word: str, columns: int) -> str:
+    """A word of the terminal's language, with spaces up to this width."""
+    return narrowed(f"{widened(spoken(word)):<{columns}}")

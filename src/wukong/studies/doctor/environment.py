@@ -14,7 +14,7 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from wukong.errors import WukongError
+from wukong.errors import Text, WukongError
 from wukong.files import cache_directory
 from wukong.version import __version__
 
@@ -44,8 +44,9 @@ class Finding:
     level: Level
     subject: str
     text: str
+    """A `Text`, or a name that is the same in every language."""
     advice: str = ""
-    """What to do; "" for nothing."""
+    """What to do, a `Text`; "" for nothing."""
 
 
 def check_environment() -> Iterator[Finding]:
@@ -64,14 +65,19 @@ def check_environment() -> Iterator[Finding]:
         try:
             yield from check()
         except ImportError as error:
-            yield Finding("problem", check.__name__, f"cannot be checked: {error}", f"pip install {DISTRIBUTION}")
+            yield _unchecked(check.__name__, error, f"pip install {DISTRIBUTION}")
         except (OSError, RuntimeError, WukongError) as error:
-            yield Finding("problem", check.__name__, f"cannot be checked: {type(error).__name__}: {error}")
+            yield _unchecked(check.__name__, f"{type(error).__name__}: {error}")
+
+
+def _unchecked(subject: str, reason: object, advice: str = "") -> Finding:
+    return Finding("problem", subject, Text("cannot be checked: {reason}", reason=reason), advice)
 
 
 def python() -> Iterator[Finding]:
-    yield Finding("ok", "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
-    yield Finding("ok", "wukong", f"{__version__} in {Path(__file__).parents[2]}")
+    system = f"{platform.system()} {platform.machine()}"
+    yield Finding("ok", "python", Text("{version} on {system}", version=platform.python_version(), system=system))
+    yield Finding("ok", "wukong", Text("{version} in {place}", version=__version__, place=Path(__file__).parents[2]))
 
 
 # ------------------------------------------------------------------------------------------------------------ packages
@@ -82,22 +88,22 @@ def libraries() -> Iterator[Finding]:
     try:
         needed = [one for one in map(Requirement, distribution(DISTRIBUTION).requires or []) if _applies(one, "")]
     except PackageNotFoundError:
-        advice = "pip install -e . in the source tree"
-        yield Finding("note", "libraries", f"{DISTRIBUTION} is not installed: versions are not compared", advice)
+        text = Text("{name} is not installed: versions are not compared", name=DISTRIBUTION)
+        yield Finding("note", "libraries", text, Text("pip install -e . in the source tree"))
         needed = [Requirement("torch")]
     good = []
     for requirement in needed:
         found = installed(requirement.name)
-        if found is None:
-            text, is_good = "is not installed", False
-        else:
-            text, is_good = found, requirement.specifier.contains(found, prereleases=True)
-        if is_good and requirement.name != "torch":
-            good.append(f"{requirement.name} {found}")
+        if found and requirement.specifier.contains(found, prereleases=True):
+            if requirement.name == "torch":
+                yield Finding("ok", requirement.name, found)
+            else:
+                good.append(f"{requirement.name} {found}")
             continue
-        needs = "" if is_good else f", {requirement.specifier} is needed" if found else ""
-        advice = "" if is_good else f"pip install '{requirement.name}{requirement.specifier}'"
-        yield Finding("ok" if is_good else "problem", requirement.name, f"{text}{needs}", advice)
+        text = Text("is not installed")
+        if found:
+            text = Text("{version}, {needed} is needed", version=found, needed=requirement.specifier)
+        yield Finding("problem", requirement.name, text, f"pip install '{requirement.name}{requirement.specifier}'")
     if good:
         yield Finding("ok", "libraries", ", ".join(good))
 
@@ -123,10 +129,16 @@ def extras() -> Iterator[Finding]:
     for extra, purpose in EXTRAS.items():
         missing = sorted(set(_missing(everything, extra)))
         if not missing:
-            yield Finding("ok", "extra", f"{extra}: {purpose}")
+            yield Finding("ok", "extra", Text("{name}: {purpose}", name=extra, purpose=Text(purpose)))
         else:
-            text = f"{extra} is not installed ({', '.join(missing)}): {purpose}"
-            yield Finding("note", "extra", text, f"if you want it: pip install '{DISTRIBUTION}[{extra}]'")
+            text = Text(
+                "{name} is not installed ({packages}): {purpose}",
+                name=extra,
+                packages=", ".join(missing),
+                purpose=Text(purpose),
+            )
+            command = f"pip install '{DISTRIBUTION}[{extra}]'"
+            yield Finding("note", "extra", text, Text("if you want it: {command}", command=command))
 
 
 def _missing(everything: list[Requirement], extra: str) -> Iterator[str]:
@@ -152,21 +164,28 @@ def device() -> Iterator[Finding]:
 
     compute = compute_for()
     if compute.device.type == "cuda":
-        name, size = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
-        yield Finding(
-            "ok", "device", f"auto chooses cuda: {name}, {size / 1e9:.0f} GB, {torch.cuda.device_count()} in all"
+        text = Text(
+            "auto chooses cuda: {name}, {size:.0f} GB, {n} in all",
+            name=torch.cuda.get_device_name(),
+            size=torch.cuda.get_device_properties(0).total_memory / 1e9,
+            n=torch.cuda.device_count(),
         )
+        yield Finding("ok", "device", text)
     elif compute.device.type == "mps":
-        size = torch.mps.recommended_max_memory()
-        yield Finding("ok", "device", f"auto chooses mps: Apple GPU, {size / 1e9:.0f} GB of the machine's memory")
+        size = torch.mps.recommended_max_memory() / 1e9
+        text = Text("auto chooses mps: Apple GPU, {size:.0f} GB of the machine's memory", size=size)
+        yield Finding("ok", "device", text)
     else:
-        yield Finding("ok", "device", f"auto chooses cpu: {_processor()}, {torch.backends.cpu.get_cpu_capability()}")
+        able = torch.backends.cpu.get_cpu_capability()
+        yield Finding("ok", "device", Text("auto chooses cpu: {name}, {able}", name=_processor(), able=able))
         if shutil.which("nvidia-smi"):
-            reason = "this torch was built without CUDA" if torch.version.cuda is None else "its driver may be too old"
-            advice = "install the CUDA build of torch: https://pytorch.org/get-started/locally"
-            yield Finding("note", "device", f"there is an NVIDIA driver, but torch cannot use a GPU ({reason})", advice)
+            built_without = torch.version.cuda is None
+            reason = Text("this torch was built without CUDA" if built_without else "its driver may be too old")
+            text = Text("there is an NVIDIA driver, but torch cannot use a GPU ({reason})", reason=reason)
+            advice = Text("install the CUDA build of torch: {url}", url="https://pytorch.org/get-started/locally")
+            yield Finding("note", "device", text, advice)
     kind = str(compute.dtype).removeprefix("torch.")
-    yield Finding("ok", "precision", f"auto chooses {kind}; weights stay float32 while training")
+    yield Finding("ok", "precision", Text("auto chooses {kind}; weights stay float32 while training", kind=kind))
 
 
 def _processor() -> str:
@@ -183,27 +202,31 @@ def kernels() -> Iterator[Finding]:
 
     from wukong.model.cpu import kernels as ours
 
-    slower = "PyTorch's own kernels are used, which write responses up to twice as slowly"
+    slower = Text("PyTorch's own kernels are used, which write responses up to twice as slowly")
     if platform.system() != "Linux" or "AVX" not in torch.backends.cpu.get_cpu_capability():
-        yield Finding("note", "kernels", f"need Linux and a processor with AVX2; {slower}")
+        text = Text("need Linux and a processor with AVX2; {consequence}", consequence=slower)
+        yield Finding("note", "kernels", text)
         return
     name = os.environ.get("CXX", "c++")
     if not (compiler := shutil.which(name)):
-        advice = "install a C++ compiler (Debian: apt install g++), or name one in $CXX"
-        yield Finding("note", "compiler", f"there is no {name}; {slower}", advice)
+        text = Text("there is no {name}; {consequence}", name=name, consequence=slower)
+        advice = Text("install a C++ compiler (Debian: apt install g++), or name one in $CXX")
+        yield Finding("note", "compiler", text, advice)
         return
     said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
     yield Finding("ok", "compiler", (said.splitlines() or [compiler])[0])
     if ours.library() is None:
-        yield Finding("note", "kernels", f"cannot be compiled; {slower}", "the line above says why; try another $CXX")
+        text = Text("cannot be compiled; {consequence}", consequence=slower)
+        yield Finding("note", "kernels", text, Text("the line above says why; try another $CXX"))
         return
     x = torch.linspace(-6, 6, 10_000)
     worst = float((ours.gelu(x) - F.gelu(x, approximate="tanh")).abs().max())
     if worst < 1e-5:
-        yield Finding("ok", "kernels", f"ours are compiled and right (in {cache_directory()})")
+        yield Finding("ok", "kernels", Text("ours are compiled and right (in {place})", place=cache_directory()))
     else:
-        advice = f"delete {cache_directory()}; if that does not help, report it"
-        yield Finding("problem", "kernels", f"ours differ from PyTorch's results by {worst:.2g}", advice)
+        text = Text("ours differ from PyTorch's results by {x:.2g}", x=worst)
+        advice = Text("delete {place}; if that does not help, report it", place=cache_directory())
+        yield Finding("problem", "kernels", text, advice)
 
 
 def threads() -> Iterator[Finding]:
@@ -212,11 +235,12 @@ def threads() -> Iterator[Finding]:
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     number = torch.get_num_threads()
-    text = f"{number} on {usable} of {os.cpu_count()} processors"
+    text = Text("{n} on {usable} of {all} processors", n=number, usable=usable, all=os.cpu_count())
     if number > usable:
-        yield Finding("note", "threads", f"{text}: they wait for one another", f"set OMP_NUM_THREADS={usable}")
+        advice = Text("set OMP_NUM_THREADS={n}", n=usable)
+        yield Finding("note", "threads", Text("{threads}: they wait for one another", threads=text), advice)
     elif "OMP_NUM_THREADS" in os.environ:
-        yield Finding("ok", "threads", f"{text}, as OMP_NUM_THREADS says")
+        yield Finding("ok", "threads", Text("{threads}, as OMP_NUM_THREADS says", threads=text))
     else:
         yield Finding("ok", "threads", text)
 
@@ -231,31 +255,31 @@ def memory() -> Iterator[Finding]:
 
     free = free_bytes(torch.device("cpu"))
     if free is None:
-        yield Finding("ok", "memory", "the system does not say how much is free")
+        yield Finding("ok", "memory", Text("the system does not say how much is free"))
     elif free < LITTLE_MEMORY:
-        advice = "the recipe test needs less than any other; `wukong plan RECIPE` says what a recipe needs"
-        yield Finding("note", "memory", f"{gigabytes(free)} free, which is little", advice)
+        advice = Text("the recipe test needs less than any other; `wukong plan RECIPE` says what a recipe needs")
+        yield Finding("note", "memory", Text("{size} free, which is little", size=gigabytes(free)), advice)
     else:
-        yield Finding("ok", "memory", f"{gigabytes(free)} free")
+        yield Finding("ok", "memory", Text("{size} free", size=gigabytes(free)))
 
 
 def disk() -> Iterator[Finding]:
     """The working directory, where runs/ will be, and the cache."""
     here = Path.cwd()
     free = shutil.disk_usage(here).free
-    text = f"{free / 1e9:,.1f} GB free in {here}"
+    text = Text("{size:,.1f} GB free in {place}", size=free / 1e9, place=here)
     if not os.access(here, os.W_OK):
-        yield Finding("note", "disk", f"{here} cannot be written to", "run wukong elsewhere, or give --run-dir")
+        refused = Text("{place} cannot be written to", place=here)
+        yield Finding("note", "disk", refused, Text("run wukong elsewhere, or give --run-dir"))
     elif free < NO_DISK:
-        yield Finding("problem", "disk", text, "make room, or run wukong on another disk")
+        yield Finding("problem", "disk", text, Text("make room, or run wukong on another disk"))
     elif free < LITTLE_DISK:
-        yield Finding(
-            "note", "disk", f"{text}, enough for small models only", "checkpoints of GPT-2 124M take 1.5 GB each"
-        )
+        little = Text("{room}, enough for small models only", room=text)
+        yield Finding("note", "disk", little, Text("checkpoints of GPT-2 124M take 1.5 GB each"))
     else:
         yield Finding("ok", "disk", text)
     cache = cache_directory()
     above = next(place for place in (cache, *cache.parents) if place.exists())
     if not os.access(above, os.W_OK):
-        advice = "set XDG_CACHE_HOME to a directory that can be written"
-        yield Finding("note", "cache", f"{cache} cannot be written: kernels would not be kept", advice)
+        text = Text("{place} cannot be written: kernels would not be kept", place=cache)
+        yield Finding("note", "cache", text, Text("set XDG_CACHE_HOME to a directory that can be written"))

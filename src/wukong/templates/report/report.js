@@ -80,7 +80,7 @@
   }
   change.hidden = false;
   change.addEventListener("click", () => speak(root.lang === "en" ? "zh" : "en"));
-  speak(root.lang);
+  speak(/^zh/i.test(navigator.language) ? "zh" : root.lang);  // a reader whose browser is Chinese reads Chinese
 
   // ----------------------------------------------------------------------------------------------------- definitions
   // One at a time. It stays beside its words while the page moves, as it still does where a tap ends a fling or comes
