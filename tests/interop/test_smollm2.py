@@ -47,7 +47,8 @@ def test_the_logprobs_and_the_greedy_answer_are_those_of_transformers(model):
             ids = torch.tensor([ours.tokenizer.encode(text)])
             assert ids[0].tolist() == their_tokenizer.encode(text)
             found = ours.model.logits(ours.model(ids)[0]).log_softmax(-1)
-            torch.testing.assert_close(found, theirs(ids).logits[0].log_softmax(-1), rtol=0, atol=1e-4)
+            # of the whole vocabulary, down to -30: some of that are the last bits of float32
+            torch.testing.assert_close(found, theirs(ids).logits[0].log_softmax(-1), rtol=1e-5, atol=1e-4)
         prompt = their_tokenizer.apply_chat_template(ASK, add_generation_prompt=True, return_tensors="pt")["input_ids"]
         expected = theirs.generate(prompt, do_sample=False, max_new_tokens=16, pad_token_id=2)[0, prompt.shape[1] :]
     (answer,) = ours.generate([ASK], temperature=0, max_new_tokens=16)
@@ -66,7 +67,7 @@ def test_a_few_steps_of_sft_with_adapters_teach_a_manner(model, tmp_path):
         for country, city in CAPITALS.items()
     ]
     write_records(tmp_path / "demonstrations.jsonl", demonstrations)
-    options = {"lora_rank": 8, "lr": 1e-3, "epochs": 4, "batch_size": 4, "valid_fraction": 0, "precision": "float32"}
+    options = {"lora_rank": 8, "lr": 2e-3, "epochs": 3, "batch_size": 4, "valid_fraction": 0, "precision": "float32"}
     data = {"data": [str(tmp_path / "demonstrations.jsonl")], "out": tmp_path / "sft", "tensorboard": False}
     sft(SFTOptions(model=str(model), device="cpu", **options, **data))
     tuned = wukong.load_policy(tmp_path / "sft", device="cpu", precision="float32")
