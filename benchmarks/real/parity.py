@@ -111,8 +111,8 @@ def main() -> None:
     paragraphs = [
         f"Largest absolute differences to transformers {transformers.__version__}, float32:",
         markdown_table(columns, rows),
-        '"logits" and "log-probs" are of all tokens of the vocabulary at every position, down to the least likely ones; '
-        "the last column is of the tokens of the texts, which is what a stage trains on. "
+        '"logits" and "log-probs" are of all tokens of the vocabulary at every position, down to the least likely '
+        "ones; the last column is of the tokens of the texts, which is what a stage trains on. "
         f"Goal: log-probs within {GOAL:g}: {', '.join(verdicts)}.",
         f"Greedy continuations of {len(ids)} prompts, half English and half Chinese, up to {arguments.new_tokens} "
         f"tokens each: {equal} of {len(ids)} equal, token by token. "
