@@ -1,6 +1,8 @@
 """Where and in what precision a run computes."""
 
+import itertools
 import math
+import time
 from contextlib import nullcontext
 
 import pytest
@@ -52,6 +54,15 @@ def test_auto_on_this_machine_is_what_its_clock_says():
         assert found == torch.float32
     else:
         assert found in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.skipif(
+    time.get_clock_info("process_time").resolution > 1e-4, reason="the processor's time is too coarse, as on Windows"
+)
+def test_time_that_other_programs_take_does_not_count_when_precisions_are_compared(monkeypatch):
+    elapsed = itertools.count(step=100)
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(elapsed)))  # each product waits for so many seconds
+    assert compute._seconds(torch.float32) < 50
 
 
 def test_the_device_is_the_processor_where_there_is_no_gpu(monkeypatch):

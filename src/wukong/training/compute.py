@@ -7,7 +7,7 @@ import ctypes
 import math
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -74,22 +74,29 @@ def _reuse_memory() -> None:
         libc.mallopt(mmap_max, 0)
 
 
-def matrix_speed(compute: Compute, rows: int, width: int) -> float:
+def matrix_speed(compute: Compute, rows: int, width: int, clock: Callable[[], float] = time.perf_counter) -> float:
     """Floating-point operations per second of the product (rows, width) x (width, 4 width), the best of a few."""
     x, w = (torch.ones(n, width, dtype=compute.dtype, device=compute.device) for n in (rows, 4 * width))
     times = []
     for _ in range(4):
-        begin = time.perf_counter()
+        begin = clock()
         x @ w.T
         synchronize(compute.device)
-        times.append(time.perf_counter() - begin)
+        times.append(clock() - begin)
     return 8 * rows * width**2 / min(times)
+
+
+def _clock(device: str) -> Callable[[], float]:
+    """Processor time on a CPU: wall time includes what other programs take, so that chance would pick the precision of
+    a run. Wall time on a GPU, and where processor time is too coarse (16 ms on Windows)."""
+    fine = time.get_clock_info("process_time").resolution < 1e-4
+    return time.process_time if device == "cpu" and fine else time.perf_counter
 
 
 def _seconds(dtype: torch.dtype, device: str = "cpu") -> float:
     """Seconds for a billion operations; infinitely many where the device lacks the type."""
     try:
-        return 1e9 / matrix_speed(Compute(torch.device(device), dtype), 2048, 256)
+        return 1e9 / matrix_speed(Compute(torch.device(device), dtype), 2048, 256, _clock(device))
     except (RuntimeError, TypeError):  # bfloat16 on an Apple GPU before macOS 14
         return math.inf
 
