@@ -454,6 +454,7 @@ def test_ctrl_c_and_a_reader_that_leaves_need_no_traceback(tmp_path):
     assert (done.returncode, done.stderr) == (1, "")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals of POSIX")
 def test_the_tests_of_ctrl_c_pass_where_the_suite_was_started_with_it_ignored():
     """As a shell starts what runs in the background; every process inherits it."""

@@ -19,6 +19,7 @@ def kill_sweep(monkeypatch) -> ModuleType:
     return importlib.import_module("kill_sweep")
 
 
+@pytest.mark.slow
 def test_kill_at_random_moments_changes_no_byte(tmp_path, kill_sweep):
     """Two stages, one of text and one that trains; leftovers of the kills are gone too."""
     sweep = kill_sweep.Sweep(tmp_path)

@@ -332,6 +332,7 @@ def test_other_options_are_refused_and_nothing_is_lost(road):
     assert (road / "policy" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_redo_makes_a_step_and_all_later_ones_anew_and_the_same(road):
     before = marks(road)
     weights = fingerprint(road / "policy" / "model.safetensors")

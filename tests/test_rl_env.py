@@ -189,6 +189,7 @@ def returns_of(env: ResponseEnv, agent, episodes: int) -> np.ndarray:
     return np.array(found)
 
 
+@pytest.mark.slow
 def test_stable_baselines3_starts_as_the_language_model_and_raises_the_reward(tokenizer: Tokenizer):
     """1,536 tokens of its PPO; the mean return of fresh responses rises by more than four standard errors (11 when this
     was written, 8 after half of the tokens with another seed)."""

@@ -129,6 +129,7 @@ def test_the_chinese_kitchen_is_run_like_the_english_one():
         } == {name for of, name in own if of == step}
 
 
+@pytest.mark.slow
 def test_gsm8k_is_checked_on_its_real_files_with_any_model(shared, monkeypatch, tmp_path):
     """All steps on the real data and a tiny model in place of the hub's: what the recipe's stages need is there."""
     monkeypatch.chdir(tmp_path)

@@ -312,6 +312,7 @@ def test_labels_of_a_stopped_run_are_not_paid_twice(tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {"r.jsonl", "c.jsonl", "c.jsonl.provenance.json"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_command_goes_on_without_paying_twice(how, tmp_path):
     enough, go_on = threading.Event(), threading.Event()

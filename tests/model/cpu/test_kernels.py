@@ -179,6 +179,7 @@ def fresh(monkeypatch, tmp_path):
     kernels.compiled.cache_clear()
 
 
+@pytest.mark.slow
 def test_it_is_compiled_once(fresh, monkeypatch):
     assert kernels.library() is not None
     (built,) = fresh.iterdir()
@@ -211,6 +212,7 @@ def test_a_compiler_that_fails_is_quoted(fresh, monkeypatch, capsys, tmp_path):
     assert not list(fresh.glob("*")), "nothing half-built stays"
 
 
+@pytest.mark.slow
 def test_the_compiler_is_the_one_that_is_asked_for(fresh, monkeypatch):
     monkeypatch.setenv("CXX", shutil.which("g++") or "c++")
     assert kernels.library() is not None
