@@ -165,7 +165,6 @@ def _ask_for_huge_pages() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0 done, 1 the run failed, 2 the input is wrong, 130 Ctrl-C."""
     _ask_for_huge_pages()
-    choose(None)
     try:
         _dispatch(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
@@ -185,6 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _abandon_output()
         return _fail(trouble, 1)
+    finally:
+        choose(None)  # of this command only: a program may call several
 
 
 def command() -> int:

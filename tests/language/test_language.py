@@ -253,6 +253,12 @@ def test_the_overview_and_the_errors_are_chinese(capsys):
     assert "wukong：错误：--error-rate：应为数字，而不是 'x'；见 wukong label --help" in capsys.readouterr().err
 
 
+def test_a_commands_language_ends_with_it(capsys):
+    for arguments, code in ((["--help", "--language", "zh"], 0), (["label", "--error-rate", "x", "--language=zh"], 2)):
+        assert cli.main(arguments) == code
+        assert current() == "en"
+
+
 def test_a_line_is_spoken_in_the_chosen_language():
     choose("zh")
     assert spoken("talk to the model: wukong chat {model}", model="x") == "与模型对话：wukong chat x"
