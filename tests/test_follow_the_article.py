@@ -78,7 +78,7 @@ def test_a_reader_who_pastes_all_commands_gets_what_the_page_shows(article):
     assert max(len(list(ranking.pairs())) for ranking in rankings) == 6
     for name, pooling in (("reward", "last"), ("reward-weighted", "weighted")):
         config = json.loads((run / name / "config.json").read_text(encoding="utf-8"))
-        assert config["wukong"] == {"head": "mlp", "pooling": pooling}
+        assert config["wukong"] == {"model_type": "gpt2", "head": "mlp", "pooling": pooling}
     assert (run / "report.html").is_file()
 
 
