@@ -28,13 +28,14 @@ def test_written_world_is_readable_and_reproducible(tmp_path) -> None:
     assert fingerprint(tmp_path / "a") != fingerprint(tmp_path / "c")
 
 
-def test_the_language_of_the_world_is_not_that_of_the_terminal(tmp_path) -> None:
+def test_the_language_of_the_world_is_not_that_of_the_terminal(tmp_path, capsys) -> None:
     for world, language in (("zh", "en"), ("en", "zh")):
         out = tmp_path / world
         command = ["kitchen", "--out", str(out), "--megabytes", "0.01", "--world", world, "--language", language]
         assert main(command) == 0
         first = read_records(out / "prompts-test.jsonl", Prompt)[0].messages[0].content
-        assert language_of(first) == world
+        assert main([*command, "--seed", "x"]) == 2
+        assert (language_of(first), language_of(capsys.readouterr().err)) == (world, language)
 
 
 def test_a_directory_that_cannot_be_made_is_a_run_error(tmp_path) -> None:
